@@ -1,0 +1,1 @@
+"""GLM-ASR in plain PyTorch."""

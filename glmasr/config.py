@@ -1,0 +1,308 @@
+"""What a model is made of, as frozen data: the defaults are the published GLM-ASR-Nano-2512.
+
+`GlmAsrConfig.read(directory)` takes the values from the files of a checkpoint, in any of the published layouts:
+  Transformers    `audio_config`, `text_config`          + `processor_config.json`, `generation_config.json`
+  original        `whisper_config`, `lm_config`          (revision 91967ea, before 2025-12-27)
+A key that this code does not know, or a value that it cannot compute with, is an error that names it: a model that is
+computed differently from how it was trained would still talk, only wrongly.
+"""
+
+import json
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from .errors import CheckpointError
+
+SAMPLE_RATE = 16_000
+HOP = 160                       # samples between two mel frames: 10 ms
+STRIDE = 2 * 4                  # mel frames for each row that the decoder hears: conv stride 2, then 4 states stacked
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The audio encoder: two convolutions, then pre-norm blocks with rotary positions."""
+
+    bands: int = 128            # mel bands that go in
+    width: int = 1280
+    layers: int = 32
+    heads: int = 20
+    key_heads: int = 20
+    head_size: int = 64
+    hidden: int = 5120          # width inside the MLP
+    rotary: int = 32            # leading dims of each head that RoPE turns; the others carry no position
+    theta: float = 10_000.0
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The text decoder: Llama."""
+
+    vocabulary: int = 59_264
+    width: int = 2048
+    layers: int = 28
+    heads: int = 16
+    key_heads: int = 4
+    head_size: int = 128
+    hidden: int = 6144
+    theta: float = 10_000.0
+    eps: float = 1e-5
+    positions: int = 8192       # longest prompt and answer together
+    tied: bool = False          # the vocabulary head is the embedding
+
+
+@dataclass(frozen=True)
+class GlmAsrConfig:
+    """GLM-ASR as published: encoder, projector, decoder, and what the prompt and the search need to know."""
+
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    merge: int = 4                              # encoder states stacked into one row for the decoder
+    audio_token: int = 59_260                   # `<|pad|>`: the placeholder that an audio row replaces, NOT padding
+    stop: tuple[int, ...] = (59_246, 59_253, 59_255)
+    window_seconds: int = 30
+    longest_seconds: int = 655                  # as published; what counts is the whole windows in it: 21, or 630 s
+    instruction: str = "Please transcribe this audio into text"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def window(self) -> int:
+        """Samples in a window."""
+        return self.window_seconds * SAMPLE_RATE
+
+    @property
+    def longest_windows(self) -> int:
+        return self.longest_seconds // self.window_seconds
+
+    @classmethod
+    def read(cls, directory) -> "GlmAsrConfig":
+        """Reads the configuration of a checkpoint directory. Raises CheckpointError."""
+        directory = Path(directory)
+        config = read_json(directory / "config.json")
+        optional = [read_json(directory / name) if (directory / name).is_file() else {}
+                    for name in ("processor_config.json", "generation_config.json")]
+        try:
+            return cls.published(config, *optional)
+        except CheckpointError as error:
+            raise CheckpointError(f"{directory}: {error}") from None
+
+    @classmethod
+    def published(cls, config: dict, processor: dict = {}, generation: dict = {}) -> "GlmAsrConfig":
+        """From the JSON objects of `config.json`, `processor_config.json` and `generation_config.json`."""
+        kind = config.get("model_type")
+        if "lm_config" in config or "whisper_config" in config:
+            parts = _original(config)
+        elif kind == "glmasr":
+            parts = _transformers(config)
+        else:
+            raise CheckpointError(f"config.json: model_type is {kind!r}; this package runs 'glmasr' "
+                                  "(GLM-ASR in Transformers or original format)")
+        stop = generation.get("eos_token_id", parts.pop("stop"))
+        return cls(stop=_ids(stop), **parts, **_processor(processor))
+
+    def to_published(self, dtype) -> dict[str, dict]:
+        """File name -> JSON object, as the Transformers format has them; `read` gives this configuration again."""
+        encoder, decoder = self.encoder, self.decoder
+        audio = {theirs: getattr(encoder, ours) for ours, theirs in _ENCODER.items()} | {
+            "model_type": "glmasr_encoder", "hidden_act": "gelu", "max_position_embeddings": self.window // HOP // 2,
+            "partial_rotary_factor": encoder.rotary / encoder.head_size,
+            "rope_parameters": {"rope_type": "default", "rope_theta": encoder.theta,
+                                "partial_rotary_factor": encoder.rotary / encoder.head_size}}
+        text = {theirs: getattr(decoder, ours) for ours, theirs in _DECODER.items()} | {
+            "model_type": "llama", "hidden_act": "silu", "eos_token_id": list(self.stop), "attention_bias": False,
+            "mlp_bias": False, "rope_parameters": {"rope_type": "default", "rope_theta": decoder.theta}}
+        config = {"architectures": ["GlmAsrForConditionalGeneration"], "model_type": "glmasr", "audio_config": audio,
+                  "text_config": text, "audio_token_id": self.audio_token, "projector_hidden_act": "gelu",
+                  "hidden_size": decoder.width, "vocab_size": decoder.vocabulary, "tie_word_embeddings": decoder.tied,
+                  "dtype": str(dtype).removeprefix("torch.")}
+        processor = {"processor_class": "GlmAsrProcessor", "audio_token": "<|pad|>", "max_audio_len": self.longest_seconds,
+                     "default_transcription_prompt": self.instruction,
+                     "feature_extractor": {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": encoder.bands,
+                                           "chunk_length": self.window_seconds, "n_samples": self.window,
+                                           "nb_max_frames": self.window // HOP, "sampling_rate": SAMPLE_RATE, "hop_length": HOP,
+                                           "n_fft": 400, "dither": 0.0, "padding_side": "right", "padding_value": 0.0,
+                                           "return_attention_mask": False}}
+        generation = {"eos_token_id": list(self.stop), "pad_token_id": self.stop[0]}
+        return {"config.json": config, "processor_config.json": processor, "generation_config.json": generation}
+
+
+# -- the published layouts ---------------------------------------------------------------------------------------------
+
+# Ours -> theirs. What a file leaves out has the published value.
+_ENCODER = {"bands": "num_mel_bins", "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+            "key_heads": "num_key_value_heads", "head_size": "head_dim", "hidden": "intermediate_size"}
+_WHISPER = {"bands": "num_mel_bins", "width": "d_model", "layers": "encoder_layers", "heads": "encoder_attention_heads",
+            "hidden": "encoder_ffn_dim"}
+_DECODER = {"vocabulary": "vocab_size", "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+            "key_heads": "num_key_value_heads", "head_size": "head_dim", "hidden": "intermediate_size", "eps": "rms_norm_eps",
+            "positions": "max_position_embeddings"}
+
+# Keys that change what is computed, with the values that this code computes.
+_MUST = {"hidden_act": ("gelu", "silu"), "projector_hidden_act": ("gelu",), "attention_bias": (False,), "mlp_bias": (False,),
+         "rope_scaling": (None,), "adapter_type": ("mlp",), "use_rope": (True,), "merge_factor": (4,),
+         "activation_function": ("gelu",), "mlp_adapter_act": ("gelu",), "quantization_config": (None,),
+         "pretraining_tp": (1,), "layer_norm_eps": (1e-5,)}
+
+# Keys that say nothing about what is computed when transcribing.
+_IGNORED = {"architectures", "dtype", "torch_dtype", "transformers_version", "initializer_range", "use_cache",
+            "attention_dropout", "model_type", "vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id",
+            "partial_rotary_factor", "rope_parameters", "rope_theta", "max_position_embeddings", "tie_word_embeddings",
+            "num_hidden_layers", "audio_config", "text_config", "audio_token_id", "_name_or_path", "name_or_path", "auto_map",
+            "output_hidden_states", "output_attentions", "return_dict", "chunk_size_feed_forward", "is_encoder_decoder",
+            "id2label", "label2id", "problem_type", "_attn_implementation", "_attn_implementation_autoset",
+            "num_attention_heads", "intermediate_size", "num_key_value_heads", "head_dim", "is_decoder"}
+
+
+def _transformers(config: dict) -> dict:
+    audio, text = _object(config, "audio_config"), _object(config, "text_config")
+    for name, part, table in (("audio_config", audio, _ENCODER), ("text_config", text, _DECODER), ("config.json", config, {})):
+        unknown = sorted(set(part) - set(table.values()) - set(_MUST) - _IGNORED)
+        if unknown:
+            raise CheckpointError(f"{name}: unknown key {unknown[0]!r}; this package can't tell whether it changes the model")
+        _require(name, part)
+    encoder = _values("audio_config", audio, _ENCODER)
+    encoder.setdefault("key_heads", encoder.get("heads", EncoderConfig.heads))
+    _head_size(encoder, EncoderConfig)
+    factor = _rope("audio_config", audio, "partial_rotary_factor", 0.5)
+    encoder |= {"rotary": int(encoder["head_size"] * factor), "theta": _rope("audio_config", audio, "rope_theta", 10_000.0)}
+    decoder = _values("text_config", text, _DECODER)
+    _head_size(decoder, DecoderConfig)
+    decoder["theta"] = _rope("text_config", text, "rope_theta", 10_000.0)
+    # The published file does not say whether the head is tied. The weights do: see `weights.load`.
+    decoder["tied"] = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+    return {"encoder": EncoderConfig(**encoder), "decoder": DecoderConfig(**decoder),
+            "audio_token": config.get("audio_token_id", GlmAsrConfig.audio_token),
+            "stop": text.get("eos_token_id", config.get("eos_token_id", GlmAsrConfig.stop))}
+
+
+def _original(config: dict) -> dict:
+    audio, text = _object(config, "whisper_config"), _object(config, "lm_config")
+    for name, part in (("whisper_config", audio), ("lm_config", text), ("config.json", config)):
+        _require(name, part)
+    encoder = _values("whisper_config", audio, _WHISPER)
+    encoder.setdefault("key_heads", encoder.get("heads", EncoderConfig.heads))
+    _head_size(encoder, EncoderConfig)
+    encoder["rotary"] = encoder["head_size"] // 2
+    decoder = _values("lm_config", text, _DECODER)
+    _head_size(decoder, DecoderConfig)
+    decoder |= {"theta": _rope("lm_config", text, "rope_theta", 10_000.0), "tied": bool(text.get("tie_word_embeddings", False))}
+    return {"encoder": EncoderConfig(**encoder), "decoder": DecoderConfig(**decoder),
+            "stop": text.get("eos_token_id", config.get("eos_token_id", GlmAsrConfig.stop))}
+
+
+def _processor(processor: dict) -> dict:
+    features = processor.get("feature_extractor", {})
+    for key, value in {"sampling_rate": SAMPLE_RATE, "hop_length": HOP, "n_fft": 400, "dither": 0.0}.items():
+        if features.get(key, value) != value:
+            raise CheckpointError(f"processor_config.json: {key} is {features[key]!r}, expected {value}")
+    found = {"window_seconds": features.get("chunk_length"), "longest_seconds": processor.get("max_audio_len"),
+             "instruction": processor.get("default_transcription_prompt")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _object(config: dict, key: str) -> dict:
+    part = config.get(key, {})
+    if not isinstance(part, dict):
+        raise CheckpointError(f"config.json: {key} is {type(part).__name__}, expected an object")
+    return part
+
+
+def _require(name: str, part: dict) -> None:
+    for key, allowed in _MUST.items():
+        if key in part and part[key] not in allowed:
+            raise CheckpointError(f"{name}: {key} is {part[key]!r}; this package computes {' or '.join(map(repr, allowed))} only")
+
+
+def _values(name: str, part: dict, table: dict) -> dict:
+    return {ours: part[theirs] for ours, theirs in table.items() if part.get(theirs) is not None}
+
+
+def _head_size(values: dict, default: type) -> None:
+    """A file that leaves the head size out means width / heads; a file that leaves all three out, the published one."""
+    if "head_size" not in values and ("width" in values or "heads" in values):
+        width, heads = values.get("width", default.width), values.get("heads", default.heads)
+        if not (_is_integer(width) and _is_integer(heads) and heads > 0):
+            raise CheckpointError(f"width {width!r} and heads {heads!r}: expected positive integers")
+        values["head_size"] = width // heads
+    values.setdefault("head_size", default.head_size)
+    if not _is_integer(values["head_size"]):
+        raise CheckpointError(f"head size is {values['head_size']!r}, expected a positive integer")
+
+
+def _rope(name: str, part: dict, key: str, default: float) -> float:
+    rope = part.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise CheckpointError(f"{name}: rope_type is {rope['rope_type']!r}; this package computes 'default' only")
+    value = rope.get(key, part.get(key, default))
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        raise CheckpointError(f"{name}: {key} is {value!r}, expected a positive number")
+    return float(value)
+
+
+def _ids(value) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+_LARGEST = 2 ** 24              # no width, count or vocabulary of this family comes near it: absurd values stop here
+
+
+def check(config: GlmAsrConfig) -> None:
+    """Raises CheckpointError for a configuration that no memory holds or that the formulas do not allow."""
+    for name, part in (("encoder", config.encoder), ("decoder", config.decoder), ("model", config)):
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if field.type in (int, "int") and not (_is_integer(value) and 0 <= value <= _LARGEST):
+                raise CheckpointError(f"{name}: {field.name} is {value!r}, expected an integer from 0 to {_LARGEST}")
+            if field.type in (int, "int") and value == 0 and field.name not in ("audio_token", "rotary"):
+                raise CheckpointError(f"{name}: {field.name} is 0, expected at least 1")
+            if field.type in (float, "float") and not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+                raise CheckpointError(f"{name}: {field.name} is {value!r}, expected a positive number")
+    encoder, decoder = config.encoder, config.decoder
+    for name, part in (("encoder", encoder), ("decoder", decoder)):
+        if part.layers > 1000:
+            raise CheckpointError(f"{name}: {part.layers} layers, expected at most 1000")
+        if part.heads % part.key_heads:
+            raise CheckpointError(f"{name}: {part.heads} heads can't share {part.key_heads} key heads evenly")
+    if encoder.rotary % 2 or encoder.rotary > encoder.head_size or decoder.head_size % 2:
+        raise CheckpointError(f"rotary dims {encoder.rotary} of {encoder.head_size}, {decoder.head_size}: expected even numbers, "
+                              "within the head")
+    if encoder.hidden != config.merge * encoder.width:
+        raise CheckpointError(f"encoder: hidden {encoder.hidden} is not {config.merge} x width {encoder.width}; the projector "
+                              f"stacks {config.merge} states")
+    if config.window // HOP % STRIDE:
+        raise CheckpointError(f"window of {config.window_seconds} s: {config.window // HOP} mel frames are not a multiple of {STRIDE}")
+    if config.longest_windows < 1:
+        raise CheckpointError(f"longest recording {config.longest_seconds} s is shorter than a window of {config.window_seconds} s")
+    if not isinstance(config.instruction, str):
+        raise CheckpointError(f"default_transcription_prompt is {config.instruction!r}, expected a text")
+    if not config.stop or not all(_is_integer(stop) and 0 <= stop < decoder.vocabulary for stop in config.stop):
+        raise CheckpointError(f"eos_token_id is {list(config.stop)!r}, expected ids below the vocabulary size {decoder.vocabulary}")
+    if config.audio_token >= decoder.vocabulary:
+        raise CheckpointError(f"audio_token_id {config.audio_token} is not below the vocabulary size {decoder.vocabulary}")
+
+
+def _is_integer(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file. Raises CheckpointError naming the file."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; a checkpoint directory needs it") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+PRESETS = {
+    "glm-asr-nano-2512": GlmAsrConfig(),
+}

@@ -1,0 +1,136 @@
+"""The parts that encoder and decoder share: rotary positions, attention, the key-value cache.
+
+Axes:  A recordings, B rows (recordings x beams), T time, S slots of a cache, D width, H query heads, G key heads,
+       K head size, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+# -- rotary positions --------------------------------------------------------------------------------------------------
+
+def rope_table(positions: Tensor, size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, size) for positions (T,): angle = position * theta^(-2i / size), the same for dims i and
+    i + size/2 (the half-split layout). Computed in float32, then rounded to `dtype`, as in training (RoFormer, eq. 34)."""
+    exponents = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
+    angles = positions.float()[:, None] * (1.0 / theta ** exponents)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns the leading dims of each head of x (B, H, T, K) by the table's angles; dims beyond the table stay."""
+    cos, sin = table
+    size = cos.shape[-1]
+    turned, rest = x[..., :size], x[..., size:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k' / sqrt(K)) v for query (B, H, T, K) and key, value (B, G, S, K) -> (B, T, H * K).
+
+    Grouped heads: the H / G queries that share a key head are laid one after the other on the time axis, so that the keys
+    are read once and never copied. `mask` (1 or B, 1, T, S) is True where a query may look.
+    """
+    batch, heads, time, size = query.shape
+    shared = heads // key.shape[1]
+    if shared > 1:
+        query = query.reshape(batch, key.shape[1], shared * time, size)
+        mask = mask.repeat(1, 1, shared, 1) if mask is not None else None
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return mixed.reshape(batch, heads, time, size).transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """x (B, T, D) -> (B, T, D). With `bias`, query, value and output have one; the key never has (a bias there would only
+    shift all scores of a query alike)."""
+
+    def __init__(self, width: int, heads: int, key_heads: int, head_size: int, *, bias: bool):
+        super().__init__()
+        self.head_size = head_size
+        self.query = nn.Linear(width, heads * head_size, bias=bias)
+        self.key = nn.Linear(width, key_heads * head_size, bias=False)
+        self.value = nn.Linear(width, key_heads * head_size, bias=bias)
+        self.out = nn.Linear(heads * head_size, width, bias=bias)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)    # (B, T, H*K) -> (B, H, T, K)
+
+    def forward(self, x: Tensor, rope=None, cache: "Cache | None" = None, layer: int = 0, mask: Tensor | None = None) -> Tensor:
+        query, key, value = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
+        if rope is not None:
+            query, key = rotate(query, rope), rotate(key, rope)
+        if cache is not None:
+            key, value = cache.append(layer, key, value)
+        return self.out(attend(query, key, value, mask))
+
+
+# -- the key-value cache -----------------------------------------------------------------------------------------------
+
+def causal_mask(positions: Tensor, slots: int, padding: Tensor | None = None) -> Tensor:
+    """(1 or B, 1, T, S), True where the query at `positions` (T,) may see a slot: the slot is not later, and not padding.
+
+    `padding` (B,) counts the slots at the left of each row that hold nothing.
+    TRAP: a padding query must see something, or its softmax is 0/0 and the NaN spreads: it sees itself.
+    """
+    slot = torch.arange(slots, device=positions.device)
+    mask = (slot <= positions[:, None])[None, None]
+    if padding is not None:
+        mask = mask & (slot >= padding[:, None])[:, None, None] | (slot == positions[:, None])
+    return mask
+
+
+class Cache:
+    """Keys and values of every layer, in memory taken once: (layers, B, G, capacity, K) each.
+
+    A value that the caller holds; one forward through the decoder is `begin(n)`, then `append` in each layer. `mask` is
+    what the new tokens may see, made once a forward.
+    """
+
+    def __init__(self, layers: int, rows: int, key_heads: int, capacity: int, head_size: int, *, dtype, device):
+        self.keys, self.values = (torch.zeros(layers, rows, key_heads, capacity, head_size, dtype=dtype, device=device)
+                                  for _ in range(2))
+        self.length = 0                         # slots in use
+        self.shared = 0                         # slots that all beams of a recording have in common: the prompt
+        self.padding: Tensor | None = None      # (B,) slots at the left that hold nothing, or None
+        self.mask: Tensor | None = None
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    def begin(self, count: int) -> Tensor:
+        """Opens `count` slots for the tokens of this forward and returns their positions (count,)."""
+        if self.length + count > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens; {self.length} + {count} do not fit")
+        positions = torch.arange(self.length, self.length + count, device=self.keys.device)
+        self.length += count
+        # One token at the end may see everything, so the mask is left out there.
+        alone = count == 1 and self.padding is None
+        self.mask = None if alone else causal_mask(positions, self.length, self.padding)
+        return positions
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts key, value (B, G, count, K) into the slots just opened; returns all up to them, (B, G, length, K)."""
+        new = slice(self.length - key.shape[2], self.length)
+        self.keys[layer, :, :, new], self.values[layer, :, :, new] = key, value
+        return self.keys[layer, :, :, :self.length], self.values[layer, :, :, :self.length]
+
+    def fork(self, beams: int) -> None:
+        """Repeats each row `beams` times: A rows after the prompt become A * beams."""
+        if beams > 1:
+            self.keys, self.values = (x.repeat_interleave(beams, dim=1) for x in (self.keys, self.values))
+            self.padding = None if self.padding is None else self.padding.repeat_interleave(beams)
+        self.shared = self.length
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i becomes what row `rows[i]` was. Beams of one recording share their prompt, so only what follows moves."""
+        new = slice(self.shared, self.length)
+        for x in (self.keys, self.values):
+            x[:, :, :, new] = x[:, rows, :, new]

@@ -1,0 +1,327 @@
+"""Published safetensors -> the modules of this package, and back.
+
+The names are data: one table for each published layout, our module on the left, theirs on the right, `{}` for the layer.
+Every tensor of a file is used once or ignored by name; anything else is an error that names the tensor.
+
+Loading builds the model on the meta device (shapes without memory) and puts the file's own pages into it: the weights are
+mapped, not copied, so a 4.5 GB checkpoint is there at once and needs no second 4.5 GB.
+"""
+
+import json
+import os
+import re
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .config import PRESETS, GlmAsrConfig, read_json
+from .errors import CheckpointError, OptionError
+from .model import GlmAsr
+
+# -- name tables -------------------------------------------------------------------------------------------------------
+
+_ATTENTION = {"attn.query": "self_attn.q_proj", "attn.key": "self_attn.k_proj", "attn.value": "self_attn.v_proj",
+              "attn.out": "self_attn.o_proj"}
+_NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+_LLAMA_BLOCK = _ATTENTION | _NORMS | {"mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"}
+_ENCODER_BLOCK = _ATTENTION | _NORMS | {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
+_WHISPER_BLOCK = _ATTENTION | {"attn.out": "self_attn.out_proj", "attn_norm": "self_attn_layer_norm",
+                               "mlp_norm": "final_layer_norm", "mlp.up": "fc1", "mlp.down": "fc2"}
+
+
+def _table(tower: str, block: dict, norm: str, projector: tuple[str, str], language: str, head: str) -> dict[str, str]:
+    return ({"encoder.frontend.conv1": f"{tower}.conv1", "encoder.frontend.conv2": f"{tower}.conv2", "encoder.norm": norm}
+            | {f"encoder.blocks.{{}}.{ours}": f"{tower}.layers.{{}}.{theirs}" for ours, theirs in block.items()}
+            | {"projector.up": projector[0], "projector.down": projector[1]}
+            | {"decoder.embed": f"{language}.embed_tokens", "decoder.norm": f"{language}.norm", "decoder.head": head}
+            | {f"decoder.blocks.{{}}.{ours}": f"{language}.layers.{{}}.{theirs}" for ours, theirs in _LLAMA_BLOCK.items()})
+
+
+@dataclass(frozen=True)
+class Format:
+    table: dict[str, str]
+    ignored: tuple[str, ...] = ()
+    interleaved: bool = False       # the encoder's rotary dims lie as pairs (0, 1), (2, 3), ...: see `_half_split`
+
+
+_LINEARS = ("multi_modal_projector.linear_1", "multi_modal_projector.linear_2")
+
+FORMATS = {
+    # What Transformers writes, and what zai-org published from 2025-12-27 on.
+    "transformers": Format(_table("audio_tower", _ENCODER_BLOCK, "audio_tower.norm", _LINEARS, "language_model.model",
+                                  "language_model.lm_head")),
+    # The names that Transformers >= 5.14 uses in memory: a state_dict() that somebody saved himself.
+    "transformers in memory": Format(_table("model.audio_tower", _ENCODER_BLOCK, "model.audio_tower.norm",
+                                            tuple(f"model.{name}" for name in _LINEARS), "model.language_model", "lm_head")),
+    # The remote-code format, revision 91967ea. The ignored tensors were left over from its training.
+    "original": Format(_table("audio_encoder.whisper", _WHISPER_BLOCK, "audio_encoder.layer_norm",
+                              ("audio_encoder.adapting.0", "audio_encoder.adapting.2"), "model", "lm_head"),
+                       ignored=("audio_encoder.proj.weight", "audio_encoder.proj.bias",
+                                "audio_encoder.whisper.embed_positions.weight", "audio_encoder.audio_bos_eos_token.weight"),
+                       interleaved=True),
+    # Early converters renamed the original's tensors and left their values as they were: still interleaved.
+    "draft": Format(_table("audio_tower", _WHISPER_BLOCK, "audio_tower.layer_norm", _LINEARS, "language_model.model",
+                           "language_model.lm_head"),
+                    ignored=("audio_tower.embed_positions.weight",), interleaved=True),
+    "draft, new names": Format(_table("audio_tower", _ENCODER_BLOCK | {"attn.out": "self_attn.out_proj"}, "audio_tower.norm",
+                                      _LINEARS, "language_model.model", "language_model.lm_head"),
+                               ignored=("audio_tower.embed_positions.weight",), interleaved=True),
+}
+
+
+def detect(names) -> str:
+    """Which of FORMATS a set of tensor names is."""
+    if any(name.startswith("audio_encoder.") for name in names):
+        return "original"
+    if any(name.startswith("model.audio_tower.") for name in names):
+        return "transformers in memory"
+    if any(name.startswith("audio_tower.") and ".out_proj." in name for name in names):
+        return "draft" if any(".self_attn_layer_norm." in name for name in names) else "draft, new names"
+    return "transformers"
+
+
+def their_name(table: dict[str, str], ours: str) -> str:
+    """`encoder.blocks.3.attn.query.bias` -> `audio_tower.layers.3.self_attn.q_proj.bias`, and the like."""
+    module, leaf = ours.rsplit(".", 1)
+    layer = re.search(r"\.(\d+)\.", module)
+    if layer:
+        module = module.replace(layer[0], ".{}.", 1)
+    return table[module].format(*layer.groups() if layer else ()) + "." + leaf
+
+
+def _half_split(tensor: Tensor, head_size: int, rotary: int) -> Tensor:
+    """Rows (heads * K, ...) of an interleaved query or key projection -> the half-split order that `layers.rotate` wants:
+    of each head the even rotary rows, then the odd ones, then the rest."""
+    order = [*range(0, rotary, 2), *range(1, rotary, 2), *range(rotary, head_size)]
+    return tensor.unflatten(0, (-1, head_size))[:, order].flatten(0, 1)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_LONGEST_HEADER = 100_000_000
+
+
+def read_header(path: Path) -> dict[str, dict]:
+    """Tensor name -> {dtype, shape, data_offsets} of a safetensors file, after checking that the file can hold them.
+
+    Layout: 8 bytes of header length, little endian; that much JSON; the data. Raises CheckpointError.
+    """
+    def broken(why: str) -> CheckpointError:
+        return CheckpointError(f"{path}: {why}; the file is damaged or was not downloaded whole")
+
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(8)
+            if len(start) < 8:
+                raise broken(f"{size} bytes are no safetensors file")
+            length = struct.unpack("<Q", start)[0]
+            if length > min(size - 8, _LONGEST_HEADER):
+                raise broken(f"a header of {length} bytes is announced in a file of {size} bytes")
+            text = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    try:
+        header = json.loads(text, object_pairs_hook=_unique)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise broken(f"its header is not valid JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise broken("its header is not a JSON object")
+    header.pop("__metadata__", None)
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1])):
+        first, last = _offsets(entry)
+        shape, dtype = entry.get("shape") if isinstance(entry, dict) else None, entry.get("dtype") if isinstance(entry, dict) else None
+        if (dtype not in _SIZES or not isinstance(shape, list)
+                or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)):
+            raise broken(f"tensor {name} has dtype {dtype!r} and shape {shape!r}")
+        count = _SIZES[dtype]
+        for n in shape:
+            count *= n
+        if first != end or last - first != count:
+            raise broken(f"tensor {name} of shape {shape} and type {dtype} lies at bytes {first} to {last}; expected {end} to {end + count}")
+        end = last
+    if 8 + length + end != size:
+        raise broken(f"its tensors end at byte {8 + length + end} of {size}")
+    return header
+
+
+def _unique(pairs: list) -> dict:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return dict(pairs)
+
+
+def _offsets(entry) -> tuple[int, int]:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(n, int) and not isinstance(n, bool) for n in offsets):
+        return tuple(offsets)
+    return (-1, -1)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint directory: one, or the shards that its index names."""
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory")
+    index = directory / "model.safetensors.index.json"
+    if (directory / "model.safetensors").is_file():
+        return [directory / "model.safetensors"]
+    if index.is_file():
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise CheckpointError(f"{index}: weight_map is missing or is no table of tensors and files")
+        files = sorted(set(names.values()))
+        for name in files:
+            if Path(name).name != name or name in ("", ".", ".."):
+                raise CheckpointError(f"{index}: it names {name!r}, which is not a file beside it")
+            if not (directory / name).is_file():
+                raise CheckpointError(f"{directory / name}: no such file, but {index.name} names it; the download is not complete")
+        return [directory / name for name in files]
+    unsafe = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(directory.glob(pattern))]
+    if unsafe:
+        raise CheckpointError(f"{directory}: found {unsafe[0]}, a pickle, which can run any program when it is opened; "
+                              "this package reads model.safetensors only")
+    raise CheckpointError(f"{directory}: neither model.safetensors nor model.safetensors.index.json is there")
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+def load(directory, *, device="auto", dtype="auto") -> GlmAsr:
+    """The model of a checkpoint directory, ready to run. Raises CheckpointError, OptionError.
+
+    device  "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
+    dtype   "auto" (bfloat16 where it is fast, else float32), "bfloat16", "float32" or the torch type
+    """
+    directory = Path(directory)
+    device, dtype = choose_device(device), dtype if dtype == "auto" else choose_dtype(dtype)
+    config = GlmAsrConfig.read(directory)
+    headers = {path: read_header(path) for path in weight_files(directory)}
+    where = {name: path for path, header in headers.items() for name in header}
+    if len(where) < sum(map(len, headers.values())):
+        twice = next(name for name in where if sum(name in header for header in headers.values()) > 1)
+        raise CheckpointError(f"{directory}: tensor {twice} is in several files")
+    kind = FORMATS[detect(where)]
+    # A tied model is saved without its head, whatever config.json says; a head that is there counts.
+    tied = their_name(kind.table, "decoder.head.weight") not in where
+    config = replace(config, decoder=replace(config.decoder, tied=tied))
+    with torch.device("meta"):
+        model = GlmAsr(config)
+    names = {ours: their_name(kind.table, ours) for ours, _ in model.named_parameters()}
+    _compare(model, names, kind, headers, where)
+    if dtype == "auto":
+        dtype = fast_dtype(device)
+
+    state = {}
+    for path in headers:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for ours, theirs in names.items():
+                    if where[theirs] == path:
+                        tensor = file.get_tensor(theirs)
+                        if kind.interleaved and re.search(r"^encoder\..*\.attn\.(query|key)\.", ours):
+                            tensor = _half_split(tensor, config.encoder.head_size, config.encoder.rotary)
+                        state[ours] = tensor.to(device, dtype)      # the mapped pages themselves, if nothing changes
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: {error}") from None
+    if tied:
+        state["decoder.head.weight"] = state["decoder.embed.weight"]
+    model.load_state_dict(state, strict=True, assign=True)
+    model.decoder.tie()
+    return model.requires_grad_(False).eval()
+
+
+def _compare(model: GlmAsr, names: dict, kind: Format, headers: dict, where: dict) -> None:
+    """Every tensor that the model wants is there in its shape, and nothing else is."""
+    for ours, parameter in model.named_parameters():
+        theirs = names[ours]
+        if theirs not in where:
+            raise CheckpointError(f"{next(iter(headers)).parent}: tensor {theirs} is missing")
+        entry = headers[where[theirs]][theirs]
+        if tuple(entry["shape"]) != tuple(parameter.shape):
+            raise CheckpointError(f"{where[theirs]}: tensor {theirs} has shape {entry['shape']}; "
+                                  f"config.json asks for {list(parameter.shape)}")
+        if entry["dtype"] not in _FLOATS:
+            raise CheckpointError(f"{where[theirs]}: tensor {theirs} is of type {entry['dtype']}, expected BF16 or F32")
+    unexpected = sorted(set(where) - set(names.values()) - set(kind.ignored))
+    if unexpected:
+        raise CheckpointError(f"{where[unexpected[0]]}: tensor {unexpected[0]} is unexpected; the model that config.json describes has none "
+                              "of that name")
+
+
+def choose_device(device) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise OptionError(f"device is {device!r}, expected 'auto', 'cpu' or 'cuda'") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError("device is 'cuda', but PyTorch finds no GPU; use --device cpu, or install a CUDA build of PyTorch")
+    return device
+
+
+def choose_dtype(dtype) -> torch.dtype:
+    if dtype in ("float16", "fp16", "half", torch.float16):
+        raise OptionError("dtype float16 is refused: this model was trained in bfloat16 and its activations overflow float16 "
+                          "(the text becomes garbage); use bfloat16 or float32")
+    types = {"bfloat16": torch.bfloat16, "float32": torch.float32, torch.bfloat16: torch.bfloat16, torch.float32: torch.float32}
+    if dtype not in types:
+        raise OptionError(f"dtype is {dtype!r}, expected 'auto', 'bfloat16' or 'float32'")
+    return types[dtype]
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU and on a CPU with instructions for it; float32 on others, where bfloat16 is emulated and slow."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return torch.bfloat16 if has_instructions() else torch.float32
+
+
+# -- finding -----------------------------------------------------------------------------------------------------------
+
+DEMO = Path(__file__).parent / "checkpoints" / "demo"
+_PUBLISHED = {"glm-asr-nano-2512": "zai-org/GLM-ASR-Nano-2512"}
+
+
+def find(name_or_path) -> Path:
+    """The directory of a checkpoint: a path; `demo`; or the name of a published one that lies in the local hub cache."""
+    path = Path(name_or_path).expanduser()
+    if str(name_or_path) == "demo":
+        return DEMO
+    if path.is_dir():
+        return path
+    repository = _PUBLISHED.get(str(name_or_path).lower())
+    if repository is None:
+        raise CheckpointError(f"{name_or_path}: no such directory, and not a name that this package knows "
+                              f"({', '.join(['demo', *PRESETS])})")
+    home = Path(os.environ.get("HF_HOME", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"))
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{repository.replace('/', '--')}"
+    reference = cache / "refs" / "main"
+    snapshot = cache / "snapshots" / (reference.read_text().strip() if reference.is_file() else "none")
+    if (snapshot / "config.json").is_file():
+        return snapshot
+    raise CheckpointError(f"the weights of {name_or_path} are not on this machine. Get them (4.5 GB) with\n"
+                          f"  hf download {repository} --local-dir {name_or_path}   and run again, or try the built-in --model demo")
+
+
+# -- saving ------------------------------------------------------------------------------------------------------------
+
+def save(model: GlmAsr, directory, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Writes the model as Transformers would: `model.safetensors`, `config.json`, `processor_config.json` and
+    `generation_config.json`. The tokenizer's files are the caller's."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    table = FORMATS["transformers"].table
+    state = {their_name(table, ours): parameter.detach().to("cpu", dtype).contiguous() for ours, parameter in model.named_parameters()}
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    for name, values in model.config.to_published(dtype).items():
+        (directory / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
