@@ -1,0 +1,412 @@
+"""Recording of any kind -> mono samples at 16 kHz (S,) -> windows (W, 480000) -> log-mel (W, bands, 3000).
+
+What is unusual here:
+- Every recording is read, mixed and resampled in blocks, so memory does not grow with its length; the blocks joined are
+  the same samples, to float rounding, as those of one pass over the whole.
+- All channels are averaged. Keeping the first one only would lose a speaker who was recorded on the second.
+- The resampler has a real anti-alias filter: flat to 7.2 kHz, 80 dB down at 8 kHz, the highest frequency that 16 kHz can hold.
+- The log-mel is in float32 on purpose: the models were trained on the rounding of a float32 transform, which shows at the
+  bottom of the 80 dB that are kept.
+"""
+
+import io
+import math
+import numbers
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import AudioError, OptionError
+
+SAMPLE_RATE = 16_000                      # samples a second, of everything behind this stage
+FFT_SIZE = 400                            # 25 ms of samples in one frame of the spectrum
+HOP = 160                                 # 10 ms between frames: SAMPLE_RATE / HOP = 100 frames a second
+BINS = FFT_SIZE // 2 + 1                  # 201 frequencies, SAMPLE_RATE / FFT_SIZE = 40 Hz apart: 0, 40, ... 8000 Hz
+WINDOW = 30 * SAMPLE_RATE                 # 480,000 samples, 3000 frames: what the models take at once
+
+LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000   # Hz; outside of it a header is damaged or forged, or the sound is no speech
+VALUES = 2 ** 20                          # samples x channels decoded at once: 4 MiB of float32, whatever a header claims
+
+# The decoders of libsndfile that are widely used and fuzzed; the others have open memory bugs and are left to ffmpeg.
+FORMATS = {"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"}
+CODECS = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "VORBIS", "OPUS",
+          "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
+# What ffmpeg may open: media files only. TRAP: without the list a text file can be a playlist that names other files.
+CONTAINERS = ("aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,ogg,tak,"
+              "tta,voc,w64,wav,wv")
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------------
+
+def load(source, sample_rate=None) -> Tensor:
+    """The whole recording -> float32 samples (S,), mono, 16 kHz: `blocks` joined. Arguments and errors as there."""
+    return torch.cat(list(blocks(source, sample_rate)))
+
+
+def blocks(source, sample_rate=None, *, seconds=30.0) -> Iterator[Tensor]:
+    """Yield a recording as float32 blocks (S,), mono, 16 kHz: each `seconds` long, the last one at most that.
+
+    `source` is one of
+    - a path, `"-"` for standard input, bytes, or a binary file object: WAV, FLAC, OGG, MP3, AIFF, AU and CAF are decoded by
+      libsndfile, everything else (m4a, mp4, webm, ...) by ffmpeg if it is on the PATH;
+    - a float array or tensor (S,), (S, channels) or (channels, S), about -1..1, with its `sample_rate` in Hz. The shorter
+      axis is the channels, the second one where both are equal.
+
+    Raises AudioError, at the first block for what the header shows and later for what is inside: a recording that is
+    missing, empty, not audio, outside 4..384 kHz, or that holds NaN or infinite samples. One that breaks off in the middle
+    is read up to there, with a warning.
+    """
+    if not 1 <= seconds * SAMPLE_RATE < math.inf:
+        raise OptionError(f"seconds is {seconds}; a block needs at least one sample and an end: give, for example, 30.0")
+    with ExitStack() as stack:            # closes files and ends ffmpeg, also when the caller stops before the end
+        name, rate, parts = _open(source, sample_rate, stack)
+        samples = _regrouped(_mono(parts, name), VALUES)        # decoders give small parts; long ones are faster behind
+        samples = _resampled(samples, _checked_rate(rate, name), SAMPLE_RATE)
+        yield from _regrouped(samples, round(seconds * SAMPLE_RATE))
+
+
+def _open(source, sample_rate, stack):
+    """source -> its name in messages, its sample rate, and an iterator over float arrays (samples, channels)."""
+    if isinstance(source, (np.ndarray, Tensor)):
+        return _open_array(source, sample_rate)
+    if sample_rate is not None:
+        raise AudioError(f"sample_rate={sample_rate} was given for a {type(source).__name__}; only arrays need it, a file "
+                         "states its own: leave it out")
+    path, name = _as_file(source, stack)
+    try:
+        file = stack.enter_context(soundfile.SoundFile(path))
+    except soundfile.LibsndfileError as error:
+        trouble = error.error_string.rstrip(".")
+    except TypeError:                     # TRAP: a file named .raw, for which soundfile wants to be told the rate
+        trouble = "a .raw file has no header"
+    else:
+        if file.format in FORMATS and file.subtype in CODECS:
+            return name, file.samplerate, _decoded(file, name)
+        trouble = f"{file.subtype} in {file.format} is not among the formats read directly"
+    return _open_ffmpeg(path, name, trouble, stack)
+
+
+def _open_array(source, sample_rate):
+    """As `_open`, for a float array or tensor in memory."""
+    name = f"the {type(source).__name__} of shape {tuple(source.shape)}"
+    if isinstance(source, Tensor):
+        floating = source.is_floating_point()
+        array = source.detach().cpu()
+        array = array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()   # numpy has no bfloat16
+    else:
+        array, floating = source, np.issubdtype(source.dtype, np.floating)
+    if not floating:
+        raise AudioError(f"{name} holds {source.dtype}; expected floats in -1..1: divide by the full scale of the integers, "
+                         "for int16 `samples / 32768`")
+    if array.ndim not in (1, 2):
+        raise AudioError(f"{name} has {array.ndim} axes; expected (samples,), (samples, channels) or (channels, samples)")
+    if sample_rate is None:
+        raise AudioError(f"{name} comes without sample_rate: pass it in Hz, for example sample_rate=16000")
+    if array.ndim == 1:
+        array = array[:, None]
+    elif array.shape[0] < array.shape[1]:
+        array = array.T
+    step = max(1, VALUES // max(1, array.shape[1]))
+    return name, sample_rate, (array[start:start + step] for start in range(0, len(array), step))
+
+
+def _as_file(source, stack):
+    """source -> (path, name in messages). What is not a regular file yet becomes a temporary one: decoders have to seek."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _spooled(io.BytesIO(source), "the recording in memory", stack)
+    if isinstance(source, str) and source == "-":
+        return _spooled(getattr(sys.stdin, "buffer", sys.stdin), "standard input", stack)
+    if hasattr(source, "read"):
+        return _spooled(source, str(getattr(source, "name", "the file object")), stack)
+    if not isinstance(source, (str, os.PathLike)):
+        raise AudioError(f"a recording cannot be a {type(source).__name__}; expected a path, '-', bytes, a binary file object, "
+                         "or a float array with its sample_rate")
+    name = os.fsdecode(source)
+    if "\0" in name:
+        raise AudioError(f"{name!r}: cannot be opened: no file has a NUL in its name; check how the name was made")
+    try:
+        path = Path(name)
+        if path.is_fifo():                # a shell's <(command)
+            return _spooled(stack.enter_context(open(path, "rb")), name, stack)
+        if path.is_dir():
+            raise AudioError(f"{name}: is a directory; expected an audio file: name the files in it")
+        if not path.exists():
+            raise AudioError(f"{name}: no such file; check the spelling and the current directory ({os.getcwd()})")
+        if not path.is_file():
+            raise AudioError(f"{name}: is a device or a socket; expected an audio file, or '-' for standard input")
+        if path.stat().st_size == 0:
+            raise AudioError(f"{name}: the file is empty (0 bytes); expected audio: record or download it again")
+        with open(path, "rb"):            # tells a lack of permission from a bad format
+            return os.path.abspath(path), name
+    except OSError as error:
+        raise AudioError(f"{name}: cannot be opened ({error}); check the name and its permissions") from error
+
+
+def _spooled(stream, name, stack):
+    """Write the rest of a binary stream into a temporary file that lives as long as `stack`."""
+    path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="glmasr-")), "recording")
+    with open(path, "wb") as file:
+        try:
+            shutil.copyfileobj(stream, file, VALUES)
+        except (TypeError, UnicodeDecodeError) as error:
+            raise AudioError(f"{name}: gives text; expected bytes: open it in binary mode, 'rb'") from error
+        if file.tell() == 0:
+            raise AudioError(f"{name}: is empty (0 bytes); expected the bytes of an audio file")
+    return path, name
+
+
+def _decoded(file, name):
+    """An open SoundFile -> float32 arrays (samples, channels)."""
+    step, read, trouble = max(1, VALUES // file.channels), 0, ""
+    while not trouble:
+        part = np.full((step, file.channels), np.nan, dtype=np.float32)
+        try:
+            part = file.read(out=part)
+        except soundfile.LibsndfileError as error:
+            # TRAP: what was decoded before the error lies in `part` already. A FLAC without a stated length ends like this.
+            part, trouble = part[~np.isnan(part).all(axis=1)], error.error_string.rstrip(".")
+        if len(part) == 0:
+            break
+        read += len(part)
+        yield part
+    if read == 0 and trouble:
+        raise AudioError(f"{name}: cannot be decoded ({trouble}); the file is damaged: record or download it again")
+    # MP3 headers only estimate the length, and 2^62 and more stand for a length that is not stated.
+    if 0 < read < file.frames < 2 ** 62 and file.format != "MP3":
+        _warn_of_damage(name, read / file.samplerate, f"{file.frames / file.samplerate:.1f} s announced")
+    elif "lost sync" in trouble:
+        _warn_of_damage(name, read / file.samplerate, trouble)
+
+
+def _warn_of_damage(name, seconds, trouble):
+    warnings.warn(f"{name}: breaks off after {seconds:.1f} s ({trouble.rstrip('.')}); what comes before is used")
+
+
+def _open_ffmpeg(path, name, trouble, stack):
+    """As `_open`, for what libsndfile does not read: `trouble` says why."""
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise AudioError(f"{name}: not readable ({trouble}), and there is no ffmpeg on the PATH that could; if it is a "
+                         "recording, install ffmpeg or convert it to WAV")
+    log = stack.enter_context(tempfile.TemporaryFile())     # TRAP: a pipe that nobody reads would stop ffmpeg at 64 KiB
+    # No -ac: ffmpeg's own downmix weighs the channels. AU is the simplest header that carries rate and channels.
+    command = [program, "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-format_whitelist", CONTAINERS,
+               "-i", path, "-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
+    process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log))
+    stack.callback(process.kill)          # runs before the wait of the line above
+
+    def complaint():
+        process.wait()
+        log.seek(0)
+        lines = log.read().decode("utf-8", "replace").strip().splitlines()
+        return lines[-1].replace(path, "input") if lines else f"exit status {process.returncode}"
+
+    header = process.stdout.read(24)
+    if len(header) < 24:
+        raise AudioError(f"{name}: not a readable recording; libsndfile says: {trouble}; ffmpeg says: {complaint()}; convert "
+                         "it to WAV, or record or download it again")
+    _, offset, _, _, rate, channels = struct.unpack(">4s5I", header)
+    process.stdout.read(offset - len(header))
+
+    def parts():
+        read, width = 0, 4 * channels     # bytes of one float32 sample in all channels
+        while raw := process.stdout.read(max(1, VALUES // channels) * width):
+            part = np.frombuffer(raw, ">f4", len(raw) // width * channels)
+            read += len(raw) // width
+            yield part.reshape(-1, channels)
+        if process.wait() != 0 and read:
+            _warn_of_damage(name, read / rate, complaint())
+
+    return name, rate, parts()
+
+
+def _checked_rate(rate, name):
+    if not (isinstance(rate, numbers.Real) and math.isfinite(rate) and rate == int(rate)):
+        raise AudioError(f"{name}: sample rate {rate!r}; expected a whole number of Hz")
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise AudioError(f"{name}: sample rate {rate} Hz; expected {LOWEST_RATE} to {HIGHEST_RATE}: the header is damaged, or "
+                         "this is not speech. Convert it to 16000 Hz if it is")
+    return int(rate)
+
+
+def _mono(parts, name):
+    """Float arrays (samples, channels) -> float32 tensors (samples,), the mean of all channels, checked."""
+    read = 0
+    for part in parts:
+        if 0 in part.shape:
+            continue
+        part = np.ascontiguousarray(part, dtype=np.float32)     # native byte order; a cast out of range gives infinity
+        weights = np.full(part.shape[1], 1 / part.shape[1], dtype=np.float32)
+        mono = torch.from_numpy(part @ weights)                 # ten times as fast as mean(axis=1)
+        finite = mono.isfinite()
+        if not finite.all():
+            first = read + int(finite.logical_not().nonzero()[0])
+            raise AudioError(f"{name}: sample {first} is NaN or infinite; expected finite floats in -1..1: the file is damaged "
+                             "or was written by a step that overflowed")
+        read += len(mono)
+        yield mono
+    if read == 0:
+        raise AudioError(f"{name}: holds no samples (a header only?); expected audio: record or download it again")
+
+
+def _regrouped(parts, length):
+    """Tensors (any,) -> the same samples as tensors (length,), the last one shorter."""
+    held, count = [], 0
+    for part in parts:
+        while count + len(part) >= length:
+            held.append(part[:length - count])
+            part = part[length - count:]
+            yield torch.cat(held)
+            held, count = [], 0
+        if len(part):
+            held.append(part)
+            count += len(part)
+    if held:
+        yield torch.cat(held)
+
+
+# ---- resampling ---------------------------------------------------------------------------------------------------------
+# Output m is the convolution of the source with a low-pass kernel, taken at source position m * source / target. With
+# source / target = down / up in lowest terms the positions repeat: `up` outputs advance the source by exactly `down` samples.
+# So the `up` kernels (phases) form one strided convolution. Phases are taken in groups of about 100 neighbours, which share
+# one stretch of the source: a kernel for all phases at once would be mostly zeros (1 GB of them from 15999 Hz).
+
+FLAT = 0.9                                # of the Nyquist frequency is kept: 7.2 of 8 kHz
+STOP = 80.0                               # dB down at the Nyquist frequency and above
+GROUP = 100                               # outputs of one matrix product, about the reach of the kernel
+
+
+def resample(samples, source_rate, target_rate=SAMPLE_RATE) -> Tensor:
+    """Float samples (S,) at `source_rate` Hz -> float32 (ceil(S * target / source),) at `target_rate` Hz, without delay.
+
+    Flat (0.01 dB) to 90 % of half the lower rate, 80 dB down from half the lower rate on: a Kaiser-windowed sinc (Kaiser 1974;
+    the formulas are in Oppenheim and Schafer, "Discrete-Time Signal Processing", section 7.5.3).
+    """
+    source_rate, target_rate = (_checked_rate(rate, "resample") for rate in (source_rate, target_rate))
+    samples = samples.float()
+    return torch.cat([samples[:0], *_resampled(samples.split(VALUES), source_rate, target_rate)])
+
+
+def _resampled(parts, source_rate, target_rate):
+    """`resample` over a stream: tensors (any,) -> tensors (any,)."""
+    if source_rate == target_rate:
+        yield from parts
+        return
+    up, down, reach, groups = _phases(source_rate, target_rate)
+    pending, read, written = torch.zeros(reach), 0, 0           # silence before the first sample; as much behind the last
+    for part in parts:
+        read += len(part)
+        pending = torch.cat([pending.to(part.device), part])
+        periods = (len(pending) - 2 * reach - 1) // down
+        if periods > 0:
+            yield _convolved(pending, periods, down, groups)
+            pending, written = pending[periods * down:], written + periods * up
+    left = -(-read * target_rate // source_rate) - written      # of ceil(read * target / source)
+    if left > 0:
+        periods = -(-left // up)
+        silence = pending.new_zeros(max(0, periods * down + 2 * reach + 1 - len(pending)))
+        yield _convolved(torch.cat([pending, silence]), periods, down, groups)[:left]
+
+
+def _convolved(samples, periods, down, groups):
+    """(S,) with S >= periods * down + 2 * reach + 1 -> (periods * up,)"""
+    outputs = []
+    for start, kernel in groups:                                # (G, 1, L)
+        stretch = samples[start:start + (periods - 1) * down + kernel.shape[-1]]
+        outputs.append(F.conv1d(stretch[None, None], kernel.to(samples.device), stride=down)[0])
+    return torch.cat(outputs).T.flatten()                       # groups of (G, periods) -> (up, periods) -> (periods * up,)
+
+
+@lru_cache(maxsize=2)                     # 0.5 MB for 44.1 kHz, but 60 MB for a prime rate near it
+def _phases(source_rate, target_rate):
+    """-> up, down, reach (taps either side of a position), and for each group of phases its first sample and kernel (G, 1, L)."""
+    divisor = math.gcd(source_rate, target_rate)
+    up, down = target_rate // divisor, source_rate // divisor
+    repeat = max(1, GROUP // up)                                # 48 kHz has one phase: make a group of a hundred periods
+    up, down = up * repeat, down * repeat
+    nyquist = min(source_rate, target_rate) / 2
+    cutoff = (1 + FLAT) / 2 * nyquist                           # the filter is 6 dB down here
+    transition = 2 * math.pi * (1 - FLAT) * nyquist / source_rate               # radians a source sample
+    half = (STOP - 7.95) / (2.285 * transition) / 2             # length of the kernel either side, in source samples
+    reach = math.ceil(half) + 1
+
+    groups = []
+    for phases in torch.arange(up).chunk(-(-up // GROUP)):
+        start, end = int(phases[0]) * down // up, int(phases[-1]) * down // up
+        taps = torch.arange(start - reach, end + reach + 1, dtype=torch.float64)
+        distance = taps - (phases.double() * down / up)[:, None]                # (G, L), in source samples
+        kernel = 2 * cutoff / source_rate * torch.sinc(2 * cutoff / source_rate * distance) * _kaiser(distance / half)
+        groups.append((start, kernel.float()[:, None]))
+    return up, down, reach, groups
+
+
+def _kaiser(position):
+    """Kaiser window at positions -1..1, zero outside; its one parameter gives side lobes of STOP dB."""
+    beta = 0.1102 * (STOP - 8.7)
+    inside = (1 - position.square()).clamp(min=0).sqrt()
+    return torch.special.i0(beta * inside) / torch.special.i0(torch.tensor(beta, dtype=torch.float64)) * (position.abs() <= 1)
+
+
+# ---- log-mel ------------------------------------------------------------------------------------------------------------
+
+def windows(samples, length=WINDOW) -> Tensor:
+    """(S,) -> (W, length), at least one window. TRAP: silence is added here, to the samples: zeros in the log-mel are loud."""
+    count = max(1, -(-len(samples) // length))
+    return F.pad(samples, (0, count * length - len(samples))).reshape(count, length)
+
+
+@lru_cache(maxsize=4)
+def mel_filters(bands) -> Tensor:
+    """Triangular filters (bands, 201) from 0 to 8000 Hz on Slaney's mel scale, float32, rounded once from float64.
+
+    Scale and norm are those of Slaney's Auditory Toolbox (1998): linear up to 1000 Hz, logarithmic above, and every
+    triangle of area 1 in Hz. TRAP: with the other scale (2595 log10(1 + f / 700)) or without the norm nothing fails,
+    but the model hears another sound. Shared by all callers: do not change in place.
+    """
+    edges = _mel_to_hertz(torch.linspace(0, _hertz_to_mel(SAMPLE_RATE / 2), bands + 2, dtype=torch.float64))
+    low, centre, high = (edges[i:i + bands, None] for i in range(3))
+    hertz = torch.arange(BINS, dtype=torch.float64) * SAMPLE_RATE / FFT_SIZE
+    rising, falling = (hertz - low) / (centre - low), (high - hertz) / (high - centre)
+    return (torch.minimum(rising, falling).clamp(min=0) * 2 / (high - low)).float()
+
+
+def _hertz_to_mel(hertz):
+    """Above 1000 Hz; 15 mels are 1000 Hz, and 27 more are a factor of 6.4."""
+    return 15 + 27 * math.log(hertz / 1000) / math.log(6.4)
+
+
+def _mel_to_hertz(mel):
+    return torch.where(mel < 15, mel * 1000 / 15, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
+
+
+def log_mel(samples, bands=128) -> Tensor:
+    """Float samples (B, S) or (S,) at 16 kHz -> float32 log-mel (B, bands, S // 160), on the same device.
+
+    As Whisper large-v3 and its published feature extractor compute it: power spectrum of periodic Hann frames, centred,
+    mirrored at both ends; mel; log10; 8 orders of magnitude below the loudest point of the row; about -1..1.
+    """
+    samples = torch.atleast_2d(samples).float()
+    if samples.shape[-1] <= FFT_SIZE // 2:
+        raise AudioError(f"{samples.shape[-1]} samples are too few to mirror at the ends; a log-mel needs more than "
+                         f"{FFT_SIZE // 2}: pad with `windows` first")
+    hann = torch.hann_window(FFT_SIZE, device=samples.device)
+    spectrum = torch.stft(samples, FFT_SIZE, HOP, window=hann, center=True, pad_mode="reflect", return_complex=True)
+    power = spectrum[..., :-1].abs().square()                   # TRAP: the last frame is dropped, as in training
+    log = (mel_filters(bands).to(samples.device) @ power).clamp(min=1e-10).log10()
+    # TRAP: the maximum is that of each row; one for the batch would make a recording depend on its batch mates.
+    log = torch.maximum(log, log.amax(dim=(-2, -1), keepdim=True) - 8)
+    return (log + 4) / 4

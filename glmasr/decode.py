@@ -1,0 +1,267 @@
+"""From logits to ids: greedy and beam search. Knows ids, logits and a cache, nothing of audio, text or architecture.
+
+Letters: A recordings, W width (beams for each recording), B = A * W rows, V vocabulary, t new tokens so far.
+
+Both searches are the same loop: the model says how likely each next token is, rules forbid some of them, the search
+chooses, the choice goes back into the model. Greedy search keeps the best token of each recording. Beam search keeps
+the W best beginnings of each recording, because the best first token need not begin the best sentence.
+
+Unusual: `beam` finds the ids that `generate(num_beams=W, do_sample=False, early_stopping=False)` of Transformers 5.23
+finds, oddities included; each is marked TRAP. A recording that is finished stays in the batch and its further tokens
+are ignored. A step copies one number to the host: whether all recordings are finished.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Rule = Callable[[Tensor, Tensor], None]
+"""rule(logits (B, V) float32, new_tokens (B, t) int64): change the logits in place, -inf forbids an id.
+
+A rule sees new tokens only, never the prompt. Logits are defined up to a constant for each row (`beam` passes
+log-probabilities): a rule may compare ids of a row with each other, and has to leave at least one of them possible."""
+
+
+class Cache(Protocol):
+    """What the model remembers, one row for each sequence that it continues."""
+
+    def fork(self, beams: int) -> None:
+        """Rows A -> A * beams, in place: each row is repeated `beams` times, the copies next to each other."""
+
+    def reorder(self, rows: Tensor) -> None:
+        """rows (B,) int64: row i becomes what row rows[i] was, in place. Only slots behind the prompt have to move."""
+
+
+class Model(Protocol):
+    """What a search needs of a recogniser. Logits are those of the next token, in any floating-point type."""
+
+    def new_cache(self, rows: int, capacity: int) -> Cache:
+        """An empty cache for `rows` sequences of up to `capacity` tokens, prompt included."""
+
+    def prefill(self, audio: Any, prompt: Sequence[Sequence[int]], cache: Cache) -> Tensor:
+        """A recordings and their prompts (the lengths may differ) -> logits (A, V)."""
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """tokens (B,) int64, one more of each row -> logits (B, V)."""
+
+
+class Forbid:
+    """Rule: these ids never come. `device` is that of the logits. ValueError for an id outside the vocabulary."""
+
+    def __init__(self, ids: Sequence[int], vocabulary: int, device: torch.device | str | None = None):
+        if wrong := [i for i in ids if not 0 <= i < vocabulary]:
+            raise ValueError(f"Forbid: ids {wrong} are outside 0..{vocabulary - 1}; forbid ids of this vocabulary only")
+        self.mask = torch.zeros(vocabulary, dtype=torch.bool)
+        self.mask[list(ids)] = True
+        self.mask = self.mask.to(device)
+
+    def __call__(self, logits: Tensor, new_tokens: Tensor) -> None:
+        logits.masked_fill_(self.mask, -math.inf)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What was recognised.
+
+    ids: the new tokens, without the stop id.
+    logprob: sum over `ids`, and the stop id if there is one, of log p(token | what is before it), where p is the
+        softmax of the logits after the rules: what is forbidden has no share in p. The same for both searches.
+    stopped: True: a stop id ended it; False: the limit of `max_new` tokens did.
+    """
+
+    ids: list[int]
+    logprob: float
+    stopped: bool
+
+    @property
+    def mean_logprob(self) -> float:
+        """`logprob` for each token, where the stop id counts as a token."""
+        return self.logprob / (len(self.ids) + self.stopped)
+
+
+@torch.inference_mode()
+def greedy(
+    model: Model,
+    audio: Any,
+    prompt: Sequence[Sequence[int]],
+    *,
+    stop: Sequence[int],
+    max_new: int,
+    rules: Sequence[Rule] = (),
+) -> list[Hypothesis]:
+    """The best next token, again and again, until it is a stop id or `max_new` tokens are there (a stop id counts).
+
+    `audio` goes to `model.prefill` untouched. One hypothesis for each of the A prompts. On a tie the lower id wins.
+    ValueError: max_new < 1, no prompt, or a step that left no possible token.
+    """
+    logits, cache = _prefill(model, audio, prompt, max_new)
+    A, device = len(prompt), logits.device
+    stop_ids = torch.tensor(sorted(set(stop)), dtype=torch.long, device=device)
+    ids = torch.zeros(A, max_new, dtype=torch.long, device=device)
+    length = torch.zeros(A, dtype=torch.long, device=device)
+    logprob = torch.zeros(A, device=device)
+    stopped = torch.zeros(A, dtype=torch.bool, device=device)
+
+    for t in range(max_new):
+        logits = logits.to(torch.float32, copy=True)  # rules write, and the model may still own its logits
+        for rule in rules:
+            rule(logits, ids[:, :t])
+        token = logits.argmax(-1)
+        chosen = logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
+        ids[:, t] = token
+        length += ~stopped
+        logprob += chosen.masked_fill(stopped, 0.0)  # a finished row goes on, and counts no more
+        stopped |= _is_in(token, stop_ids)
+        if t + 1 == max_new or stopped.all():
+            break
+        logits = model.step(token, cache)
+
+    rows = zip(ids.tolist(), length.tolist(), logprob.tolist(), stopped.tolist(), strict=True)
+    return [_hypothesis(*row) for row in rows]
+
+
+class _Beams(NamedTuple):
+    """N sequences for each recording, as tensors: chosen, joined and moved without a copy to the host."""
+
+    ids: Tensor  # (A, N, max_new)
+    score: Tensor  # (A, N) what the search compares: sum of log-probabilities, not renormalised after the rules
+    allowed: Tensor  # (A, N) sum of log(share of the probability that the rules left): logprob = score - allowed
+    length: Tensor  # (A, N) tokens, the stop id included
+    stopped: Tensor  # (A, N) the last token is a stop id
+    rank: Tensor  # (A, N) score / length ** length_penalty if the sequence is finished, else -inf
+
+    def pick(self, index: Tensor) -> _Beams:
+        """index (A, M) into N -> the M chosen sequences of each recording."""
+        return _Beams(self.ids.take_along_dim(index[..., None], 1), *(x.take_along_dim(index, 1) for x in self[1:]))
+
+    def join(self, other: _Beams) -> _Beams:
+        return _Beams(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
+
+
+@torch.inference_mode()
+def beam(
+    model: Model,
+    audio: Any,
+    prompt: Sequence[Sequence[int]],
+    *,
+    stop: Sequence[int],
+    max_new: int,
+    width: int,
+    length_penalty: float = 1.0,
+    rules: Sequence[Rule] = (),
+) -> list[list[Hypothesis]]:
+    """The `width` best beginnings of each recording grow together; those that end are ranked by
+
+        score / length ** length_penalty          (above 0 favours long, below 0 short, 0 compares plain sums)
+
+    with `length` the number of new tokens, the stop id included, the prompt not. One list for each of the A prompts,
+    best first, at most `width` long (less only if fewer sequences are possible), never empty. Prefill runs once for
+    each recording, whatever the width. Width 1 is greedy search, but for the choice between exactly equal tokens.
+    ValueError: width < 1, max_new < 1, no prompt, or a recording whose every sequence the rules forbid.
+    """
+    if width < 1:
+        raise ValueError(f"width is {width}; a beam search needs at least 1 beam (1 is greedy search)")
+    logits, cache = _prefill(model, audio, prompt, max_new)
+    A, device = len(prompt), logits.device
+    stop_ids = torch.tensor(sorted(set(stop)), dtype=torch.long, device=device)
+    first_row = torch.arange(0, A * width, width, device=device)[:, None]  # (A, 1) of each recording
+
+    minus_inf = torch.full((A, width), -math.inf, device=device)
+    finished = _Beams(  # the best so far, sorted by rank; rank -inf is an empty place
+        ids=torch.zeros(A, width, max_new, dtype=torch.long, device=device),
+        score=minus_inf,
+        allowed=torch.zeros_like(minus_inf),
+        length=torch.zeros_like(minus_inf, dtype=torch.long),
+        stopped=torch.zeros_like(minus_inf, dtype=torch.bool),
+        rank=minus_inf,
+    )
+    # All beams begin alike, so only the first may have children at first: score -inf is a beam that does not exist.
+    only_first = minus_inf.clone()
+    only_first[:, 0] = 0.0
+    running = finished._replace(score=only_first)
+    done = torch.zeros(A, dtype=torch.bool, device=device)
+    if width > 1:
+        cache.fork(width)
+        logits = logits.repeat_interleave(width, 0)  # (A, V) -> (B, V)
+
+    for t in range(1, max_new + 1):
+        # 1. How likely is each next token of each beam?
+        # TRAP: the log-softmax comes before the rules and is not repeated after them, as in the reference: a beam whose
+        # likely ids were forbidden falls behind. `Hypothesis.logprob` is renormalised, by way of `allowed`.
+        logp = logits.float().log_softmax(-1)
+        for rule in rules:
+            rule(logp, running.ids.flatten(0, 1)[:, : t - 1])
+        V = logp.shape[-1]
+        allowed = running.allowed + logp.logsumexp(-1).view(A, width)
+        total = running.score[..., None] + logp.view(A, width, V)
+
+        # 2. The best candidates over all beams of a recording. Each beam can offer every stop id, so that
+        # width * (1 + number of stop ids) candidates always hold `width` that can go on.
+        score, flat = total.flatten(1).topk(width * (1 + len(stop_ids)))
+        parent, token = flat // V, flat % V  # (A, N)
+        candidates = running._replace(allowed=allowed).pick(parent)
+        candidates.ids[..., t - 1] = token
+        is_stop = _is_in(token, stop_ids)
+        candidates = candidates._replace(score=score, stopped=is_stop, length=candidates.length + 1)
+
+        # 3. Which candidates are finished, and are they among the best finished ones?
+        # TRAP: a stop id counts only in one of the first `width` candidates; farther behind the sequence is dropped.
+        # TRAP: at the limit, sequences without a stop id are finished too and may win against stopped ones.
+        ended = is_stop if t < max_new else torch.ones_like(is_stop)
+        ended = ended & (torch.arange(ended.shape[1], device=device) < width) & ~done[:, None]
+        rank = (score / t**length_penalty).masked_fill(~ended, -math.inf)
+        merged = finished.join(candidates._replace(rank=rank))
+        finished = merged.pick(merged.rank.topk(width).indices)
+        if t == max_new:
+            break
+
+        # 4. The best candidates that go on are the next beams.
+        best = score.masked_fill(is_stop, -math.inf).topk(width)
+        running = candidates.pick(best.indices)._replace(score=best.values)
+
+        # 5. A recording is done when no beam can push a finished sequence out.
+        # TRAP: the reference asks whether the best beam, if it ended now at no cost, would beat the worst of `width`
+        # finished sequences. With length_penalty > 0 a beam may still gain by growing: an estimate, not a bound.
+        done = done | (running.score[:, 0] / t**length_penalty <= finished.rank[:, -1])
+        if done.all():
+            break
+        if width > 1:
+            cache.reorder((first_row + parent.take_along_dim(best.indices, 1)).flatten())
+        logits = model.step(running.ids[..., t - 1].flatten(), cache)
+
+    hosted = finished._replace(score=finished.score - finished.allowed)
+    ids, logprob, _, length, stopped, rank = (x.tolist() for x in hosted)
+    result = []
+    for a in range(A):
+        places = [n for n in range(width) if n == 0 or rank[a][n] > -math.inf]
+        result.append([_hypothesis(ids[a][n], length[a][n], logprob[a][n], stopped[a][n]) for n in places])
+    return result
+
+
+def _prefill(model: Model, audio: Any, prompt: Sequence[Sequence[int]], max_new: int) -> tuple[Tensor, Cache]:
+    if max_new < 1:
+        raise ValueError(f"max_new is {max_new}; at least 1 new token has to be allowed")
+    if not prompt:
+        raise ValueError("prompt is empty; it has to be a list with the ids of one prompt for each recording")
+    cache = model.new_cache(len(prompt), max(map(len, prompt)) + max_new)
+    return model.prefill(audio, prompt, cache), cache
+
+
+def _is_in(tokens: Tensor, ids: Tensor) -> Tensor:
+    """tokens (...), ids (n,) -> bool (...). torch.isin may sort, which waits for the device."""
+    return (tokens[..., None] == ids).any(-1)
+
+
+def _hypothesis(ids: list[int], length: int, logprob: float, stopped: bool) -> Hypothesis:
+    if not math.isfinite(logprob):
+        raise ValueError(
+            f"the log-probability of a result is {logprob}, not a finite number: either the rules left no token "
+            "(let them leave one in each row), or the model's logits are not finite (try float32 or bfloat16)"
+        )
+    return Hypothesis(ids[: length - stopped], logprob, stopped)

@@ -1,0 +1,465 @@
+"""Text <-> token ids: byte-level byte-pair encoding (BPE) from a `tokenizer.json`.
+
+How text becomes ids:
+    text -> split out added tokens -> normalize -> pre-tokenize (regex) -> UTF-8 bytes -> merge pairs of neighbours -> ids
+BPE (Gage 1994; for text: Sennrich et al. 2016, arXiv:1508.07909) starts from single bytes. The file lists pairs, the most useful first:
+as long as two neighbours form a listed pair, the pair that is listed EARLIEST is replaced by its joint token. With the pairs
+`l o`, `lo w`, `e r` the word `lower` goes  l o w e r -> lo w e r -> low e r -> low er.  Pre-tokens (roughly: words) never merge.
+
+Unusual:
+- Every token is bytes, not characters: one Chinese character is 3 bytes and may be spread over up to three tokens, so an id alone can be half
+  a character. `decode` joins bytes first and reads UTF-8 afterwards; `decoder()` does it one id at a time and holds half characters back.
+- The file cannot hold raw bytes in JSON, so GPT-2 (openai/gpt-2 `encoder.py`) gave each byte a printable stand-in: printable
+  Latin-1 stands for itself, the 68 others are U+0100, U+0101, ... in order. A space is `Ġ`, a newline `Ċ`, 大 is `å¤§`.
+- Merges are applied by rank, not left to right or longest first; only `ignore_merges` looks up the whole pre-token before it merges.
+- The regular expressions are written for Oniguruma. `regex` agrees with it on the constructs in `_SAME`; any other is refused by name.
+  Letters newer than the Unicode version of the installed `regex` package count as symbols; no published vocabulary has them.
+
+Not applied, on purpose: `post_processor` (it adds special tokens around a text; a prompt here is put together from ids, and a template
+applied twice is a classic defect), `truncation` and `padding` (settings of the batch that was encoded last when the file was saved;
+Transformers resets them on each call), `trim_offsets` (no offsets here).
+
+Anything else in the file that would change the ids and is not implemented is a `TokenizerError` that names it.
+"""
+
+import codecs
+import heapq
+import json
+import unicodedata
+from functools import partial
+from pathlib import Path
+
+import regex
+
+from .errors import TokenizerError
+
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+HIGHEST_ID = 2**24              # an id above is damage: tables here are as long as the highest id
+CACHED_PIECES = 2**16           # pre-tokens remembered with their ids; words repeat, so most are found here
+
+
+# --- The byte alphabet -------------------------------------------------------------------------------------------------
+
+def _byte_alphabet() -> list[str]:
+    """256 characters; the one at index b stands for byte b.
+
+    >>> alphabet = _byte_alphabet()
+    >>> alphabet[ord("a")], alphabet[ord(" ")], "".join(alphabet[b] for b in "大".encode())
+    ('a', 'Ġ', 'å¤§')
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    stand_ins = iter(range(0x100, 0x200))
+    return [chr(b if b in printable else next(stand_ins)) for b in range(256)]
+
+
+ALPHABET = _byte_alphabet()
+_BYTE = {character: byte for byte, character in enumerate(ALPHABET)}
+_TO_ALPHABET = dict(enumerate(ALPHABET))
+
+
+def _to_alphabet(text: str) -> str:
+    return text.encode("utf-8").decode("latin-1").translate(_TO_ALPHABET)
+
+
+def _to_bytes(token: str) -> bytes:
+    # TRAP: an added token such as "<|大|>" is not written in the alphabet; then the whole token stands for its own UTF-8.
+    try:
+        return bytes([_BYTE[character] for character in token])
+    except KeyError:
+        return token.encode("utf-8")
+
+
+# --- Steps built from the file: each is a function of a text ---------------------------------------------------------------
+
+_SAME = regex.compile(r"""
+    \(\?i: (?: '? (?: s | t | re | ve | m | ll | d | \[sdmt\] ) (?: \| (?!\)) | (?=\)) ) )+ \)      # English contractions only: case folding differs
+  | \(\?(?: [:=!>] | <[=!] ) | \((?!\?) | [)|.]                                                          # groups, alternatives
+  | [*+?][+?]? | \{\d+(?:,\d*)?\} (?![+?*{])                                                        # quantifiers
+  | \[ \^? (?: (?P<escape> \\[pP]\{\^?(?: Han | Hiragana | Katakana | Hangul | [LMNPSZC] | L[ultmo] | M[nce] | N[dlo] | P[cdseifo] | S[mcko] | Z[slp] | Cc )\}
+                         | \\[sSdDrntf] | \\x[0-9A-Fa-f]{2} | \\u[0-9A-Fa-f]{4} | \\[^\p{L}\p{N}\s] )
+             | (?!&&) [^\\\[\]] )+ \]                                                               # classes
+  | (?&escape) | [^\\\[\]{}()|*+?.^$]""", regex.VERBOSE)
+
+
+def _compile(pattern: str) -> regex.Pattern:
+    """An Oniguruma expression for `regex`, if it consists of constructs that mean the same in both; else TokenizerError.
+
+    Differences that are refused rather than guessed: `\\w` and `\\b` (Oniguruma counts ² as a word character), `\\h` (a hexadecimal digit there),
+    `x{2}+` (not possessive there), `^` and `$` (each line there), `(?i:` around anything but
+    English contractions (ß folds to ss there), nested classes and `&&`.
+    """
+    end = 0
+    while end < len(pattern):
+        token = _SAME.match(pattern, end)
+        if token is None:
+            raise TokenizerError(f"the regular expression {pattern!r} uses {pattern[end:end + 8]!r} at character {end}, which this tokenizer does not "
+                                 "implement; use the tokenizer.json of the published model")
+        end = token.end()
+    try:
+        return regex.compile(pattern)
+    except regex.error as error:
+        raise TokenizerError(f"the regular expression {pattern!r} is damaged: {error}") from error
+
+
+def _pattern(part: dict, where: str) -> regex.Pattern:
+    pattern = _get(part, "pattern", dict, where)
+    if len(pattern) == 1 and isinstance(pattern.get("Regex"), str) and pattern["Regex"]:
+        return _compile(pattern["Regex"])
+    if len(pattern) == 1 and isinstance(pattern.get("String"), str) and pattern["String"]:
+        return regex.compile(regex.escape(pattern["String"], special_only=True))
+    raise TokenizerError(f'{where}.pattern is {pattern!r}; expected {{"Regex": ...}} or {{"String": ...}}')
+
+
+def _split(text: str, pattern: regex.Pattern, behavior: str, invert: bool) -> list[str]:
+    """The pieces of a text around the matches of a pattern; `behavior` says where a match goes."""
+    spans, end = [], 0                                          # (start, end, is a delimiter)
+    for match in pattern.finditer(text):
+        if match.start() > end:
+            spans.append((end, match.start(), invert))
+        spans.append((match.start(), match.end(), not invert))
+        end = match.end()
+    if end < len(text):
+        spans.append((end, len(text), invert))
+    if behavior == "Isolated":
+        return [text[start:end] for start, end, _ in spans]
+    if behavior == "Removed":
+        return [text[start:end] for start, end, delimiter in spans if not delimiter]
+    backward = behavior == "MergedWithNext"                     # the same rule, read from the end
+    pieces, before = [], False
+    for start, end, delimiter in reversed(spans) if backward else spans:
+        join = delimiter == before if behavior == "Contiguous" else delimiter and not before
+        if join and pieces:
+            pieces[-1] = (start, pieces[-1][1]) if backward else (pieces[-1][0], end)
+        else:
+            pieces.append((start, end))
+        before = delimiter
+    return [text[start:end] for start, end in (reversed(pieces) if backward else pieces)]
+
+
+def _byte_level(text: str, pattern: "regex.Pattern | None", prefix_space: bool) -> list[str]:
+    if prefix_space and not text.startswith(" "):
+        text = " " + text
+    pieces = _split(text, pattern, "Isolated", False) if pattern else [text]
+    return [_to_alphabet(piece) for piece in pieces]
+
+
+def _pre_tokenizers(part: "dict | None", where: str = "pre_tokenizer") -> list:
+    """The functions text -> [text] that a pre_tokenizer stands for, in order."""
+    if part is None:
+        return []
+    kind = _get(part, "type", str, where)
+    if kind == "Sequence":
+        parts = _get(part, "pretokenizers", list, where)
+        return [step for number, inner in enumerate(parts) for step in _pre_tokenizers(inner, f"{where}.pretokenizers[{number}]")]
+    if kind == "ByteLevel":
+        pattern = regex.compile(GPT2_PATTERN) if _get(part, "use_regex", bool, where, True) else None
+        return [partial(_byte_level, pattern=pattern, prefix_space=_get(part, "add_prefix_space", bool, where, True))]
+    if kind == "Digits":
+        behavior = "Isolated" if _get(part, "individual_digits", bool, where, False) else "Contiguous"
+        return [partial(_split, pattern=regex.compile(r"\p{N}"), behavior=behavior, invert=False)]
+    if kind == "Split":
+        behavior = _get(part, "behavior", str, where)
+        if behavior not in ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"):
+            raise TokenizerError(f"{where}.behavior is {behavior!r}, which this tokenizer does not know")
+        return [partial(_split, pattern=_pattern(part, where), behavior=behavior, invert=_get(part, "invert", bool, where, False))]
+    raise TokenizerError(f"{where} {kind!r} is not implemented; this tokenizer knows ByteLevel, Split, Digits and Sequence")
+
+
+def _normalizers(part: "dict | None", where: str = "normalizer") -> list:
+    """The functions text -> text that a normalizer stands for, in order."""
+    if part is None:
+        return []
+    kind = _get(part, "type", str, where)
+    if kind in ("NFC", "NFD", "NFKC", "NFKD"):
+        return [partial(unicodedata.normalize, kind)]
+    if kind == "Sequence":
+        parts = _get(part, "normalizers", list, where)
+        return [step for number, inner in enumerate(parts) for step in _normalizers(inner, f"{where}.normalizers[{number}]")]
+    raise TokenizerError(f"{where} {kind!r} is not implemented; this tokenizer knows NFC, NFD, NFKC, NFKD and Sequence")
+
+
+def _check_decoder(part: "dict | None", where: str = "decoder") -> None:
+    kind = _get(part, "type", str, where) if part else None
+    inner = _get(part, "decoders", list, where) if kind == "Sequence" else []
+    if kind == "Sequence" and len(inner) == 1:
+        _check_decoder(inner[0], f"{where}.decoders[0]")
+    elif kind != "ByteLevel":
+        raise TokenizerError(f"{where} is {kind or part!r}; expected ByteLevel, since this tokenizer is for byte-level vocabularies")
+
+
+# --- Added tokens: found in the text before anything else ---------------------------------------------------------------------
+
+_SPACES_BEFORE = regex.compile(r"(?r)\s*")                      # (?r) searches backwards
+_SPACES_AFTER = regex.compile(r"\s*")
+_WORD = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]")
+
+
+class _AddedTokens:
+    """Finds added tokens in a text: the leftmost, and of those the longest."""
+
+    def __init__(self, tokens: dict[str, dict]):
+        self.tokens = tokens
+        self.lengths: dict[str, list[int]] = {}                 # first character -> lengths of the tokens, longest first
+        for content in sorted(tokens, key=len, reverse=True):
+            lengths = self.lengths.setdefault(content[0], [])
+            if len(content) not in lengths:
+                lengths.append(len(content))
+        self.first = regex.compile("|".join(map(regex.escape, self.lengths))) if tokens else None
+
+    def split(self, text: str) -> list:
+        """Text -> its stretches without added tokens (str) and the added tokens (int ids) between them."""
+        parts, done, at = [], 0, 0
+        while self.first is not None and (found := self.first.search(text, at)):
+            at = found.start()
+            content = next((text[at:at + n] for n in self.lengths[text[at]] if text[at:at + n] in self.tokens), None)
+            if content is None:
+                at += 1
+                continue
+            token, start, end = self.tokens[content], at, at + len(content)
+            at = end                                            # also after a match that single_word refuses
+            if token["single_word"] and (start > 0 and _WORD.match(text[start - 1]) or _WORD.match(text, end)):
+                continue
+            if token["lstrip"]:
+                start = max(_SPACES_BEFORE.match(text, 0, start).start(), done)
+            if token["rstrip"]:
+                end = _SPACES_AFTER.match(text, end).end()
+            if done < start:
+                parts.append(text[done:start])
+            parts.append(token["id"])
+            done = end
+        if done < len(text):
+            parts.append(text[done:])
+        return parts
+
+
+# --- Reading the file: every value is checked, since a wrong one means wrong ids without a word -------------------------------------
+
+_REQUIRED = object()
+
+
+def _get(part: dict, key: str, kind: type, where: str, default=_REQUIRED):
+    if not isinstance(part, dict):
+        raise TokenizerError(f"{where} is {type(part).__name__}; expected an object")
+    value = part.get(key, default)
+    if value is _REQUIRED:
+        raise TokenizerError(f"{where} has no {key!r}; the tokenizer file is damaged or of another kind")
+    if not isinstance(value, kind):
+        raise TokenizerError(f"{where}.{key} is {value!r:.60}; expected {kind.__name__}")
+    return value
+
+
+def _check_id(number, token) -> int:
+    if type(number) is not int or not 0 <= number <= HIGHEST_ID:
+        raise TokenizerError(f"the token {token!r:.60} has the id {number!r:.40}; expected an integer from 0 to {HIGHEST_ID}")
+    return number
+
+
+def _object_without_duplicates(pairs: list) -> dict:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise TokenizerError(f"the tokenizer file has {twice!r:.60} twice in one object; it is damaged")
+    return result
+
+
+class Tokenizer:
+    """Byte-level BPE. `special` maps the content of each added special token to its id; `size` is 1 + the highest id."""
+
+    @classmethod
+    def read(cls, path: "str | Path") -> "Tokenizer":
+        """From a `tokenizer.json`. Raises TokenizerError where the file is missing, damaged or asks for something unknown."""
+        try:
+            data = json.loads(Path(path).read_bytes().decode("utf-8"), object_pairs_hook=_object_without_duplicates)
+        except OSError as error:
+            raise TokenizerError(f"cannot read the tokenizer file {str(path)!r}: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:           # JSONDecodeError and UnicodeDecodeError are ValueErrors
+            raise TokenizerError(f"{str(path)!r} is not valid JSON: {error}; download it again") from error
+        return cls(data)
+
+    def __init__(self, data: dict):
+        model = _get(data, "model", dict, "tokenizer.json")
+        if model.get("type", "BPE") != "BPE":
+            raise TokenizerError(f"model.type is {model['type']!r}; expected BPE")
+        self._vocab = _get(model, "vocab", dict, "model")       # base token in the alphabet -> id
+        self._tokens = {_check_id(number, token): token for token, number in self._vocab.items()}
+        if len(self._tokens) < len(self._vocab):
+            token, number = next((t, n) for t, n in self._vocab.items() if self._tokens[n] != t)
+            raise TokenizerError(f"the tokens {token!r} and {self._tokens[number]!r} share the id {number}; the vocabulary is damaged")
+        self._read_options(model)
+        self._read_merges(_get(model, "merges", list, "model"))
+        self._normalizers = _normalizers(data.get("normalizer"))
+        self._pre_tokenizers = _pre_tokenizers(data.get("pre_tokenizer"))
+        if sum(step.func is _byte_level for step in self._pre_tokenizers) != 1:
+            raise TokenizerError("pre_tokenizer must have exactly one ByteLevel step; this tokenizer is for byte-level vocabularies")
+        _check_decoder(data.get("decoder"))
+        added = data.get("added_tokens")
+        self._read_added(_get(data, "added_tokens", list, "tokenizer.json") if added is not None else [])
+        if not self._tokens:
+            raise TokenizerError("the vocabulary is empty; the tokenizer file is damaged")
+        self.size = 1 + max(self._tokens)
+        self._bytes = {number: _to_bytes(token) for number, token in self._tokens.items()}
+        self._special_ids = set(self.special.values())
+        self._cache: dict[str, list[int]] = {}
+
+    def _read_options(self, model: dict) -> None:
+        for option in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout"):
+            if model.get(option):
+                raise TokenizerError(f"model.{option} is {model[option]!r}, which this tokenizer does not implement; expected none")
+        missing = [byte for byte, character in enumerate(ALPHABET) if character not in self._vocab]
+        if model.get("unk_token") and missing:                  # with all 256 bytes nothing is ever unknown, nor fused (fuse_unk)
+            raise TokenizerError(f"model.unk_token is {model['unk_token']!r} and byte 0x{missing[0]:02X} has no token; expected all 256 bytes")
+        self._ignore_merges = _get(model, "ignore_merges", bool, "model", False)
+
+    def _read_merges(self, merges: list) -> None:
+        # TRAP: without merges every text becomes single bytes, and a model that gets its instruction so ignores it without a word.
+        if not merges and any(len(token) > 1 and all(character in _BYTE for character in token) for token in self._vocab):
+            raise TokenizerError("model.merges is empty though the vocabulary has longer tokens; the tokenizer file is damaged, download it again")
+        self._rank: dict[tuple[int, int], int] = {}             # (left id, right id) -> rank
+        self._merged: list[int] = []                            # rank -> id of the joint token
+        for rank, merge in enumerate(merges):
+            pair = merge.split(" ") if isinstance(merge, str) else merge
+            if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(token, str) for token in pair):
+                raise TokenizerError(f'merge {rank} is {merge!r:.60}; expected "left right" or ["left", "right"]')
+            for token in (*pair, pair[0] + pair[1]):
+                if token not in self._vocab:
+                    raise TokenizerError(f"merge {rank}, {merge!r:.60}, needs the token {token!r:.60}, which the vocabulary lacks")
+            self._rank[self._vocab[pair[0]], self._vocab[pair[1]]] = rank
+            self._merged.append(self._vocab[pair[0] + pair[1]])
+
+    def _read_added(self, added: list) -> None:
+        self.special: dict[str, int] = {}
+        self._ids = dict(self._vocab)                           # base and added tokens; `_encode_piece` must not see the latter
+        taken = dict(self._tokens)                              # id -> token as the file writes it
+        found = {False: {}, True: {}}                           # normalized -> text to look for -> token
+        for position, token in enumerate(added):
+            where = f"added_tokens[{position}]"
+            content = _get(token, "content", str, where)
+            number = _check_id(_get(token, "id", object, where), content)
+            flags = {flag: _get(token, flag, bool, where, False) for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+            # A base token may be named again as an added one, with the same id: Whisper's <|endoftext|>.
+            if number in taken and taken[number] != content or self._ids.get(content, number) != number:
+                raise TokenizerError(f"{where} {content!r} has the id {number}, but the file already pairs one of the two otherwise: "
+                                     f"{taken.get(number)!r} has the id {number}, {content!r} has {self._ids.get(content)}")
+            taken[number] = content
+            wanted = self._normalize(content) if flags["normalized"] else content
+            if not wanted or wanted in found[flags["normalized"]]:
+                raise TokenizerError(f"{where} {content!r} is empty or appears twice after normalization")
+            found[flags["normalized"]][wanted] = {"id": number, **flags}
+            self._tokens[number] = wanted                       # decodes to the text that it is found by, as in the library
+            self._ids[content] = number
+            if flags["special"]:
+                self.special[content] = number
+        self._added_raw, self._added_normalized = _AddedTokens(found[False]), _AddedTokens(found[True])
+
+    # --- Text -> ids -------------------------------------------------------------------------------------------------------
+
+    def _normalize(self, text: str) -> str:
+        for step in self._normalizers:
+            text = step(text)
+        return text
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text. Added tokens in it, special ones included, become their ids; nothing is added around it (see the module)."""
+        ids: list[int] = []
+        try:
+            for part in self._added_raw.split(text):
+                for section in [part] if isinstance(part, int) else self._added_normalized.split(self._normalize(part)):
+                    if isinstance(section, int):
+                        ids.append(section)
+                    else:
+                        self._encode_section(section, ids)
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"the text has the lone surrogate U+{ord(error.object[error.start]):04X}, which UTF-8 cannot hold") from error
+        return ids
+
+    def _encode_section(self, section: str, ids: list[int]) -> None:
+        pieces = [section]
+        for step in self._pre_tokenizers:
+            pieces = [part for piece in pieces for part in step(piece) if part]
+        for piece in pieces:
+            known = self._cache.get(piece)
+            if known is None:
+                known = self._encode_piece(piece)
+                if len(self._cache) >= CACHED_PIECES:
+                    self._cache.clear()
+                if len(piece) <= 64:
+                    self._cache[piece] = known
+            ids += known
+
+    def _encode_piece(self, piece: str) -> list[int]:
+        """A pre-token in the byte alphabet -> ids, in O(n log n): a linked list of symbols and a heap of (rank, position).
+
+        Vocabularies without a splitting pre-tokenizer have the whole text as one piece; scanning all pairs for each merge would be quadratic.
+        """
+        if self._ignore_merges and piece in self._vocab:
+            return [self._vocab[piece]]
+        try:
+            symbols: list = [self._vocab[character] for character in piece]
+        except KeyError as error:
+            # The tokenizers library drops such bytes from the text. An error is better than a changed instruction.
+            raise TokenizerError(f"the vocabulary has no token for the byte that {error.args[0]!r} stands for; expected all 256 bytes") from None
+        n, rank, merged = len(symbols), self._rank, self._merged
+        if n == 1:
+            return symbols
+        before, after = list(range(-1, n - 1)), list(range(1, n + 1))
+        heap = [r * n + i for i, pair in enumerate(zip(symbols, symbols[1:])) if (r := rank.get(pair)) is not None]
+        heapq.heapify(heap)                                     # one integer an entry: rank first, then position
+        while heap:
+            r, i = divmod(heapq.heappop(heap), n)
+            j = after[i]
+            if symbols[i] is None or j == n:
+                continue
+            now = rank.get((symbols[i], symbols[j]))
+            if now is None or merged[now] != merged[r]:         # an older entry: one of its two symbols has merged since
+                continue
+            symbols[i], symbols[j] = merged[r], None
+            k = after[i] = after[j]
+            if k < n:
+                before[k] = i
+                if (new := rank.get((symbols[i], symbols[k]))) is not None:
+                    heapq.heappush(heap, new * n + i)
+            h = before[i]
+            if h >= 0 and (new := rank.get((symbols[h], symbols[i]))) is not None:
+                heapq.heappush(heap, new * n + h)
+        return [symbol for symbol in symbols if symbol is not None]
+
+    # --- Ids -> text -------------------------------------------------------------------------------------------------------
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that an id stands for; b"" for special tokens and for ids that the file does not define."""
+        if id < 0:
+            raise TokenizerError(f"{id} is not a token id; expected 0 or more")
+        return b"" if id in self._special_ids else self._bytes.get(id, b"")
+
+    def decode(self, ids, skip_special: bool = True) -> str:
+        """The text of ids; bytes that are not UTF-8 become U+FFFD. Ids that the file does not define give nothing.
+
+        Equal to the tokenizers library but for one case: a special token that a normalizer rewrites is not skipped there, and is here.
+        """
+        get = self.token_bytes if skip_special else lambda id: self._bytes.get(id, b"")
+        return b"".join(map(get, ids)).decode("utf-8", errors="replace")
+
+    def decoder(self) -> "IncrementalDecoder":
+        """For partial output: `feed(id)` gives the text that is certain by now, `finish()` the rest."""
+        return IncrementalDecoder(self)
+
+    def id(self, token: str) -> int:
+        """The id of a token as the file writes it: an added token's content, or a base token in the byte alphabet ("Ġyou")."""
+        if token not in self._ids:
+            raise TokenizerError(f"the vocabulary has no token {token!r}; is this the tokenizer of the model that is loaded?")
+        return self._ids[token]
+
+
+class IncrementalDecoder:
+    """Joins all results of `feed` and of the one `finish` to what `Tokenizer.decode` gives; never emits half a character."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, id: int) -> str:
+        return self._utf8.decode(self._tokenizer.token_bytes(id))
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)

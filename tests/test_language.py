@@ -1,0 +1,123 @@
+"""The language rule: no sequence of allowed ids spells a letter of another script, and nothing is forbidden beyond that."""
+
+import random
+from itertools import product
+
+import pytest
+import regex
+
+from glmasr.errors import OptionError
+from glmasr.language import LANGUAGES, forbidden_ids, name_language
+from glmasr.tokenizer import ALPHABET, Tokenizer
+
+FOREIGN = {                                                     # written out here, apart from the module
+    "zh": regex.compile(r"[^\p{Script=Han}\p{Script=Latin}\p{Script=Common}\p{Script=Inherited}\p{Script=Unknown}]"),
+    "en": regex.compile(r"[^\p{Script=Latin}\p{Script=Common}\p{Script=Inherited}\p{Script=Unknown}]"),
+}
+FOREIGN["yue"] = FOREIGN["zh"]
+EVERYTHING = "".join(map(chr, (*range(0xD800), *range(0xE000, 0x110000))))
+
+
+class Pieces:
+    """Stands in for a tokenizer: the ids are the indices of a list of bytes."""
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def token_bytes(self, id):
+        return self.pieces[id] if id < len(self.pieces) else b""
+
+
+def allowed(pieces, language):
+    forbidden = set(forbidden_ids(Pieces(pieces), language, len(pieces)))
+    return [piece for number, piece in enumerate(pieces) if number not in forbidden]
+
+
+def test_single_bytes_spell_no_foreign_letter_and_all_other_characters_of_two_bytes():
+    single = [bytes([b]) for b in range(256)]
+    for language in FOREIGN:
+        stay = allowed(single, language)
+        assert b"a" in stay and b"\x80" in stay                 # ASCII and continuation bytes stay
+        for sequence in product(stay, repeat=2):
+            assert not FOREIGN[language].search(b"".join(sequence).decode("utf-8", errors="replace"))
+        # Three and four bytes: over all characters instead of all sequences. A character is spelled if its lead byte stays.
+        leads = {piece[0] for piece in stay}
+        foreign_leads = {character.encode()[0] for character in FOREIGN[language].findall(EVERYTHING)}
+        assert not leads & foreign_leads and leads | foreign_leads == set(range(256))
+
+
+@pytest.mark.parametrize("language", FOREIGN)
+def test_no_sequence_of_allowed_pieces_spells_a_foreign_letter(language):
+    rng = random.Random(language)
+    letters = "aé大好あカ한фяλאبกनԱზ“…，。٣३👍🏽ー々ぁ𠮷𝐀ɐﬁ\u0301\u200d"
+    stream = "".join(rng.choices(letters, k=3000)).encode()
+    pieces = {bytes([b]) for b in range(256)}
+    for _ in range(4000):                                       # pieces cut anywhere: halves of letters on either side
+        start = rng.randrange(len(stream))
+        pieces.add(stream[start:start + rng.randint(1, 6)])
+    pieces |= {bytes(rng.choices(range(128, 256), k=rng.randint(1, 4))) for _ in range(500)}
+    stay = allowed(sorted(pieces), language)
+    assert len(stay) > 300
+    for _ in range(3000):
+        text = b"".join(rng.choices(stay, k=30)).decode("utf-8", errors="replace")
+        assert not FOREIGN[language].search(text)
+    # The rule is as narrow as can be: each forbidden piece writes a foreign letter, by itself or with some continuation bytes.
+    for piece in pieces - set(stay):
+        lead = max((i for i in range(len(piece)) if piece[i] >= 0xC0), default=0)
+        code = piece[lead:]
+        completed = any(character.encode().startswith(code) for character in FOREIGN_LETTERS[language].get(code[:1], ()))
+        assert completed or FOREIGN[language].search(piece.decode("utf-8", errors="replace"))
+
+
+FOREIGN_LETTERS = {}
+for _language in FOREIGN:
+    _by_lead = FOREIGN_LETTERS.setdefault(_language, {})
+    for _character in FOREIGN[_language].findall(EVERYTHING):
+        _by_lead.setdefault(_character.encode()[:1], []).append(_character)
+
+
+def test_whole_characters_stay_exactly_if_they_are_not_foreign():
+    pieces = [character.encode() for character in EVERYTHING[:0x30000]]
+    for language in ("zh", "en"):
+        stay = {piece.decode() for piece in allowed(pieces, language)}
+        assert stay == set(EVERYTHING[:0x30000]) - set(FOREIGN[language].findall(EVERYTHING[:0x30000]))
+        assert set("aÉßŁ ,.!?…“”’，。、！？0９½٣👍🏽☕\u0301\u200d") <= stay
+        assert not set("あカ한фλאกन") & stay
+        assert (set("大家好佢嘅㗎々〇龥") <= stay) == (language == "zh")
+    assert not set(regex.findall(r"\p{Han}", EVERYTHING[:0x30000])) & stay
+
+
+def test_prefixes_stay_if_nothing_foreign_begins_with_them():
+    pieces = [b"\xe4", b"\xe5\xa4", b" \xe5\xa4", b"\xe3", b"\xe3\x80", b"\xe3\x81", b"\xea", b"\xc3", b"\xe2\x80", b"\xd0", b"\xf0\x9f", b"\xf0\x9f\x98", b"\xf0\xa0",
+              b"\xa4\xa7", b"\x81", b"\xff", b"\xe3\x81\x82"]
+    assert set(pieces) - set(allowed(pieces, "zh")) == {b"\xe3", b"\xe3\x81", b"\xea", b"\xd0", b"\xf0\x9f", b"\xe3\x81\x82"} - NOT_FOREIGN_AFTER_F09F
+    assert {b"\xc3", b"\xe2\x80", b"\xf0\x9f\x98", b"\xa4\xa7", b"\x81", b"\xff"} <= set(allowed(pieces, "en"))
+    assert not {b"\xe4", b"\xe5\xa4", b"\xf0\xa0"} & set(allowed(pieces, "en"))
+
+
+# U+1F200 is Hiragana, so the two bytes that begin the emoji begin a foreign letter as well; three bytes of them do not.
+NOT_FOREIGN_AFTER_F09F = set()
+
+
+def test_special_tokens_and_undefined_ids_are_never_forbidden():
+    vocab = {character: number for number, character in enumerate(ALPHABET)}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    added = [{"id": 256, "content": "<|конец|>", "special": True}, {"id": 257, "content": "слово"}]
+    tokenizer = Tokenizer({"model": {"type": "BPE", "vocab": vocab, "merges": []}, "pre_tokenizer": byte_level, "decoder": byte_level, "added_tokens": added})
+    forbidden = forbidden_ids(tokenizer, "en", 300)
+    assert forbidden == sorted(set(forbidden)) and 257 in forbidden and not {256, *range(258, 300)} & set(forbidden)
+    assert forbidden_ids(tokenizer, "en", 256) == [number for number in forbidden if number < 256]
+    assert forbidden_ids(tokenizer, "auto", 300) == []
+    assert forbidden_ids(tokenizer, "zh", 300) == forbidden_ids(tokenizer, "yue", 300) != forbidden
+    with pytest.raises(OptionError, match="'fr' is unknown; expected one of auto, zh, yue, en"):
+        forbidden_ids(tokenizer, "fr", 300)
+    assert list(LANGUAGES) == ["auto", "zh", "yue", "en"]
+
+
+@pytest.mark.parametrize("language, text", [
+    ("en", "Please transcribe this audio into text."), ("en", "The word 你好 means hello."), ("en", "café"), ("zh", "今天天气不错。"), ("zh", "我们用 Python 写 code,然后 commit。"),
+    ("zh", "好嘞,咱们走!"), ("zh", "唔,我想想。"), ("zh", "他們的關係很好,下午兩點解決了。"), ("zh", "江边度假,而家庭成员都很开心。"), ("yue", "佢哋喺度做緊嘢。"), ("yue", "唔该晒"), ("yue", "你食咗飯未呀?"),
+    ("yue", "我哋 meeting 開咗好耐"), ("", ""), ("", "123 … 👍"), ("", "Привет"), ("zh", "他" * 200 + "佢"),
+])
+def test_name_language(language, text):
+    assert name_language(text) == language

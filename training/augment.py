@@ -1,0 +1,78 @@
+"""Cheap changes to a training clip, different each time it is heard: speed, channel, noise, level; gaps in the log-mel.
+
+They stand for what differs between recordings but not in what is said. Samples are float32 (S,) at 16 kHz, numpy in and out.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RATE = 16_000
+
+
+def augment(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    if rng.random() < 0.5:
+        samples = change_speed(samples, rng.uniform(0.88, 1.13))
+    if rng.random() < 0.4:
+        samples = colour(samples, rng)
+    samples = samples / (np.abs(samples).max() + 1e-6)
+    if rng.random() < 0.6:
+        # From a quiet room (50 dB) to a street (8 dB); more often quiet.
+        samples = samples + noise(len(samples), rng) * 10 ** (-rng.triangular(8, 40, 55) / 20)
+    # Peaks from full scale down to -30 dB. The features are relative to a window's loudest band, so little depends on it.
+    return (samples * 10 ** (-rng.uniform(0, 30) / 20)).astype(np.float32)
+
+
+def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
+    """Faster and higher, or slower and deeper, like a tape: pitch, formants and tempo together."""
+    places = np.arange(0, len(samples) - 1, factor)
+    return np.interp(places, np.arange(len(samples)), samples).astype(np.float32)
+
+
+def colour(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A microphone and a line: a random smooth gain over frequency, and now and then no highs (telephone) or no lows."""
+    spectrum = np.fft.rfft(samples)
+    hertz = np.linspace(0, RATE / 2, len(spectrum))
+    anchors = np.array([0, 250, 500, 1000, 2000, 3000, 4000, 6000, 8000])
+    gain = np.interp(hertz, anchors, rng.normal(0, 4, len(anchors)))
+    if rng.random() < 0.4:
+        gain -= np.clip((hertz - rng.uniform(3200, 6500)) / 300, 0, 1) * 60
+    if rng.random() < 0.3:
+        gain -= np.clip((rng.uniform(100, 350) - hertz) / 100, 0, 1) * 40
+    return np.fft.irfft(spectrum * 10 ** (gain / 20), len(samples)).astype(np.float32)
+
+
+def noise(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise of unit power: white, or falling by up to 9 dB an octave, as rooms and streets sound."""
+    white = np.fft.rfft(rng.standard_normal(count))
+    slope = rng.choice([0.0, rng.uniform(0, 1.5)])
+    shaped = np.fft.irfft(white / np.maximum(np.arange(len(white)), 1) ** slope, count)
+    return shaped / (shaped.std() + 1e-9)
+
+
+def mask_mel(mel: Tensor, rng: np.random.Generator, *, bands: int = 18, frames: int = 12) -> Tensor:
+    """SpecAugment (Park et al., 2019): two stripes of bands and some short stripes of frames are set to the mean. Also
+    shifts the bands of each row a little: a longer or shorter vocal tract."""
+    mel = mel.clone()
+    for row in mel:
+        if rng.random() < 0.5:
+            row.copy_(warp_bands(row, rng.uniform(0.92, 1.09)))
+        mean = row.mean()
+        for _ in range(2):
+            width = int(rng.integers(0, bands + 1))
+            start = int(rng.integers(0, row.shape[0] - width))
+            row[start:start + width] = mean
+        for _ in range(int(rng.integers(0, 1 + row.shape[1] // 150))):
+            width = int(rng.integers(0, frames + 1))
+            start = int(rng.integers(0, max(1, row.shape[1] - width)))
+            row[:, start:start + width] = mean
+    return mel
+
+
+def warp_bands(mel: Tensor, factor: float) -> Tensor:
+    """Reads band b of mel (bands, frames) at b * factor, between two bands by interpolation."""
+    places = (torch.arange(mel.shape[0]) * factor).clamp(max=mel.shape[0] - 1)
+    low = places.floor().long()
+    high = (low + 1).clamp(max=mel.shape[0] - 1)
+    share = (places - low)[:, None]
+    return mel[low] * (1 - share) + mel[high] * share

@@ -1,0 +1,102 @@
+"""Error rates of a model on manifests of recordings.
+
+    python training/evaluate.py MODEL MANIFEST [MANIFEST ...]
+
+A manifest has a JSON object a line: {"audio": path, beside the manifest, "text": what is said, ...}. An error is a word
+(Chinese: a character) that was put in, left out or replaced; the rate is errors over words said.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from glmasr import audio, decode, weights                                             # noqa: E402
+from glmasr.tokenizer import Tokenizer                                                # noqa: E402
+
+
+def read_manifest(path) -> list[dict]:
+    """The lines of a manifest, each with `audio` made a full path."""
+    path = Path(path)
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if line.strip()]
+    return [row | {"audio": str(path.parent / row["audio"])} for row in rows]
+
+
+def words(text: str) -> list[str]:
+    """Words of a text; each Chinese character is one. Letters and digits count, case and punctuation don't."""
+    return re.findall(r"[\u3007\u3400-\u9fff]|[^\W_\u3007\u3400-\u9fff]+", text.lower())
+
+
+def edits(found: list, said: list) -> int:
+    """Fewest insertions, deletions and replacements that make `found` of `said` (Levenshtein)."""
+    row = list(range(len(said) + 1))
+    for i, word in enumerate(found, 1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(said, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
+    return row[-1]
+
+
+@torch.inference_mode()
+def recognise(model, tokenizer, recordings: list[torch.Tensor], *, beams: int = 1, max_new: int = 64) -> list[str]:
+    """The texts of some recordings (S,), as one batch."""
+    config = model.config
+    heard = []
+    for samples in recordings:
+        cut = audio.windows(samples, config.window)
+        counts = [min(config.window, len(samples) - start) for start in range(0, max(1, len(samples)), config.window)]
+        heard.append(torch.cat(model.encode(audio.log_mel(cut, config.encoder.bands), counts)))
+    prompts = [model.prompt(tokenizer, len(rows)) for rows in heard]
+    if beams == 1:
+        found = decode.greedy(model, heard, prompts, stop=config.stop, max_new=max_new)
+    else:
+        found = decode.beam(model, heard, prompts, stop=config.stop, max_new=max_new, width=beams)
+    best = [item if isinstance(item, decode.Hypothesis) else item[0] for item in found]
+    return [tokenizer.decode(hypothesis.ids).strip() for hypothesis in best]
+
+
+def evaluate(model, tokenizer, rows: list[dict], *, beams: int = 1, batch: int = 16, show=None, progress: bool = True) -> float:
+    """Error rate over the recordings of a manifest. `show(row, text)` is called for each one with an error."""
+    wrong = total = 0
+    rows = sorted(rows, key=lambda row: row.get("seconds", 0))
+    for start in tqdm(range(0, len(rows), batch), disable=not progress, leave=False):
+        part = rows[start:start + batch]
+        texts = recognise(model, tokenizer, [audio.load(row["audio"]) for row in part], beams=beams)
+        for row, text in zip(part, texts):
+            errors = edits(words(text), words(row["text"]))
+            wrong, total = wrong + errors, total + len(words(row["text"]))
+            if errors and show:
+                show(row, text)
+    return wrong / max(1, total)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="a model directory, or demo")
+    parser.add_argument("manifests", nargs="+", metavar="MANIFEST")
+    parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--errors", action="store_true", help="print each recording that was not recognised without errors")
+    args = parser.parse_args()
+    directory = weights.find(args.model)
+    model = weights.load(directory, dtype=args.dtype)
+    tokenizer = Tokenizer.read(directory / "tokenizer.json")
+
+    def show(row, text):
+        print(f"  {Path(row['audio']).name} ({row.get('speaker', '')}): said {row['text']!r}, found {text!r}")
+
+    print("| manifest | recordings | errors |\n|---|---|---|")
+    for path in args.manifests:
+        rows = read_manifest(path)
+        rate = evaluate(model, tokenizer, rows, beams=args.beams, show=show if args.errors else None)
+        print(f"| {Path(path).stem} | {len(rows)} | {100 * rate:.2f} % |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""Trains a model of this package, from scratch or from its weights, on a manifest of recordings and texts.
+
+    python training/train.py MODEL_DIR --train train.jsonl --eval eval.jsonl --out RUN --steps 8000
+
+MODEL_DIR holds config.json and tokenizer.json; where it holds weights too, they are the start (fine-tuning) unless
+--from-scratch is given. RUN gets `model/` (a complete checkpoint: what is evaluated, the running mean of the weights) and
+`state.safetensors` (to go on from: the same command again resumes).
+
+Two losses: cross-entropy of the answer after the trained prompt, and, while training only, CTC between the encoder's states
+and the text, which teaches a fresh encoder to listen long before the decoder could.
+
+For a part of the steps (--short) a batch is padded to its longest recording, not to the whole window. Rotary positions
+don't mind, and it is several times cheaper; the rest of the steps gets the model used to the silence that it will hear.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from glmasr import audio, weights                                                     # noqa: E402
+from glmasr.config import HOP, STRIDE, GlmAsrConfig                                   # noqa: E402
+from glmasr.conv_frontend import audio_rows, conv_frames, mel_frames                  # noqa: E402
+from glmasr.model import GlmAsr                                                       # noqa: E402
+from glmasr.tokenizer import Tokenizer                                                # noqa: E402
+
+from augment import augment, mask_mel                                                 # noqa: E402
+from evaluate import evaluate, read_manifest                                          # noqa: E402
+
+IGNORE = -100                   # a target that has no loss
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Batch:
+    mel: Tensor                 # (windows, bands, frames)
+    samples: list[list[int]]    # for each recording the samples in each of its windows
+    tokens: Tensor              # (B, T) prompt and text
+    targets: Tensor             # (B, T) the next token where it is text, else IGNORE
+    labels: list[Tensor]        # text ids, for CTC
+
+
+def plan(rows: list[dict], budget: float, window: float, whole: bool, rng: random.Random) -> list[list[dict]]:
+    """Groups recordings of like length so that each batch has about `budget` seconds, padding counted."""
+    def cost(row):
+        return window * -(-row["seconds"] // window) if whole else row["seconds"] + 0.5
+
+    rows = sorted(rows, key=lambda row: row["seconds"] * rng.uniform(0.8, 1.25))
+    batches, batch, longest = [], [], 0.0
+    for row in rows:
+        longest_now = max(longest, cost(row))
+        if batch and longest_now * (len(batch) + 1) > budget:
+            batches.append(batch)
+            batch, longest_now = [], cost(row)
+        batch.append(row)
+        longest = longest_now
+    batches.append(batch)
+    rng.shuffle(batches)
+    return batches
+
+
+def collate(rows: list[dict], model: GlmAsr, tokenizer: Tokenizer, whole: bool, seed: int, clean: bool = False) -> Batch:
+    """Reads, changes and pads the recordings of a batch."""
+    config, rng = model.config, np.random.default_rng(seed)
+    recordings = [audio.load(row["audio"]) for row in rows]
+    if not clean:
+        recordings = [torch.from_numpy(augment(samples.numpy(), rng)) for samples in recordings]
+    longest = max(len(samples) for samples in recordings)
+    step = HOP * STRIDE
+    length = config.window if whole or longest > config.window else -(-longest // step) * step
+    cut = [audio.windows(samples, length) for samples in recordings]
+    counts = [[min(length, len(samples) - start) for start in range(0, len(samples), length)] for samples in recordings]
+    mel = audio.log_mel(torch.cat(cut), config.encoder.bands)
+    texts = [torch.tensor(tokenizer.encode(row["text"])) for row in rows]
+    end = torch.tensor([tokenizer.special.get("<|user|>", config.stop[0])])
+    tokens, targets = [], []
+    for text, count in zip(texts, counts):
+        prompt = torch.tensor(model.prompt(tokenizer, sum(audio_rows(n, config.merge) for n in count)))
+        tokens.append(torch.cat((prompt, text)))
+        targets.append(torch.cat((torch.full((len(prompt) - 1,), IGNORE), text, end)))
+    return Batch(mel if clean else mask_mel(mel, rng), counts, nn.utils.rnn.pad_sequence(tokens, batch_first=True),
+                 nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORE), texts)
+
+
+def stream(rows, model, tokenizer, args, start: int):
+    """Endless batches from step `start` on, the next ones read while this one is learned."""
+    def batches():
+        step, epoch, plans = 0, 0, {}
+        queue: list[list[dict]] = []
+        was_whole = None
+        while True:
+            whole = step >= args.short * args.steps
+            if not queue or whole != was_whole:
+                queue = plan(rows, args.batch_seconds, model.config.window_seconds, whole, random.Random(args.seed + epoch))
+                epoch, was_whole = epoch + 1, whole
+            batch = queue.pop()
+            if step >= start:
+                yield batch, whole, args.seed * 1_000_003 + step
+            step += 1
+
+    source = batches()
+    with ThreadPoolExecutor(1) as reader:
+        def submit():
+            batch, whole, seed = next(source)
+            return reader.submit(collate, batch, model, tokenizer, whole, seed)
+
+        waiting = [submit() for _ in range(4)]
+        while True:
+            yield waiting.pop(0).result()
+            waiting.append(submit())
+
+
+# -- losses ------------------------------------------------------------------------------------------------------------
+
+class Labels(nn.Module):
+    """The CTC head: encoder states -> the text ids that the training texts use, and a blank (label 0)."""
+
+    def __init__(self, width: int, texts: list[list[int]], vocabulary: int):
+        super().__init__()
+        used = sorted({token for text in texts for token in text})
+        self.register_buffer("label", torch.zeros(vocabulary, dtype=torch.long).index_put(
+            (torch.tensor(used),), torch.arange(1, len(used) + 1)), persistent=False)
+        self.head = nn.Linear(width, len(used) + 1)
+
+    def loss(self, states: list[Tensor], texts: list[Tensor]) -> Tensor:
+        logits = self.head(nn.utils.rnn.pad_sequence(states)).float().log_softmax(-1)        # (T, B, labels)
+        return F.ctc_loss(logits, self.label[torch.cat(texts)], torch.tensor([len(x) for x in states]),
+                          torch.tensor([len(x) for x in texts]), zero_infinity=True)
+
+
+def losses(model: GlmAsr, labels: Labels, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(cross-entropy of the answer, CTC)."""
+    states = model.encoder(batch.mel)
+    rows = model.projector(states)
+    counts = [count for recording in batch.samples for count in recording]
+    heard = [row[:audio_rows(count, model.config.merge)] for row, count in zip(rows, counts)]
+    spoken = [state[:conv_frames(mel_frames(count))] for state, count in zip(states, counts)]
+    sizes = [len(recording) for recording in batch.samples]
+    joined, start = [], 0
+    for size in sizes:
+        joined.append(torch.cat(spoken[start:start + size]))
+        start += size
+    hidden = model.decoder(model.embed(batch.tokens, heard))
+    answers = batch.targets != IGNORE
+    logits = model.decoder.head(hidden[answers]).float()
+    return F.cross_entropy(logits, batch.targets[answers], label_smoothing=0.05), labels.loss(joined, batch.labels)
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
+
+def start_model(directory: Path, from_scratch: bool) -> GlmAsr:
+    if not from_scratch and any(directory.glob("model.safetensors*")):
+        return weights.load(directory, dtype="float32", device="cpu").requires_grad_(True)
+    model = GlmAsr(GlmAsrConfig.read(directory))
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    nn.init.normal_(model.decoder.embed.weight, std=0.05)
+    for blocks in (model.encoder.blocks, model.decoder.blocks):
+        for block in blocks:        # what is added to the residual starts small, so that depth doesn't blow it up
+            for layer in (block.attn.out, block.mlp.down):
+                layer.weight.data /= (2 * len(blocks)) ** 0.5
+    return model
+
+
+def rate(step: int, args) -> float:
+    """Learning rate: linear up, then half a cosine down to a hundredth."""
+    if step < args.warmup:
+        return args.rate * (step + 1) / args.warmup
+    done = (step - args.warmup) / max(1, args.steps - args.warmup)
+    return args.rate * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * min(1.0, done))))
+
+
+def save_state(path: Path, step: int, parts: dict[str, nn.Module], optimizer, mean: dict[str, Tensor]) -> None:
+    """Everything that the next session needs, as safetensors: no pickle, and a half-written file never replaces a whole one."""
+    state = {f"{part}/{name}": value.contiguous() for part, module in parts.items() for name, value in module.state_dict().items()}
+    state |= {f"mean/{name}": value for name, value in mean.items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        state |= {f"adam/{index}/{key}": value for key, value in values.items()}
+    state = {name: value.clone() for name, value in state.items()}
+    save_file(state, path.with_suffix(".part"), metadata={"step": str(step)})
+    path.with_suffix(".part").replace(path)
+
+
+def load_state(path: Path, parts: dict[str, nn.Module], optimizer, mean: dict[str, Tensor]) -> int:
+    with safe_open(path, framework="pt") as file:
+        groups: dict[str, dict] = {}
+        for name in file.keys():
+            part, _, rest = name.partition("/")
+            groups.setdefault(part, {})[rest] = file.get_tensor(name).clone()
+        step = int(file.metadata()["step"])
+    for part, module in parts.items():
+        module.load_state_dict(groups[part])
+    for name, value in groups["mean"].items():
+        mean[name].copy_(value)
+    state: dict[int, dict] = {}
+    for name, value in groups.get("adam", {}).items():
+        index, _, key = name.partition("/")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step
+
+
+def with_weights(model: GlmAsr, mean: dict[str, Tensor]):
+    """Swaps the model's parameters with the running mean; called again, swaps back."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            kept = parameter.detach().clone()
+            parameter.copy_(mean[name])
+            mean[name].copy_(kept)
+
+
+def report(model, tokenizer, mean, args, step: int) -> None:
+    """Saves the mean of the weights as a checkpoint and prints its error rates."""
+    with_weights(model, mean)
+    weights.save(model, args.out / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (args.model / name).is_file():
+            shutil.copy(args.model / name, args.out / "model" / name)
+    for manifest in args.eval:
+        rows = read_manifest(manifest)[:args.eval_count]
+        error = evaluate(model.eval(), tokenizer, rows, progress=False)
+        tqdm.write(f"step {step}: {Path(manifest).stem}: word errors {100 * error:.2f} %")
+    with_weights(model.train(), mean)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("--train", required=True, nargs="+", metavar="MANIFEST")
+    parser.add_argument("--eval", default=[], nargs="+", metavar="MANIFEST")
+    parser.add_argument("--out", required=True, type=Path, metavar="RUN")
+    parser.add_argument("--from-scratch", action="store_true", help="random weights, even if MODEL_DIR has some")
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch-seconds", type=float, default=80, help="recording and padding in a batch (default 80)")
+    parser.add_argument("--short", type=float, default=0.7, help="share of the steps with short padding (default 0.7)")
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate (default 1.5e-3; fine-tuning: 1e-4)")
+    parser.add_argument("--warmup", type=int, default=300)
+    parser.add_argument("--ctc", type=float, default=0.5, help="weight of the CTC loss (default 0.5)")
+    parser.add_argument("--decay", type=float, default=0.05, help="weight decay of the matrices (default 0.05)")
+    parser.add_argument("--mean", type=float, default=0.998, help="decay of the running mean of the weights (default 0.998)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--eval-every", type=int, default=1000)
+    parser.add_argument("--eval-count", type=int, default=60, help="recordings of each manifest to evaluate (default 60)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    rows = [row for manifest in args.train for row in read_manifest(manifest)]
+    tokenizer = Tokenizer.read(args.model / "tokenizer.json")
+    model = start_model(args.model, args.from_scratch).train()
+    labels = Labels(model.config.encoder.width, [tokenizer.encode(row["text"]) for row in rows], model.config.decoder.vocabulary)
+    matrices = [p for part in (model, labels) for p in part.parameters() if p.dim() > 1]
+    vectors = [p for part in (model, labels) for p in part.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": args.decay}, {"params": vectors, "weight_decay": 0.0}],
+                                  lr=args.rate, betas=(0.9, 0.98))
+    mean = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    parts = {"model": model, "labels": labels}
+    args.out.mkdir(parents=True, exist_ok=True)
+    state = args.out / "state.safetensors"
+    first = load_state(state, parts, optimizer, mean) if state.is_file() else 0
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(rows)} recordings, "
+          f"{sum(row['seconds'] for row in rows) / 3600:.1f} h; steps {first} to {args.steps}", flush=True)
+
+    batches = stream(rows, model, tokenizer, args, first)
+    shown = np.zeros(2)
+    with tqdm(total=args.steps, initial=first, mininterval=10) as bar:
+        for step in range(first, args.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step, args)
+            with torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bfloat16"):
+                answer, ctc = losses(model, labels, next(batches))
+            (answer + args.ctc * ctc).backward()
+            nn.utils.clip_grad_norm_([*matrices, *vectors], 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            decay = min(args.mean, (step + 1) / (step + 10))
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    mean[name].lerp_(parameter, 1 - decay)
+            shown = 0.98 * shown + 0.02 * np.array([answer.item(), ctc.item()])
+            known = shown / (1 - 0.98 ** (step - first + 1))
+            bar.set_postfix_str(f"answer {known[0]:.3f} ctc {known[1]:.3f}", refresh=False)
+            bar.update()
+            if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
+                report(model, tokenizer, mean, args, step + 1)
+                save_state(state, step + 1, parts, optimizer, mean)
+
+
+if __name__ == "__main__":
+    main()
