@@ -1,1 +1,20 @@
-"""GLM-ASR in plain PyTorch."""
+"""GLM-ASR in plain PyTorch: speech recognition for Mandarin, Cantonese and English.
+
+    import glmasr
+    recogniser = glmasr.load("demo")
+    print(recogniser.transcribe("examples/zh.wav").text)
+"""
+
+from .errors import AudioError, CheckpointError, GlmAsrError, OptionError, TokenizerError
+
+__version__ = "0.1.0"
+__all__ = ["AudioError", "CheckpointError", "GlmAsrError", "OptionError", "Recogniser", "Segment", "TokenizerError", "Transcript",
+           "load"]
+
+
+def __getattr__(name: str):
+    # Everything else needs torch, which takes a second to import: wait until it is asked for.
+    if name in ("load", "Recogniser", "Segment", "Transcript"):
+        from . import pipeline
+        return getattr(pipeline, name)
+    raise AttributeError(f"module 'glmasr' has no attribute {name!r}")

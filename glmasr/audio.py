@@ -52,12 +52,12 @@ CONTAINERS = ("aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,loas,matros
 
 # ---- reading ------------------------------------------------------------------------------------------------------------
 
-def load(source, sample_rate=None) -> Tensor:
+def load(source, sample_rate=None, *, warn=warnings.warn) -> Tensor:
     """The whole recording -> float32 samples (S,), mono, 16 kHz: `blocks` joined. Arguments and errors as there."""
-    return torch.cat(list(blocks(source, sample_rate)))
+    return torch.cat(list(blocks(source, sample_rate, warn=warn)))
 
 
-def blocks(source, sample_rate=None, *, seconds=30.0) -> Iterator[Tensor]:
+def blocks(source, sample_rate=None, *, seconds=30.0, warn=warnings.warn) -> Iterator[Tensor]:
     """Yield a recording as float32 blocks (S,), mono, 16 kHz: each `seconds` long, the last one at most that.
 
     `source` is one of
@@ -68,18 +68,18 @@ def blocks(source, sample_rate=None, *, seconds=30.0) -> Iterator[Tensor]:
 
     Raises AudioError, at the first block for what the header shows and later for what is inside: a recording that is
     missing, empty, not audio, outside 4..384 kHz, or that holds NaN or infinite samples. One that breaks off in the middle
-    is read up to there, with a warning.
+    is read up to there, and `warn` is called with a sentence that says so.
     """
     if not 1 <= seconds * SAMPLE_RATE < math.inf:
         raise OptionError(f"seconds is {seconds}; a block needs at least one sample and an end: give, for example, 30.0")
     with ExitStack() as stack:            # closes files and ends ffmpeg, also when the caller stops before the end
-        name, rate, parts = _open(source, sample_rate, stack)
+        name, rate, parts = _open(source, sample_rate, stack, warn)
         samples = _regrouped(_mono(parts, name), VALUES)        # decoders give small parts; long ones are faster behind
         samples = _resampled(samples, _checked_rate(rate, name), SAMPLE_RATE)
         yield from _regrouped(samples, round(seconds * SAMPLE_RATE))
 
 
-def _open(source, sample_rate, stack):
+def _open(source, sample_rate, stack, warn):
     """source -> its name in messages, its sample rate, and an iterator over float arrays (samples, channels)."""
     if isinstance(source, (np.ndarray, Tensor)):
         return _open_array(source, sample_rate)
@@ -95,9 +95,9 @@ def _open(source, sample_rate, stack):
         trouble = "a .raw file has no header"
     else:
         if file.format in FORMATS and file.subtype in CODECS:
-            return name, file.samplerate, _decoded(file, name)
+            return name, file.samplerate, _decoded(file, name, warn)
         trouble = f"{file.subtype} in {file.format} is not among the formats read directly"
-    return _open_ffmpeg(path, name, trouble, stack)
+    return _open_ffmpeg(path, name, trouble, stack, warn)
 
 
 def _open_array(source, sample_rate):
@@ -169,7 +169,7 @@ def _spooled(stream, name, stack):
     return path, name
 
 
-def _decoded(file, name):
+def _decoded(file, name, warn):
     """An open SoundFile -> float32 arrays (samples, channels)."""
     step, read, trouble = max(1, VALUES // file.channels), 0, ""
     while not trouble:
@@ -187,16 +187,17 @@ def _decoded(file, name):
         raise AudioError(f"{name}: cannot be decoded ({trouble}); the file is damaged: record or download it again")
     # MP3 headers only estimate the length, and 2^62 and more stand for a length that is not stated.
     if 0 < read < file.frames < 2 ** 62 and file.format != "MP3":
-        _warn_of_damage(name, read / file.samplerate, f"{file.frames / file.samplerate:.1f} s announced")
-    elif "lost sync" in trouble:
-        _warn_of_damage(name, read / file.samplerate, trouble)
+        trouble = f"{file.frames / file.samplerate:.1f} s announced"
+    elif "lost sync" not in trouble:
+        return
+    warn(_damage(name, read / file.samplerate, trouble))
 
 
-def _warn_of_damage(name, seconds, trouble):
-    warnings.warn(f"{name}: breaks off after {seconds:.1f} s ({trouble.rstrip('.')}); what comes before is used")
+def _damage(name, seconds, trouble) -> str:
+    return f"{name}: breaks off after {seconds:.1f} s ({trouble.rstrip('.')}); what comes before is used"
 
 
-def _open_ffmpeg(path, name, trouble, stack):
+def _open_ffmpeg(path, name, trouble, stack, warn):
     """As `_open`, for what libsndfile does not read: `trouble` says why."""
     program = shutil.which("ffmpeg")
     if program is None:
@@ -229,7 +230,7 @@ def _open_ffmpeg(path, name, trouble, stack):
             read += len(raw) // width
             yield part.reshape(-1, channels)
         if process.wait() != 0 and read:
-            _warn_of_damage(name, read / rate, complaint())
+            warn(_damage(name, read / rate, complaint()))
 
     return name, rate, parts()
 

@@ -1,10 +1,12 @@
-"""The language option of a model without language tokens: a rule on the vocabulary, and the name of the language of a text.
+"""The language option of a model without language tokens: a rule on the vocabulary, and the language of a text by name.
 
-The model recognises Mandarin (zh), Cantonese (yue) and English (en) and decides by itself which one it hears. No prompt for it was trained. What
-can be promised instead is what is written: `forbidden_ids` lists the vocabulary entries that could put a letter of another script into the
-text. A decoder that never picks them never writes such a letter. Zh and yue share their scripts, so the choice between them forbids nothing.
+The model recognises Mandarin (zh), Cantonese (yue) and English (en), and decides by itself which one it hears; no prompt for
+it was trained. What can be promised is what is written: `forbidden_ids` lists the vocabulary entries that could put a letter
+of another script into the text, and a decoder that never picks them never writes one. zh and yue share their scripts, so
+the choice between those two forbids nothing.
 
-Unusual: a vocabulary entry is bytes, and may hold one part of a letter. So entries that only BEGIN a foreign letter are forbidden as well.
+Unusual: a vocabulary entry is bytes, and may hold a part of a letter. So entries that only BEGIN a foreign letter are
+forbidden as well.
 """
 
 from functools import lru_cache
@@ -14,21 +16,24 @@ import regex
 from .errors import OptionError
 from .tokenizer import Tokenizer
 
-LANGUAGES: "dict[str, tuple[str, ...] | None]" = {              # the scripts that each may be written in; None: all
+LANGUAGES: dict[str, tuple[str, ...] | None] = {     # the scripts that each may be written in; None: all
     "auto": None,
     "zh": ("Han", "Latin"),
     "yue": ("Han", "Latin"),
     "en": ("Latin",),
 }
-SHARED = ("Common", "Inherited", "Unknown")                     # punctuation, digits, emoji, combining marks: of no script
-# Two Hangul tone marks of the 15th century and a squared kana count as shared too: they alone would take E3 80 from 、。《》「」 and F0 9F from emoji.
-EXEMPT = "\u302e\u302f\U0001f200"
+SHARED = ("Common", "Inherited", "Unknown")     # punctuation, digits, emoji, combining marks: of no script
+# A squared kana, which is no letter, counts as shared too: it alone would take the prefix F0 9F from all emoji.
+EXEMPT = "\U0001f200"
 
 
 @lru_cache(maxsize=None)
-def _foreign(scripts: tuple) -> "tuple[regex.Pattern, frozenset[bytes]]":
+def _foreign(scripts: tuple) -> tuple[regex.Pattern, frozenset[bytes]]:
     """A pattern for the characters of other scripts, and every proper prefix of their UTF-8."""
-    pattern = regex.compile("[^" + "".join(rf"\p{{Script={script}}}" for script in (*scripts, *SHARED)) + EXEMPT + "]")
+    own = "".join(rf"\p{{Script={script}}}" for script in scripts)
+    shared = "".join(rf"\p{{Script={script}}}" for script in SHARED) + EXEMPT
+    # A letter that several scripts share (the long-vowel mark of kana, the micro sign) is not of the language's own.
+    pattern = regex.compile(rf"[^{own}{shared}]|(?=\p{{L}})[^{own}]")
     everything = "".join(map(chr, (*range(0xD800), *range(0xE000, 0x110000))))
     characters = (character.encode() for character in pattern.findall(everything))
     return pattern, frozenset(code[:n] for code in characters for n in range(1, len(code)))
@@ -37,18 +42,19 @@ def _foreign(scripts: tuple) -> "tuple[regex.Pattern, frozenset[bytes]]":
 def forbidden_ids(tokenizer: Tokenizer, language: str, vocabulary_size: int) -> list[int]:
     """The ids below `vocabulary_size` that a language forbids, in order. Raises OptionError for an unknown language.
 
-    Forbidden is a character whose Unicode property Script names a script that the language is not written in: letters, and what belongs
-    to them, such as Thai vowel marks. (Three symbols are exempt, see `EXEMPT`.) Forbidden ids are those whose bytes
+    Forbidden are the letters (Unicode category L) of all scripts but the language's own, and the other characters that
+    belong to one such script, as Thai vowel marks do. Forbidden ids are those whose bytes
       (a) contain a forbidden character, or
       (b) end in the beginning of one: a proper prefix of its UTF-8.
     Special tokens (the stop ids among them) and ids without a token have no bytes and are never forbidden.
 
-    No sequence of the other ids spells a forbidden character. Its first byte is a lead byte, which belongs to exactly one token of the sequence.
-    Either all its bytes are in that token: (a). Or the token ends before the last of them, so the token ends in a proper prefix: (b). What
-    tokens before and after hold makes no difference, since a lead byte never continues an earlier character.
+    No sequence of the other ids spells a forbidden character. Its first byte is a lead byte, which belongs to exactly one
+    token of the sequence. Either all its bytes are in that token: (a). Or the token ends before the last of them, and so in
+    a proper prefix: (b). What stands in tokens before and after makes no difference: a lead byte never continues a character.
 
-    Nothing more is forbidden: a token that only continues characters stays, and so does a prefix that no forbidden character begins with. For
-    zh all of E4 stays (Han and hexagrams); E3 goes, since it begins kana, and with it only those Han below U+4000 that are spelled byte by byte.
+    Nothing more is forbidden: a token that only continues characters stays, and so does a prefix that no forbidden
+    character begins with. For zh all of E4 stays (Han and hexagrams); E3 goes, since it begins kana, and with it those Han
+    below U+4000 that a vocabulary spells byte by byte.
     """
     if language not in LANGUAGES:
         raise OptionError(f"language {language!r} is unknown; expected one of {', '.join(LANGUAGES)}")
@@ -68,8 +74,8 @@ def forbidden_ids(tokenizer: Tokenizer, language: str, vocabulary_size: int) -> 
 
 _HAN = regex.compile(r"\p{Script=Han}")
 _LATIN_WORD = regex.compile(r"\p{Script=Latin}[\p{Script=Latin}\p{M}'’]*")
-# Written Cantonese, in traditional and simplified characters. Left out on purpose, because written Mandarin has them too: 係 (關係), 咩, 囉, 嘞 (好嘞),
-# 喎, 靚, 仲, 點解 (兩點解決), 邊度 (江邊度假), 而家 (而家庭), and 唔 alone, which is also an interjection.
+# Written Cantonese, in traditional and simplified characters. Left out on purpose, because written Mandarin has them too:
+# 係 (關係), 咩, 囉, 嘞 (好嘞), 喎, 靚, 仲, 點解 (兩點解決), 邊度 (江邊度假), 而家 (而家庭), and 唔 alone, an interjection.
 _CANTONESE = regex.compile(r"[嘅喺咗佢哋冇嚟嗰啲咁嘢㗎噉攞揾搵瞓冚啱睇諗谂嗌喐嘥孭氹啩乜攰]|[係系]咪|鍾意|钟意"
                            r"|唔[係系好知該该會会使同到得駛驶見见想要識识緊紧夠够明啱記记]")
 
@@ -77,8 +83,9 @@ _CANTONESE = regex.compile(r"[嘅喺咗佢哋冇嚟嗰啲咁嘢㗎噉攞揾搵�
 def name_language(text: str) -> str:
     """ "zh", "yue" or "en"; "" for a text with neither Han nor Latin letters.
 
-    One Han character counts as much as one Latin word, so Chinese with some English words is Chinese. Chinese is "yue" with at least one mark
-    of written Cantonese in 50 characters. Cantonese speech written down in standard Chinese has none and is "zh": nothing in the text tells them apart.
+    One Han character counts as much as one Latin word, so Chinese with some English words is Chinese. Chinese is "yue" with
+    at least one mark of written Cantonese in 50 characters. Cantonese speech written down in standard Chinese has none and
+    is "zh": nothing in the text tells them apart.
     """
     han, words = len(_HAN.findall(text)), len(_LATIN_WORD.findall(text))
     if not han and not words:
