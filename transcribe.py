@@ -5,11 +5,12 @@
     python transcribe.py examples/*.wav --model demo
 
 Progress, warnings and a closing line go to standard error. Exit code: 0 all recognised, 1 some recording or the model could
-not be used, 2 wrong usage.
+not be used, or nobody reads the text, 2 wrong usage, 130 interrupted.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -33,7 +34,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="default: bfloat16 where the machine is fast at it")
     parser.add_argument("--json", action="store_true", help="one JSON object a recording, instead of its text")
     parser.add_argument("--quiet", action="store_true", help="errors only on standard error")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)   # options may stand between recordings
 
 
 def peak_memory() -> str:
@@ -50,9 +51,20 @@ def peak_memory() -> str:
     return text
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = arguments(argv)
-    import glmasr
+def line(name: str, transcript, as_json: bool) -> str:
+    """What standard output gets for a recording. Letters that its encoding lacks are escaped: no text is lost, JSON stays JSON."""
+    encoding = sys.stdout.encoding or "utf-8"
+    record = {"audio": name, **asdict(transcript)}
+    text = json.dumps(record, ensure_ascii=False) if as_json else transcript.text
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(record) if as_json else text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+def run(args: argparse.Namespace) -> int:
+    import glmasr                               # takes a second: not before the arguments are known to be right
     from tqdm import tqdm
 
     def say(text: str) -> None:
@@ -76,12 +88,24 @@ def main(argv: list[str] | None = None) -> int:
         spent += time.perf_counter() - start
         seconds += transcript.seconds
         for warning in transcript.warnings:
-            say(f"warning: {name}: {warning}")
-        tqdm.write(json.dumps({"audio": name, **asdict(transcript)}, ensure_ascii=False) if args.json else transcript.text, file=sys.stdout)
+            say(f"warning: {name}: {warning.removeprefix(f'{name}: ')}")
+        tqdm.write(line(name, transcript, args.json), file=sys.stdout)
         sys.stdout.flush()
-    say(f"{seconds:.1f} s of sound in {spent:.2f} s, {seconds / spent if spent else 0:.1f} x real time; peak memory {peak_memory()}"
+    say(f"{seconds:.1f} s of sound in {spent:.2f} s, real-time factor {spent / seconds if seconds else 0:.3f}; peak memory {peak_memory()}"
         + (f"; {failed} of {len(args.audio)} recordings failed" if failed else ""))
     return 1 if failed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:                     # `| head` has seen enough: the interpreter's own last flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 if __name__ == "__main__":

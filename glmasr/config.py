@@ -101,7 +101,7 @@ class GlmAsrConfig:
             raise CheckpointError(f"config.json: model_type is {kind!r}; this package runs 'glmasr' "
                                   "(GLM-ASR in Transformers or original format)")
         stop = generation.get("eos_token_id", parts.pop("stop"))
-        return cls(stop=_ids(stop), **parts, **_processor(processor))
+        return cls(stop=_ids(stop), **parts, **_processor(processor, parts["encoder"].bands))
 
     def to_published(self, dtype) -> dict[str, dict]:
         """File name -> JSON object, as the Transformers format has them; `read` gives this configuration again."""
@@ -141,10 +141,11 @@ _DECODER = {"vocabulary": "vocab_size", "width": "hidden_size", "layers": "num_h
             "positions": "max_position_embeddings"}
 
 # Keys that change what is computed, with the values that this code computes.
-_MUST = {"hidden_act": ("gelu", "silu"), "projector_hidden_act": ("gelu",), "attention_bias": (False,), "mlp_bias": (False,),
+_MUST = {"projector_hidden_act": ("gelu",), "attention_bias": (False,), "mlp_bias": (False,),
          "rope_scaling": (None,), "adapter_type": ("mlp",), "use_rope": (True,), "merge_factor": (4,),
          "activation_function": ("gelu",), "mlp_adapter_act": ("gelu",), "quantization_config": (None,),
-         "pretraining_tp": (1,), "layer_norm_eps": (1e-5,)}
+         "pretraining_tp": (1,), "layer_norm_eps": (1e-5,), "tie_word_embeddings": (True, False, None)}
+_ACTIVATION = {"audio_config": "gelu", "text_config": "silu", "lm_config": "silu"}     # of `hidden_act`, which both parts have
 
 # Keys that say nothing about what is computed when transcribing.
 _IGNORED = {"architectures", "dtype", "torch_dtype", "transformers_version", "initializer_range", "use_cache",
@@ -153,7 +154,7 @@ _IGNORED = {"architectures", "dtype", "torch_dtype", "transformers_version", "in
             "num_hidden_layers", "audio_config", "text_config", "audio_token_id", "_name_or_path", "name_or_path", "auto_map",
             "output_hidden_states", "output_attentions", "return_dict", "chunk_size_feed_forward", "is_encoder_decoder",
             "id2label", "label2id", "problem_type", "_attn_implementation", "_attn_implementation_autoset",
-            "num_attention_heads", "intermediate_size", "num_key_value_heads", "head_dim", "is_decoder"}
+            "num_attention_heads", "intermediate_size", "num_key_value_heads", "head_dim", "is_decoder", "hidden_act"}
 
 
 def _transformers(config: dict) -> dict:
@@ -193,9 +194,11 @@ def _original(config: dict) -> dict:
             "stop": text.get("eos_token_id", config.get("eos_token_id", GlmAsrConfig.stop))}
 
 
-def _processor(processor: dict) -> dict:
+def _processor(processor: dict, bands: int) -> dict:
     features = processor.get("feature_extractor", {})
-    for key, value in {"sampling_rate": SAMPLE_RATE, "hop_length": HOP, "n_fft": 400, "dither": 0.0}.items():
+    if not isinstance(features, dict):
+        raise CheckpointError(f"processor_config.json: feature_extractor is {features!r}, expected an object")
+    for key, value in {"sampling_rate": SAMPLE_RATE, "hop_length": HOP, "n_fft": 400, "dither": 0.0, "feature_size": bands}.items():
         if features.get(key, value) != value:
             raise CheckpointError(f"processor_config.json: {key} is {features[key]!r}, expected {value}")
     found = {"window_seconds": features.get("chunk_length"), "longest_seconds": processor.get("max_audio_len"),
@@ -211,8 +214,10 @@ def _object(config: dict, key: str) -> dict:
 
 
 def _require(name: str, part: dict) -> None:
-    for key, allowed in _MUST.items():
-        if key in part and part[key] not in allowed:
+    must = _MUST | ({"hidden_act": (_ACTIVATION[name],)} if name in _ACTIVATION else {})
+    for key, allowed in must.items():
+        # TRAP: 1 == True, so the type counts too.
+        if key in part and not any(part[key] == value and isinstance(part[key], bool) == isinstance(value, bool) for value in allowed):
             raise CheckpointError(f"{name}: {key} is {part[key]!r}; this package computes {' or '.join(map(repr, allowed))} only")
 
 
@@ -234,10 +239,12 @@ def _head_size(values: dict, default: type) -> None:
 
 def _rope(name: str, part: dict, key: str, default: float) -> float:
     rope = part.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise CheckpointError(f"{name}: rope_parameters is {rope!r}, expected an object")
     if rope.get("rope_type", "default") != "default":
         raise CheckpointError(f"{name}: rope_type is {rope['rope_type']!r}; this package computes 'default' only")
     value = rope.get(key, part.get(key, default))
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+    if not (_is_number(value) and value > 0):
         raise CheckpointError(f"{name}: {key} is {value!r}, expected a positive number")
     return float(value)
 
@@ -260,7 +267,7 @@ def check(config: GlmAsrConfig) -> None:
                 raise CheckpointError(f"{name}: {field.name} is {value!r}, expected an integer from 0 to {_LARGEST}")
             if field.type in (int, "int") and value == 0 and field.name not in ("audio_token", "rotary"):
                 raise CheckpointError(f"{name}: {field.name} is 0, expected at least 1")
-            if field.type in (float, "float") and not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            if field.type in (float, "float") and not (_is_number(value) and value > 0):
                 raise CheckpointError(f"{name}: {field.name} is {value!r}, expected a positive number")
     encoder, decoder = config.encoder, config.decoder
     for name, part in (("encoder", encoder), ("decoder", decoder)):
@@ -288,6 +295,10 @@ def check(config: GlmAsrConfig) -> None:
 
 def _is_integer(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_json(path: Path) -> dict:

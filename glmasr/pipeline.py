@@ -6,6 +6,7 @@
 All windows of a recording go into ONE prompt, up to the model's limit, as the published model was used.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from . import audio as sound
 from . import decode, weights
 from .config import GlmAsrConfig
-from .errors import OptionError
+from .errors import CheckpointError, OptionError
 from .language import LANGUAGES, forbidden_ids, name_language
 from .model import GlmAsr
 from .tokenizer import Tokenizer
@@ -24,6 +25,8 @@ from .tokenizer import Tokenizer
 TOKENS_A_SECOND, TOKENS_AT_LEAST = 16, 32
 # Shorter recordings make no row that the decoder could hear; they are padded with silence up to here.
 SHORTEST = 961
+# The special tokens of the prompt.
+MARKERS = ("<|user|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|assistant|>")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,15 @@ def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto") -> "R
     """
     directory = weights.find(name_or_path)
     model = weights.load(directory, device=device, dtype=dtype)
-    return Recogniser(model, Tokenizer.read(directory / "tokenizer.json"))
+    tokenizer = Tokenizer.read(directory / "tokenizer.json")
+    # TRAP: with the tokenizer of another model the prompt has ids that mean something else, or nothing.
+    for name in MARKERS:
+        tokenizer.id(name)
+    prompt = model.prompt(tokenizer, 1)
+    if max(prompt) >= model.config.decoder.vocabulary or prompt.count(model.config.audio_token) > 1:
+        raise CheckpointError(f"{directory / 'tokenizer.json'}: its ids don't fit the vocabulary of {model.config.decoder.vocabulary} and the "
+                              f"audio token {model.config.audio_token} of config.json; it is that of another model")
+    return Recogniser(model, tokenizer)
 
 
 class Recogniser:
@@ -81,6 +92,7 @@ class Recogniser:
                         with its `sample_rate` in Hz
         language        "zh", "yue", "en": letters that the language is not written in are forbidden; "auto": nothing is
         beams           width of the search; 1 is greedy
+        length_penalty  of a search with beams: above 1 favours long answers, below 1 short ones
         max_new_tokens  limit for the answer; by default it follows from the length of the recording
 
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
@@ -89,6 +101,11 @@ class Recogniser:
         for name, value in (("beams", beams), ("max_new_tokens", max_new_tokens)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise OptionError(f"{name} is {value!r}, expected a positive integer")
+        positions = self.config.decoder.positions
+        if max_new_tokens is not None and max_new_tokens > positions:       # memory for all of them is taken at once
+            raise OptionError(f"max_new_tokens is {max_new_tokens}, expected at most {positions}, the positions that the model knows")
+        if not isinstance(length_penalty, (int, float)) or not math.isfinite(length_penalty):
+            raise OptionError(f"length_penalty is {length_penalty!r}, expected a finite number")
         warnings: list[str] = []
         samples = sound.load(audio, sample_rate, warn=warnings.append)
         seconds = len(samples) / sound.SAMPLE_RATE
@@ -137,6 +154,6 @@ class Recogniser:
     def _within_limit(self, samples: Tensor, warnings: list[str]) -> Tensor:
         most = self.config.longest_windows * self.config.window
         if len(samples) > most:
-            warnings.append(f"the model takes {most / sound.SAMPLE_RATE:.0f} s at most: the last "
+            warnings.append(f"the model takes {most / sound.SAMPLE_RATE:.0f} s at most, {self.config.longest_windows} whole windows: the last "
                             f"{(len(samples) - most) / sound.SAMPLE_RATE:.1f} s of the recording are left out")
         return samples[:most]

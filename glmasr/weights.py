@@ -139,7 +139,7 @@ def read_header(path: Path) -> dict[str, dict]:
     for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1])):
         first, last = _offsets(entry)
         shape, dtype = entry.get("shape") if isinstance(entry, dict) else None, entry.get("dtype") if isinstance(entry, dict) else None
-        if (dtype not in _SIZES or not isinstance(shape, list)
+        if (not isinstance(dtype, str) or dtype not in _SIZES or not isinstance(shape, list)
                 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)):
             raise broken(f"tensor {name} has dtype {dtype!r} and shape {shape!r}")
         count = _SIZES[dtype]
@@ -263,6 +263,8 @@ def choose_device(device) -> torch.device:
         device = torch.device(device)
     except (RuntimeError, TypeError):
         raise OptionError(f"device is {device!r}, expected 'auto', 'cpu' or 'cuda'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise OptionError(f"device is {str(device)!r}, expected 'auto', 'cpu' or 'cuda'")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise OptionError("device is 'cuda', but PyTorch finds no GPU; use --device cpu, or install a CUDA build of PyTorch")
     return device
@@ -273,7 +275,7 @@ def choose_dtype(dtype) -> torch.dtype:
         raise OptionError("dtype float16 is refused: this model was trained in bfloat16 and its activations overflow float16 "
                           "(the text becomes garbage); use bfloat16 or float32")
     types = {"bfloat16": torch.bfloat16, "float32": torch.float32, torch.bfloat16: torch.bfloat16, torch.float32: torch.float32}
-    if dtype not in types:
+    if not isinstance(dtype, (str, torch.dtype)) or dtype not in types:
         raise OptionError(f"dtype is {dtype!r}, expected 'auto', 'bfloat16' or 'float32'")
     return types[dtype]
 

@@ -30,7 +30,7 @@ SOURCES = {
     "zh": {"recorded": 0.50, "espeak": 0.36, "espeak_joined": 0.14},
     "yue": {"recorded": 0.50, "espeak": 0.36, "espeak_joined": 0.14},
 }
-LONG_SHARE = 0.03
+LONG_SHARE = 0.05        # half of these become longer than USUAL_SECONDS
 PAUSE = 0.5              # seconds; a gap this long ends a phrase
 USUAL_SECONDS = 9.5
 LONGEST_SECONDS = 18.0
@@ -49,6 +49,11 @@ class Plan:
     is_long: bool
     hurry: float
 
+    @property
+    def longest_run(self):
+        """The most digits that a synthesizer says in one go."""
+        return 2 if self.is_long else 8
+
 
 def pick(rng, table):
     """A key of {key: weight}."""
@@ -62,15 +67,16 @@ def draw_plan(rng, language):
     lengths = np.arange(1, 13)
     weights = np.where(lengths <= 3, 1.4, 1.0)
     count = rng.integers(9, 13) if is_long else rng.choice(lengths, p=weights / weights.sum())
-    style = "apart" if is_long else pick(rng, {"connected": 0.35, "close": 0.4, "apart": 0.25})
+    style = "slow" if is_long else pick(rng, {"connected": 0.35, "close": 0.4, "apart": 0.25})
     return Plan(language, [int(d) for d in rng.integers(0, 10, count)], style, is_long, 1.0)
 
 
 def draw_gaps(rng, plan, count):
     """Seconds of silence (negative: overlap) before each clip but the first; now and then a pause that ends a phrase."""
-    low, high = {"connected": (-0.03, 0.03), "close": (0.0, 0.18), "apart": (0.1, 0.47)}[plan.style]
+    low, high = {"connected": (-0.03, 0.03), "close": (0.0, 0.18), "apart": (0.1, 0.47), "slow": (0.25, 0.47)}[plan.style]
     gaps = rng.uniform(low, high, count) * plan.hurry
-    pauses = rng.random(count) < min(0.35, rng.choice([0.0, 0.0, 1.0, 1.5]) / max(1, count))
+    share = 0.35 if plan.is_long else min(0.35, rng.choice([0.0, 0.0, 1.0, 1.5]) / max(1, count))
+    pauses = rng.random(count) < share
     return np.where(pauses, PAUSE + 0.05 + rng.uniform(0, 1.0, count) * plan.hurry, gaps)
 
 
@@ -169,7 +175,7 @@ def from_espeak(rng, plan):
     accent, variant = draw_espeak(rng, plan.language)
     rate = int(np.clip(rng.uniform(90, 140 if plan.is_long else 260) / plan.hurry, 80, 400))
     pitch = int(rng.integers(10, 91))
-    runs = split(rng, plan.digits, 8)
+    runs = split(rng, plan.digits, plan.longest_run)
     clips = [(espeak(run, separators(rng, len(run)), accent, variant, rate, pitch), run) for run in runs]
     clips, mark = perhaps_disguised(rng, plan, clips, 0.35)
     return clips, f"espeak-{accent}-{variant}{mark}"
@@ -179,7 +185,7 @@ def from_flite(rng, plan):
     """Connected speech of one flite voice at a random rate."""
     voice = str(rng.choice(voices.FLITE_VOICES))
     stretch = rng.uniform(0.65, 1.5) * plan.hurry
-    clips = [(voices.flite(run, separators(rng, len(run)), voice, stretch), run) for run in split(rng, plan.digits, 8)]
+    clips = [(voices.flite(run, separators(rng, len(run)), voice, stretch), run) for run in split(rng, plan.digits, plan.longest_run)]
     clips, mark = perhaps_disguised(rng, plan, clips, 0.6)
     return clips, f"flite-{voice}{mark}"
 

@@ -1,0 +1,34 @@
+"""The order in which the modules build on each other, and what the package needs of others."""
+
+import ast
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "glmasr"
+ORDER = ["errors", "config", "audio", "tokenizer", "language", "decode", "layers", "conv_frontend", "encoder", "decoder", "model", "weights",
+         "pipeline"]
+OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
+
+
+def imports(path):
+    """Modules of the package, and top-level names of others, that a file imports anywhere in it."""
+    own, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level < 2 and not (node.module or "").startswith("glmasr"), f"{path.name}: imports the package by its name"
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            (own if node.level else others).update(name.split(".")[0] for name in names)
+        elif isinstance(node, ast.Import):
+            others.update(alias.name.split(".")[0] for alias in node.names)
+    return own, others
+
+
+def test_each_module_builds_on_those_before_it_only():
+    for path in PACKAGE.glob("*.py"):
+        allowed = ORDER if path.stem.startswith("__") else ORDER[:ORDER.index(path.stem)]
+        assert imports(path)[0] <= set(allowed), path.name
+
+
+def test_nothing_is_imported_that_is_not_required():
+    for path in PACKAGE.rglob("*.py"):
+        assert imports(path)[1] <= OTHERS | set(sys.stdlib_module_names), path.name
