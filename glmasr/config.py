@@ -101,7 +101,11 @@ class GlmAsrConfig:
             raise CheckpointError(f"config.json: model_type is {kind!r}; this package runs 'glmasr' "
                                   "(GLM-ASR in Transformers or original format)")
         stop = generation.get("eos_token_id", parts.pop("stop"))
-        return cls(stop=_ids(stop), **parts, **_processor(processor, parts["encoder"].bands))
+        result = cls(stop=_ids(stop), **parts, **_processor(processor))
+        bands = processor.get("feature_extractor", {}).get("feature_size", result.encoder.bands)
+        if bands != result.encoder.bands:
+            raise CheckpointError(f"processor_config.json: feature_size is {bands!r}, but the encoder hears {result.encoder.bands} bands")
+        return result
 
     def to_published(self, dtype) -> dict[str, dict]:
         """File name -> JSON object, as the Transformers format has them; `read` gives this configuration again."""
@@ -194,11 +198,11 @@ def _original(config: dict) -> dict:
             "stop": text.get("eos_token_id", config.get("eos_token_id", GlmAsrConfig.stop))}
 
 
-def _processor(processor: dict, bands: int) -> dict:
+def _processor(processor: dict) -> dict:
     features = processor.get("feature_extractor", {})
     if not isinstance(features, dict):
         raise CheckpointError(f"processor_config.json: feature_extractor is {features!r}, expected an object")
-    for key, value in {"sampling_rate": SAMPLE_RATE, "hop_length": HOP, "n_fft": 400, "dither": 0.0, "feature_size": bands}.items():
+    for key, value in {"sampling_rate": SAMPLE_RATE, "hop_length": HOP, "n_fft": 400, "dither": 0.0}.items():
         if features.get(key, value) != value:
             raise CheckpointError(f"processor_config.json: {key} is {features[key]!r}, expected {value}")
     found = {"window_seconds": features.get("chunk_length"), "longest_seconds": processor.get("max_audio_len"),

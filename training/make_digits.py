@@ -176,7 +176,8 @@ def from_espeak(rng, plan):
     rate = int(np.clip(rng.uniform(90, 140 if plan.is_long else 260) / plan.hurry, 80, 400))
     pitch = int(rng.integers(10, 91))
     runs = split(rng, plan.digits, plan.longest_run)
-    clips = [(espeak(run, separators(rng, len(run)), accent, variant, rate, pitch), run) for run in runs]
+    hanzi = accent in HANZI_SHARE and rng.random() < HANZI_SHARE[accent]
+    clips = [(espeak(run, separators(rng, len(run)), accent, variant, rate, pitch, hanzi), run) for run in runs]
     clips, mark = perhaps_disguised(rng, plan, clips, 0.35)
     return clips, f"espeak-{accent}-{variant}{mark}"
 

@@ -30,7 +30,8 @@ HANZI = "零一二三四五六七八九"
 HELD_OUT_VARIANTS = ("f2", "f5", "Annie", "linda", "belinda", "m3", "m7", "Andy", "Diogo", "Michael")
 ODD_VARIANTS = re.compile(r"robo|robot|whisper|croak|demonic|announcer|klatt|kaukovalta|fast", re.IGNORECASE)
 ACCENTS = {
-    # TRAP: voice "cmn" of espeak-ng 1.51 reads the tone numbers of hanzi as English words ("yi one"); with ASCII digits it is right.
+    # TRAP: voice "cmn" of espeak-ng 1.51 reads hanzi as English letters and the number of the tone ("yi one"); ASCII digits
+    # it reads right. Since people will try the demo with what espeak-ng makes of hanzi, a share of the data is like that.
     "zh": ("cmn",),
     "yue": ("yue", "yue-latn-jyutping"),
     "en": ("en-us", "en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc", "en-029"),
@@ -141,12 +142,12 @@ def espeak_variants():
     return names, weights / weights.sum()
 
 
-def espeak(digits, separators, accent, variant, rate, pitch):
-    """One espeak-ng clip. Digits go in as ASCII for Chinese (see ACCENTS); separators (" ", ", " or "; ") stand between them.
+def espeak(digits, separators, accent, variant, rate, pitch, hanzi=False):
+    """One espeak-ng clip. Digits go in as ASCII for Chinese, or as `hanzi` (see ACCENTS); separators (" ", ", " or "; ") stand between.
 
     A separator always holds a space or a comma, so that no two digits are read as one number or one word.
     """
-    words = WORDS if accent.startswith("en") else "0123456789"
+    words = WORDS if accent.startswith("en") else HANZI if hanzi else "0123456789"
     text = "".join(words[d] + s for d, s in zip(digits, [*separators, ""]))
     return synthesize(["espeak-ng", "-z", "-v", f"{accent}+{variant}", "-s", str(rate), "-p", str(pitch), text, "-w"])
 
@@ -262,13 +263,13 @@ class Disguise:
 
     @classmethod
     def draw(cls, rng, sounds):
-        """A random speaker for the voice of these sounds; pitch stays in 70-340 Hz, the sounds' mean length goes to 0.22-0.6 s a digit.
+        """A random speaker for the voice of these sounds; pitch stays in 70-340 Hz, the sounds' mean length goes to 0.22-0.85 s a digit.
 
         `sounds` are single digits; for phrases the caller replaces `pace`.
         """
         natural_pitch = float(np.median([median_pitch(sound) for sound in sounds]))
         natural_seconds = FRAME * float(np.mean([len(sound.pitch) for sound in sounds]))
-        seconds = math.exp(rng.uniform(math.log(0.22), math.log(0.6)))
+        seconds = math.exp(rng.uniform(math.log(0.22), math.log(0.85)))
         low, high = max(0.6, 70 / natural_pitch), min(1.7, 340 / natural_pitch)
         pitch = math.exp(rng.uniform(math.log(min(low, high)), math.log(high)))
         # Higher voices come from shorter vocal tracts, loosely: half of the formant shift follows the pitch.
