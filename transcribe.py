@@ -5,7 +5,7 @@
     python transcribe.py examples/*.wav --model demo
 
 Progress, warnings and a closing line go to standard error. Exit code: 0 all recognised, 1 some recording or the model could
-not be used, or nobody reads the text, 2 wrong usage, 130 interrupted.
+not be used, or the text can't be written, 2 wrong usage, 130 interrupted.
 """
 
 import argparse
@@ -103,7 +103,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:                     # `| head` has seen enough: the interpreter's own last flush goes nowhere
+    except OSError as error:                    # the text can't be written
+        if not isinstance(error, BrokenPipeError):                      # `| head` has just seen enough
+            print(f"error: {error}", file=sys.stderr)
+        # TRAP: the interpreter flushes standard output once more when it ends, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

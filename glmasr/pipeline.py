@@ -92,7 +92,7 @@ class Recogniser:
                         with its `sample_rate` in Hz
         language        "zh", "yue", "en": letters that the language is not written in are forbidden; "auto": nothing is
         beams           width of the search; 1 is greedy
-        length_penalty  of a search with beams: above 1 favours long answers, below 1 short ones
+        length_penalty  of a search with beams: the higher, the more it favours long answers
         max_new_tokens  limit for the answer; by default it follows from the length of the recording
 
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.

@@ -333,7 +333,9 @@ import sys
 from glmasr.weights import load
 def private():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon:")) // 1024
+modules = len(sys.modules)
 load(sys.argv[2], device="cpu", dtype="bfloat16")       # what the first model imports is none of its weights
+assert len(sys.modules) - modules < 300, "loading imports a part of PyTorch that takes a second: see weights._NoInit"
 before = private()
 model = load(sys.argv[1], device="cpu", dtype="bfloat16")
 total = sum(float(weight.sum()) for weight in model.parameters())       # every page is touched

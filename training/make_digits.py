@@ -1,6 +1,6 @@
 """Make the demo's training data: utterances of one to twelve connected digits in Mandarin, Cantonese and English, from many speakers.
 
-    python training/make_digits.py OUT --recorded-en DIR --recorded-zh DIR... --recorded-yue DIR... --hold-out-speaker NAME... --count N
+    python training/make_digits.py OUT --recorded-en DIR --recorded-zh DIR... --recorded-yue DIR... --hold-out-speaker NAME...
 
 writes OUT/audio/*/*.wav (mono, 16 kHz, 16 bits), OUT/train.jsonl and OUT/eval_*.jsonl. A line is
     {"audio", "text", "language", "speaker", "seconds", "phrases": [{"start", "end", "text"}]}
@@ -34,7 +34,8 @@ LONG_SHARE = 0.05        # half of these become longer than USUAL_SECONDS
 PAUSE = 0.5              # seconds; a gap this long ends a phrase
 USUAL_SECONDS = 9.5
 LONGEST_SECONDS = 18.0
-FACES = {"recorded": 600, "espeak_joined": 300}   # imagined speakers of single digits in a language
+FACES = {"recorded": 500, "espeak_joined": 120}   # imagined speakers of single digits in a language
+HANZI_SHARE = {"cmn": 0.15, "yue": 0.4}      # of espeak-ng's connected speech, read from hanzi: see voices.ACCENTS
 FESTIVAL_PHRASES = 250   # for each voice
 PEAK = 10 ** (-3 / 20)
 NOISE = 10 ** (-40 / 20)
@@ -358,22 +359,24 @@ def arguments():
     for language, name in (("en", "English"), ("zh", "Mandarin"), ("yue", "Cantonese")):
         parser.add_argument(f"--recorded-{language}", nargs="+", required=True, metavar="DIR", help=f"folders of recorded {name} digits")
     parser.add_argument("--hold-out-speaker", nargs="*", default=[], metavar="NAME", help="recorded speakers for evaluation only")
-    parser.add_argument("--count", type=int, default=36000, help="training utterances")
+    parser.add_argument("--evaluate-speaker", nargs="*", default=[], metavar="NAME",
+                        help="recorded speakers for evaluation AND training: leave them out with train.py --without to measure")
+    parser.add_argument("--count", type=int, default=22000, help="training utterances")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     return parser.parse_args()
 
 
 def recorded_banks(args):
-    """({language: training speakers}, {language: held-out speakers})."""
-    train, held = {}, {}
+    """({language: training speakers}, {language: speakers to evaluate})."""
+    train, held, wanted = {}, {}, {*args.hold_out_speaker, *args.evaluate_speaker}
     for language in LANGUAGES:
         speakers = voices.recorded_takes(getattr(args, f"recorded_{language}"))
-        held[language] = {name: takes for name, takes in speakers.items() if name in args.hold_out_speaker}
+        held[language] = {name: takes for name, takes in speakers.items() if name in wanted}
         train[language] = {name: takes for name, takes in speakers.items() if name not in args.hold_out_speaker}
         if not train[language]:
             raise SystemExit(f"error: no recorded {language} speaker is left for training: hold out fewer")
-    unknown = set(args.hold_out_speaker) - {name for speakers in held.values() for name in speakers}
+    unknown = wanted - {name for speakers in held.values() for name in speakers}
     if unknown:
         raise SystemExit(f"error: no recorded speaker is called {', '.join(sorted(unknown))}")
     return train, held

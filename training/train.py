@@ -243,6 +243,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--train", required=True, nargs="+", metavar="MANIFEST")
+    parser.add_argument("--without", default=[], nargs="+", metavar="SPEAKER", help="leave out recordings of these speakers, changed ones too")
     parser.add_argument("--eval", default=[], nargs="+", metavar="MANIFEST")
     parser.add_argument("--out", required=True, type=Path, metavar="RUN")
     parser.add_argument("--from-scratch", action="store_true", help="random weights, even if MODEL_DIR has some")
@@ -266,7 +267,8 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    rows = [row for manifest in args.train for row in read_manifest(manifest)]
+    rows = [row for manifest in args.train for row in read_manifest(manifest)
+            if row.get("speaker", "").partition("*")[0] not in args.without]
     tokenizer = Tokenizer.read(args.model / "tokenizer.json")
     model = start_model(args.model, args.from_scratch).train()
     labels = Labels(model.config.encoder.width, [tokenizer.encode(row["text"]) for row in rows], model.config.decoder.vocabulary)

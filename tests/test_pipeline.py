@@ -1,0 +1,372 @@
+"""From a recording to a Transcript, with a tiny random checkpoint: what does not depend on how well a model hears."""
+
+import inspect
+import io
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import regex
+import soundfile
+import torch
+
+import glmasr
+from glmasr import pipeline, weights
+from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig
+from glmasr.decode import Hypothesis
+from glmasr.model import GlmAsr
+from glmasr.tokenizer import ALPHABET
+
+ROOT = Path(__file__).resolve().parent.parent
+RATE = 16_000
+WINDOW, LONGEST = 2, 5                  # seconds: two whole windows fit, 4 s
+SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|pad|>", "<|begin_of_audio|>", "<|end_of_audio|>")
+# How strongly the random model wants each script: unforbidden, most of what it writes is kana, then Han, then Latin.
+WISHES = {"いのはをにでときたもこ": 9, "語零一二三四五六七八九好大": 4, "abcdefghijklmnopqrstuvwxyz": 2, "лжфщ": 4, "가나다라": 4}
+FOREIGN = {"zh": r"(?=\p{L})[^\p{Han}\p{Latin}]", "yue": r"(?=\p{L})[^\p{Han}\p{Latin}]", "en": r"(?=\p{L})[^\p{Latin}]"}
+
+
+def make_tokenizer() -> dict:
+    """Every byte, every character of WISHES, and, as trained vocabularies have them, what those characters begin with."""
+    merges = []
+    for character in "".join(WISHES):
+        code = "".join(ALPHABET[byte] for byte in character.encode())
+        merges += [(code[:n], code[n]) for n in range(1, len(code)) if (code[:n], code[n]) not in merges]
+    tokens = [*ALPHABET, *(left + right for left, right in merges)]
+    return {"added_tokens": [{"id": len(tokens) + n, "content": name, "special": True, "normalized": False, "single_word": False,
+                              "lstrip": False, "rstrip": False} for n, name in enumerate(SPECIAL)],
+            "normalizer": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+            "decoder": {"type": "ByteLevel"},
+            "model": {"type": "BPE", "vocab": {token: n for n, token in enumerate(tokens)}, "merges": [list(m) for m in merges]}}
+
+
+def make_checkpoint(directory: Path, seed: int = 5) -> Path:
+    """A tiny random model in the published format, whose answers depend on what it hears and are not all alike."""
+    file = make_tokenizer()
+    vocabulary, ids = file["model"]["vocab"], {token["content"]: token["id"] for token in file["added_tokens"]}
+    config = GlmAsrConfig(
+        encoder=EncoderConfig(bands=80, width=16, layers=1, heads=2, key_heads=2, head_size=8, hidden=64, rotary=4),
+        decoder=DecoderConfig(vocabulary=len(vocabulary) + len(ids), width=24, layers=2, heads=2, key_heads=1, head_size=12, hidden=32,
+                              positions=512),
+        audio_token=ids["<|pad|>"], stop=(ids["<|endoftext|>"], ids["<|user|>"], ids["<|observation|>"]),
+        window_seconds=WINDOW, longest_seconds=LONGEST)
+    model, generator = GlmAsr(config), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in sorted(model.named_parameters()):
+            if weight.dim() > 1:
+                weight.copy_(1.5 * torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5)
+        for characters, strength in WISHES.items():
+            for character in characters:
+                model.decoder.head.weight[vocabulary["".join(ALPHABET[byte] for byte in character.encode())]] *= strength
+        model.decoder.head.weight[len(vocabulary):] = 0             # no special token is ever the likeliest
+    weights.save(model, directory, torch.float32)
+    (directory / "tokenizer.json").write_text(json.dumps(file), encoding="utf-8")
+    return directory
+
+
+def melody(seconds: float, seed: int = 0) -> np.ndarray:
+    """float32 (S,): tones and noise that change all the time."""
+    random = np.random.default_rng(seed)
+    time = np.arange(round(seconds * RATE)) / RATE
+    pitch = 300 + 1500 * random.random(len(time) // 1600 + 1).repeat(1600)[:len(time)]
+    return (0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / RATE) + 0.02 * random.standard_normal(len(time))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def recogniser(checkpoint):
+    return glmasr.load(checkpoint, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def copy(checkpoint, tmp_path):
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+
+@pytest.fixture
+def says(recogniser, monkeypatch):
+    """says(text): from now on that is what the search finds."""
+    def let(text):
+        found = Hypothesis(recogniser.tokenizer.encode(text), -1.0, True)
+        monkeypatch.setattr(pipeline.decode, "greedy", lambda *args, **more: [found])
+    return let
+
+
+# ---- the package and load -----------------------------------------------------------------------------------------------
+
+def test_importing_the_package_does_not_import_torch():
+    program = ("import sys, glmasr; glmasr.GlmAsrError; assert not {'torch', 'numpy', 'soundfile'} & set(sys.modules); "
+               "assert set(glmasr.__all__) >= {'load', 'Recogniser', 'Transcript'}; "
+               "assert not hasattr(glmasr, 'nothing'); print('fine')")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+def test_signatures():
+    assert str(inspect.signature(glmasr.load)).startswith(
+        "(name_or_path='glm-asr-nano-2512', *, device='auto', dtype='auto')")
+    parameters = inspect.signature(glmasr.Recogniser.transcribe).parameters
+    assert list(parameters)[:3] == ["self", "audio", "language"] and parameters["language"].default == "auto"
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in list(parameters)[3:])
+
+
+def test_load(checkpoint, recogniser):
+    assert isinstance(recogniser, glmasr.Recogniser)
+    assert recogniser.config is recogniser.model.config and recogniser.config == GlmAsrConfig.read(checkpoint)
+    assert recogniser.tokenizer.decode(recogniser.tokenizer.encode("零 one")) == "零 one"
+    assert recogniser.model.device.type == "cpu" and recogniser.model.dtype == torch.float32
+    assert glmasr.load(str(checkpoint), device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
+    assert glmasr.load(checkpoint).model.dtype in (torch.bfloat16, torch.float32)
+    with pytest.raises(TypeError):
+        glmasr.load(checkpoint, "cpu")
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"dtype": "float16"}, "overflow"), ({"dtype": "int8"}, "int8"), ({"device": "toaster"}, "toaster"), ({"device": "cuda"}, "cuda")])
+def test_load_refuses_options(checkpoint, options, message):
+    if options.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(glmasr.OptionError, match=message):
+        glmasr.load(checkpoint, **options)
+
+
+def test_load_without_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(glmasr.CheckpointError) as caught:
+        glmasr.load()
+    assert len(str(caught.value).splitlines()) == 2 and "--model demo" in str(caught.value)
+    with pytest.raises(glmasr.CheckpointError, match="no such directory"):
+        glmasr.load(tmp_path / "nothing")
+    with pytest.raises(glmasr.CheckpointError, match="config.json"):
+        glmasr.load(tmp_path)
+
+
+def damage(directory, file):
+    """Makes one file of a checkpoint unusable in a way that its own format allows or not; returns what the error must name."""
+    path = directory / file.split(":")[0]
+    if file == "model.safetensors:short":
+        path.write_bytes(path.read_bytes()[:-8])
+    elif file == "tokenizer.json:marker":
+        path.write_text(path.read_text(encoding="utf-8").replace("<|begin_of_audio|>", "<|begin|>"), encoding="utf-8")
+        return "<\\|begin_of_audio\\|>"
+    elif file == "tokenizer.json:other":                        # markers whose ids the model does not have
+        data = json.loads(path.read_text(encoding="utf-8"))
+        for token in data["added_tokens"]:
+            token["id"] += 1000
+        path.write_text(json.dumps(data), encoding="utf-8")
+    elif file == "tokenizer.json:gone":
+        path.unlink()
+    else:
+        path.write_text("{", encoding="utf-8")
+    return path.name
+
+
+@pytest.mark.parametrize("file", ["config.json", "processor_config.json", "generation_config.json", "model.safetensors",
+                                  "model.safetensors:short", "tokenizer.json", "tokenizer.json:gone", "tokenizer.json:marker",
+                                  "tokenizer.json:other"])
+def test_damaged_checkpoint_is_an_error_of_one_line(copy, file):
+    with pytest.raises(glmasr.CheckpointError, match=damage(copy, file)) as caught:
+        glmasr.load(copy)
+    assert "\n" not in str(caught.value)
+
+
+# ---- what transcribe takes ----------------------------------------------------------------------------------------------
+
+def test_one_sound_in_every_form_gives_one_text(recogniser, tmp_path):
+    sound = melody(1.5)
+    path = tmp_path / "sound.wav"
+    soundfile.write(path, sound, RATE, subtype="FLOAT")
+    expected = recogniser.transcribe(sound, sample_rate=RATE, max_new_tokens=12)
+    assert expected.text != recogniser.transcribe(melody(1.5, seed=1), sample_rate=RATE, max_new_tokens=12).text   # it does listen
+    stereo = np.stack([sound, sound], axis=1)
+    with open(path, "rb") as file:
+        forms = {"str": str(path), "Path": path, "bytes": path.read_bytes(), "BytesIO": io.BytesIO(path.read_bytes()), "file": file}
+        found = {name: recogniser.transcribe(form, max_new_tokens=12) for name, form in forms.items()}
+    arrays = {"float64": sound.astype(np.float64), "column": sound[:, None], "stereo": stereo, "channels first": stereo.T,
+              "torch": torch.from_numpy(sound), "torch stereo": torch.from_numpy(stereo)}
+    found |= {name: recogniser.transcribe(array, sample_rate=RATE, max_new_tokens=12) for name, array in arrays.items()}
+    for name, transcript in found.items():
+        assert transcript == expected, name
+
+
+def test_all_channels_are_heard(recogniser):
+    left, right = melody(1), melody(1, seed=1)
+    both = recogniser.transcribe(np.stack([left, right], axis=1), sample_rate=RATE, max_new_tokens=12)
+    assert both == recogniser.transcribe((left + right) / 2, sample_rate=RATE, max_new_tokens=12)
+    assert both.text != recogniser.transcribe(left, sample_rate=RATE, max_new_tokens=12).text
+
+
+def test_another_sample_rate(recogniser):
+    transcript = recogniser.transcribe(np.zeros(44_100, np.float32), sample_rate=44_100, max_new_tokens=3)
+    assert transcript.seconds == 1.0
+
+
+@pytest.mark.parametrize("audio, options, error", [
+    (np.zeros(800, np.float32), {}, glmasr.AudioError),                                     # no sample rate
+    (torch.zeros(800), {"sample_rate": 0}, glmasr.AudioError),
+    (np.zeros(800, np.int16), {"sample_rate": RATE}, glmasr.AudioError),
+    (np.zeros((2, 2, 2), np.float32), {"sample_rate": RATE}, glmasr.AudioError),
+    (np.full(800, np.nan, np.float32), {"sample_rate": RATE}, glmasr.AudioError),
+    (np.zeros(0, np.float32), {"sample_rate": RATE}, glmasr.AudioError),
+    ("nothing.wav", {}, glmasr.AudioError),
+    ("nothing.wav", {"sample_rate": RATE}, glmasr.AudioError),
+    (b"", {}, glmasr.AudioError),
+    (io.StringIO("text"), {}, glmasr.AudioError),
+    (None, {}, glmasr.AudioError),
+    (torch.zeros(800), {"sample_rate": RATE, "language": "xx"}, glmasr.OptionError),
+    (torch.zeros(800), {"sample_rate": RATE, "language": None}, glmasr.OptionError),
+    (torch.zeros(800), {"sample_rate": RATE, "beams": 0}, glmasr.OptionError),
+    (torch.zeros(800), {"sample_rate": RATE, "beams": 2.0}, glmasr.OptionError),
+    (torch.zeros(800), {"sample_rate": RATE, "beams": 2, "length_penalty": float("nan")}, glmasr.OptionError),
+    (torch.zeros(800), {"sample_rate": RATE, "beams": 2, "length_penalty": "long"}, glmasr.OptionError),
+    (torch.zeros(800), {"sample_rate": RATE, "max_new_tokens": 0}, glmasr.OptionError),
+    (torch.zeros(800), {"sample_rate": RATE, "max_new_tokens": "3"}, glmasr.OptionError),
+    (torch.zeros(800), {"sample_rate": RATE, "max_new_tokens": 10 ** 12}, glmasr.OptionError)])
+def test_what_cannot_be_used_is_an_error_of_the_package(recogniser, audio, options, error):
+    with pytest.raises(error) as caught:
+        recogniser.transcribe(audio, **options)
+    assert isinstance(caught.value, glmasr.GlmAsrError) and str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 159, 160, 201, 800, 960, 961, WINDOW * RATE, WINDOW * RATE + 1])
+def test_any_length(recogniser, samples):
+    transcript = recogniser.transcribe(melody(3)[:samples], sample_rate=RATE, max_new_tokens=3)
+    assert transcript.seconds == samples / RATE and transcript.text
+    assert [(s.start, s.end, s.text) for s in transcript.segments] == [(0.0, samples / RATE, transcript.text)]
+
+
+def test_padding_of_a_short_recording_is_silence(recogniser):
+    short = melody(0.05)
+    padded = np.concatenate([short, np.zeros(961 - len(short), np.float32)])
+    assert (recogniser.transcribe(short, sample_rate=RATE, max_new_tokens=9).text
+            == recogniser.transcribe(padded, sample_rate=RATE, max_new_tokens=9).text)
+
+
+def test_hear_gives_the_rows_of_all_windows(recogniser):
+    sound = torch.from_numpy(melody(3.3))
+    rows = recogniser.hear(sound)
+    first, second = recogniser.hear(sound[:WINDOW * RATE]), recogniser.hear(sound[WINDOW * RATE:])
+    assert rows.shape == (25 + 16, recogniser.config.decoder.width)         # a row is 80 ms
+    torch.testing.assert_close(rows, torch.cat([first, second]), rtol=0, atol=1e-5)
+
+
+# ---- what it says -------------------------------------------------------------------------------------------------------
+
+def test_transcript(recogniser, says):
+    says(" 零一 ok \n")
+    transcript = recogniser.transcribe(melody(0.5), sample_rate=RATE)
+    assert transcript == glmasr.Transcript("零一 ok", "zh", [glmasr.Segment(0.0, 0.5, "零一 ok")], 0.5, [])
+
+
+@pytest.mark.parametrize("text, language", [("零一二", "zh"), ("唔係呀，佢哋喺度", "yue"), ("one two", "en"), ("1 2 3", ""), ("", "")])
+def test_auto_names_the_language(recogniser, says, text, language):
+    says(text)
+    transcript = recogniser.transcribe(melody(0.5), sample_rate=RATE)
+    assert (transcript.text, transcript.language, len(transcript.segments)) == (text, language, bool(text))
+    assert recogniser.transcribe(melody(0.5), "yue", sample_rate=RATE).language == "yue"       # as asked for
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("language", FOREIGN)
+def test_language_forbids_letters(recogniser, monkeypatch, language, beams):
+    emitted = []
+    for name in ("greedy", "beam"):
+        search = getattr(pipeline.decode, name)
+        monkeypatch.setattr(pipeline.decode, name, lambda *args, search=search, **more: emitted.append(search(*args, **more)) or emitted[-1])
+    forbidden = set(pipeline.forbidden_ids(recogniser.tokenizer, language, recogniser.config.decoder.vocabulary))
+    options = {"sample_rate": RATE, "beams": beams, "max_new_tokens": 30}
+    for seed in range(3):
+        free = recogniser.transcribe(melody(1, seed), "auto", **options)
+        assert regex.search(FOREIGN[language], free.text), "the model does not want forbidden letters: the test shows nothing"
+        bound = recogniser.transcribe(melody(1, seed), language, **options)
+        assert bound.language == language and regex.search(r"\p{Latin}" if language == "en" else r"\p{Han}", bound.text)
+        assert not regex.search(FOREIGN[language], bound.text)
+        found = emitted[-1][0] if beams > 1 else emitted[-1]
+        assert found and not any(forbidden & set(hypothesis.ids) for hypothesis in found)
+
+
+def test_beams(recogniser, monkeypatch):
+    widths, search = [], pipeline.decode.beam
+    monkeypatch.setattr(pipeline.decode, "beam", lambda *args, **more: widths.append((more["width"], more["length_penalty"])) or search(*args, **more))
+    for beams, length_penalty in ((1, 1.0), (2, 1.0), (5, 0.8)):
+        transcript = recogniser.transcribe(melody(1), sample_rate=RATE, beams=beams, length_penalty=length_penalty, max_new_tokens=10)
+        assert transcript.text and transcript.segments[0].end == 1.0
+    assert widths == [(2, 1.0), (5, 0.8)]                       # one beam is greedy search
+
+
+# ---- what it warns of ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_token_limit(recogniser, beams):
+    transcript = recogniser.transcribe(melody(1), sample_rate=RATE, beams=beams, max_new_tokens=7)
+    assert len(transcript.warnings) == 1
+    assert "7 tokens" in transcript.warnings[0] and "incomplete" in transcript.warnings[0]
+
+
+def test_default_token_limit_grows_with_the_recording(recogniser):
+    for seconds in (0.5, 2.0):
+        warnings = recogniser.transcribe(melody(seconds), sample_rate=RATE).warnings
+        assert len(warnings) == 1 and f"{32 + round(16 * seconds)} tokens" in warnings[0] and "incomplete" in warnings[0]
+
+
+def test_a_stop_id_ends_the_text_without_a_warning(copy, recogniser, monkeypatch):
+    ids = []
+    search = pipeline.decode.greedy
+    monkeypatch.setattr(pipeline.decode, "greedy", lambda *args, **more: ids.append(search(*args, **more)[0].ids) or search(*args, **more))
+    recogniser.transcribe(melody(1), sample_rate=RATE, max_new_tokens=20)
+    last = next(n for n in range(19, 0, -1) if ids[0].index(ids[0][n]) == n)                # an id that was not there before
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, ids[0][last]]}))
+    stopping = glmasr.load(copy, device="cpu", dtype="float32")
+    transcript = stopping.transcribe(melody(1), sample_rate=RATE, max_new_tokens=20)
+    assert transcript.warnings == [] and ids[-1] == ids[0][:last]
+    assert transcript.text == recogniser.tokenizer.decode(ids[0][:last]).strip()
+    # Enough is exactly enough: the stop id counts.
+    assert stopping.transcribe(melody(1), sample_rate=RATE, max_new_tokens=last + 1).warnings == []
+    assert len(stopping.transcribe(melody(1), sample_rate=RATE, max_new_tokens=last).warnings) == 1
+
+
+def test_an_empty_answer(recogniser, monkeypatch):
+    config = recogniser.config
+    monkeypatch.setattr(recogniser.model, "config", replace(config, stop=tuple(range(config.decoder.vocabulary))))
+    transcript = recogniser.transcribe(melody(1), sample_rate=RATE)
+    assert transcript == glmasr.Transcript("", "", [], 1.0, [])
+
+
+def test_more_than_the_model_takes(recogniser):
+    """Only whole windows count, as Transformers cuts: of 5 s with windows of 2 s, 4 s."""
+    sound = melody(6.5)
+    whole = recogniser.transcribe(sound[:4 * RATE], sample_rate=RATE, max_new_tokens=9)
+    assert not any("left out" in warning for warning in whole.warnings)
+    longer = recogniser.transcribe(sound, sample_rate=RATE, max_new_tokens=9)
+    assert (longer.text, longer.seconds, longer.segments) == (whole.text, 6.5, [glmasr.Segment(0.0, 4.0, whole.text)])
+    warning, = (warning for warning in longer.warnings if "left out" in warning)
+    assert "4 s" in warning and "2 whole windows" in warning and "2.5 s" in warning
+    assert any("left out" in warning for warning in recogniser.transcribe(sound[:5 * RATE], sample_rate=RATE, max_new_tokens=3).warnings)
+
+
+def test_a_recording_that_breaks_off(recogniser, tmp_path):
+    path = tmp_path / "torn.flac"
+    soundfile.write(path, melody(3), RATE)
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    transcript = recogniser.transcribe(path, max_new_tokens=9)
+    assert 0 < transcript.seconds < 3 and transcript.text
+    assert transcript.segments[0].end == transcript.seconds
+    assert any("breaks off" in warning for warning in transcript.warnings)
+
+
+def test_calls_do_not_influence_each_other(recogniser):
+    first = recogniser.transcribe(melody(1), sample_rate=RATE, max_new_tokens=9)
+    recogniser.transcribe(melody(2, seed=1), "en", sample_rate=RATE, beams=2, max_new_tokens=9)
+    again = recogniser.transcribe(melody(1), sample_rate=RATE, max_new_tokens=9)
+    assert again == first and again.warnings is not first.warnings
