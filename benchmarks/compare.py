@@ -48,7 +48,7 @@ def sound(seconds: float) -> Tensor:
 
 
 class Clock:
-    """The moments of one run. `first_and_last(count)` is to be called with each of `count` logits."""
+    """The moments of one run: `tick` notes one; `logits(count)`, called with each of `count` logits, notes the first and the last."""
 
     def __init__(self, device: str):
         self.device = device
@@ -201,11 +201,12 @@ def machine(args) -> str:
 # -- checking --------------------------------------------------------------------------------------------------------------
 
 @torch.inference_mode()
-def rows_and_ids(kind, args) -> tuple[Tensor, list[int]]:
+def rows_and_ids(kind, args):
+    """Audio rows as a NumPy array (N, D), which goes between processes by value, and greedy ids."""
     torch.set_num_threads(args.threads)
     implementation = kind(args.model, args.device, "float32")
     rows, ids = implementation.run(implementation.prepare(sound(args.seconds)), CHECKED_IDS, Clock(args.device))
-    return rows.cpu().numpy(), ids
+    return rows.float().cpu().numpy(), ids
 
 
 def check(args) -> bool:
@@ -227,6 +228,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--check", action="store_true", help="compare numbers instead of times, in float32")
     args = parser.parse_args()
+    if args.tokens < 2 or args.runs < 1:
+        parser.error("--tokens has to be 2 or more, --runs 1 or more")
     torch.set_num_threads(args.threads)
     if args.check:
         same = check(args)

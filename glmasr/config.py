@@ -195,7 +195,7 @@ def _original(config: dict) -> dict:
     _head_size(decoder, DecoderConfig)
     decoder |= {"theta": _rope("lm_config", text, "rope_theta", 10_000.0), "tied": bool(text.get("tie_word_embeddings", False))}
     return {"encoder": EncoderConfig(**encoder), "decoder": DecoderConfig(**decoder),
-            "stop": text.get("eos_token_id", config.get("eos_token_id", GlmAsrConfig.stop))}
+            "audio_token": config.get("audio_token_id", GlmAsrConfig.audio_token), "stop": text.get("eos_token_id", config.get("eos_token_id", GlmAsrConfig.stop))}
 
 
 def _processor(processor: dict) -> dict:

@@ -8,7 +8,6 @@ All windows of a recording go into ONE prompt, up to the model's limit, as the p
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -67,8 +66,8 @@ def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto") -> "R
         tokenizer.id(name)
     prompt = model.prompt(tokenizer, 1)
     if max(prompt) >= model.config.decoder.vocabulary or prompt.count(model.config.audio_token) > 1:
-        raise CheckpointError(f"{directory / 'tokenizer.json'}: its ids don't fit the vocabulary of {model.config.decoder.vocabulary} and the "
-                              f"audio token {model.config.audio_token} of config.json; it is that of another model")
+        raise CheckpointError(f"{directory / 'tokenizer.json'}: its ids don't fit config.json (a vocabulary of "
+                              f"{model.config.decoder.vocabulary}, audio token {model.config.audio_token}); it is that of another model")
     return Recogniser(model, tokenizer)
 
 
@@ -154,6 +153,6 @@ class Recogniser:
     def _within_limit(self, samples: Tensor, warnings: list[str]) -> Tensor:
         most = self.config.longest_windows * self.config.window
         if len(samples) > most:
-            warnings.append(f"the model takes {most / sound.SAMPLE_RATE:.0f} s at most, {self.config.longest_windows} whole windows: the last "
-                            f"{(len(samples) - most) / sound.SAMPLE_RATE:.1f} s of the recording are left out")
+            warnings.append(f"the model takes {most / sound.SAMPLE_RATE:.0f} s at most, {self.config.longest_windows} whole windows: "
+                            f"the last {(len(samples) - most) / sound.SAMPLE_RATE:.1f} s of the recording are left out")
         return samples[:most]

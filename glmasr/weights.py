@@ -278,6 +278,8 @@ def choose_device(device) -> torch.device:
         raise OptionError(f"device is {str(device)!r}, expected 'auto', 'cpu' or 'cuda'")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise OptionError("device is 'cuda', but PyTorch finds no GPU; use --device cpu, or install a CUDA build of PyTorch")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(f"device is {str(device)!r}, expected cuda:0 to cuda:{torch.cuda.device_count() - 1}")
     return device
 
 

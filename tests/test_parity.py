@@ -226,39 +226,68 @@ STOP = (1, 3, 4)
 SMALL = 40                              # a small vocabulary, in which stop ids come often
 
 
-def _beam_model(seed, reference, tmp_path):
-    """Both implementations of a random model, and inputs for two recordings of different lengths."""
+def _beam_models(seed, reference, tmp_path):
+    """Both implementations of one random model."""
     audio = _audio(80, 24, 1, 3, 3) | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}
     theirs = reference(audio, _text(24, 48, 2, 4, 2, head_dim=8) | {"vocab_size": SMALL, "eos_token_id": list(STOP)}, seed=seed,
                        tie_word_embeddings=False, audio_token_id=5)
     theirs.save_pretrained(tmp_path)
     (tmp_path / "processor_config.json").write_text(json.dumps({"feature_extractor": {"chunk_length": 2}}))
-    ours = weights.load(tmp_path, device="cpu", dtype="float32")
-    recordings = [recording(n, seed) for n in (8_000, 21_333)]
-    mel = torch.cat([heard(ours, samples)[0] for samples in recordings])
-    rows = [row for samples in recordings for row in heard(ours, samples)[1]]
-    prompt = [[7, 8] + [5] * len(row) + [9, 10, 11 + n] for n, row in enumerate(rows)]
-    longest = max(map(len, prompt))
+    return theirs, weights.load(tmp_path, device="cpu", dtype="float32")
+
+
+def _inputs(model, recordings):
+    """What both need: Transformers' inputs, and the package's rows and prompts."""
+    mels, rows = zip(*[heard(model, samples) for samples in recordings])
+    prompt = [[7, 8] + [5] * sum(map(len, each)) + [9, 10, 11 + n] for n, each in enumerate(rows)]
+    longest, window = max(map(len, prompt)), model.config.window
+    counts = [min(window, len(samples) - start) for samples in recordings for start in range(0, len(samples), window)]
     inputs = {"input_ids": torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompt]),
               "attention_mask": torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompt]),
-              "input_features": mel,
-              "input_features_mask": torch.stack([torch.arange(200) < -(-len(samples) // 160) for samples in recordings]).long()}
-    return theirs, ours, inputs, rows, prompt
+              "input_features": torch.cat(mels),
+              "input_features_mask": torch.stack([torch.arange(window // 160) < -(-count // 160) for count in counts]).long()}
+    return inputs, [row for each in rows for row in each], prompt
+
+
+def _generate(model, inputs, **options):
+    """The new ids of each sequence that Transformers finds, up to and without the first stop id."""
+    found = model.generate(**inputs, do_sample=False, early_stopping=False, max_new_tokens=16, eos_token_id=list(STOP), pad_token_id=STOP[0],
+                           **options)
+    return [list(itertools.takewhile(lambda token: token not in STOP, row)) for row in found[:, inputs["input_ids"].shape[1]:].tolist()]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_beam_search_is_transformers(seed, reference, tmp_path):
-    theirs, ours, inputs, rows, prompt = _beam_model(seed, reference, tmp_path)
+    theirs, ours = _beam_models(seed, reference, tmp_path)
+    inputs, rows, prompt = _inputs(ours, [recording(n, seed) for n in (8_000, 21_333)])
     stopped = set()
     for width, penalty in itertools.product((2, 5, 8), (0.6, 1.0, 1.4)):
-        found = theirs.generate(**inputs, do_sample=False, num_beams=width, num_return_sequences=width, length_penalty=penalty,
-                                early_stopping=False, max_new_tokens=16, eos_token_id=list(STOP), pad_token_id=STOP[0])
-        expected = [list(itertools.takewhile(lambda token: token not in STOP, row))
-                    for row in found[:, inputs["input_ids"].shape[1]:].tolist()]
+        expected = _generate(theirs, inputs, num_beams=width, num_return_sequences=width, length_penalty=penalty)
         results = beam(ours, rows, prompt, stop=STOP, max_new=16, width=width, length_penalty=penalty)
         assert [h.ids for hypotheses in results for h in hypotheses] == expected, (width, penalty)
         stopped |= {h.stopped for hypotheses in results for h in hypotheses}
     assert True in stopped                              # stop ids matter in these examples
+
+
+@pytest.mark.parametrize("width", [2, 5])
+def test_beam_search_over_several_windows(width, reference, tmp_path, monkeypatch):
+    """Transformers 5.23 repeats the windows of a recording 1 1 2 2 for two beams, not 1 2 1 2, so that a beam hears one window twice and
+    another not at all. Put in order, its beams are those of this package."""
+    theirs, ours = _beam_models(0, reference, tmp_path)
+    inputs, rows, prompt = _inputs(ours, [recording(80_000, 3)])
+    assert len(inputs["input_features"]) == 3
+    expand = theirs._expand_inputs_for_generation
+
+    def in_order(expand_size=1, **arguments):
+        ids, values = expand(expand_size=expand_size, **arguments)
+        for name in ("input_features", "input_features_mask"):
+            values[name] = inputs[name].repeat(expand_size, *[1] * (inputs[name].dim() - 1))
+        return ids, values
+
+    monkeypatch.setattr(theirs, "_expand_inputs_for_generation", in_order)
+    expected = _generate(theirs, inputs, num_beams=width, num_return_sequences=width)
+    [hypotheses] = beam(ours, rows, prompt, stop=STOP, max_new=16, width=width)
+    assert [h.ids for h in hypotheses] == expected
 
 
 # ---- published facts ----------------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ RATE = 16_000
 WINDOW, LONGEST = 2, 5                  # seconds: two whole windows fit, 4 s
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|pad|>", "<|begin_of_audio|>", "<|end_of_audio|>")
 # How strongly the random model wants each script: unforbidden, most of what it writes is kana, then Han, then Latin.
-WISHES = {"いのはをにでときたもこ": 9, "語零一二三四五六七八九好大": 4, "abcdefghijklmnopqrstuvwxyz": 2, "лжфщ": 4, "가나다라": 4}
+HAN = "語零一二三四五六七八九好大"
+WISHES = {"いのはをにでときたもこ": 9, HAN: 4, "abcdefghijklmnopqrstuvwxyz": 2, "лжфщ": 4, "가나다라": 4}
 FOREIGN = {"zh": r"(?=\p{L})[^\p{Han}\p{Latin}]", "yue": r"(?=\p{L})[^\p{Han}\p{Latin}]", "en": r"(?=\p{L})[^\p{Latin}]"}
 
 
@@ -58,8 +59,11 @@ def make_checkpoint(directory: Path, seed: int = 5) -> Path:
     model, generator = GlmAsr(config), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
+            noise = torch.randn(weight.shape, generator=generator)
             if weight.dim() > 1:
-                weight.copy_(1.5 * torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5)
+                weight.copy_((6 if "projector" in name else 2) * noise / weight[0].numel() ** 0.5)
+            else:
+                weight.copy_(0.1 * noise + ("norm" in name and name.endswith("weight")))
         for characters, strength in WISHES.items():
             for character in characters:
                 model.decoder.head.weight[vocabulary["".join(ALPHABET[byte] for byte in character.encode())]] *= strength
@@ -283,7 +287,8 @@ def test_language_forbids_letters(recogniser, monkeypatch, language, beams):
     emitted = []
     for name in ("greedy", "beam"):
         search = getattr(pipeline.decode, name)
-        monkeypatch.setattr(pipeline.decode, name, lambda *args, search=search, **more: emitted.append(search(*args, **more)) or emitted[-1])
+        monkeypatch.setattr(pipeline.decode, name,
+                            lambda *args, search=search, **more: emitted.append(search(*args, **more)) or emitted[-1])
     forbidden = set(pipeline.forbidden_ids(recogniser.tokenizer, language, recogniser.config.decoder.vocabulary))
     options = {"sample_rate": RATE, "beams": beams, "max_new_tokens": 30}
     for seed in range(3):
@@ -297,12 +302,12 @@ def test_language_forbids_letters(recogniser, monkeypatch, language, beams):
 
 
 def test_beams(recogniser, monkeypatch):
-    widths, search = [], pipeline.decode.beam
-    monkeypatch.setattr(pipeline.decode, "beam", lambda *args, **more: widths.append((more["width"], more["length_penalty"])) or search(*args, **more))
-    for beams, length_penalty in ((1, 1.0), (2, 1.0), (5, 0.8)):
-        transcript = recogniser.transcribe(melody(1), sample_rate=RATE, beams=beams, length_penalty=length_penalty, max_new_tokens=10)
+    calls, search = [], pipeline.decode.beam
+    monkeypatch.setattr(pipeline.decode, "beam", lambda *args, **more: calls.append(more) or search(*args, **more))
+    for beams, penalty in ((1, 1.0), (2, 1.0), (5, 0.8)):
+        transcript = recogniser.transcribe(melody(1), sample_rate=RATE, beams=beams, length_penalty=penalty, max_new_tokens=10)
         assert transcript.text and transcript.segments[0].end == 1.0
-    assert widths == [(2, 1.0), (5, 0.8)]                       # one beam is greedy search
+    assert [(more["width"], more["length_penalty"]) for more in calls] == [(2, 1.0), (5, 0.8)]  # one beam is greedy search
 
 
 # ---- what it warns of ---------------------------------------------------------------------------------------------------
@@ -323,7 +328,8 @@ def test_default_token_limit_grows_with_the_recording(recogniser):
 def test_a_stop_id_ends_the_text_without_a_warning(copy, recogniser, monkeypatch):
     ids = []
     search = pipeline.decode.greedy
-    monkeypatch.setattr(pipeline.decode, "greedy", lambda *args, **more: ids.append(search(*args, **more)[0].ids) or search(*args, **more))
+    monkeypatch.setattr(pipeline.decode, "greedy",
+                        lambda *args, **more: ids.append(search(*args, **more)[0].ids) or search(*args, **more))
     recogniser.transcribe(melody(1), sample_rate=RATE, max_new_tokens=20)
     last = next(n for n in range(19, 0, -1) if ids[0].index(ids[0][n]) == n)                # an id that was not there before
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, ids[0][last]]}))

@@ -31,7 +31,7 @@ def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
 
 def colour(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A microphone and a line: a random smooth gain over frequency, and now and then no highs (telephone) or no lows."""
-    spectrum = np.fft.rfft(samples)
+    spectrum = np.fft.rfft(samples, fast_length(len(samples)))
     hertz = np.linspace(0, RATE / 2, len(spectrum))
     anchors = np.array([0, 250, 500, 1000, 2000, 3000, 4000, 6000, 8000])
     gain = np.interp(hertz, anchors, rng.normal(0, 4, len(anchors)))
@@ -39,15 +39,22 @@ def colour(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         gain -= np.clip((hertz - rng.uniform(3200, 6500)) / 300, 0, 1) * 60
     if rng.random() < 0.3:
         gain -= np.clip((rng.uniform(100, 350) - hertz) / 100, 0, 1) * 40
-    return np.fft.irfft(spectrum * 10 ** (gain / 20), len(samples)).astype(np.float32)
+    return np.fft.irfft(spectrum * 10 ** (gain / 20))[:len(samples)].astype(np.float32)
 
 
 def noise(count: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of unit power: white, or falling by up to 9 dB an octave, as rooms and streets sound."""
-    white = np.fft.rfft(rng.standard_normal(count))
     slope = rng.choice([0.0, rng.uniform(0, 1.5)])
-    shaped = np.fft.irfft(white / np.maximum(np.arange(len(white)), 1) ** slope, count)
+    shaped = rng.standard_normal(count)
+    if slope:
+        white = np.fft.rfft(shaped, fast_length(count))
+        shaped = np.fft.irfft(white / np.maximum(np.arange(len(white)), 1) ** slope)[:count]
     return shaped / (shaped.std() + 1e-9)
+
+
+def fast_length(count: int) -> int:
+    """The next multiple of 4096: a transform of a length with large prime factors takes many times as long."""
+    return -(-count // 4096) * 4096
 
 
 def mask_mel(mel: Tensor, rng: np.random.Generator, *, bands: int = 18, frames: int = 12) -> Tensor:

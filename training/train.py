@@ -14,11 +14,9 @@ don't mind, and it is several times cheaper; the rest of the steps gets the mode
 """
 
 import argparse
-import json
 import random
 import shutil
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +98,7 @@ def collate(rows: list[dict], model: GlmAsr, tokenizer: Tokenizer, whole: bool, 
 def stream(rows, model, tokenizer, args, start: int):
     """Endless batches from step `start` on, the next ones read while this one is learned."""
     def batches():
-        step, epoch, plans = 0, 0, {}
+        step, epoch = 0, 0
         queue: list[list[dict]] = []
         was_whole = None
         while True:
