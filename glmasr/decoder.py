@@ -44,8 +44,10 @@ class LlamaBlock(nn.Module):
         self.mlp_norm = RMSNorm(config.width, config.eps)
         self.mlp = SwiGLU(config.width, config.hidden)
 
-    def forward(self, x: Tensor, rope, cache: Cache | None, layer: int, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rope, cache: Cache | None, layer: int, mask: Tensor | None, last: bool = False) -> Tensor:
         x = x + self.attn(self.attn_norm(x), rope, cache, layer, mask)
+        if last:
+            x = x[:, -1:]
         x = x + self.mlp(self.mlp_norm(x))
         return x
 
@@ -70,8 +72,12 @@ class LlamaDecoder(nn.Module):
         return Cache(self.config.layers, rows, self.config.key_heads, capacity, self.config.head_size,
                      dtype=weight.dtype, device=weight.device)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        """Embeddings (B, T, D) -> normed states (B, T, D). Without a cache (training) the T tokens see each other only."""
+    def forward(self, x: Tensor, cache: Cache | None = None, *, last: bool = False) -> Tensor:
+        """Embeddings (B, T, D) -> normed states (B, T, D). Without a cache (training) the T tokens see each other only.
+
+        With `last`, only the state of the last position is wanted, (B, 1, D). Then the others are done once the last block
+        has put their keys and values into the cache, and its MLP, a 28th of a prompt's work, is spared them.
+        """
         if cache is not None:
             positions = cache.begin(x.shape[1])
             mask = cache.mask
@@ -80,5 +86,5 @@ class LlamaDecoder(nn.Module):
             mask = causal_mask(positions, x.shape[1])
         rope = rope_table(positions, self.config.head_size, self.config.theta, x.dtype)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rope, cache, layer, mask)
+            x = block(x, rope, cache, layer, mask, last and layer == len(self.blocks) - 1)
         return self.norm(x)

@@ -68,6 +68,8 @@ class SelfAttention(nn.Module):
             query, key = rotate(query, rope), rotate(key, rope)
         if cache is not None:
             key, value = cache.append(layer, key, value)
+        else:
+            value = value.contiguous()      # the attention kernel is a little faster on it; query and key are after `rotate`
         return self.out(attend(query, key, value, mask))
 
 

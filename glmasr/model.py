@@ -76,8 +76,8 @@ class GlmAsr(nn.Module):
         tokens = torch.tensor([[filler] * pad + ids for pad, ids in zip(padding, prompt)], device=self.device)
         if any(padding):
             cache.padding = torch.tensor(padding, device=self.device)
-        states = self.decoder(self.embed(tokens, audio), cache)
-        return self.decoder.head(states[:, -1])
+        states = self.decoder(self.embed(tokens, audio), cache, last=True)
+        return self.decoder.head(states[:, 0])
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """One token for each row, (B,) -> logits of the next, (B, V)."""
