@@ -88,7 +88,8 @@ def _open(source, sample_rate, stack, warn):
                          "states its own: leave it out")
     path, name = _as_file(source, stack)
     try:
-        file = stack.enter_context(soundfile.SoundFile(path))
+        # TRAP: on Linux a name need not be UTF-8, and soundfile encodes text as UTF-8; bytes it takes as they are.
+        file = stack.enter_context(soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path)))
     except soundfile.LibsndfileError as error:
         trouble = error.error_string.rstrip(".")
     except TypeError:                     # TRAP: a file named .raw, for which soundfile wants to be told the rate

@@ -141,10 +141,13 @@ class Recogniser:
         prompt = self.model.prompt(self.tokenizer, len(heard))
         budget = limit or TOKENS_AT_LEAST + round(TOKENS_A_SECOND * len(samples) / sound.SAMPLE_RATE)
         search = {"stop": self.config.stop, "max_new": budget, "rules": rules}
-        if beams == 1:
-            best = decode.greedy(self.model, [heard], [prompt], **search)[0]
-        else:
-            best = decode.beam(self.model, [heard], [prompt], width=beams, length_penalty=length_penalty, **search)[0][0]
+        try:
+            if beams == 1:
+                best = decode.greedy(self.model, [heard], [prompt], **search)[0]
+            else:
+                best = decode.beam(self.model, [heard], [prompt], width=beams, length_penalty=length_penalty, **search)[0][0]
+        except ValueError as error:         # the arguments were checked, so what is left is numbers that are not finite
+            raise CheckpointError(f"the model gives no usable answer: {error}") from error
         if not best.stopped:
             warnings.append(f"the limit of {budget} tokens was reached, so the text is incomplete or repeats itself"
                             + ("; --max-new-tokens raises it" if limit else ""))

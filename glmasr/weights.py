@@ -309,11 +309,14 @@ _PUBLISHED = {"glm-asr-nano-2512": "zai-org/GLM-ASR-Nano-2512"}
 
 def find(name_or_path) -> Path:
     """The directory of a checkpoint: a path; `demo`; or the name of a published one that lies in the local hub cache."""
-    path = Path(name_or_path).expanduser()
     if str(name_or_path) == "demo":
         return DEMO
-    if path.is_dir():
-        return path
+    try:
+        path = Path(name_or_path).expanduser()
+        if path.is_dir():
+            return path
+    except (OSError, RuntimeError, ValueError) as error:        # a name too long, not permitted, with a NUL; ~nobody
+        raise CheckpointError(f"{str(name_or_path)!r} can't be a directory: {error}") from None
     repository = _PUBLISHED.get(str(name_or_path).lower())
     if repository is None:
         raise CheckpointError(f"{name_or_path}: no such directory, and not a name that this package knows "

@@ -40,6 +40,7 @@ def inside(room, monkeypatch):
     monkeypatch.chdir(room)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)       # with it, the last flush would have nothing left to complain about
 
 
 @pytest.fixture
@@ -113,6 +114,19 @@ def test_language_and_beams(call, language, letters):
     assert code == 0 and found["language"] == language and re.search(f"[{letters}]", found["text"])
     assert not re.search(r"[\u3040-\u30ff\u0400-\u04ff\uac00-\ud7a3]", found["text"])
     assert language == "zh" or not re.search(r"[\u4e00-\u9fff]", found["text"])
+
+
+def test_options_reach_the_library(call, monkeypatch):
+    calls = []
+
+    class Recogniser:
+        def transcribe(self, *args, **more):
+            calls.append((args, more))
+            return glmasr.Transcript("ok", "en", [], 1.0)
+
+    monkeypatch.setattr(glmasr, "load", lambda *args, **more: calls.append((args, more)) or Recogniser(), raising=False)
+    assert call("0.wav", "--lang", "yue", "--beams", "3", tokens=44)[:2] == (0, ["ok"])
+    assert calls == [(("model",), {"device": "cpu", "dtype": "float32"}), (("0.wav", "yue"), {"beams": 3, "max_new_tokens": 44})]
 
 
 def test_progress_on_a_terminal(call, texts, monkeypatch):
@@ -194,6 +208,14 @@ def test_letters_that_the_output_cannot_hold(call, texts, monkeypatch, encoding)
     assert json.loads(found["json"])["text"] == texts[0]
     if encoding in ("ascii", "cp1252"):
         assert found["text"] == texts[0].encode(encoding, "backslashreplace").decode(encoding) and "\\u" in found["text"]
+
+
+def test_json_is_valid_in_every_encoding(monkeypatch):
+    transcript = glmasr.Transcript("é 零 \U00020000 \" \\", "zh", [], 1.0)
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        line = transcribe.line("a.wav", transcript, True).encode(encoding).decode(encoding)
+        assert json.loads(line)["text"] == transcript.text
 
 
 def test_a_file_name_that_is_not_text(capsys):

@@ -14,10 +14,10 @@ don't mind, and it is several times cheaper; the rest of the steps gets the mode
 """
 
 import argparse
+import itertools
 import random
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,32 +95,23 @@ def collate(rows: list[dict], model: GlmAsr, tokenizer: Tokenizer, whole: bool, 
                  nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORE), texts)
 
 
-def stream(rows, model, tokenizer, args, start: int):
-    """Endless batches from step `start` on, the next ones read while this one is learned."""
-    def batches():
-        step, epoch = 0, 0
-        queue: list[list[dict]] = []
-        was_whole = None
-        while True:
+class Stream(torch.utils.data.IterableDataset):
+    """Endless batches, from step `start` on. Read in a process of its own, so that the next ones are ready in time."""
+
+    def __init__(self, rows: list[dict], model: GlmAsr, tokenizer: Tokenizer, args, start: int):
+        self.rows, self.model, self.tokenizer, self.args, self.start = rows, model, tokenizer, args, start
+
+    def __iter__(self):
+        args, queue, epoch, was_whole = self.args, [], 0, None
+        for step in itertools.count():
             whole = step >= args.short * args.steps
             if not queue or whole != was_whole:
-                queue = plan(rows, args.batch_seconds, model.config.window_seconds, whole, random.Random(args.seed + epoch))
+                window = self.model.config.window_seconds
+                queue = plan(self.rows, args.batch_seconds, window, whole, random.Random(args.seed + epoch))
                 epoch, was_whole = epoch + 1, whole
             batch = queue.pop()
-            if step >= start:
-                yield batch, whole, args.seed * 1_000_003 + step
-            step += 1
-
-    source = batches()
-    with ThreadPoolExecutor(1) as reader:
-        def submit():
-            batch, whole, seed = next(source)
-            return reader.submit(collate, batch, model, tokenizer, whole, seed)
-
-        waiting = [submit() for _ in range(4)]
-        while True:
-            yield waiting.pop(0).result()
-            waiting.append(submit())
+            if step >= self.start:
+                yield collate(batch, self.model, self.tokenizer, whole, args.seed * 1_000_003 + step)
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -273,7 +264,7 @@ def main() -> None:
     matrices = [p for part in (model, labels) for p in part.parameters() if p.dim() > 1]
     vectors = [p for part in (model, labels) for p in part.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": args.decay}, {"params": vectors, "weight_decay": 0.0}],
-                                  lr=args.rate, betas=(0.9, 0.98))
+                                  lr=args.rate, betas=(0.9, 0.98), fused=True)
     mean = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     parts = {"model": model, "labels": labels}
     args.out.mkdir(parents=True, exist_ok=True)
@@ -282,7 +273,8 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(rows)} recordings, "
           f"{sum(row['seconds'] for row in rows) / 3600:.1f} h; steps {first} to {args.steps}", flush=True)
 
-    batches = stream(rows, model, tokenizer, args, first)
+    stream = Stream(rows, model, tokenizer, args, first)
+    batches = iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4))
     shown = np.zeros(2)
     with tqdm(total=args.steps, initial=first, mininterval=10) as bar:
         for step in range(first, args.steps):
