@@ -16,16 +16,34 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from glmasr import audio, decode, weights                                             # noqa: E402
+from glmasr import audio, decode, errors, weights                                             # noqa: E402
 from glmasr.tokenizer import Tokenizer                                                # noqa: E402
 
 
+class TrainingError(Exception):
+    """Data or options that can't be used; the message is for the user."""
+
+
 def read_manifest(path) -> list[dict]:
-    """The lines of a manifest, each with `audio` made a full path."""
-    path = Path(path)
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file if line.strip()]
-    return [row | {"audio": str(path.parent / row["audio"])} for row in rows]
+    """The lines of a manifest, each with `audio` made a full path and with `seconds`. Raises TrainingError."""
+    path, rows = Path(path), []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path}: not readable as a manifest ({error})") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                row["audio"], row["text"] = str(path.parent / row["audio"]), row["text"].strip()
+                row["seconds"] = row.get("seconds") or len(audio.load(row["audio"])) / audio.SAMPLE_RATE
+            except (ValueError, TypeError, KeyError, AttributeError):
+                raise TrainingError(f'{path}, line {number}: expected {{"audio": "a path beside it", "text": "..."}}, '
+                                    f"found {line:.80}") from None
+            rows.append(row)
+    if not rows:
+        raise TrainingError(f"{path}: no recordings in it")
+    return rows
 
 
 def words(text: str) -> list[str]:
@@ -99,4 +117,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (errors.GlmAsrError, TrainingError) as error:
+        sys.exit(f"error: {error}")

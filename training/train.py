@@ -33,11 +33,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from glmasr import audio, weights                                                     # noqa: E402
 from glmasr.config import HOP, STRIDE, GlmAsrConfig                                   # noqa: E402
 from glmasr.conv_frontend import audio_rows, conv_frames, mel_frames                  # noqa: E402
+from glmasr.errors import GlmAsrError                                                 # noqa: E402
 from glmasr.model import GlmAsr                                                       # noqa: E402
 from glmasr.tokenizer import Tokenizer                                                # noqa: E402
 
 from augment import augment, mask_mel                                                 # noqa: E402
-from evaluate import evaluate, read_manifest                                          # noqa: E402
+from evaluate import TrainingError, evaluate, read_manifest                                          # noqa: E402
 
 IGNORE = -100                   # a target that has no loss
 
@@ -51,6 +52,10 @@ class Batch:
     tokens: Tensor              # (B, T) prompt and text
     targets: Tensor             # (B, T) the next token where it is text, else IGNORE
     labels: list[Tensor]        # text ids, for CTC
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.mel.to(device), self.samples, self.tokens.to(device), self.targets.to(device),
+                     [label.to(device) for label in self.labels])
 
 
 def plan(rows: list[dict], budget: float, window: float, whole: bool, rng: random.Random) -> list[list[dict]]:
@@ -154,8 +159,8 @@ def losses(model: GlmAsr, labels: Labels, batch: Batch) -> tuple[Tensor, Tensor]
 
 def start_model(directory: Path, from_scratch: bool) -> GlmAsr:
     if not from_scratch and any(directory.glob("model.safetensors*")):
-        return weights.load(directory, dtype="float32", device="cpu").requires_grad_(True)
-    model = GlmAsr(GlmAsrConfig.read(directory))
+        return weights.load(directory, dtype="float32").requires_grad_(True)
+    model = GlmAsr(GlmAsrConfig.read(directory)).to(weights.choose_device("auto"))
     for parameter in model.parameters():
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
@@ -261,6 +266,7 @@ def main() -> None:
     tokenizer = Tokenizer.read(args.model / "tokenizer.json")
     model = start_model(args.model, args.from_scratch).train()
     labels = Labels(model.config.encoder.width, [tokenizer.encode(row["text"]) for row in rows], model.config.decoder.vocabulary)
+    labels.to(model.device)
     matrices = [p for part in (model, labels) for p in part.parameters() if p.dim() > 1]
     vectors = [p for part in (model, labels) for p in part.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": args.decay}, {"params": vectors, "weight_decay": 0.0}],
@@ -280,8 +286,8 @@ def main() -> None:
         for step in range(first, args.steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate(step, args)
-            with torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bfloat16"):
-                answer, ctc = losses(model, labels, next(batches))
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+                answer, ctc = losses(model, labels, next(batches).to(model.device))
             (answer + args.ctc * ctc).backward()
             nn.utils.clip_grad_norm_([*matrices, *vectors], 1.0)
             optimizer.step()
@@ -300,4 +306,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (GlmAsrError, TrainingError) as error:
+        sys.exit(f"error: {error}")
