@@ -9,7 +9,8 @@ MODEL_DIR holds config.json and tokenizer.json; where it holds weights too, they
 Two losses: cross-entropy of the answer after the trained prompt, and, while training only, CTC between the encoder's states
 and the text, which teaches a fresh encoder to listen long before the decoder could.
 
-For a part of the steps (--short) a batch is padded to its longest recording, not to the whole window. Rotary positions
+From scratch, a model hears nothing in long and changed recordings for thousands of steps; --ramp begins with short clean ones,
+in which it finds the words within hundreds. For a part of the steps (--short) a batch is padded to its longest recording, not to the whole window. Rotary positions
 don't mind, and it is several times cheaper; the rest of the steps gets the model used to the silence that it will hear.
 """
 
@@ -77,12 +78,11 @@ def plan(rows: list[dict], budget: float, window: float, whole: bool, rng: rando
     return batches
 
 
-def collate(rows: list[dict], model: GlmAsr, tokenizer: Tokenizer, whole: bool, seed: int, clean: bool = False) -> Batch:
-    """Reads, changes and pads the recordings of a batch."""
+def collate(rows: list[dict], model: GlmAsr, tokenizer: Tokenizer, whole: bool, seed: int, changed: float = 1.0) -> Batch:
+    """Reads, changes and pads the recordings of a batch; each is changed with probability `changed`."""
     config, rng = model.config, np.random.default_rng(seed)
     recordings = [audio.load(row["audio"]) for row in rows]
-    if not clean:
-        recordings = [torch.from_numpy(augment(samples.numpy(), rng)) for samples in recordings]
+    recordings = [torch.from_numpy(augment(samples.numpy(), rng)) if rng.random() < changed else samples for samples in recordings]
     longest = max(len(samples) for samples in recordings)
     step = HOP * STRIDE
     length = config.window if whole or longest > config.window else -(-longest // step) * step
@@ -96,7 +96,7 @@ def collate(rows: list[dict], model: GlmAsr, tokenizer: Tokenizer, whole: bool, 
         prompt = torch.tensor(model.prompt(tokenizer, sum(audio_rows(n, config.merge) for n in count)))
         tokens.append(torch.cat((prompt, text)))
         targets.append(torch.cat((torch.full((len(prompt) - 1,), IGNORE), text, end)))
-    return Batch(mel if clean else mask_mel(mel, rng), counts, nn.utils.rnn.pad_sequence(tokens, batch_first=True),
+    return Batch(mask_mel(mel, rng) if rng.random() < changed else mel, counts, nn.utils.rnn.pad_sequence(tokens, batch_first=True),
                  nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORE), texts)
 
 
@@ -106,17 +106,26 @@ class Stream(torch.utils.data.IterableDataset):
     def __init__(self, rows: list[dict], model: GlmAsr, tokenizer: Tokenizer, args, start: int):
         self.rows, self.model, self.tokenizer, self.args, self.start = rows, model, tokenizer, args, start
 
+    def allowed(self, step: int) -> list[dict]:
+        """Short recordings first: to a fresh model a long one says little about which sound is which word."""
+        if step >= self.args.ramp:
+            return self.rows
+        share = 0.1 + 0.9 * step / self.args.ramp
+        return sorted(self.rows, key=lambda row: row["seconds"])[:max(1, round(share * len(self.rows)))]
+
     def __iter__(self):
         args, queue, epoch, was_whole = self.args, [], 0, None
         for step in itertools.count():
             whole = step >= args.short * args.steps
-            if not queue or whole != was_whole:
+            # While more recordings come in, a plan is good for 50 steps only.
+            if not queue or whole != was_whole or (step < args.ramp and step % 50 == 0):
                 window = self.model.config.window_seconds
-                queue = plan(self.rows, args.batch_seconds, window, whole, random.Random(args.seed + epoch))
+                queue = plan(self.allowed(step), args.batch_seconds, window, whole, random.Random(args.seed + epoch))
                 epoch, was_whole = epoch + 1, whole
             batch = queue.pop()
             if step >= self.start:
-                yield collate(batch, self.model, self.tokenizer, whole, args.seed * 1_000_003 + step)
+                changed = min(1.0, step / args.ramp) if args.ramp else 1.0
+                yield collate(batch, self.model, self.tokenizer, whole, args.seed * 1_000_003 + step, changed)
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -244,6 +253,7 @@ def arguments():
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch-seconds", type=float, default=80, help="recording and padding in a batch (default 80)")
     parser.add_argument("--short", type=float, default=0.7, help="share of the steps with short padding (default 0.7)")
+    parser.add_argument("--ramp", type=int, default=0, help="from scratch: the steps over which long recordings and changes come in (default 0: all at once)")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate (default 1.5e-3; fine-tuning: 1e-4)")
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--ctc", type=float, default=0.5, help="weight of the CTC loss (default 0.5)")
