@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     seconds = spent = failed = 0
-    for name in tqdm(args.audio, unit="file", disable=args.quiet or len(args.audio) < 2 or not sys.stderr.isatty(), leave=False):
+    for name in tqdm(args.audio, unit="file", disable=args.quiet, leave=False):
         start = time.perf_counter()
         try:
             transcript = recogniser.transcribe(name, args.lang, beams=args.beams, max_new_tokens=args.max_new_tokens)

@@ -9,9 +9,10 @@ MODEL_DIR holds config.json and tokenizer.json; where it holds weights too, they
 Two losses: cross-entropy of the answer after the trained prompt, and, while training only, CTC between the encoder's states
 and the text, which teaches a fresh encoder to listen long before the decoder could.
 
-From scratch, a model hears nothing in long and changed recordings for thousands of steps; --ramp begins with short clean ones,
-in which it finds the words within hundreds. For a part of the steps (--short) a batch is padded to its longest recording, not to the whole window. Rotary positions
-don't mind, and it is several times cheaper; the rest of the steps gets the model used to the silence that it will hear.
+From scratch, a model finds nothing in long and changed recordings for thousands of steps; --ramp begins with short clean ones,
+in which it finds the words within hundreds. And for a part of the steps (--short) a batch is padded to its longest recording,
+not to the whole window: rotary positions don't mind, and it is several times cheaper. The rest of the steps gets the model
+used to the silence that it will hear.
 """
 
 import argparse
