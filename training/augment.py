@@ -12,13 +12,13 @@ RATE = 16_000
 
 def augment(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.5:
-        samples = change_speed(samples, rng.uniform(0.88, 1.13))
-    if rng.random() < 0.4:
+        samples = change_speed(samples, rng.uniform(0.9, 1.11))
+    if rng.random() < 0.3:
         samples = colour(samples, rng)
     samples = samples / (np.abs(samples).max() + 1e-6)
-    if rng.random() < 0.6:
-        # From a quiet room (50 dB) to a street (8 dB); more often quiet.
-        samples = samples + noise(len(samples), rng) * 10 ** (-rng.triangular(8, 40, 55) / 20)
+    if rng.random() < 0.4:
+        # From a quiet room (55 dB below the peak) to a busy one (20 dB).
+        samples = samples + noise(len(samples), rng) * 10 ** (-rng.triangular(20, 42, 55) / 20)
     # Peaks from full scale down to -30 dB. The features are relative to a window's loudest band, so little depends on it.
     return (samples * 10 ** (-rng.uniform(0, 30) / 20)).astype(np.float32)
 
@@ -57,19 +57,18 @@ def fast_length(count: int) -> int:
     return -(-count // 4096) * 4096
 
 
-def mask_mel(mel: Tensor, rng: np.random.Generator, *, bands: int = 18, frames: int = 12) -> Tensor:
-    """SpecAugment (Park et al., 2019): two stripes of bands and some short stripes of frames are set to the mean. Also
+def mask_mel(mel: Tensor, rng: np.random.Generator, *, bands: int = 14, frames: int = 6) -> Tensor:
+    """SpecAugment (Park et al., 2019): a stripe of bands and some short stripes of frames are set to the mean. Also
     shifts the bands of each row a little: a longer or shorter vocal tract."""
     mel = mel.clone()
     for row in mel:
         if rng.random() < 0.5:
             row.copy_(warp_bands(row, rng.uniform(0.92, 1.09)))
         mean = row.mean()
-        for _ in range(2):
-            width = int(rng.integers(0, bands + 1))
-            start = int(rng.integers(0, row.shape[0] - width))
-            row[start:start + width] = mean
-        for _ in range(int(rng.integers(0, 1 + row.shape[1] // 150))):
+        width = int(rng.integers(0, bands + 1))
+        start = int(rng.integers(0, row.shape[0] - width))
+        row[start:start + width] = mean
+        for _ in range(int(rng.integers(0, 2 + row.shape[1] // 300))):
             width = int(rng.integers(0, frames + 1))
             start = int(rng.integers(0, max(1, row.shape[1] - width)))
             row[:, start:start + width] = mean
