@@ -24,7 +24,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         return number
 
     positive.__name__ = "positive integer"      # argparse puts it into its message
-    parser = argparse.ArgumentParser(prog="transcribe.py", description="Recognises speech in Mandarin, Cantonese and English.")
+    parser = argparse.ArgumentParser(description="Recognises speech in Mandarin, Cantonese and English.")
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg); - is standard input")
     parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="demo, glm-asr-nano-2512 (default), or a directory")
     parser.add_argument("--lang", default="auto", choices=["auto", "zh", "yue", "en"], help="letters that the language is not written in are forbidden (default: auto, nothing is)")
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     seconds = spent = failed = 0
-    for name in tqdm(args.audio, unit="file", disable=args.quiet, leave=False):
+    for name in tqdm(args.audio, unit="file", disable=args.quiet or not sys.stderr.isatty(), leave=False):
         start = time.perf_counter()
         try:
             transcript = recogniser.transcribe(name, args.lang, beams=args.beams, max_new_tokens=args.max_new_tokens)
@@ -98,6 +98,9 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
+    if sys.stdout is None:
+        print("error: standard output is closed", file=sys.stderr)
+        return 1
     try:
         return run(args)
     except KeyboardInterrupt:

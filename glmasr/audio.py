@@ -46,8 +46,8 @@ FORMATS = {"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"}
 CODECS = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "VORBIS", "OPUS",
           "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
 # What ffmpeg may open: media files only. TRAP: without the list a text file can be a playlist that names other files.
-CONTAINERS = ("aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,ogg,tak,"
-              "tta,voc,w64,wav,wv")
+CONTAINERS = ("aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,"
+              "ogg,rm,tak,tta,voc,w64,wav,wv")
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------------
@@ -130,6 +130,8 @@ def _as_file(source, stack):
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _spooled(io.BytesIO(source), "the recording in memory", stack)
     if isinstance(source, str) and source == "-":
+        if sys.stdin is None:
+            raise AudioError("standard input: is closed; expected a recording: pipe one into it, or name a file")
         return _spooled(getattr(sys.stdin, "buffer", sys.stdin), "standard input", stack)
     if hasattr(source, "read"):
         return _spooled(source, str(getattr(source, "name", "the file object")), stack)
@@ -165,6 +167,8 @@ def _spooled(stream, name, stack):
             shutil.copyfileobj(stream, file, VALUES)
         except (TypeError, UnicodeDecodeError) as error:
             raise AudioError(f"{name}: gives text; expected bytes: open it in binary mode, 'rb'") from error
+        except (OSError, ValueError) as error:              # a closed file, a full disk
+            raise AudioError(f"{name}: cannot be read ({error}); open it again, or make room for a temporary copy") from error
         if file.tell() == 0:
             raise AudioError(f"{name}: is empty (0 bytes); expected the bytes of an audio file")
     return path, name

@@ -8,7 +8,6 @@ computed differently from how it was trained would still talk, only wrongly.
 """
 
 import json
-import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -245,8 +244,9 @@ def _rope(name: str, part: dict, key: str, default: float) -> float:
     rope = part.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise CheckpointError(f"{name}: rope_parameters is {rope!r}, expected an object")
-    if rope.get("rope_type", "default") != "default":
-        raise CheckpointError(f"{name}: rope_type is {rope['rope_type']!r}; this package computes 'default' only")
+    kind = rope.get("rope_type", rope.get("type", "default"))       # older files write "type"
+    if kind != "default":
+        raise CheckpointError(f"{name}: rope_type is {kind!r}; this package computes 'default' only")
     value = rope.get(key, part.get(key, default))
     if not (_is_number(value) and value > 0):
         raise CheckpointError(f"{name}: {key} is {value!r}, expected a positive number")
@@ -302,7 +302,7 @@ def _is_integer(value) -> bool:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def read_json(path: Path) -> dict:
@@ -311,7 +311,7 @@ def read_json(path: Path) -> dict:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a checkpoint directory needs it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")

@@ -127,9 +127,15 @@ class Cache:
     def fork(self, beams: int) -> None:
         """Repeats each row `beams` times: A rows after the prompt become A * beams."""
         if beams > 1:
-            self.keys, self.values = (x.repeat_interleave(beams, dim=1) for x in (self.keys, self.values))
+            self.keys, self.values = (self._forked(x, beams) for x in (self.keys, self.values))
             self.padding = None if self.padding is None else self.padding.repeat_interleave(beams)
         self.shared = self.length
+
+    def _forked(self, x: Tensor, beams: int) -> Tensor:
+        layers, rows, *rest = x.shape
+        forked = x.new_zeros(layers, rows * beams, *rest)
+        forked[:, :, :, :self.length] = x[:, :, :, :self.length].repeat_interleave(beams, dim=1)
+        return forked
 
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row `rows[i]` was. Beams of one recording share their prompt, so only what follows moves."""

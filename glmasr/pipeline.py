@@ -6,7 +6,6 @@
 All windows of a recording go into ONE prompt, up to the model's limit, as the published model was used.
 """
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +23,7 @@ from .tokenizer import Tokenizer
 TOKENS_A_SECOND, TOKENS_AT_LEAST = 16, 32
 # Shorter recordings make no row that the decoder could hear; they are padded with silence up to here.
 SHORTEST = 961
+MOST_BEAMS = 64                 # memory and time grow with them; nobody has seen a gain beyond ten
 # The special tokens of the prompt.
 MARKERS = ("<|user|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|assistant|>")
 
@@ -103,12 +103,12 @@ class Recogniser:
         positions = self.config.decoder.positions
         if max_new_tokens is not None and max_new_tokens > positions:       # memory for all of them is taken at once
             raise OptionError(f"max_new_tokens is {max_new_tokens}, expected at most {positions}, the positions that the model knows")
-        if not isinstance(length_penalty, (int, float)) or not math.isfinite(length_penalty):
-            raise OptionError(f"length_penalty is {length_penalty!r}, expected a finite number")
+        if not isinstance(length_penalty, (int, float)) or not abs(length_penalty) <= 100:
+            raise OptionError(f"length_penalty is {length_penalty!r}, expected a number from -100 to 100")
+        if beams > MOST_BEAMS:
+            raise OptionError(f"beams is {beams}, expected at most {MOST_BEAMS}")
         warnings: list[str] = []
-        samples = sound.load(audio, sample_rate, warn=warnings.append)
-        seconds = len(samples) / sound.SAMPLE_RATE
-        samples = self._within_limit(samples, warnings)
+        samples, seconds = self._read(audio, sample_rate, warnings)
         ids = self._recognise(samples, rules, beams, length_penalty, max_new_tokens, warnings)
         text = self.tokenizer.decode(ids).strip()
         segments = [Segment(0.0, len(samples) / sound.SAMPLE_RATE, text)] if text else []
@@ -116,7 +116,7 @@ class Recogniser:
 
     def rules(self, language: str) -> list[decode.Rule]:
         """The decoding rules of a language option. The checkpoint has no language tokens: see `glmasr.language`."""
-        if language not in LANGUAGES:
+        if not isinstance(language, str) or language not in LANGUAGES:
             raise OptionError(f"language is {language!r}, expected one of {', '.join(LANGUAGES)}")
         if language not in self._rules:
             size = self.config.decoder.vocabulary
@@ -153,9 +153,13 @@ class Recogniser:
                             + ("; --max-new-tokens raises it" if limit else ""))
         return best.ids
 
-    def _within_limit(self, samples: Tensor, warnings: list[str]) -> Tensor:
-        most = self.config.longest_windows * self.config.window
-        if len(samples) > most:
+    def _read(self, audio, sample_rate: int | None, warnings: list[str]) -> tuple[Tensor, float]:
+        """The samples that the model can take, and the length of the whole recording in seconds."""
+        most, kept, length = self.config.longest_windows * self.config.window, [], 0
+        for block in sound.blocks(audio, sample_rate, warn=warnings.append):
+            kept.append(block[:max(0, most - length)])      # what is beyond is counted and not kept
+            length += len(block)
+        if length > most:
             warnings.append(f"the model takes {most / sound.SAMPLE_RATE:.0f} s at most, {self.config.longest_windows} whole windows: "
-                            f"the last {(len(samples) - most) / sound.SAMPLE_RATE:.1f} s of the recording are left out")
-        return samples[:most]
+                            f"the last {(length - most) / sound.SAMPLE_RATE:.1f} s of the recording are left out")
+        return torch.cat(kept), length / sound.SAMPLE_RATE

@@ -225,7 +225,8 @@ class _AddedTokens:
                 end = _SPACES_AFTER.match(text, end).end()
             if done < start:
                 parts.append(text[done:start])
-            parts.append(token["id"])
+            if start < end:         # else the token before took it in with its white space: the library drops it too
+                parts.append(token["id"])
             done = end
         if done < len(text):
             parts.append(text[done:])

@@ -254,7 +254,9 @@ def _compare(model: GlmAsr, names: dict, kind: Format, headers: dict, where: dic
     for ours, parameter in model.named_parameters():
         theirs = names[ours]
         if theirs not in where:
-            raise CheckpointError(f"{next(iter(headers)).parent}: tensor {theirs} is missing")
+            files = list(headers)
+            place = files[0] if len(files) == 1 else files[0].parent / "model.safetensors.index.json"
+            raise CheckpointError(f"{place}: tensor {theirs} is missing")
         entry = headers[where[theirs]][theirs]
         if tuple(entry["shape"]) != tuple(parameter.shape):
             raise CheckpointError(f"{where[theirs]}: tensor {theirs} has shape {entry['shape']}; "
@@ -341,5 +343,6 @@ def save(model: GlmAsr, directory, dtype: torch.dtype = torch.bfloat16) -> None:
     table = FORMATS["transformers"].table
     state = {their_name(table, ours): parameter.detach().to("cpu", dtype).contiguous() for ours, parameter in model.named_parameters()}
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "model.safetensors").chmod(0o644)      # save_file leaves it to the owner alone
     for name, values in model.config.to_published(dtype).items():
         (directory / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -376,3 +376,11 @@ def test_calls_do_not_influence_each_other(recogniser):
     recogniser.transcribe(melody(2, seed=1), "en", sample_rate=RATE, beams=2, max_new_tokens=9)
     again = recogniser.transcribe(melody(1), sample_rate=RATE, max_new_tokens=9)
     assert again == first and again.warnings is not first.warnings
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"language": ["zh"]}, "language is"), ({"length_penalty": 10**400}, "length_penalty is"), ({"beams": 10**7}, "beams is"),
+])
+def test_absurd_arguments_are_named(recogniser, options, message):
+    with pytest.raises(glmasr.OptionError, match=message):
+        recogniser.transcribe(np.zeros(16_000, np.float32), sample_rate=16_000, **options)

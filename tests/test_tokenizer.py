@@ -351,3 +351,14 @@ def test_read(tmp_path):
         path.write_bytes(content)
         with pytest.raises(TokenizerError, match=message):
             Tokenizer.read(path)
+
+
+def test_an_added_token_inside_the_white_space_that_another_took_in_is_dropped_as_in_the_library():
+    library = pytest.importorskip("tokenizers")
+    reference = library.Tokenizer(library.models.BPE(vocab={character: i for i, character in enumerate(ALPHABET)}, merges=[]))
+    reference.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    reference.decoder = library.decoders.ByteLevel()
+    reference.add_tokens([library.AddedToken(text, lstrip=True, rstrip=True, normalized=False) for text in ("\n", "\t", "<x>")])
+    ours, rng = Tokenizer(json.loads(reference.to_str())), random.Random(0)
+    for text in ("b\n \t\nb", *("".join(rng.choices("ab \n\t<x>", k=12)) for _ in range(500))):
+        assert ours.encode(text) == reference.encode(text).ids, repr(text)

@@ -688,3 +688,10 @@ def test_the_hub_cache(no_cache, monkeypatch, tmp_path, variable):
         find("glm-asr-nano-2512")
     (snapshot / "config.json").write_text("{}")
     assert find("glm-asr-nano-2512") == snapshot
+
+
+def test_a_scaled_rope_is_refused_in_both_spellings():
+    for key in ("type", "rope_type"):
+        for part in ("audio_config", "text_config"):
+            with pytest.raises(CheckpointError, match="rope_type is 'linear'"):
+                GlmAsrConfig.published({"model_type": "glmasr", part: {"rope_parameters": {key: "linear", "factor": 4.0}}})

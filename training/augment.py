@@ -65,7 +65,7 @@ def mask_mel(mel: Tensor, rng: np.random.Generator, *, bands: int = 14, frames: 
         if rng.random() < 0.5:
             row.copy_(warp_bands(row, rng.uniform(0.92, 1.09)))
         mean = row.mean()
-        width = int(rng.integers(0, bands + 1))
+        width = int(rng.integers(0, min(bands, row.shape[0] // 8) + 1))
         start = int(rng.integers(0, row.shape[0] - width))
         row[start:start + width] = mean
         for _ in range(int(rng.integers(0, 2 + row.shape[1] // 300))):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from glmasr import audio, decode, errors, weights                                             # noqa: E402
+from glmasr.pipeline import TOKENS_A_SECOND, TOKENS_AT_LEAST                          # noqa: E402
 from glmasr.tokenizer import Tokenizer                                                # noqa: E402
 
 
@@ -62,10 +63,11 @@ def edits(found: list, said: list) -> int:
 
 
 @torch.inference_mode()
-def recognise(model, tokenizer, recordings: list[torch.Tensor], *, beams: int = 1, max_new: int = 64) -> list[str]:
+def recognise(model, tokenizer, recordings: list[torch.Tensor], *, beams: int = 1) -> list[str]:
     """The texts of some recordings (S,), as one batch."""
     config = model.config
-    heard = []
+    heard, longest = [], max(map(len, recordings))
+    max_new = TOKENS_AT_LEAST + round(TOKENS_A_SECOND * longest / audio.SAMPLE_RATE)      # as the pipeline
     for samples in recordings:
         cut = audio.windows(samples, config.window)
         counts = [min(config.window, len(samples) - start) for start in range(0, max(1, len(samples)), config.window)]
