@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from glmasr import audio, decode, errors, weights                                             # noqa: E402
-from glmasr.pipeline import TOKENS_A_SECOND, TOKENS_AT_LEAST                          # noqa: E402
+from glmasr.pipeline import TOKENS_A_SECOND, TOKENS_AT_LEAST, Recogniser              # noqa: E402
 from glmasr.tokenizer import Tokenizer                                                # noqa: E402
 
 
@@ -65,20 +65,16 @@ def edits(found: list, said: list) -> int:
 @torch.inference_mode()
 def recognise(model, tokenizer, recordings: list[torch.Tensor], *, beams: int = 1) -> list[str]:
     """The texts of some recordings (S,), as one batch."""
-    config = model.config
-    heard, longest = [], max(map(len, recordings))
-    max_new = TOKENS_AT_LEAST + round(TOKENS_A_SECOND * longest / audio.SAMPLE_RATE)      # as the pipeline
-    for samples in recordings:
-        cut = audio.windows(samples, config.window)
-        counts = [min(config.window, len(samples) - start) for start in range(0, max(1, len(samples)), config.window)]
-        heard.append(torch.cat(model.encode(audio.log_mel(cut, config.encoder.bands), counts)))
+    recogniser, config = Recogniser(model, tokenizer), model.config
+    max_new = TOKENS_AT_LEAST + round(TOKENS_A_SECOND * max(map(len, recordings)) / audio.SAMPLE_RATE)      # as the pipeline
+    heard = [recogniser.hear(samples) for samples in recordings]
     prompts = [model.prompt(tokenizer, len(rows)) for rows in heard]
     if beams == 1:
         found = decode.greedy(model, heard, prompts, stop=config.stop, max_new=max_new)
     else:
         found = decode.beam(model, heard, prompts, stop=config.stop, max_new=max_new, width=beams)
-    best = [item if isinstance(item, decode.Hypothesis) else item[0] for item in found]
-    return [tokenizer.decode(hypothesis.ids).strip() for hypothesis in best]
+        found = [hypotheses[0] for hypotheses in found]
+    return [tokenizer.decode(best.ids).strip() for best in found]
 
 
 def evaluate(model, tokenizer, rows: list[dict], *, beams: int = 1, batch: int = 16, show=None, progress: bool = True) -> float:
