@@ -1,15 +1,21 @@
-"""Embeddings (B, T, D) -> states (B, T, D) -> logits (B, V): the Llama decoder.
+"""Ids or embeddings -> states (B, T, D) -> logits (B, V): the two text decoders.
 
-Grouped-query attention (several query heads share a key head), RMSNorm, SwiGLU, rotary positions over the whole head, no
-biases. It doesn't know about sound: audio rows come to it as embeddings, laid over the placeholders of the prompt.
+    LlamaDecoder    GLM-ASR's: grouped-query attention (several query heads share a key head), RMSNorm, SwiGLU, rotary
+                    positions over the whole head, no biases. It doesn't know about sound: audio rows come to it as
+                    embeddings, laid over the placeholders of the prompt.
+    CrossDecoder    Whisper's and the article's: each block looks at the text so far, then at what the encoder heard.
+                    LayerNorm, GELU, learned positions, biases (but for keys); the head is the embedding.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import DecoderConfig
-from .layers import Cache, SelfAttention, causal_mask, rope_table
+from .config import CrossDecoderConfig, DecoderConfig
+from .layers import MLP, Cache, CrossAttention, SelfAttention, causal_mask, rope_table
+
+
+# -- GLM-ASR -----------------------------------------------------------------------------------------------------------
 
 
 class RMSNorm(nn.Module):
@@ -88,3 +94,60 @@ class LlamaDecoder(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = block(x, rope, cache, layer, mask, last and layer == len(self.blocks) - 1)
         return self.norm(x)
+
+
+# -- the article's system and Whisper ----------------------------------------------------------------------------------
+
+class CrossBlock(nn.Module):
+    def __init__(self, config: CrossDecoderConfig):
+        super().__init__()
+        self.attn_norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.attn = SelfAttention(config.width, config.heads, config.heads, config.head_size, bias=True)
+        self.cross_norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.cross = CrossAttention(config.width, config.heads, config.heads, config.head_size, bias=True)
+        self.mlp_norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.mlp = MLP(config.width, config.hidden)
+
+    def forward(self, x: Tensor, heard: tuple[Tensor, Tensor], cache: Cache | None, layer: int, mask: Tensor | None) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), None, cache, layer, mask)
+        x = x + self.cross(self.cross_norm(x), *heard)
+        x = x + self.mlp(self.mlp_norm(x))
+        return x
+
+
+class CrossDecoder(nn.Module):
+    def __init__(self, config: CrossDecoderConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocabulary, config.width)
+        self.positions = nn.Embedding(config.positions, config.width)
+        self.blocks = nn.ModuleList(CrossBlock(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+
+    def new_cache(self, rows: int, capacity: int) -> Cache:
+        weight = self.embed.weight
+        return Cache(self.config.layers, rows, self.config.heads, capacity, self.config.head_size,
+                     dtype=weight.dtype, device=weight.device)
+
+    def hear(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Encoder states (A, S, D) -> for each layer the keys and values (A, H, S, K) of its cross-attention."""
+        return [block.cross.project(states) for block in self.blocks]
+
+    def forward(self, tokens: Tensor, heard: list[tuple[Tensor, Tensor]], cache: Cache | None = None) -> Tensor:
+        """Ids (B, T), for A recordings that were heard -> normed states (B, T, D); B is A, or A * beams.
+
+        Without a cache (training) the T tokens see each other only. IndexError beyond the positions that were learned.
+        """
+        if cache is not None:
+            positions = cache.begin(tokens.shape[1])
+            mask = cache.mask
+        else:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+            mask = causal_mask(positions, tokens.shape[1])
+        x = self.embed(tokens) + self.positions(positions)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, heard[layer], cache, layer, mask)
+        return self.norm(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.embed.weight)

@@ -1,6 +1,9 @@
-"""Log-mel (B, bands, frames) -> audio states (B, T, D) -> rows for the decoder (B, T / 4, width of the decoder).
+"""Log-mel (B, bands, frames) -> audio states (B, T, D), and of GLM-ASR -> rows for the decoder (B, T / 4, its width).
 
-A Whisper encoder whose sinusoids were replaced by rotary positions. Unusual:
+    SinusoidalEncoder   Whisper's and the article's: sinusoids are added to what the frontend gives
+    RotaryEncoder       GLM-ASR's: the same blocks, but rotary positions in each attention instead
+
+Unusual:
   - RoPE turns only the first half of each head; positions start at 0 in each window.
   - There is no attention mask: a window's zero padding is sound like any other, so leaving it out changes the result.
   - Query, value and output have biases, the key has none.
@@ -10,40 +13,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import EncoderConfig
-from .conv_frontend import MelFrontend
-from .layers import SelfAttention, rope_table
-
-
-class EncoderMLP(nn.Module):
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x)))
+from .config import EncoderConfig, SinusoidalEncoderConfig
+from .conv_frontend import MelFrontend, WaveformFrontend
+from .layers import MLP, SelfAttention, rope_table
 
 
 class EncoderBlock(nn.Module):
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config: EncoderConfig | SinusoidalEncoderConfig):
         super().__init__()
         self.attn_norm = nn.LayerNorm(config.width, eps=config.eps)
         self.attn = SelfAttention(config.width, config.heads, config.key_heads, config.head_size, bias=True)
         self.mlp_norm = nn.LayerNorm(config.width, eps=config.eps)
-        self.mlp = EncoderMLP(config.width, config.hidden)
+        self.mlp = MLP(config.width, config.hidden)
 
-    def forward(self, x: Tensor, rope) -> Tensor:
+    def forward(self, x: Tensor, rope=None) -> Tensor:
         x = x + self.attn(self.attn_norm(x), rope)
         x = x + self.mlp(self.mlp_norm(x))
         return x
 
 
-class AudioEncoder(nn.Module):
+class RotaryEncoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.config = config
-        self.frontend = MelFrontend(config)
+        self.frontend = MelFrontend(config.bands, config.width)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
 
@@ -54,6 +47,34 @@ class AudioEncoder(nn.Module):
         rope = rope_table(positions, self.config.rotary, self.config.theta, x.dtype)
         for block in self.blocks:
             x = block(x, rope)
+        return self.norm(x)
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """(length, width): sines in the first half, cosines in the second, of position / 10000^(i / (width/2 - 1)). Not quite the
+    ones of Vaswani et al. (2017): those alternate, and divide by width/2."""
+    rates = 10_000.0 ** -(torch.arange(width // 2) / (width // 2 - 1))
+    angles = torch.arange(length)[:, None] * rates
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
+
+
+class SinusoidalEncoder(nn.Module):
+    def __init__(self, config: SinusoidalEncoderConfig):
+        super().__init__()
+        self.config = config
+        self.frontend = (WaveformFrontend(config.convolutions, config.width) if config.convolutions
+                         else MelFrontend(config.bands, config.width))
+        # Not learned, but published files hold them, rounded as the other weights: they are loaded, not computed.
+        self.positions = nn.Parameter(sinusoids(config.positions, config.width), requires_grad=False)
+        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: mel (B, bands, frames) or samples (B, 1, S), one row a window -> (B, T, D)."""
+        x = self.frontend(features)
+        x = x + self.positions[:x.shape[1]]
+        for block in self.blocks:
+            x = block(x)
         return self.norm(x)
 
 

@@ -93,3 +93,19 @@ def name_language(text: str) -> str:
     if words > han:
         return "en"
     return "yue" if 50 * len(_CANTONESE.findall(text)) >= han else "zh"
+
+
+_JOINED = regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Block=CJK_Symbols_and_Punctuation}，。！？；：]")
+
+
+def join(texts: list[str]) -> str:
+    """Stretches of text that follow each other, as one text: with spaces, but for scripts that are written without.
+
+    >>> join(["八二", "三"]), join(["eight two", "three"])
+    ('八二三', 'eight two three')
+    """
+    whole = ""
+    for text in filter(None, map(str.strip, texts)):
+        alone = not whole or _JOINED.match(whole[-1]) or _JOINED.match(text[0])
+        whole += text if alone else f" {text}"
+    return whole

@@ -1,4 +1,4 @@
-"""The parts that encoder and decoder share: rotary positions, attention, the key-value cache.
+"""The parts that encoders and decoders share: rotary positions, attention, the MLP with GELU, the key-value cache.
 
 Axes:  A recordings, B rows (recordings x beams), T time, S slots of a cache, D width, H query heads, G key heads,
        K head size, V vocabulary.
@@ -47,9 +47,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     return mixed.reshape(batch, heads, time, size).transpose(1, 2).flatten(2)
 
 
-class SelfAttention(nn.Module):
-    """x (B, T, D) -> (B, T, D). With `bias`, query, value and output have one; the key never has (a bias there would only
-    shift all scores of a query alike)."""
+class Attention(nn.Module):
+    """The four projections of an attention. With `bias`, query, value and output have one; the key never has (a bias there
+    would only shift all scores of a query alike)."""
 
     def __init__(self, width: int, heads: int, key_heads: int, head_size: int, *, bias: bool):
         super().__init__()
@@ -62,6 +62,10 @@ class SelfAttention(nn.Module):
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)    # (B, T, H*K) -> (B, H, T, K)
 
+
+class SelfAttention(Attention):
+    """x (B, T, D) looks at itself and, with a cache, at what came before it -> (B, T, D)."""
+
     def forward(self, x: Tensor, rope=None, cache: "Cache | None" = None, layer: int = 0, mask: Tensor | None = None) -> Tensor:
         query, key, value = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
         if rope is not None:
@@ -71,6 +75,33 @@ class SelfAttention(nn.Module):
         else:
             value = value.contiguous()      # the attention kernel is a little faster on it; query and key are after `rotate`
         return self.out(attend(query, key, value, mask))
+
+
+class CrossAttention(Attention):
+    """x (B, T, D) looks at what an encoder heard -> (B, T, D)."""
+
+    def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (A, H, S, K) of encoder states (A, S, D): once for a recording, whatever is decoded from it."""
+        return self.split(self.key(states)).contiguous(), self.split(self.value(states)).contiguous()
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # Nothing is masked here, so the beams of a recording are just more queries to its keys: they are laid on the time
+        # axis, (A*W, T, D) -> (A, W*T, D), and keys and values are never copied for them.
+        query = self.query(x)
+        mixed = attend(self.split(query.reshape(len(key), -1, query.shape[-1])), key, value)
+        return self.out(mixed.reshape(query.shape))
+
+
+class MLP(nn.Module):
+    """x (B, T, D) -> (B, T, D): two layers with biases and the exact GELU (with erf) between them."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
 
 
 # -- the key-value cache -----------------------------------------------------------------------------------------------
@@ -102,6 +133,9 @@ class Cache:
         self.shared = 0                         # slots that all beams of a recording have in common: the prompt
         self.padding: Tensor | None = None      # (B,) slots at the left that hold nothing, or None
         self.mask: Tensor | None = None
+        # For each layer of a decoder with cross-attention, the keys and values (A, H, S, K) of what was heard. Beams share
+        # them: neither `fork` nor `reorder` touches them.
+        self.cross: list[tuple[Tensor, Tensor]] = []
 
     @property
     def capacity(self) -> int:

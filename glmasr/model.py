@@ -1,19 +1,25 @@
-"""`GlmAsr`: encoder, projector and decoder as one model, with the interface that the search drives.
+"""The two recognisers, each its parts as one model, with the interface that the search drives:
 
-    encode(mel, samples) -> audio rows      prompt(tokenizer, rows) -> ids
-    new_cache(rows, capacity)               prefill(audio, prompt, cache) -> logits      step(tokens, cache) -> logits
+    encode(...) -> audio                prompt(...) -> ids
+    new_cache(rows, capacity)           prefill(audio, prompt, cache) -> logits         step(tokens, cache) -> logits
 
-The decoder is a chat model: it reads a prompt whose placeholders `<|pad|>` were replaced by what the encoder heard, and
-writes the transcript as the answer. There is no cross-attention.
+`GlmAsr`, as published under that name: the decoder is a chat model, which reads a prompt whose placeholders `<|pad|>` were
+replaced by what the encoder heard, and writes the transcript as the answer. There is no cross-attention.
+
+`EncoderDecoder`, as the article describes it, and Whisper (Radford et al., 2022): the decoder looks at what the encoder heard
+through cross-attention; its prompt are three or four special tokens that say language and task, and it can write times.
 """
 
 import torch
 from torch import Tensor, nn
 
-from .config import GlmAsrConfig
+from . import audio as sound
+from . import decode
+from .config import EncoderDecoderConfig, GlmAsrConfig
 from .conv_frontend import audio_rows
-from .decoder import LlamaDecoder
-from .encoder import AudioEncoder, Projector
+from .decoder import CrossDecoder, LlamaDecoder
+from .encoder import Projector, RotaryEncoder, SinusoidalEncoder
+from .errors import OptionError
 from .layers import Cache
 
 
@@ -21,7 +27,7 @@ class GlmAsr(nn.Module):
     def __init__(self, config: GlmAsrConfig):
         super().__init__()
         self.config = config
-        self.encoder = AudioEncoder(config.encoder)
+        self.encoder = RotaryEncoder(config.encoder)
         self.projector = Projector(config.merge, config.encoder.width, config.decoder.width)
         self.decoder = LlamaDecoder(config.decoder)
 
@@ -82,3 +88,98 @@ class GlmAsr(nn.Module):
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """One token for each row, (B,) -> logits of the next, (B, V)."""
         return self.decoder.head(self.decoder(self.decoder.embed(tokens[:, None]), cache)[:, -1])
+
+
+class EncoderDecoder(nn.Module):
+    def __init__(self, config: EncoderDecoderConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = SinusoidalEncoder(config.encoder)
+        self.decoder = CrossDecoder(config.decoder)
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.embed.weight.dtype
+
+    def features(self, windows: Tensor) -> Tensor:
+        """Samples (B, S), one row a window -> what the frontend takes: log-mel (B, bands, frames), or samples (B, 1, S)."""
+        if not self.config.encoder.convolutions:
+            return sound.log_mel(windows, self.config.encoder.bands)
+        # Loudness is no information. The log-mel is relative to the loudest band of a window; samples are made so here.
+        peak = windows.abs().amax(dim=1, keepdim=True)
+        return (windows / peak.clamp(min=1e-4))[:, None]
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Features of windows (B, ...) -> encoder states (B, T, D)."""
+        return self.encoder(features.to(self.device, self.dtype))
+
+    def prompt(self, language: str | None = None, task: str = "transcribe", timestamps: bool = False) -> list[int]:
+        """<|startoftranscript|><|zh|><|transcribe|><|notimestamps|>, the last one only without `timestamps`.
+
+        A checkpoint that knows one language has no tokens for language and task, and is asked for neither. Raises OptionError.
+        """
+        config = self.config
+        ids = [config.start]
+        if config.languages:
+            for kind, name, known in (("language", language, config.languages), ("task", task, config.tasks)):
+                if name not in known:
+                    raise OptionError(f"{kind} is {name!r}; this model has tokens for {', '.join(known)} only")
+                ids.append(known[name])
+        elif task != "transcribe":
+            raise OptionError(f"task is {task!r}; this model knows 'transcribe' only")
+        if config.no_timestamps is None:
+            if timestamps:
+                raise OptionError("this model has no time tokens (no_timestamps_token_id in generation_config.json)")
+            return ids
+        return ids if timestamps else [*ids, config.no_timestamps]
+
+    def rules(self, timestamps: bool = False) -> list[decode.Rule]:
+        """What this checkpoint never writes, what it doesn't begin with, and the order of times."""
+        config, vocabulary = self.config, self.config.decoder.vocabulary
+        rules: list[decode.Rule] = []
+        if config.suppress_first:
+            rules.append(decode.ForbidFirst(config.suppress_first, vocabulary, self.device))
+        if config.suppress:
+            rules.append(decode.Forbid(config.suppress, vocabulary, self.device))
+        if timestamps:
+            rules.append(decode.TimestampRule(begin=config.times, end=config.end, no_timestamps=config.no_timestamps,
+                                              latest_first=config.latest_first_time))
+        return rules
+
+    def new_cache(self, rows: int, capacity: int) -> Cache:
+        return self.decoder.new_cache(rows, capacity)
+
+    def prefill(self, audio: Tensor, prompt: list[list[int]], cache: Cache) -> Tensor:
+        """Reads the prompts for encoder states (A, T, D); returns the logits (A, V) of the first answer token.
+
+        Learned positions can't be shifted, so the prompts of a batch are equally long. ValueError if they aren't.
+        """
+        if len({len(ids) for ids in prompt}) != 1:
+            raise ValueError(f"prompts of {sorted({len(ids) for ids in prompt})} tokens in one batch; expected equal lengths")
+        cache.cross = self.decoder.hear(audio)
+        return self._read(torch.tensor(prompt, device=self.device), cache)
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """One token for each row, (B,) -> logits of the next, (B, V)."""
+        return self._read(tokens[:, None], cache)
+
+    def _read(self, tokens: Tensor, cache: Cache) -> Tensor:
+        return self.decoder.head(self.decoder(tokens, cache.cross, cache)[:, -1])
+
+    @torch.inference_mode()
+    def judge(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoder states (A, T, D) -> the probability of each language of `config.languages` (A, L), and that nobody speaks (A,).
+
+        One throw-away step behind <|startoftranscript|>. Languages share what they have among them; the probability that
+        nobody speaks is that of all tokens (openai/whisper, decoding.py: detect_language, no_speech_prob).
+        """
+        A = len(audio)
+        logits = self.prefill(audio, [[self.config.start]] * A, self.new_cache(A, 1)).float()
+        languages = logits[:, list(self.config.languages.values())].softmax(-1)
+        if self.config.no_timestamps is None:
+            return languages, languages.new_zeros(A)
+        return languages, logits.softmax(-1)[:, self.config.no_speech]

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .config import PRESETS, GlmAsrConfig, read_json
+from .config import EncoderDecoderConfig, GlmAsrConfig, read_config, read_json
 from .errors import CheckpointError, OptionError
-from .model import GlmAsr
+from .model import EncoderDecoder, GlmAsr
 
 # -- name tables -------------------------------------------------------------------------------------------------------
 
@@ -33,6 +33,8 @@ _LLAMA_BLOCK = _ATTENTION | _NORMS | {"mlp.gate": "mlp.gate_proj", "mlp.up": "ml
 _ENCODER_BLOCK = _ATTENTION | _NORMS | {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
 _WHISPER_BLOCK = _ATTENTION | {"attn.out": "self_attn.out_proj", "attn_norm": "self_attn_layer_norm",
                                "mlp_norm": "final_layer_norm", "mlp.up": "fc1", "mlp.down": "fc2"}
+_CROSS_BLOCK = _WHISPER_BLOCK | {"cross_norm": "encoder_attn_layer_norm", "cross.query": "encoder_attn.q_proj",
+                                 "cross.key": "encoder_attn.k_proj", "cross.value": "encoder_attn.v_proj", "cross.out": "encoder_attn.out_proj"}
 
 
 def _table(tower: str, block: dict, norm: str, projector: tuple[str, str], language: str, head: str) -> dict[str, str]:
@@ -41,6 +43,18 @@ def _table(tower: str, block: dict, norm: str, projector: tuple[str, str], langu
             | {"projector.up": projector[0], "projector.down": projector[1]}
             | {"decoder.embed": f"{language}.embed_tokens", "decoder.norm": f"{language}.norm", "decoder.head": head}
             | {f"decoder.blocks.{{}}.{ours}": f"{language}.layers.{{}}.{theirs}" for ours, theirs in _LLAMA_BLOCK.items()})
+
+
+def _whisper_table(prefix: str) -> dict[str, str]:
+    # `frontend.layers` and `frontend.project` are the waveform frontend, whose names are ours: nobody has published one.
+    table = ({"encoder.frontend.conv1": "encoder.conv1", "encoder.frontend.conv2": "encoder.conv2",
+              "encoder.frontend.layers.{}.conv": "encoder.frontend.{}.conv", "encoder.frontend.layers.{}.norm": "encoder.frontend.{}.norm",
+              "encoder.frontend.project": "encoder.frontend.project", "encoder.positions": "encoder.embed_positions.weight",
+              "encoder.norm": "encoder.layer_norm", "decoder.embed": "decoder.embed_tokens",
+              "decoder.positions": "decoder.embed_positions", "decoder.norm": "decoder.layer_norm"}
+             | {f"encoder.blocks.{{}}.{ours}": f"encoder.layers.{{}}.{theirs}" for ours, theirs in _WHISPER_BLOCK.items()}
+             | {f"decoder.blocks.{{}}.{ours}": f"decoder.layers.{{}}.{theirs}" for ours, theirs in _CROSS_BLOCK.items()})
+    return {ours: prefix + theirs for ours, theirs in table.items()}
 
 
 @dataclass(frozen=True)
@@ -72,11 +86,16 @@ FORMATS = {
     "draft, new names": Format(_table("audio_tower", _ENCODER_BLOCK | {"attn.out": "self_attn.out_proj"}, "audio_tower.norm",
                                       _LINEARS, "language_model.model", "language_model.lm_head"),
                                ignored=("audio_tower.embed_positions.weight",), interleaved=True),
+    # Whisper as Transformers writes it. The head is always the embedding; some files hold it once more.
+    "whisper": Format(_whisper_table("model."), ignored=("proj_out.weight",)),
+    "whisper, no prefix": Format(_whisper_table(""), ignored=("proj_out.weight",)),         # a saved `WhisperModel`
 }
 
 
 def detect(names) -> str:
     """Which of FORMATS a set of tensor names is."""
+    if any(".encoder_attn." in name for name in names):
+        return "whisper" if any(name.startswith("model.") for name in names) else "whisper, no prefix"
     if any(name.startswith("audio_encoder.") for name in names):
         return "original"
     if any(name.startswith("model.audio_tower.") for name in names):
@@ -88,6 +107,8 @@ def detect(names) -> str:
 
 def their_name(table: dict[str, str], ours: str) -> str:
     """`encoder.blocks.3.attn.query.bias` -> `audio_tower.layers.3.self_attn.q_proj.bias`, and the like."""
+    if ours in table:                       # a parameter that belongs to no module of its own
+        return table[ours]
     module, leaf = ours.rsplit(".", 1)
     layer = re.search(r"\.(\d+)\.", module)
     if layer:
@@ -195,7 +216,12 @@ def weight_files(directory: Path) -> list[Path]:
 
 # -- loading -----------------------------------------------------------------------------------------------------------
 
-def load(directory, *, device="auto", dtype="auto") -> GlmAsr:
+def build(config: GlmAsrConfig | EncoderDecoderConfig) -> GlmAsr | EncoderDecoder:
+    """The model of a configuration, with random weights."""
+    return GlmAsr(config) if isinstance(config, GlmAsrConfig) else EncoderDecoder(config)
+
+
+def load(directory, *, device="auto", dtype="auto") -> GlmAsr | EncoderDecoder:
     """The model of a checkpoint directory, ready to run. Raises CheckpointError, OptionError.
 
     device  "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
@@ -203,18 +229,23 @@ def load(directory, *, device="auto", dtype="auto") -> GlmAsr:
     """
     directory = Path(directory)
     device, dtype = choose_device(device), dtype if dtype == "auto" else choose_dtype(dtype)
-    config = GlmAsrConfig.read(directory)
+    config = read_config(directory)
     headers = {path: read_header(path) for path in weight_files(directory)}
     where = {name: path for path, header in headers.items() for name in header}
     if len(where) < sum(map(len, headers.values())):
         twice = next(name for name in where if sum(name in header for header in headers.values()) > 1)
         raise CheckpointError(f"{directory}: tensor {twice} is in several files")
-    kind = FORMATS[detect(where)]
-    # A tied model is saved without its head, whatever config.json says; a head that is there counts.
-    tied = their_name(kind.table, "decoder.head.weight") not in where
-    config = replace(config, decoder=replace(config.decoder, tied=tied))
+    name = detect(where)
+    kind = FORMATS[name]
+    if name.startswith("whisper") != isinstance(config, EncoderDecoderConfig):
+        raise CheckpointError(f"{directory}: config.json describes a {type(config).__name__.removesuffix('Config')}, but the tensors' names "
+                              f"are those of the format {name!r}; they belong to different models")
+    if isinstance(config, GlmAsrConfig):
+        # A tied model is saved without its head, whatever config.json says; a head that is there counts.
+        tied = their_name(kind.table, "decoder.head.weight") not in where
+        config = replace(config, decoder=replace(config.decoder, tied=tied))
     with torch.device("meta"), _NoInit():
-        model = GlmAsr(config)
+        model = build(config)
     names = {ours: their_name(kind.table, ours) for ours, _ in model.named_parameters()}
     _compare(model, names, kind, headers, where)
     if dtype == "auto":
@@ -232,10 +263,9 @@ def load(directory, *, device="auto", dtype="auto") -> GlmAsr:
                         state[ours] = tensor.to(device, dtype)      # the mapped pages themselves, if nothing changes
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: {error}") from None
-    if tied:
-        state["decoder.head.weight"] = state["decoder.embed.weight"]
-    model.load_state_dict(state, strict=True, assign=True)
-    model.decoder.tie()
+    model.load_state_dict(state, strict=False, assign=True)     # `_compare` was stricter; only a tied head is not in it
+    if isinstance(model, GlmAsr):
+        model.decoder.tie()
     return model.requires_grad_(False).eval()
 
 
@@ -249,7 +279,7 @@ class _NoInit(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _compare(model: GlmAsr, names: dict, kind: Format, headers: dict, where: dict) -> None:
+def _compare(model: nn.Module, names: dict, kind: Format, headers: dict, where: dict) -> None:
     """Every tensor that the model wants is there in its shape, and nothing else is."""
     for ours, parameter in model.named_parameters():
         theirs = names[ours]
@@ -305,14 +335,15 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 # -- finding -----------------------------------------------------------------------------------------------------------
 
-DEMO = Path(__file__).parent / "checkpoints" / "demo"
+BUILT_IN = {name: Path(__file__).parent / "checkpoints" / name for name in ("demo", "demo-article")}
 _PUBLISHED = {"glm-asr-nano-2512": "zai-org/GLM-ASR-Nano-2512"}
 
 
 def find(name_or_path) -> Path:
-    """The directory of a checkpoint: a path; `demo`; or the name of a published one that lies in the local hub cache."""
-    if str(name_or_path) == "demo":
-        return DEMO
+    """The directory of a checkpoint: a path; `demo` or `demo-article`; or the name of a published one that lies in the local
+    hub cache."""
+    if str(name_or_path) in BUILT_IN:
+        return BUILT_IN[str(name_or_path)]
     try:
         path = Path(name_or_path).expanduser()
         if path.is_dir():
@@ -322,7 +353,7 @@ def find(name_or_path) -> Path:
     repository = _PUBLISHED.get(str(name_or_path).lower())
     if repository is None:
         raise CheckpointError(f"{name_or_path}: no such directory, and not a name that this package knows "
-                              f"({', '.join(['demo', *PRESETS])})")
+                              f"({', '.join([*BUILT_IN, *_PUBLISHED])})")
     home = Path(os.environ.get("HF_HOME", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"))
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{repository.replace('/', '--')}"
     reference = cache / "refs" / "main"
@@ -335,12 +366,12 @@ def find(name_or_path) -> Path:
 
 # -- saving ------------------------------------------------------------------------------------------------------------
 
-def save(model: GlmAsr, directory, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Writes the model as Transformers would: `model.safetensors`, `config.json`, `processor_config.json` and
-    `generation_config.json`. The tokenizer's files are the caller's."""
+def save(model: GlmAsr | EncoderDecoder, directory, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Writes the model as Transformers would: `model.safetensors`, `config.json`, `generation_config.json` and
+    what the processor wants. The tokenizer's files are the caller's."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    table = FORMATS["transformers"].table
+    table = FORMATS["transformers" if isinstance(model, GlmAsr) else "whisper"].table
     state = {their_name(table, ours): parameter.detach().to("cpu", dtype).contiguous() for ours, parameter in model.named_parameters()}
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)      # save_file leaves it to the owner alone

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 import glmasr
-from glmasr.config import GlmAsrConfig
+from glmasr.config import read_config
 from glmasr.tokenizer import ALPHABET
 
 TRAIN = [sys.executable, str(Path(__file__).parent.parent / "training" / "train.py")]
@@ -44,7 +44,7 @@ def task(tmp_path_factory):
     processor = {"feature_extractor": {"chunk_length": 2, "feature_size": 80}, "default_transcription_prompt": "?"}
     for name, values in (("config.json", config), ("processor_config.json", processor)):
         (model / name).write_text(json.dumps(values), encoding="utf-8")
-    assert GlmAsrConfig.read(model).window == 32_000
+    assert read_config(model).window == 32_000
     return folder
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glmasr import weights
-from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig
+from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig, read_config
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.model import GlmAsr
 from glmasr.weights import FORMATS, detect, find, load, save, their_name
@@ -144,7 +144,7 @@ def same(a, b):
 
 def rename(folder, kind, extra=(), dtype=None):
     """Rewrites a checkpoint in Transformers format as one of another format; interleaves the encoder's heads where that has them so."""
-    tensors, format, config = load_file(folder / "model.safetensors"), FORMATS[kind], GlmAsrConfig.read(folder)
+    tensors, format, config = load_file(folder / "model.safetensors"), FORMATS[kind], read_config(folder)
     with torch.device("meta"):
         names = [name for name, _ in GlmAsr(config).named_parameters()]
     renamed = {}
@@ -568,7 +568,7 @@ def test_configurations_that_are_refused(folder, where, key, value, word):
     (data if where == file else data[where])[key] = value
     (folder / file).write_text(json.dumps(data))
     with pytest.raises(CheckpointError) as caught:
-        GlmAsrConfig.read(folder)
+        read_config(folder)
     message = str(caught.value)
     assert message.startswith(str(folder)) and "\n" not in message and word in message, message
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from glmasr import audio, weights                                                     # noqa: E402
-from glmasr.config import HOP, STRIDE, GlmAsrConfig                                   # noqa: E402
+from glmasr.config import HOP, STRIDE, read_config                                   # noqa: E402
 from glmasr.conv_frontend import audio_rows, conv_frames, mel_frames                  # noqa: E402
 from glmasr.errors import GlmAsrError                                                 # noqa: E402
 from glmasr.model import GlmAsr                                                       # noqa: E402
@@ -170,7 +170,7 @@ def losses(model: GlmAsr, labels: Labels, batch: Batch) -> tuple[Tensor, Tensor]
 def start_model(directory: Path, from_scratch: bool) -> GlmAsr:
     if not from_scratch and any(directory.glob("model.safetensors*")):
         return weights.load(directory, dtype="float32").requires_grad_(True)
-    model = GlmAsr(GlmAsrConfig.read(directory)).to(weights.choose_device("auto"))
+    model = GlmAsr(read_config(directory)).to(weights.choose_device("auto"))
     for parameter in model.parameters():
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
