@@ -1,6 +1,6 @@
-"""Text <-> token ids: byte-level byte-pair encoding (BPE) from a `tokenizer.json`.
+"""Text <-> token ids: byte-level byte-pair encoding (BPE) from a `tokenizer.json`, or SentencePiece from a `tokenizer.model`.
 
-How text becomes ids:
+`read_tokenizer(directory)` reads the one that a model has. First byte-level BPE; how text becomes ids:
     text -> split out added tokens -> normalize -> pre-tokenize (regex) -> UTF-8 bytes -> merge pairs of neighbours -> ids
 BPE (Gage 1994; for text: Sennrich et al. 2016, arXiv:1508.07909) starts from single bytes. The file lists pairs, the most useful first:
 as long as two neighbours form a listed pair, the pair that is listed EARLIEST is replaced by its joint token. With the pairs
@@ -20,17 +20,25 @@ applied twice is a classic defect), `truncation` and `padding` (settings of the 
 Transformers resets them on each call), `trim_offsets` (no offsets here).
 
 Anything else in the file that would change the ids and is not implemented is a `TokenizerError` that names it.
+
+SentencePiece (Kudo and Richardson 2018, arXiv:1808.06226) splits text by its own library, `sentencepiece`; what is added here are the
+special tokens, from an `added_tokens.json` beside the model, and output piece by piece. Unusual:
+- A space is `▁` (U+2581) and part of the piece after it. Most models put one in front of a text, so that a word is the same piece
+  wherever it stands, and drop it again when they decode.
+- A model with byte fallback spells unknown characters in bytes, `<0xE5>`; one without gives them the id of `<unk>`, which decodes to " ⁇ ".
 """
 
 import codecs
 import heapq
 import json
 import unicodedata
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import regex
 
+from .config import TIME_STEP
 from .errors import TokenizerError
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -57,8 +65,15 @@ _BYTE = {character: byte for byte, character in enumerate(ALPHABET)}
 _TO_ALPHABET = dict(enumerate(ALPHABET))
 
 
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TokenizerError(f"the text has the lone surrogate U+{ord(text[error.start]):04X}, which UTF-8 cannot hold") from error
+
+
 def _to_alphabet(text: str) -> str:
-    return text.encode("utf-8").decode("latin-1").translate(_TO_ALPHABET)
+    return _utf8(text).decode("latin-1").translate(_TO_ALPHABET)
 
 
 def _to_bytes(token: str) -> bytes:
@@ -66,7 +81,7 @@ def _to_bytes(token: str) -> bytes:
     try:
         return bytes([_BYTE[character] for character in token])
     except KeyError:
-        return token.encode("utf-8")
+        return _utf8(token)
 
 
 # --- Steps built from the file: each is a function of a text ---------------------------------------------------------------
@@ -264,19 +279,101 @@ def _object_without_duplicates(pairs: list) -> dict:
     return result
 
 
-class Tokenizer:
-    """Byte-level BPE. `special` maps the content of each added special token to its id; `size` is 1 + the highest id."""
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"cannot read the tokenizer file {str(path)!r}: {error.strerror or error}") from error
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(_read(path).decode("utf-8"), object_pairs_hook=_object_without_duplicates)
+    except (ValueError, RecursionError) as error:               # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise TokenizerError(f"{str(path)!r} is not valid JSON: {error}; download it again") from error
+
+
+# --- What both kinds have in common -----------------------------------------------------------------------------------------------
+
+class _Vocabulary:
+    """Text -> sections between added tokens -> ids; ids -> bytes -> text. A subclass fills the tables and encodes a section."""
+
+    special: dict[str, int]                 # content of a special token -> its id
+    size: int                               # 1 + the highest id
+    _ids: dict[str, int]                    # a token as the file writes it -> id
+    _bytes: dict[int, bytes]                # id -> what it spells; a special token spells its name
+    _special_ids: "set[int]" = set()
+    _added_raw: _AddedTokens                # looked for in the text as it is
+    _added_normalized = _AddedTokens({})    # looked for in the normalized text
+    _normalizers: list = []
+
+    def _normalize(self, text: str) -> str:
+        for step in self._normalizers:
+            text = step(text)
+        return text
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text. Added tokens in it, special ones included, become their ids; nothing is added around it (see the module)."""
+        ids: list[int] = []
+        for part in self._added_raw.split(text):
+            for section in [part] if isinstance(part, int) else self._added_normalized.split(self._normalize(part)):
+                if isinstance(section, int):
+                    ids.append(section)
+                else:
+                    self._encode_section(section, ids)
+        return ids
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that an id stands for; b"" for special tokens and for ids that the file does not define."""
+        if id < 0:
+            raise TokenizerError(f"{id} is not a token id; expected 0 or more")
+        return b"" if id in self._special_ids else self._bytes.get(id, b"")
+
+    def _speller(self, skip_special: bool = True) -> Callable[[int], bytes]:
+        """A function id -> bytes, to be called with the ids of one text in their order."""
+        return self.token_bytes if skip_special else lambda id: self._bytes.get(id, b"")
+
+    def decode(self, ids, skip_special: bool = True) -> str:
+        """The text of ids; bytes that are not UTF-8 become U+FFFD. Ids that the file does not define give nothing."""
+        return b"".join(map(self._speller(skip_special), ids)).decode("utf-8", errors="replace")
+
+    def decoder(self) -> "IncrementalDecoder":
+        """For partial output: `feed(id)` gives the text that is certain by now, `finish()` the rest."""
+        return IncrementalDecoder(self._speller())
+
+    def id(self, token: str) -> int:
+        """The id of a token as the file writes it: an added token's content, a base token in the byte alphabet ("Ġyou"), a piece ("▁you")."""
+        if token not in self._ids:
+            raise TokenizerError(f"the vocabulary has no token {token!r}; is this the tokenizer of the model that is loaded?")
+        return self._ids[token]
+
+
+class IncrementalDecoder:
+    """Joins all results of `feed` and of the one `finish` to what `decode` gives; never emits half a character."""
+
+    def __init__(self, spell: Callable[[int], bytes]):
+        self._spell = spell
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, id: int) -> str:
+        return self._utf8.decode(self._spell(id))
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+# --- Byte-level BPE -----------------------------------------------------------------------------------------------------------------
+
+class Tokenizer(_Vocabulary):
+    """Byte-level BPE. `special` maps the content of each added special token to its id; `size` is 1 + the highest id.
+
+    Equal to the tokenizers library but for one case: a special token that a normalizer rewrites is not skipped by `decode` there, and is here.
+    """
 
     @classmethod
     def read(cls, path: "str | Path") -> "Tokenizer":
         """From a `tokenizer.json`. Raises TokenizerError where the file is missing, damaged or asks for something unknown."""
-        try:
-            data = json.loads(Path(path).read_bytes().decode("utf-8"), object_pairs_hook=_object_without_duplicates)
-        except OSError as error:
-            raise TokenizerError(f"cannot read the tokenizer file {str(path)!r}: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:           # JSONDecodeError and UnicodeDecodeError are ValueErrors
-            raise TokenizerError(f"{str(path)!r} is not valid JSON: {error}; download it again") from error
-        return cls(data)
+        return cls(_read_json(Path(path)))
 
     def __init__(self, data: dict):
         model = _get(data, "model", dict, "tokenizer.json")
@@ -353,27 +450,6 @@ class Tokenizer:
                 self.special[content] = number
         self._added_raw, self._added_normalized = _AddedTokens(found[False]), _AddedTokens(found[True])
 
-    # --- Text -> ids -------------------------------------------------------------------------------------------------------
-
-    def _normalize(self, text: str) -> str:
-        for step in self._normalizers:
-            text = step(text)
-        return text
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text. Added tokens in it, special ones included, become their ids; nothing is added around it (see the module)."""
-        ids: list[int] = []
-        try:
-            for part in self._added_raw.split(text):
-                for section in [part] if isinstance(part, int) else self._added_normalized.split(self._normalize(part)):
-                    if isinstance(section, int):
-                        ids.append(section)
-                    else:
-                        self._encode_section(section, ids)
-        except UnicodeEncodeError as error:
-            raise TokenizerError(f"the text has the lone surrogate U+{ord(error.object[error.start]):04X}, which UTF-8 cannot hold") from error
-        return ids
-
     def _encode_section(self, section: str, ids: list[int]) -> None:
         pieces = [section]
         for step in self._pre_tokenizers:
@@ -425,42 +501,130 @@ class Tokenizer:
                 heapq.heappush(heap, new * n + h)
         return [symbol for symbol in symbols if symbol is not None]
 
-    # --- Ids -> text -------------------------------------------------------------------------------------------------------
 
-    def token_bytes(self, id: int) -> bytes:
-        """The bytes that an id stands for; b"" for special tokens and for ids that the file does not define."""
-        if id < 0:
-            raise TokenizerError(f"{id} is not a token id; expected 0 or more")
-        return b"" if id in self._special_ids else self._bytes.get(id, b"")
+# --- SentencePiece -------------------------------------------------------------------------------------------------------------------
 
-    def decode(self, ids, skip_special: bool = True) -> str:
-        """The text of ids; bytes that are not UTF-8 become U+FFFD. Ids that the file does not define give nothing.
-
-        Equal to the tokenizers library but for one case: a special token that a normalizer rewrites is not skipped there, and is here.
-        """
-        get = self.token_bytes if skip_special else lambda id: self._bytes.get(id, b"")
-        return b"".join(map(get, ids)).decode("utf-8", errors="replace")
-
-    def decoder(self) -> "IncrementalDecoder":
-        """For partial output: `feed(id)` gives the text that is certain by now, `finish()` the rest."""
-        return IncrementalDecoder(self)
-
-    def id(self, token: str) -> int:
-        """The id of a token as the file writes it: an added token's content, or a base token in the byte alphabet ("Ġyou")."""
-        if token not in self._ids:
-            raise TokenizerError(f"the vocabulary has no token {token!r}; is this the tokenizer of the model that is loaded?")
-        return self._ids[token]
+SPACE = "\u2581"                # how a piece writes a space
 
 
-class IncrementalDecoder:
-    """Joins all results of `feed` and of the one `finish` to what `Tokenizer.decode` gives; never emits half a character."""
+class SentencePieceTokenizer(_Vocabulary):
+    """SentencePiece, with special tokens behind the pieces. `special` maps each of them to its id; `size` is 1 + the highest id.
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+    A text without special tokens gets the ids that the sentencepiece library gives it, unknown characters the id of `<unk>` included. Special
+    tokens in a text become their ids, and what stands between them is encoded as a text of its own. `decode` gives the library's text, " ⁇ "
+    for `<unk>` included, but for one case: of half a character it makes one U+FFFD, the library as many as there are bytes.
+    Control pieces (`<s>`, `</s>`) are never found in a text and spell nothing.
+    """
 
-    def feed(self, id: int) -> str:
-        return self._utf8.decode(self._tokenizer.token_bytes(id))
+    @classmethod
+    def read(cls, path: "str | Path") -> "SentencePieceTokenizer":
+        """From a `tokenizer.model` and the `added_tokens.json` beside it. Raises TokenizerError where one is missing or damaged."""
+        path = Path(path)
+        model, added = _read(path), _read_json(path.with_name("added_tokens.json"))
+        try:
+            return cls(model, added)
+        except TokenizerError as error:
+            raise TokenizerError(f"{path.parent}: {error}") from error
 
-    def finish(self) -> str:
-        return self._utf8.decode(b"", final=True)
+    def __init__(self, model: bytes, added: dict[str, int]):
+        try:
+            self._read_pieces(model)
+        except (RuntimeError, ValueError) as error:             # ValueError: a piece, or the message about it, is not UTF-8
+            raise TokenizerError(f"tokenizer.model is damaged or no SentencePiece model: {error}; download it again") from error
+        self._read_added(added)
+        self.size = len(self._ids)
+
+    def _read_pieces(self, model: bytes) -> None:
+        from sentencepiece import SentencePieceProcessor
+        self._model = SentencePieceProcessor()
+        self._model.LoadFromSerializedProto(model)
+        pieces = [self._model.id_to_piece(id) for id in range(self._model.get_piece_size())]
+        self._ids = {piece: id for id, piece in enumerate(pieces)}
+        self._bytes = {id: self._piece_bytes(id, piece) for id, piece in enumerate(pieces)}
+        # In front of a text the library drops one space (`add_dummy_prefix`), all of them (`remove_extra_whitespaces`), or none. What it does
+        # with this model is asked, not read: what each piece spells there; and the piece of a space alone, if it is dropped only once.
+        self._at_start = {id: self._model.decode([id]).encode() for id, piece in enumerate(pieces) if piece.startswith(SPACE)}
+        space = self._ids.get(SPACE)
+        self._dropped_once = space if space is not None and self._model.decode([space, space]) else None
+        whole = [id for id in self._bytes if not self._model.is_byte(id)]
+        if self.decode(whole) != self._model.decode(whole):
+            raise TokenizerError("tokenizer.model decodes by rules that this tokenizer does not implement, such as a denormalizer; expected none")
+
+    def _piece_bytes(self, id: int, piece: str) -> bytes:
+        if self._model.is_byte(id):
+            return bytes([int(piece[1:-1], 16)])                # <0xE5>
+        if self._model.is_control(id):
+            return b""
+        return self._model.decode([id]).encode() if self._model.is_unknown(id) else piece.replace(SPACE, " ").encode()
+
+    def _read_added(self, added: dict[str, int]) -> None:
+        if not isinstance(added, dict):
+            raise TokenizerError(f"added_tokens.json is {type(added).__name__}; expected an object: special token -> id")
+        pieces = len(self._ids)
+        for token, id in added.items():
+            if not token or token in self._ids:
+                raise TokenizerError(f"added_tokens.json: the token {token!r:.60} is empty or a piece of tokenizer.model as well; expected another name")
+            self._bytes[_check_id(id, token)] = _utf8(token)
+        for expected, (token, id) in enumerate(sorted(added.items(), key=lambda item: item[1]), start=pieces):
+            if id != expected:
+                raise TokenizerError(f"added_tokens.json: {token!r:.60} has the id {id}, expected {expected}: special tokens follow the {pieces} pieces of "
+                                     "tokenizer.model, without a gap; is it the file of another model?")
+        self.special = dict(added)
+        self._special_ids = set(added.values())
+        self._ids.update(added)
+        plain = {"single_word": False, "lstrip": False, "rstrip": False}
+        self._added_raw = _AddedTokens({token: {"id": id, **plain} for token, id in added.items()})
+
+    def _encode_section(self, section: str, ids: list[int]) -> None:
+        ids += self._model.encode(_utf8(section))
+
+    def _speller(self, skip_special: bool = True) -> Callable[[int], bytes]:
+        at_start = True
+
+        def spell(id: int) -> bytes:
+            nonlocal at_start
+            if not skip_special and id in self._special_ids:
+                at_start = True                                 # as `encode` puts a space of its own in front of what follows
+                return self._bytes[id]
+            code = self.token_bytes(id)
+            if at_start:
+                code = self._at_start.get(id, code)
+                at_start = not code and id != self._dropped_once
+            return code
+        return spell
+
+
+def read_tokenizer(directory: "str | Path") -> "Tokenizer | SentencePieceTokenizer":
+    """The tokenizer of a model directory: from `tokenizer.json`, else from `tokenizer.model`. Raises TokenizerError.
+
+    Where both are, `tokenizer.json` counts: Transformers reads that one too, so a model gets the ids here that it gets there.
+    """
+    for name, kind in (("tokenizer.json", Tokenizer), ("tokenizer.model", SentencePieceTokenizer)):
+        path = Path(directory) / name
+        if path.is_file():
+            return kind.read(path)
+    raise TokenizerError(f"{str(directory)!r} has neither tokenizer.json (byte-level BPE) nor tokenizer.model (SentencePiece); "
+                         "expected one of them beside config.json: download the model again")
+
+
+# --- Time tokens --------------------------------------------------------------------------------------------------------------------
+
+def time_token(seconds: float) -> str:
+    """The token of the step that is nearest to a time.
+
+    >>> time_token(1.2345)
+    '<|1.24|>'
+    """
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{seconds} is not a time; expected 0 or more seconds")
+    return f"<|{round(seconds / TIME_STEP) * TIME_STEP:.2f}|>"
+
+
+def seconds_of(token: str) -> "float | None":
+    """The time that a token names, None for a token that is no time.
+
+    >>> seconds_of("<|1.24|>"), seconds_of("<|1.25|>"), seconds_of("<|en|>")
+    (1.24, None, None)
+    """
+    found = regex.fullmatch(r"<\|([0-9]{1,9}\.[0-9]{2})\|>", token)
+    return float(found[1]) if found and time_token(float(found[1])) == token else None
