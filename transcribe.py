@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 
 
@@ -26,15 +27,21 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     positive.__name__ = "positive integer"      # argparse puts it into its message
     parser = argparse.ArgumentParser(description="Recognises speech in Mandarin, Cantonese and English.")
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg); - is standard input")
-    parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="demo, glm-asr-nano-2512 (default), or a directory")
-    parser.add_argument("--lang", default="auto", choices=["auto", "zh", "yue", "en"], help="letters that the language is not written in are forbidden (default: auto, nothing is)")
-    parser.add_argument("--beams", type=positive, default=1, metavar="N", help="width of the beam search (default: 1, greedy)")
+    parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="demo, demo-article, glm-asr-nano-2512 (default), or a directory")
+    parser.add_argument("--lang", default="auto", choices=["auto", "zh", "yue", "en"], help="the language token of an encoder-decoder (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)")
+    parser.add_argument("--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English, where the model's vocabulary has it")
+    parser.add_argument("--timestamps", action="store_true", help="segments with times, from the time tokens of an encoder-decoder")
+    parser.add_argument("--beams", type=positive, metavar="N", help="width of the beam search, 1 is greedy (default: 5 for an encoder-decoder, else 1)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="limit for a text, in tokens (default: by the length of the recording)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="default: bfloat16 where the machine is fast at it")
     parser.add_argument("--json", action="store_true", help="one JSON object a recording, instead of its text")
+    parser.add_argument("--explain", action="store_true", help="before the text of a recording, how it came about: stages, shapes, times, prompt, search")
     parser.add_argument("--quiet", action="store_true", help="errors only on standard error")
-    return parser.parse_intermixed_args(argv)   # options may stand between recordings
+    args = parser.parse_intermixed_args(argv)   # options may stand between recordings
+    if args.explain and (len(args.audio) > 1 or args.json):
+        parser.error("--explain takes one recording at a time, and goes without --json")
+    return args
 
 
 def peak_memory() -> str:
@@ -51,20 +58,37 @@ def peak_memory() -> str:
     return text
 
 
-def line(name: str, transcript, as_json: bool) -> str:
+def clock(seconds: float) -> str:
+    """12.34 -> 00:12.34, 3600 -> 1:00:00.00"""
+    hundredths = round(100 * seconds)
+    minutes, rest = divmod(hundredths, 6000)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}:" if hours else "") + f"{minutes:02d}:{rest / 100:05.2f}"
+
+
+def line(name: str, transcript, as_json: bool, timestamps: bool = False) -> str:
     """What standard output gets for a recording. Letters that its encoding lacks are escaped: no text is lost, JSON stays JSON."""
     encoding = sys.stdout.encoding or "utf-8"
     record = {"audio": name, **asdict(transcript)}
-    text = json.dumps(record, ensure_ascii=False) if as_json else transcript.text
+    plain = transcript.text
+    if timestamps:
+        plain = "\n".join(f"[{clock(segment.start)} --> {clock(segment.end)}] {segment.text}" for segment in transcript.segments)
+    text = json.dumps(record, ensure_ascii=False) if as_json else plain
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        text = json.dumps(record) if as_json else text.encode(encoding, "backslashreplace").decode(encoding)
+        text = json.dumps(record) if as_json else writable(text)
     return text
+
+
+def writable(text: str) -> str:
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def run(args: argparse.Namespace) -> int:
     import glmasr                               # takes a second: not before the arguments are known to be right
+    from glmasr import explain
     from tqdm import tqdm
 
     def say(text: str) -> None:
@@ -80,16 +104,22 @@ def run(args: argparse.Namespace) -> int:
     for name in tqdm(args.audio, unit="file", disable=args.quiet or not sys.stderr.isatty(), leave=False):
         start = time.perf_counter()
         try:
-            transcript = recogniser.transcribe(name, args.lang, beams=args.beams, max_new_tokens=args.max_new_tokens)
+            with explain.observed(recogniser) if args.explain else nullcontext() as observation:
+                transcript = recogniser.transcribe(name, args.lang, task=args.task, timestamps=args.timestamps, beams=args.beams,
+                                                   max_new_tokens=args.max_new_tokens)
         except glmasr.GlmAsrError as error:
             tqdm.write(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
         spent += time.perf_counter() - start
         seconds += transcript.seconds
+        if args.lang == "auto" and transcript.language:
+            say(f"{name}: language {transcript.language}")
         for warning in transcript.warnings:
             say(f"warning: {name}: {warning.removeprefix(f'{name}: ')}")
-        tqdm.write(line(name, transcript, args.json), file=sys.stdout)
+        if args.explain:
+            tqdm.write(writable(explain.report(observation)), file=sys.stdout)
+        tqdm.write(line(name, transcript, args.json, args.timestamps), file=sys.stdout)
         sys.stdout.flush()
     say(f"{seconds:.1f} s of sound in {spent:.2f} s, real-time factor {spent / seconds if seconds else 0:.3f}; peak memory {peak_memory()}"
         + (f"; {failed} of {len(args.audio)} recordings failed" if failed else ""))

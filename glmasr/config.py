@@ -454,14 +454,14 @@ _MAY_BE_ZERO = ("audio_token", "rotary", "start", "end")
 def _check_numbers(config) -> None:
     """Raises CheckpointError for values that no memory holds."""
     for name, part in (("encoder", config.encoder), ("decoder", config.decoder), ("model", config)):
-        for field in fields(part):
-            value = getattr(part, field.name)
-            if field.type in (int, "int") and not (_is_integer(value) and 0 <= value <= _LARGEST):
-                raise CheckpointError(f"{name}: {field.name} is {value!r}, expected an integer from 0 to {_LARGEST}")
-            if field.type in (int, "int") and value == 0 and field.name not in _MAY_BE_ZERO:
-                raise CheckpointError(f"{name}: {field.name} is 0, expected at least 1")
-            if field.type in (float, "float") and not (_is_number(value) and value > 0):
-                raise CheckpointError(f"{name}: {field.name} is {value!r}, expected a positive number")
+        for entry in fields(part):
+            value = getattr(part, entry.name)
+            if entry.type in (int, "int") and not (_is_integer(value) and 0 <= value <= _LARGEST):
+                raise CheckpointError(f"{name}: {entry.name} is {value!r}, expected an integer from 0 to {_LARGEST}")
+            if entry.type in (int, "int") and value == 0 and entry.name not in _MAY_BE_ZERO:
+                raise CheckpointError(f"{name}: {entry.name} is 0, expected at least 1")
+            if entry.type in (float, "float") and not (_is_number(value) and value > 0):
+                raise CheckpointError(f"{name}: {entry.name} is {value!r}, expected a positive number")
         if getattr(part, "layers", 0) > 1000:
             raise CheckpointError(f"{name}: {part.layers} layers, expected at most 1000")
 
@@ -490,6 +490,9 @@ def check_encoder_decoder(config: EncoderDecoderConfig) -> None:
         for number in ids:
             if not (_is_integer(number) and 0 <= number < decoder.vocabulary):
                 raise CheckpointError(f"{name}: id {number!r}, expected one below the vocabulary size {decoder.vocabulary}")
+    if config.no_timestamps is not None and not (config.no_timestamps >= 1 and config.end < config.times):
+        raise CheckpointError(f"no_timestamps_token_id is {config.no_timestamps} and eos_token_id {config.end}; expected ids in the order "
+                              "end, no speech, no timestamps, times")
     if config.latest_first_time is not None and not (_is_integer(config.latest_first_time) and 0 <= config.latest_first_time <= _LARGEST):
         raise CheckpointError(f"max_initial_timestamp_index is {config.latest_first_time!r}, expected a positive integer")
 

@@ -30,7 +30,7 @@ class MelFrontend(nn.Module):
 
 
 class WaveformLayer(nn.Module):
-    """x (B, C, T) -> (B, channels, T // stride)."""
+    """x (B, C, T) -> (B, channels, T / stride), for T a multiple of the stride."""
 
     def __init__(self, channels_in: int, channels: int, kernel: int, stride: int):
         super().__init__()

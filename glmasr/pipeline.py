@@ -264,18 +264,22 @@ class EncoderDecoderRecogniser(Recogniser):
         length = self.config.window
         windows = [Window(index, start, samples[start:start + length]) for index, samples in enumerate(recordings)
                    for start in range(0, max(1, len(samples)), length)]
-        heard = list(languages)                 # "auto" until the first window with speech says more
+        heard = list(languages)
+        first_language: dict[int, str] = {}     # of recordings without speech
         segments: list[list[Segment]] = [[] for _ in recordings]
         warnings: list[list[str]] = [[] for _ in recordings]
         for first in range(0, len(windows), BATCH):
             part = windows[first:first + BATCH]
-            for window, (found, warning) in zip(part, self._decode(part, heard, options), strict=True):
+            for window, (language, found, warning) in zip(part, self._decode(part, heard, options), strict=True):
+                first_language.setdefault(window.recording, language)
                 segments[window.recording] += found
                 warnings[window.recording] += warning
         transcripts = []
         for index, samples in enumerate(recordings):
             text = join([segment.text for segment in segments[index]])
-            language = heard[index] if heard[index] != "auto" else name_language(text)
+            language = heard[index] if heard[index] != "auto" else first_language[index]
+            if language == "auto":              # a model without language tokens
+                language = name_language(text)
             transcripts.append(Transcript(text, language, segments[index], len(samples) / sound.SAMPLE_RATE, warnings[index]))
         return transcripts
 
@@ -286,24 +290,25 @@ class EncoderDecoderRecogniser(Recogniser):
         return self.model.encode(self.model.features(padded.to(self.model.device)))
 
     @torch.inference_mode()
-    def _decode(self, windows: list[Window], heard: list[str], options: Options) -> list[tuple[list[Segment], list[str]]]:
-        """Segments and warnings of each window; sets in `heard` the language of recordings where it was "auto"."""
+    def _decode(self, windows: list[Window], heard: list[str], options: Options) -> list[tuple[str, list[Segment], list[str]]]:
+        """Language, segments and warnings of each window. `heard` has the language of each recording; one that is "auto" becomes that of
+        its first window with speech. Windows before it are each taken for what they sound like."""
         config, limits = self.config, Limits()
         states = self.encode([window.samples for window in windows])
         likely, no_speech = self.model.judge(states)
         names = list(config.languages)
         judged = [names[index] for index in likely.argmax(-1).tolist()] if names else ["auto"] * len(windows)
         no_speech = no_speech.tolist()
-        # A recording's language is that of its first window with speech, or where none has any, of its first window.
-        for by_speech in (True, False):
-            for window, name, silence in zip(windows, judged, no_speech, strict=True):
-                if heard[window.recording] == "auto" and (silence <= limits.no_speech or not by_speech):
-                    heard[window.recording] = name
-        prompts = [self.model.prompt(heard[window.recording], options.task, options.timestamps) for window in windows]
-        budget = self._budget(max(len(window.samples) for window in windows), options, config.decoder.positions - len(prompts[0]))
+        chosen = []
+        for window, name, silence in zip(windows, judged, no_speech, strict=True):
+            if heard[window.recording] == "auto" and silence <= limits.no_speech:
+                heard[window.recording] = name
+            chosen.append(name if heard[window.recording] == "auto" else heard[window.recording])
+        prompts = [self.model.prompt(language, options.task, options.timestamps) for language in chosen]
+        budget = self._budget(config.window, options, config.decoder.positions - len(prompts[0]))
 
-        def attempt(chosen: list[int], temperature: float) -> list[decode.Hypothesis]:
-            return search(self.model, states[chosen], [prompts[index] for index in chosen], config.stop, budget, options,
+        def attempt(left: list[int], temperature: float) -> list[decode.Hypothesis]:
+            return search(self.model, states[left], [prompts[index] for index in left], config.stop, budget, options,
                           self.rules("auto", options), temperature)
 
         def good(index: int, hypothesis: decode.Hypothesis) -> bool:
@@ -313,7 +318,7 @@ class EncoderDecoderRecogniser(Recogniser):
         results = []
         for index, (window, (hypothesis, _)) in enumerate(zip(windows, tried, strict=True)):
             segments = [] if limits.silent(hypothesis, no_speech[index]) else self._segments(window, hypothesis.ids)
-            results.append((segments, [] if hypothesis.stopped or not segments else [incomplete(budget, options)]))
+            results.append((chosen[index], segments, [] if hypothesis.stopped or not segments else [incomplete(budget, options)]))
         return results
 
     def _text(self, ids: list[int]) -> str:

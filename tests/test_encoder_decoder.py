@@ -363,6 +363,8 @@ def change(folder, name, **values):
     ("generation_config.json", {"lang_to_id": {"<|zh|>": 400}}, "id 400"),
     ("generation_config.json", {"lang_to_id": [1]}, "lang_to_id is no table"),
     ("generation_config.json", {"no_timestamps_token_id": -1}, "id -1"),
+    ("generation_config.json", {"no_timestamps_token_id": 0}, "expected ids in the order"),
+    ("generation_config.json", {"eos_token_id": 80}, "expected ids in the order"),
     ("generation_config.json", {"suppress_tokens": [-1]}, "id -1"),
 ])
 def test_what_cannot_be_computed_is_refused_by_name(folder, name, values, message):

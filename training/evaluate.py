@@ -1,24 +1,28 @@
 """Error rates of a model on manifests of recordings.
 
-    python training/evaluate.py MODEL MANIFEST [MANIFEST ...]
+    python training/evaluate.py MODEL MANIFEST [MANIFEST ...] [--language auto] [--timestamps] [--beams 5]
 
 A manifest has a JSON object a line: {"audio": path, beside the manifest, "text": what is said, ...}. An error is a word
 (Chinese: a character) that was put in, left out or replaced; the rate is errors over words said.
+
+For models with language tokens and time tokens: `--language auto` lets the model judge the language, and shows what it took
+for what; `--timestamps` compares the borders of its segments with the `phrases` of the manifest.
 """
 
 import argparse
 import json
 import re
 import sys
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
+import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from glmasr import audio, decode, errors, weights                                             # noqa: E402
-from glmasr.pipeline import TOKENS_A_SECOND, TOKENS_AT_LEAST, Recogniser              # noqa: E402
-from glmasr.tokenizer import Tokenizer                                                # noqa: E402
+from glmasr import audio, errors                                                      # noqa: E402
+from glmasr.pipeline import Options, Recogniser, Transcript, load                     # noqa: E402
 
 
 class TrainingError(Exception):
@@ -62,56 +66,95 @@ def edits(found: list, said: list) -> int:
     return row[-1]
 
 
-@torch.inference_mode()
-def recognise(model, tokenizer, recordings: list[torch.Tensor], *, beams: int = 1) -> list[str]:
-    """The texts of some recordings (S,), as one batch."""
-    recogniser, config = Recogniser(model, tokenizer), model.config
-    max_new = TOKENS_AT_LEAST + round(TOKENS_A_SECOND * max(map(len, recordings)) / audio.SAMPLE_RATE)      # as the pipeline
-    heard = [recogniser.hear(samples) for samples in recordings]
-    prompts = [model.prompt(tokenizer, len(rows)) for rows in heard]
-    if beams == 1:
-        found = decode.greedy(model, heard, prompts, stop=config.stop, max_new=max_new)
-    else:
-        found = decode.beam(model, heard, prompts, stop=config.stop, max_new=max_new, width=beams)
-        found = [hypotheses[0] for hypotheses in found]
-    return [tokenizer.decode(best.ids).strip() for best in found]
+@dataclass
+class Score:
+    """What was found on some recordings."""
+
+    wrong: int = 0
+    words: int = 0
+    heard: Counter = field(default_factory=Counter)             # (language said, language heard) -> recordings of two words and more
+    borders: list[float] = field(default_factory=list)          # seconds between the borders of segments and of phrases
+    cut_alike: list[bool] = field(default_factory=list)         # whether there are as many segments as phrases
+
+    @property
+    def rate(self) -> float:
+        return self.wrong / max(1, self.words)
+
+    def add(self, row: dict, transcript: Transcript) -> int:
+        """Counts a recording in; returns its errors."""
+        said = words(row["text"])
+        errors = edits(words(transcript.text), said)
+        self.wrong, self.words = self.wrong + errors, self.words + len(said)
+        if len(said) >= 2 and row.get("language"):
+            self.heard[row["language"], transcript.language] += 1
+        if phrases := row.get("phrases"):
+            self.cut_alike.append(len(phrases) == len(transcript.segments))
+            if self.cut_alike[-1]:
+                for phrase, segment in zip(phrases, transcript.segments, strict=True):
+                    self.borders += [abs(segment.start - phrase["start"]), abs(segment.end - phrase["end"])]
+        return errors
 
 
-def evaluate(model, tokenizer, rows: list[dict], *, beams: int = 1, batch: int = 16, show=None, progress: bool = True) -> float:
-    """Error rate over the recordings of a manifest. `show(row, text)` is called for each one with an error."""
-    wrong = total = 0
+def evaluate(recogniser: Recogniser, rows: list[dict], options: Options = Options(temperatures=(0.0,)), *, language: str = "auto",
+             batch: int = 16, show=None, progress: bool = True) -> Score:
+    """Scores the recordings of a manifest. `language`: "auto", "given" (as the manifest says), or one for all.
+    `show(row, text)` is called for each recording with an error."""
+    score = Score()
     rows = sorted(rows, key=lambda row: row.get("seconds", 0))
     for start in tqdm(range(0, len(rows), batch), disable=not progress, leave=False):
         part = rows[start:start + batch]
-        texts = recognise(model, tokenizer, [audio.load(row["audio"]) for row in part], beams=beams)
-        for row, text in zip(part, texts):
-            errors = edits(words(text), words(row["text"]))
-            wrong, total = wrong + errors, total + len(words(row["text"]))
-            if errors and show:
-                show(row, text)
-    return wrong / max(1, total)
+        languages = [row.get("language", "auto") if language == "given" else language for row in part]
+        transcripts = recogniser.recognise([audio.load(row["audio"]) for row in part], languages, options)
+        for row, transcript in zip(part, transcripts, strict=True):
+            if score.add(row, transcript) and show:
+                show(row, transcript.text)
+    return score
+
+
+def print_languages(heard: Counter) -> None:
+    """A table: said in the rows, heard in the columns."""
+    said, names = sorted({pair[0] for pair in heard}), sorted({name for pair in heard for name in pair})
+    print(f"\n| said \\ heard | {' | '.join(name or 'none' for name in names)} | right |\n|{'---|' * (len(names) + 2)}")
+    for language in said:
+        counts = [heard[language, name] for name in names]
+        print(f"| {language} | {' | '.join(map(str, counts))} | {100 * heard[language, language] / sum(counts):.1f} % |")
+    print(f"\nright: {100 * sum(heard[name, name] for name in said) / sum(heard.values()):.2f} % of {sum(heard.values())}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="a model directory, or demo")
+    parser.add_argument("model", help="a model directory, demo or demo-article")
     parser.add_argument("manifests", nargs="+", metavar="MANIFEST")
-    parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--beams", type=int, default=1, help="width of the search (default 1, greedy)")
+    parser.add_argument("--language", default="given", choices=["given", "auto", "zh", "yue", "en"],
+                        help="what the model is told: what the manifest says (default; for models without language tokens it is auto), or this")
+    parser.add_argument("--timestamps", action="store_true", help="with times, and how near they are to the manifest's")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--errors", action="store_true", help="print each recording that was not recognised without errors")
     args = parser.parse_args()
-    directory = weights.find(args.model)
-    model = weights.load(directory, dtype=args.dtype)
-    tokenizer = Tokenizer.read(directory / "tokenizer.json")
+    recogniser = load(args.model, dtype=args.dtype)
+    language = args.language
+    if language == "given" and not getattr(recogniser.config, "languages", None):
+        language = "auto"
+    options = Options(timestamps=args.timestamps, beams=args.beams, temperatures=(0.0,))
+    total = Score()
 
     def show(row, text):
         print(f"  {Path(row['audio']).name} ({row.get('speaker', '')}): said {row['text']!r}, found {text!r}")
 
-    print("| manifest | recordings | errors |\n|---|---|---|")
-    for path in args.manifests:
-        rows = read_manifest(path)
-        rate = evaluate(model, tokenizer, rows, beams=args.beams, show=show if args.errors else None)
-        print(f"| {Path(path).stem} | {len(rows)} | {100 * rate:.2f} % |", flush=True)
+    times = " cut alike | borders: median | 95th percentile |" if args.timestamps else ""
+    print(f"| manifest | recordings | errors |{times}\n|---|---|---|" + "---|" * times.count(" |"))
+    for manifest in args.manifests:
+        rows = read_manifest(manifest)
+        score = evaluate(recogniser, rows, options, language=language, show=show if args.errors else None)
+        line = f"| {Path(manifest).stem} | {len(rows)} | {100 * score.rate:.2f} % |"
+        if args.timestamps and score.borders:
+            middle, far = np.percentile(score.borders, (50, 95))
+            line += f" {100 * np.mean(score.cut_alike):.0f} % | {middle:.2f} s | {far:.2f} s |"
+        print(line, flush=True)
+        total.heard.update(score.heard)
+    if language == "auto" and total.heard and getattr(recogniser.config, "languages", None):
+        print_languages(total.heard)
 
 
 if __name__ == "__main__":

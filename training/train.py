@@ -20,7 +20,6 @@ import itertools
 import random
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,32 +32,18 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from glmasr import audio, weights                                                     # noqa: E402
-from glmasr.config import HOP, STRIDE, read_config                                   # noqa: E402
-from glmasr.conv_frontend import audio_rows, conv_frames, mel_frames                  # noqa: E402
+from glmasr.config import read_config                                                 # noqa: E402
 from glmasr.errors import GlmAsrError                                                 # noqa: E402
-from glmasr.model import GlmAsr                                                       # noqa: E402
-from glmasr.tokenizer import Tokenizer                                                # noqa: E402
+from glmasr.model import EncoderDecoder, GlmAsr                                       # noqa: E402
+from glmasr.pipeline import make_recogniser                                           # noqa: E402
+from glmasr.tokenizer import read_tokenizer                                           # noqa: E402
 
-from augment import augment, mask_mel                                                 # noqa: E402
-from evaluate import TrainingError, evaluate, read_manifest                                          # noqa: E402
-
-IGNORE = -100                   # a target that has no loss
+from augment import augment, nothing_said                                             # noqa: E402
+from evaluate import TrainingError, evaluate, read_manifest                           # noqa: E402
+from families import IGNORE, Batch, Clip, EncoderDecoderFamily, GlmAsrFamily, family_of        # noqa: E402
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
-
-@dataclass
-class Batch:
-    mel: Tensor                 # (windows, bands, frames)
-    samples: list[list[int]]    # for each recording the samples in each of its windows
-    tokens: Tensor              # (B, T) prompt and text
-    targets: Tensor             # (B, T) the next token where it is text, else IGNORE
-    labels: list[Tensor]        # text ids, for CTC
-
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(self.mel.to(device), self.samples, self.tokens.to(device), self.targets.to(device),
-                     [label.to(device) for label in self.labels])
-
 
 def plan(rows: list[dict], budget: float, window: float, whole: bool, rng: random.Random) -> list[list[dict]]:
     """Groups recordings of like length so that each batch has about `budget` seconds, padding counted."""
@@ -79,33 +64,23 @@ def plan(rows: list[dict], budget: float, window: float, whole: bool, rng: rando
     return batches
 
 
-def collate(rows: list[dict], model: GlmAsr, tokenizer: Tokenizer, whole: bool, seed: int, changed: float = 1.0) -> Batch:
-    """Reads, changes and pads the recordings of a batch; each is changed with probability `changed`."""
-    config, rng = model.config, np.random.default_rng(seed)
-    recordings = [audio.load(row["audio"]) for row in rows]
-    recordings = [torch.from_numpy(augment(samples.numpy(), rng)) if rng.random() < changed else samples for samples in recordings]
-    longest = max(len(samples) for samples in recordings)
-    step = HOP * STRIDE
-    length = config.window if whole or longest > config.window else -(-longest // step) * step
-    cut = [audio.windows(samples, length) for samples in recordings]
-    counts = [[min(length, len(samples) - start) for start in range(0, len(samples), length)] for samples in recordings]
-    mel = audio.log_mel(torch.cat(cut), config.encoder.bands)
-    texts = [torch.tensor(tokenizer.encode(row["text"])) for row in rows]
-    end = torch.tensor([tokenizer.special.get("<|user|>", config.stop[0])])
-    tokens, targets = [], []
-    for text, count in zip(texts, counts):
-        prompt = torch.tensor(model.prompt(tokenizer, sum(audio_rows(n, config.merge) for n in count)))
-        tokens.append(torch.cat((prompt, text)))
-        targets.append(torch.cat((torch.full((len(prompt) - 1,), IGNORE), text, end)))
-    return Batch(mask_mel(mel, rng) if rng.random() < changed else mel, counts, nn.utils.rnn.pad_sequence(tokens, batch_first=True),
-                 nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORE), texts)
+def read_clip(row: dict, changed: float, silence: float, rng: np.random.Generator) -> Clip:
+    """The recording of a row, changed with probability `changed`; or, with probability `silence`, nobody speaking."""
+    if rng.random() < silence:
+        return Clip(torch.from_numpy(nothing_said(min(row["seconds"], 10.0), rng)), "", row.get("language", ""), [])
+    samples, speed = audio.load(row["audio"]), 1.0
+    if rng.random() < changed:
+        changed_samples, speed = augment(samples.numpy(), rng)
+        samples = torch.from_numpy(changed_samples)
+    phrases = [(phrase["start"] / speed, phrase["end"] / speed, phrase["text"]) for phrase in row.get("phrases", [])]
+    return Clip(samples, row["text"], row.get("language", ""), phrases)
 
 
 class Stream(torch.utils.data.IterableDataset):
     """Endless batches, from step `start` on. Read in a process of its own, so that the next ones are ready in time."""
 
-    def __init__(self, rows: list[dict], model: GlmAsr, tokenizer: Tokenizer, args, start: int):
-        self.rows, self.model, self.tokenizer, self.args, self.start = rows, model, tokenizer, args, start
+    def __init__(self, rows: list[dict], family: GlmAsrFamily | EncoderDecoderFamily, args, start: int):
+        self.rows, self.family, self.args, self.start = rows, family, args, start
 
     def allowed(self, step: int) -> list[dict]:
         """Short recordings first: to a fresh model a long one says little about which sound is which word."""
@@ -120,13 +95,15 @@ class Stream(torch.utils.data.IterableDataset):
             whole = step >= args.short * args.steps
             # While more recordings come in, a plan is good for 50 steps only.
             if not queue or whole != was_whole or (step < args.ramp and step % 50 == 0):
-                window = self.model.config.window_seconds
+                window = self.family.config.window_seconds
                 queue = plan(self.allowed(step), args.batch_seconds, window, whole, random.Random(args.seed + epoch))
                 epoch, was_whole = epoch + 1, whole
             batch = queue.pop()
             if step >= self.start:
                 changed = min(1.0, step / args.ramp) if args.ramp else 1.0
-                yield collate(batch, self.model, self.tokenizer, whole, args.seed * 1_000_003 + step, changed)
+                rng = np.random.default_rng(args.seed * 1_000_003 + step)
+                clips = [read_clip(row, changed, args.silence, rng) for row in batch]
+                yield self.family.collate(clips, whole, rng.random() < changed, rng)
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -147,37 +124,32 @@ class Labels(nn.Module):
                           torch.tensor([len(x) for x in texts]), zero_infinity=True)
 
 
-def losses(model: GlmAsr, labels: Labels, batch: Batch) -> tuple[Tensor, Tensor]:
+def losses(family, labels: Labels, batch: Batch) -> tuple[Tensor, Tensor]:
     """(cross-entropy of the answer, CTC)."""
-    states = model.encoder(batch.mel)
-    rows = model.projector(states)
-    counts = [count for recording in batch.samples for count in recording]
-    heard = [row[:audio_rows(count, model.config.merge)] for row, count in zip(rows, counts)]
-    spoken = [state[:conv_frames(mel_frames(count))] for state, count in zip(states, counts)]
-    sizes = [len(recording) for recording in batch.samples]
-    joined, start = [], 0
-    for size in sizes:
-        joined.append(torch.cat(spoken[start:start + size]))
-        start += size
-    hidden = model.decoder(model.embed(batch.tokens, heard))
+    hidden, spoken = family.forward(batch)
     answers = batch.targets != IGNORE
-    logits = model.decoder.head(hidden[answers]).float()
-    return F.cross_entropy(logits, batch.targets[answers], label_smoothing=0.05), labels.loss(joined, batch.labels)
+    logits = family.model.decoder.head(hidden[answers]).float()
+    return F.cross_entropy(logits, batch.targets[answers], label_smoothing=0.05), labels.loss(spoken, batch.labels)
 
 
 # -- the run -----------------------------------------------------------------------------------------------------------
 
-def start_model(directory: Path, from_scratch: bool) -> GlmAsr:
+def start_model(directory: Path, from_scratch: bool) -> GlmAsr | EncoderDecoder:
     if not from_scratch and any(directory.glob("model.safetensors*")):
-        return weights.load(directory, dtype="float32").requires_grad_(True)
-    model = GlmAsr(read_config(directory)).to(weights.choose_device("auto"))
+        model = weights.load(directory, dtype="float32").requires_grad_(True)
+        if isinstance(model, EncoderDecoder):
+            model.encoder.positions.requires_grad_(False)
+        return model
+    model = weights.build(read_config(directory)).to(weights.choose_device("auto"))
     for parameter in model.parameters():
-        if parameter.dim() == 2:
+        if parameter.dim() == 2 and parameter.requires_grad:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-    nn.init.normal_(model.decoder.embed.weight, std=0.05)
+    for name, module in model.decoder.named_modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.05)
     for blocks in (model.encoder.blocks, model.decoder.blocks):
         for block in blocks:        # what is added to the residual starts small, so that depth doesn't blow it up
-            for layer in (block.attn.out, block.mlp.down):
+            for layer in (block.attn.out, block.mlp.down, *([block.cross.out] if hasattr(block, "cross") else [])):
                 layer.weight.data /= (2 * len(blocks)) ** 0.5
     return model
 
@@ -233,12 +205,14 @@ def report(model, tokenizer, mean, args, step: int) -> None:
     """Saves the mean of the weights as a checkpoint and prints its error rates."""
     with_weights(model, mean)
     weights.save(model, args.out / "model")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in ("tokenizer.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json", "chat_template.jinja"):
         if (args.model / name).is_file():
             shutil.copy(args.model / name, args.out / "model" / name)
+    recogniser = make_recogniser(model.eval(), tokenizer)
+    language = "given" if getattr(model.config, "languages", None) else "auto"
     for manifest in args.eval:
         rows = read_manifest(manifest)[:args.eval_count]
-        error = evaluate(model.eval(), tokenizer, rows, progress=False)
+        error = evaluate(recogniser, rows, language=language, progress=False).rate
         tqdm.write(f"step {step}: {Path(manifest).stem}: word errors {100 * error:.2f} %")
     with_weights(model.train(), mean)
 
@@ -259,6 +233,7 @@ def arguments():
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--ctc", type=float, default=0.5, help="weight of the CTC loss (default 0.5)")
     parser.add_argument("--decay", type=float, default=0.05, help="weight decay of the matrices (default 0.05)")
+    parser.add_argument("--silence", type=float, default=0.0, help="share of the clips that are replaced by noise or silence (default 0)")
     parser.add_argument("--mean", type=float, default=0.998, help="decay of the running mean of the weights (default 0.998)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--eval-every", type=int, default=1000)
@@ -274,12 +249,17 @@ def main() -> None:
     torch.manual_seed(args.seed)
     rows = [row for manifest in args.train for row in read_manifest(manifest)
             if row.get("speaker", "").partition("*")[0] not in args.without]
-    tokenizer = Tokenizer.read(args.model / "tokenizer.json")
+    tokenizer = read_tokenizer(args.model)
     model = start_model(args.model, args.from_scratch).train()
+    family = family_of(model, tokenizer)
+    known = len(rows)
+    rows = [row for row in rows if row["seconds"] / 0.9 <= family.longest]      # slowed down they have to fit still
+    if not rows:
+        raise TrainingError(f"none of {known} recordings is left: all are of left-out speakers, or longer than {family.longest} s")
     labels = Labels(model.config.encoder.width, [tokenizer.encode(row["text"]) for row in rows], model.config.decoder.vocabulary)
     labels.to(model.device)
-    matrices = [p for part in (model, labels) for p in part.parameters() if p.dim() > 1]
-    vectors = [p for part in (model, labels) for p in part.parameters() if p.dim() <= 1]
+    learned = [p for part in (model, labels) for p in part.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in learned if p.dim() > 1], [p for p in learned if p.dim() <= 1]
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": args.decay}, {"params": vectors, "weight_decay": 0.0}],
                                   lr=args.rate, betas=(0.9, 0.98), fused=True)
     mean = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -290,7 +270,7 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(rows)} recordings, "
           f"{sum(row['seconds'] for row in rows) / 3600:.1f} h; steps {first} to {args.steps}", flush=True)
 
-    stream = Stream(rows, model, tokenizer, args, first)
+    stream = Stream(rows, family, args, first)
     batches = iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4))
     shown = np.zeros(2)
     with tqdm(total=args.steps, initial=first, mininterval=10) as bar:
@@ -298,9 +278,9 @@ def main() -> None:
             for group in optimizer.param_groups:
                 group["lr"] = rate(step, args)
             with torch.autocast(model.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-                answer, ctc = losses(model, labels, next(batches).to(model.device))
+                answer, ctc = losses(family, labels, next(batches).to(model.device))
             (answer + args.ctc * ctc).backward()
-            nn.utils.clip_grad_norm_([*matrices, *vectors], 1.0)
+            nn.utils.clip_grad_norm_(learned, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             decay = min(args.mean, (step + 1) / (step + 10))

@@ -1,0 +1,221 @@
+"""Recording -> Transcript with the encoder-decoder: windows, languages, times, other tries, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import glmasr
+from glmasr import pipeline, weights
+from glmasr.config import CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig
+from glmasr.decode import Hypothesis
+from glmasr.errors import CheckpointError, OptionError
+from glmasr.model import EncoderDecoder
+from glmasr.pipeline import Options, Segment
+from glmasr.tokenizer import ALPHABET, time_token
+
+NAMES = ["<|endoftext|>", "<|startoftranscript|>", "<|zh|>", "<|yue|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|nospeech|>",
+         "<|notimestamps|>"]
+SECONDS = 2
+TIMES = 256 + len(NAMES)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, randomize):
+    folder = tmp_path_factory.mktemp("whisper")
+    names = NAMES + [time_token(step * 0.02) for step in range(50 * SECONDS + 1)]
+    config = EncoderDecoderConfig(
+        SinusoidalEncoderConfig(width=32, layers=2, heads=4, hidden=64, positions=50 * SECONDS),
+        CrossDecoderConfig(vocabulary=256 + len(names), width=32, layers=2, heads=4, hidden=64, positions=80), window_seconds=SECONDS,
+        start=257, end=256, languages={"zh": 258, "yue": 259, "en": 260}, tasks={"translate": 261, "transcribe": 262}, no_timestamps=264)
+    model = EncoderDecoder(config)
+    positions = model.encoder.positions.clone()
+    randomize(model, 3)
+    model.encoder.positions.data.copy_(positions)
+    weights.save(model, folder, torch.float32)
+    step = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    (folder / "tokenizer.json").write_text(json.dumps({
+        "model": {"type": "BPE", "vocab": {character: number for number, character in enumerate(ALPHABET)}, "merges": []},
+        "pre_tokenizer": step, "decoder": step,
+        "added_tokens": [{"id": 256 + i, "content": name, "special": i < len(NAMES)} for i, name in enumerate(names)]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recogniser(folder):
+    return glmasr.load(folder, device="cpu", dtype="float32")
+
+
+def sound(seconds, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.1, int(seconds * 16_000)).astype(np.float32)
+
+
+def at(seconds):
+    return TIMES + round(seconds / 0.02)
+
+
+def answering(monkeypatch, answers):
+    """The search gives these hypotheses, one batch after the other; returns what it was asked for."""
+    asked, left = [], list(answers)
+
+    def search(model, audio, prompts, stop, budget, options, rules, temperature=0.0):
+        asked.append({"rows": len(audio), "prompts": prompts, "budget": budget, "temperature": temperature, "rules": rules})
+        return [left.pop(0) for _ in prompts]
+    monkeypatch.setattr(pipeline, "search", search)
+    return asked
+
+
+def said(*ids, logprob=-0.1, stopped=True):
+    return Hypothesis([i for part in ids for i in (part.encode() if isinstance(part, str) else [part])], logprob, stopped)
+
+
+@pytest.mark.parametrize("ids, expected", [
+    ([at(0.1), " hi", at(0.5)], [(0.1, 0.5, "hi")]),
+    ([at(0), " a", at(0.5), at(0.7), " b", at(1.48)], [(0, 0.5, "a"), (0.7, 1.48, "b")]),
+    ([at(0), " a", at(0.5), at(0.5), " b"], [(0, 0.5, "a"), (0.5, 1.5, "b")]),          # no end: that of the sound
+    ([" a"], [(0, 1.5, "a")]),
+    ([], []), ([at(0)], []), ([at(0.2), at(0.4)], []), ([at(0), "  ", at(1)], []),
+    ([at(1.0), " a", at(2.0)], [(1.0, 1.5, "a")]),                                      # never beyond the sound
+    ([at(1.0), " a", at(0.4)], [(1.0, 1.0, "a")]),                                      # never backwards
+])
+def test_segments_are_what_stands_between_times(recogniser, monkeypatch, ids, expected):
+    answering(monkeypatch, [said(*ids)])
+    transcript = recogniser.transcribe(sound(1.5), "en", sample_rate=16_000, timestamps=True)
+    assert [(s.start, s.end, s.text) for s in transcript.segments] == expected
+    assert transcript.text == " ".join(text for _, _, text in expected)
+
+
+def test_windows_are_decoded_for_themselves_and_joined(recogniser, monkeypatch):
+    asked = answering(monkeypatch, [said(at(0.1), f" w{n}", at(1.0)) for n in range(11)])
+    transcript = recogniser.transcribe(sound(10 * SECONDS + 0.5), "en", sample_rate=16_000, timestamps=True)
+    assert transcript.text == " ".join(f"w{n}" for n in range(11))
+    assert [s.start for s in transcript.segments] == [pytest.approx(2 * n + 0.1) for n in range(11)]
+    assert transcript.segments[-1].end == 20.5                  # the last window has half a second of sound
+    assert [call["rows"] for call in asked] == [8, 3] and transcript.seconds == 20.5
+
+
+def test_hanzi_are_joined_without_spaces(recogniser, monkeypatch):
+    answering(monkeypatch, [said("八二"), said("三")])
+    assert recogniser.transcribe(sound(3), "zh", sample_rate=16_000).text == "八二三"
+
+
+def test_languages_are_given_or_judged_also_in_a_batch(recogniser, monkeypatch):
+    config = recogniser.config
+    likely = torch.tensor([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.9, 0.1, 0.0]])
+    monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (likely[:len(audio)], torch.tensor([0.0, 0.9, 0.1, 0.2])[:len(audio)]))
+    asked = answering(monkeypatch, [said("x") for _ in range(4)])
+    recordings = [torch.from_numpy(sound(1)), torch.from_numpy(sound(4)), torch.from_numpy(sound(1))]
+    transcripts = recogniser.recognise(recordings, ["auto", "auto", "zh"])
+    # The second recording's first window is silent, so its second one says what language it is.
+    assert [t.language for t in transcripts] == ["en", "yue", "zh"]
+    assert [prompt[1] for prompt in asked[0]["prompts"]] == [config.languages[name] for name in ("en", "zh", "yue", "zh")]
+
+
+def test_a_silent_recording_has_a_language_still(recogniser, monkeypatch):
+    monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (torch.tensor([[0.2, 0.2, 0.6]]), torch.tensor([0.99])))
+    answering(monkeypatch, [said("x", logprob=-5.0)])
+    transcript = recogniser.transcribe(sound(1), sample_rate=16_000)
+    assert (transcript.text, transcript.segments, transcript.language, transcript.warnings) == ("", [], "en", [])
+
+
+def test_batch_equals_single(recogniser):
+    """With the real search: what a recording gets doesn't depend on the others."""
+    recordings = [torch.from_numpy(sound(seconds, seed)) for seed, seconds in enumerate((0.7, 2.0, 3.1, 1.2))]
+    for options in (Options(max_new_tokens=20), Options(max_new_tokens=20, timestamps=True, beams=3)):
+        together = recogniser.recognise(recordings, ["zh", "auto", "en", "auto"], options)
+        alone = [recogniser.recognise([samples], [language], options)[0]
+                 for samples, language in zip(recordings, ["zh", "auto", "en", "auto"])]
+        assert together == alone
+
+
+def test_another_try_where_a_text_cannot_be_right(recogniser, monkeypatch):
+    loop, guess, fine = said("ha" * 30), said("abc", logprob=-9.0), said("fine")
+    asked = answering(monkeypatch, [loop, fine, guess, fine])
+    transcript = recogniser.transcribe(sound(3), "en", sample_rate=16_000)
+    assert transcript.text == "fine fine"
+    assert [(call["rows"], call["temperature"]) for call in asked] == [(2, 0.0), (1, 0.2), (1, 0.4)]
+    asked = answering(monkeypatch, [loop])
+    assert recogniser.transcribe(sound(1), "en", sample_rate=16_000, temperatures=(0.0,)).text == "ha" * 30
+
+
+def test_the_defaults_of_the_family(recogniser, monkeypatch):
+    widths = []
+    beam = pipeline.decode.beam
+    monkeypatch.setattr(pipeline.decode, "beam", lambda *args, **more: widths.append(more["width"]) or beam(*args, **more))
+    recogniser.transcribe(sound(1), "zh", sample_rate=16_000, max_new_tokens=5, temperatures=(0.0,))
+    assert widths == [5]
+
+
+def test_the_answer_stays_within_the_learned_positions(recogniser, monkeypatch):
+    asked = answering(monkeypatch, [said("x"), said("x", stopped=False)])
+    recogniser.transcribe(sound(2), "zh", sample_rate=16_000)
+    assert asked[0]["budget"] == 32 + 2 * 16
+    transcript = recogniser.transcribe(sound(2), "zh", sample_rate=16_000, max_new_tokens=80)
+    assert asked[1]["budget"] == 80 - 4 and "limit of 76 tokens" in transcript.warnings[0]
+
+
+def test_time_tokens_are_no_text(recogniser, monkeypatch):
+    answering(monkeypatch, [said("a", at(0.4), "b")])       # without --timestamps nothing forbids them
+    transcript = recogniser.transcribe(sound(1), "en", sample_rate=16_000)
+    assert "<|" not in transcript.text
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"language": "de"}, "language is 'de'; this model has tokens for zh, yue, en only"), ({"language": None}, "language is None"),
+    ({"task": "summarise"}, "task is 'summarise'"), ({"beams": 0}, "beams is 0"), ({"max_new_tokens": 81}, "at most 80"),
+    ({"temperatures": ()}, "temperatures is"), ({"temperatures": (-1.0,)}, "temperatures is"),
+])
+def test_what_the_model_cannot_do_is_said_before_anything_is_read(recogniser, arguments, message):
+    with pytest.raises(OptionError, match=message):
+        recogniser.transcribe("no such file", **arguments)
+
+
+def test_translate_is_another_token(recogniser, monkeypatch):
+    asked = answering(monkeypatch, [said("x")])
+    recogniser.transcribe(sound(1), "zh", sample_rate=16_000, task="translate")
+    assert asked[0]["prompts"][0][2] == 261
+
+
+def test_glm_asr_has_neither_times_nor_tasks(folder):
+    demo = glmasr.load("demo")
+    for arguments, message in (({"timestamps": True}, "no time tokens"), ({"task": "translate"}, "knows 'transcribe' only")):
+        with pytest.raises(OptionError, match=message):
+            demo.transcribe("no such file", **arguments)
+
+
+def test_the_tokenizer_of_another_model_is_refused(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    data = json.loads((tmp_path / "generation_config.json").read_text())
+    (tmp_path / "generation_config.json").write_text(json.dumps({**data, "lang_to_id": {"<|zh|>": 259, "<|yue|>": 258}}))
+    with pytest.raises(CheckpointError, match="another model"):
+        glmasr.load(tmp_path)
+
+
+def test_a_model_of_one_language_needs_no_language(recogniser, monkeypatch):
+    model = EncoderDecoder(replace(recogniser.config, languages={}, tasks={}))
+    model.load_state_dict(recogniser.model.state_dict())
+    single = pipeline.make_recogniser(model, recogniser.tokenizer)
+    asked = answering(monkeypatch, [said(" one two")])
+    transcript = single.transcribe(sound(1), sample_rate=16_000)
+    assert asked[0]["prompts"] == [[257, 264]] and transcript.language == "en"
+    with pytest.raises(OptionError, match="tokens for none only"):
+        single.transcribe(sound(1), "zh", sample_rate=16_000)
+
+
+def test_the_command_line(folder, tmp_path, capsys):
+    import soundfile
+
+    import transcribe
+    soundfile.write(tmp_path / "a.wav", sound(1.0), 16_000)
+    assert transcribe.main([str(tmp_path / "a.wav"), "--model", str(folder), "--max-new-tokens", "6", "--dtype", "float32"]) == 0
+    assert "language " in capsys.readouterr().err
+    arguments = [str(tmp_path / "a.wav"), "--model", str(folder), "--lang", "zh", "--timestamps", "--max-new-tokens", "9", "--dtype", "float32"]
+    assert transcribe.main(arguments) == 0
+    plain = capsys.readouterr().out
+    assert transcribe.main([*arguments, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert plain.rstrip("\n") == "\n".join(f"[00:{s['start']:05.2f} --> 00:{s['end']:05.2f}] {s['text']}" for s in record["segments"])
+    assert [transcribe.clock(seconds) for seconds in (0, 59.999, 61.5, 3600, 7325.25)] == ["00:00.00", "01:00.00", "01:01.50", "1:00:00.00", "2:02:05.25"]

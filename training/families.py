@@ -1,0 +1,150 @@
+"""What differs between the model families in training: what of a clip goes in, and which tokens are to be learned.
+
+    GlmAsrFamily            prompt with placeholders, then the text; a recording may have several windows
+    EncoderDecoderFamily    <|startoftranscript|>, language, task; then the text, half of the time with the times of its phrases
+
+Both give a Batch, and the decoder's states and the encoder's states for it.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from glmasr import audio
+from glmasr.config import HOP, STRIDE, TIME_STEP
+from glmasr.conv_frontend import audio_rows, conv_frames, mel_frames, total_stride
+from glmasr.model import GlmAsr
+
+from augment import mask_mel
+
+IGNORE = -100                   # a target that has no loss
+
+
+@dataclass
+class Clip:
+    """A recording as it is heard once: samples (S,) at 16 kHz, its text, and (start, end, text) of its phrases, in seconds."""
+
+    samples: Tensor
+    text: str
+    language: str
+    phrases: list[tuple[float, float, str]]
+
+
+@dataclass
+class Batch:
+    features: Tensor            # (windows, ...) what the frontend takes
+    samples: list[list[int]]    # for each recording the samples in each of its windows
+    tokens: Tensor              # (B, T) prompt and text
+    targets: Tensor             # (B, T) the next token where it is to be learned, else IGNORE
+    labels: list[Tensor]        # text ids, for CTC
+
+    def to(self, device: torch.device) -> "Batch":
+        return replace(self, features=self.features.to(device), tokens=self.tokens.to(device), targets=self.targets.to(device),
+                       labels=[label.to(device) for label in self.labels])
+
+
+def family_of(model, tokenizer) -> "GlmAsrFamily | EncoderDecoderFamily":
+    return (GlmAsrFamily if isinstance(model, GlmAsr) else EncoderDecoderFamily)(model, tokenizer)
+
+
+def _rows(tokens: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
+    return pad_sequence(tokens, batch_first=True), pad_sequence(targets, batch_first=True, padding_value=IGNORE)
+
+
+class GlmAsrFamily:
+    longest = float("inf")      # seconds; a long recording has several windows
+
+    def __init__(self, model, tokenizer):
+        self.model, self.config, self.tokenizer = model, model.config, tokenizer
+        self.end = torch.tensor([tokenizer.special.get("<|user|>", self.config.stop[0])])
+
+    def collate(self, clips: list[Clip], whole: bool, masked: bool, rng: np.random.Generator) -> Batch:
+        config = self.config
+        longest = max(len(clip.samples) for clip in clips)
+        step = HOP * STRIDE
+        length = config.window if whole or longest > config.window else -(-longest // step) * step
+        counts = [[min(length, len(clip.samples) - start) for start in range(0, len(clip.samples), length)] for clip in clips]
+        mel = audio.log_mel(torch.cat([audio.windows(clip.samples, length) for clip in clips]), config.encoder.bands)
+        texts = [torch.tensor(self.tokenizer.encode(clip.text), dtype=torch.long) for clip in clips]
+        tokens, targets = [], []
+        for text, count in zip(texts, counts):
+            prompt = torch.tensor(self.model.prompt(self.tokenizer, sum(audio_rows(n, config.merge) for n in count)))
+            tokens.append(torch.cat((prompt, text)))
+            targets.append(torch.cat((torch.full((len(prompt) - 1,), IGNORE), text, self.end)))
+        return Batch(mask_mel(mel, rng) if masked else mel, counts, *_rows(tokens, targets), texts)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """-> the decoder's states (B, T, D), and for each recording the encoder's states (T, D) of its sound."""
+        model = self.model
+        states = model.encoder(batch.features)
+        counts = [count for recording in batch.samples for count in recording]
+        heard = [row[:audio_rows(count, model.config.merge)] for row, count in zip(model.projector(states), counts)]
+        spoken = iter([state[:conv_frames(mel_frames(count))] for state, count in zip(states, counts)])
+        joined = [torch.cat([next(spoken) for _ in recording]) for recording in batch.samples]
+        return model.decoder(model.embed(batch.tokens, heard)), joined
+
+
+class EncoderDecoderFamily:
+    def __init__(self, model, tokenizer):
+        self.model, self.config, self.tokenizer = model, model.config, tokenizer
+        self.longest = self.config.window_seconds
+        convolutions = self.config.encoder.convolutions
+        self.step = total_stride(convolutions) if convolutions else 2 * HOP
+
+    def collate(self, clips: list[Clip], whole: bool, masked: bool, rng: np.random.Generator) -> Batch:
+        clips = [self.shifted(clip, whole, rng) for clip in clips]
+        longest = max(len(clip.samples) for clip in clips)
+        length = self.config.window if whole else -(-longest // self.step) * self.step
+        windows = torch.stack([F.pad(clip.samples, (0, length - len(clip.samples))) for clip in clips])
+        features = self.model.features(windows)
+        if masked and not self.config.encoder.convolutions:
+            features = mask_mel(features, rng)
+        tokens, targets = zip(*(self.answer(clip, rng.random() < 0.5) for clip in clips))
+        labels = [torch.tensor(self.tokenizer.encode(clip.text), dtype=torch.long) for clip in clips]
+        return Batch(features, [[len(clip.samples)] for clip in clips], *_rows(tokens, targets), labels)
+
+    def shifted(self, clip: Clip, whole: bool, rng: np.random.Generator) -> Clip:
+        """Positions are absolute: a part of the clips begins later, or the end of a window would never be heard. Where the
+        batch is padded to its longest clip only, a little later."""
+        room = self.config.window - len(clip.samples)
+        if rng.random() > 0.3 or room <= 0:
+            return clip
+        count = int(rng.uniform(0, room if whole else min(room, audio.SAMPLE_RATE)))
+        quiet = clip.samples[:400].std(correction=0) * torch.from_numpy(rng.standard_normal(count)).float()
+        later = count / audio.SAMPLE_RATE
+        return replace(clip, samples=torch.cat((quiet, clip.samples)),
+                       phrases=[(start + later, end + later, text) for start, end, text in clip.phrases])
+
+    def answer(self, clip: Clip, timestamps: bool) -> tuple[Tensor, Tensor]:
+        """Tokens in and targets out. Learned are the language (or that nobody speaks), the text, its times, the end."""
+        config = self.config
+        timestamps &= bool(clip.phrases) and config.no_timestamps is not None
+        language = clip.language or next(iter(config.languages))
+        prompt = [config.start] + ([config.languages[language], config.tasks["transcribe"]] if config.languages else [])
+        if not timestamps and config.no_timestamps is not None:
+            prompt.append(config.no_timestamps)
+        if timestamps:
+            ids = []
+            for start, end, text in clip.phrases:
+                ids += [self.time(start), *self.tokenizer.encode(text), self.time(end)]
+        else:
+            ids = self.tokenizer.encode(clip.text)
+        learned = [IGNORE] * (len(prompt) - 1) + ids + [config.end]
+        if config.languages:
+            learned[0] = prompt[1] if clip.text else config.no_speech
+        return torch.tensor(prompt + ids), torch.tensor(learned)
+
+    def time(self, seconds: float) -> int:
+        steps = round(min(max(0.0, seconds), self.config.window_seconds) / TIME_STEP)
+        return self.config.times + steps
+
+    def forward(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """-> the decoder's states (B, T, D), and for each recording the encoder's states (T, D) of its sound."""
+        model = self.model
+        states = model.encoder(batch.features)
+        spoken = [state[:max(1, -(-count // self.step))] for state, (count,) in zip(states, batch.samples)]
+        return model.decoder(batch.tokens, model.decoder.hear(states)), spoken
