@@ -563,12 +563,13 @@ class SentencePieceTokenizer(_Vocabulary):
         pieces = len(self._ids)
         for token, id in added.items():
             if not token or token in self._ids:
-                raise TokenizerError(f"added_tokens.json: the token {token!r:.60} is empty or a piece of tokenizer.model as well; expected another name")
+                raise TokenizerError(f"added_tokens.json: the token {token!r:.60} is empty or a piece of tokenizer.model as well; "
+                                     "expected another name")
             self._bytes[_check_id(id, token)] = _utf8(token)
         for expected, (token, id) in enumerate(sorted(added.items(), key=lambda item: item[1]), start=pieces):
             if id != expected:
-                raise TokenizerError(f"added_tokens.json: {token!r:.60} has the id {id}, expected {expected}: special tokens follow the {pieces} pieces of "
-                                     "tokenizer.model, without a gap; is it the file of another model?")
+                raise TokenizerError(f"added_tokens.json: {token!r:.60} has the id {id}, expected {expected}: special tokens follow the "
+                                     f"{pieces} pieces of tokenizer.model, without a gap; is it the file of another model?")
         self.special = dict(added)
         self._special_ids = set(added.values())
         self._ids.update(added)
