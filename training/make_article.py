@@ -57,7 +57,7 @@ def corpus() -> list[str]:
     """Lines to learn the pieces from: pinyin with tones and without. What shall be one piece comes often enough to win."""
     syllables = [pinyin for _, pinyin in SENTENCES]
     digits, others = ([*lines, *(re.sub("[1-5]", "", line) for line in lines)] for lines in ([PINYIN], syllables))
-    return [WORDS, *digits] * 30 + others * 5 + ENGLISH.split("\n")
+    return [WORDS, *digits] * 30 + others * 5 + [*"0123456789"] + ENGLISH.split("\n")
 
 
 def make_model() -> bytes:
@@ -71,7 +71,7 @@ def make_model() -> bytes:
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(corpus()), model_writer=model, model_type="bpe", vocab_size=PIECES, byte_fallback=True,
-        user_defined_symbols=list(characters), required_chars="0123456789", character_coverage=1.0,
+        user_defined_symbols=list(characters), character_coverage=1.0,
         split_by_number=False,                          # so that a syllable and its tone are one piece
         normalization_rule_name="identity", add_dummy_prefix=True, remove_extra_whitespaces=True,
         unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1,      # a transcript begins and ends with special tokens, below
