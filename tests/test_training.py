@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import glmasr
-from glmasr.config import read_config
-from glmasr.tokenizer import ALPHABET
+from glmasr.config import CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig, read_config
+from glmasr.encoder import sinusoids
+from glmasr.tokenizer import ALPHABET, time_token
 
 TRAIN = [sys.executable, str(Path(__file__).parent.parent / "training" / "train.py")]
 SMALL = ["--threads", "1", "--batch-seconds", "12", "--warmup", "5", "--rate", "3e-3", "--mean", "0.8", "--eval-every", "1000"]
@@ -48,6 +50,31 @@ def task(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", params=["mel", "waveform"])
+def article(request, task):
+    """A directory of the encoder-decoder family, and a manifest with languages and phrases."""
+    names = ["<|endoftext|>", "<|startoftranscript|>", "<|zh|>", "<|en|>", "<|transcribe|>", "<|nospeech|>", "<|notimestamps|>"]
+    names += [time_token(step * 0.02) for step in range(101)]
+    convolutions = ((8, 10, 5), (16, 8, 4), (24, 8, 8)) if request.param == "waveform" else ()
+    config = EncoderDecoderConfig(
+        SinusoidalEncoderConfig(width=32, layers=1, heads=2, hidden=64, positions=200 if convolutions else 100, convolutions=convolutions),
+        CrossDecoderConfig(vocabulary=256 + len(names), width=32, layers=1, heads=2, hidden=64, positions=32), window_seconds=2, start=257,
+        end=256, languages={"zh": 258, "en": 259}, tasks={"transcribe": 260}, no_timestamps=262, latest_first_time=None)
+    folder = task / request.param
+    folder.mkdir()
+    for name, values in config.to_published("bfloat16").items():
+        (folder / name).write_text(json.dumps(values), encoding="utf-8")
+    data = json.loads((task / "model" / "tokenizer.json").read_text())
+    data["added_tokens"] = [{"id": 256 + i, "content": name, "special": True} for i, name in enumerate(names)]
+    (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    rows = [json.loads(line) for line in (task / "train.jsonl").read_text().splitlines()]
+    for row in rows:
+        seconds = soundfile.info(task / row["audio"]).duration
+        row |= {"language": {"a": "zh", "b": "en"}[row["text"]], "phrases": [{"start": 0.0, "end": seconds, "text": row["text"]}]}
+    (task / "article.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
+
+
 def train(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run([*TRAIN, *map(str, arguments)], capture_output=True, text=True, timeout=240)
 
@@ -68,6 +95,24 @@ def test_it_learns_resumes_and_writes_a_checkpoint(task):
     assert tuned.returncode == 0 and "16 recordings" in tuned.stdout, tuned.stderr
     before, after = (glmasr.load(task / name / "model", dtype="float32").model.decoder.embed.weight for name in ("run", "tuned"))
     assert 0 < (before - after).abs().max() < 1e-3      # it went on from the weights
+
+
+def test_the_encoder_decoder_learns_text_language_and_times(task, article):
+    run = task / f"{article.name}-run"
+    done = train(article, "--train", task / "article.jsonl", "--eval", task / "article.jsonl", "--out", run, *SMALL, "--silence", "0.1",
+                 "--steps", 150)
+    assert done.returncode == 0 and "word errors" in done.stdout + done.stderr, done.stderr
+    assert json.loads((run / "model" / "config.json").read_text())["model_type"].startswith("whisper")
+    lines = subprocess.run([sys.executable, str(Path(TRAIN[1]).parent / "evaluate.py"), run / "model", task / "article.jsonl", "--language", "auto",
+                            "--timestamps"], capture_output=True, text=True, check=True).stdout.splitlines()
+    _, _, _, errors, alike, median, far, _ = lines[2].split("|")
+    assert float(errors.strip(" %")) <= 10 and float(alike.strip(" %")) >= 90 and float(median.strip(" s")) < 0.3
+    recogniser = glmasr.load(run / "model", dtype="float32")
+    transcripts = [recogniser.transcribe(task / f"{number}.wav") for number in range(24)]
+    right = sum((t.text, t.language) == (("a", "zh"), ("b", "en"))[number % 2] for number, t in enumerate(transcripts))
+    assert right >= 22, transcripts
+    positions = recogniser.model.encoder.positions
+    assert torch.equal(positions, sinusoids(*positions.shape).bfloat16().float())       # not learned
 
 
 @pytest.mark.parametrize("content, message", [

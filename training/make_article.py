@@ -11,16 +11,19 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from sentencepiece import SentencePieceTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from glmasr.config import TIME_STEP                                                     # noqa: E402
+from glmasr.config import TIME_STEP, CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig        # noqa: E402
 from glmasr.tokenizer import SentencePieceTokenizer, time_token                         # noqa: E402
 
 PIECES = 700                    # 256 of them bytes
 WINDOW_SECONDS = 15             # the last time token
+CONVOLUTIONS = ((64, 10, 5), (96, 8, 4), (128, 4, 2), (160, 4, 2), (192, 3, 2))      # the kernels and strides of the article's preset
 SPECIAL = ["<|endoftranscript|>", "<|startoftranscript|>", "<|zh|>", "<|yue|>", "<|en|>", "<|transcribe|>", "<|nospeech|>",
            "<|notimestamps|>"]  # in this order: the model finds <|nospeech|> before <|notimestamps|> and the times behind it
 
@@ -86,24 +89,31 @@ def make_added() -> dict[str, int]:
     return {token: id for id, token in enumerate([*SPECIAL, *times], start=PIECES)}
 
 
-def make_config(tokenizer: SentencePieceTokenizer) -> dict[str, dict]:
-    """File name -> JSON object: config.json, generation_config.json, preprocessor_config.json.
-
-    TO BE FILLED IN: EncoderDecoderConfig(...).to_published("float32"), with vocabulary `tokenizer.size`, the ids
-    `tokenizer.id("<|startoftranscript|>")` and so on, and a window of WINDOW_SECONDS.
-    """
-    return {}
+def make_config(tokenizer: SentencePieceTokenizer, waveform: bool = False) -> EncoderDecoderConfig:
+    """The article's design in small. With `waveform` the article's convolutions stand in front, instead of the log-mel."""
+    encoder = SinusoidalEncoderConfig(width=192, layers=6, heads=4, hidden=640, positions=50 * WINDOW_SECONDS)
+    if waveform:
+        encoder = replace(encoder, positions=100 * WINDOW_SECONDS, convolutions=CONVOLUTIONS)
+    name = {token.strip("<|>"): id for token, id in tokenizer.special.items()}
+    return EncoderDecoderConfig(
+        encoder, CrossDecoderConfig(vocabulary=tokenizer.size, width=192, layers=2, heads=4, hidden=384, positions=128),
+        window_seconds=WINDOW_SECONDS, start=name["startoftranscript"], end=name["endoftranscript"],
+        languages={language: name[language] for language in ("zh", "yue", "en")}, tasks={"transcribe": name["transcribe"]},
+        no_timestamps=name["notimestamps"], latest_first_time=None)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    out = parser.parse_args().out
+    parser.add_argument("--waveform", action="store_true", help="with convolutions on the raw waveform in place of the log-mel")
+    args = parser.parse_args()
+    out = args.out
     out.mkdir(parents=True, exist_ok=True)
     model, added = make_model(), make_added()
     (out / "tokenizer.model").write_bytes(model)
     tokenizer = SentencePieceTokenizer(model, added)
-    for name, values in {"added_tokens.json": added, **make_config(tokenizer)}.items():
+    config = make_config(tokenizer, args.waveform)
+    for name, values in {"added_tokens.json": added, **config.to_published(torch.bfloat16)}.items():
         (out / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{out}: a vocabulary of {tokenizer.size}, ready for training/train.py --from-scratch")
 
