@@ -101,7 +101,8 @@ def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto") -> "R
     try:
         recogniser.check_tokenizer()
     except CheckpointError as error:
-        raise CheckpointError(f"{directory / 'tokenizer.json'}: {error}") from None
+        name = "tokenizer.json" if (directory / "tokenizer.json").is_file() else "tokenizer.model"
+        raise CheckpointError(f"{directory / name}: {error}") from None
     return recogniser
 
 
