@@ -1,10 +1,11 @@
-"""From logits to ids: greedy and beam search. Knows ids, logits and a cache, nothing of audio, text or architecture.
+"""From logits to ids: greedy and beam search, sampling. Knows ids, logits and a cache, not audio, text or architecture.
 
 Letters: A recordings, W width (beams for each recording), B = A * W rows, V vocabulary, t new tokens so far.
 
-Both searches are the same loop: the model says how likely each next token is, rules forbid some of them, the search
-chooses, the choice goes back into the model. Greedy search keeps the best token of each recording. Beam search keeps
-the W best beginnings of each recording, because the best first token need not begin the best sentence.
+All are the same loop: the model says how likely each next token is, rules forbid some of them, the search chooses, the
+choice goes back into the model. Greedy search keeps the best token of each recording. Sampling draws it, which gets out
+of loops that the best token falls into. Beam search keeps the W best beginnings of each recording, because the best
+first token need not begin the best sentence.
 
 Unusual: `beam` finds the ids that `generate(num_beams=W, do_sample=False, early_stopping=False)` of Transformers 5.23
 finds, oddities included; each is marked TRAP. A recording that is finished stays in the batch and its further tokens
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 Rule = Callable[[Tensor, Tensor], None]
 """rule(logits (B, V) float32, new_tokens (B, t) int64): change the logits in place, -inf forbids an id.
@@ -56,7 +58,8 @@ class Forbid:
 
     def __init__(self, ids: Sequence[int], vocabulary: int, device: torch.device | str | None = None):
         if wrong := [i for i in ids if not 0 <= i < vocabulary]:
-            raise ValueError(f"Forbid: ids {wrong} are outside 0..{vocabulary - 1}; forbid ids of this vocabulary only")
+            name = type(self).__name__
+            raise ValueError(f"{name}: ids {wrong} are outside 0..{vocabulary - 1}; forbid ids of this vocabulary only")
         self.mask = torch.zeros(vocabulary, dtype=torch.bool)
         self.mask[list(ids)] = True
         self.mask = self.mask.to(device)
@@ -65,13 +68,83 @@ class Forbid:
         logits.masked_fill_(self.mask, -math.inf)
 
 
+class ForbidFirst(Forbid):
+    """Rule: these ids are not the first new token (`begin_suppress_tokens` of Whisper). Arguments as for `Forbid`."""
+
+    def __call__(self, logits: Tensor, new_tokens: Tensor) -> None:
+        if new_tokens.shape[1] == 0:
+            super().__call__(logits, new_tokens)
+
+
+class TimestampRule:
+    """Rule: a Whisper-like model writes times around its sentences, `<|0.00|> text <|2.40|><|2.40|> text <|5.00|> end`.
+
+    Ids below `end` are text, `end` and the other special tokens lie between text and `begin`, and all ids from `begin`
+    (that of <|0.00|>) on are times, 0.02 s apart.
+
+    - The first token is a time, at most `latest_first` steps after <|0.00|>; None is no limit. It opens a sentence.
+    - Times come in pairs: behind an opening time no second time; behind a closing time, which is one that follows
+      something else than a time, no text, but the time that opens the next sentence.
+    - Times never fall, and a closing time is later than its opening one.
+    - A time is preferred: where all times together are more likely than the best other token, it has to be a time.
+    - `no_timestamps`, which says that no times are wanted, never comes.
+
+    Not guaranteed: special tokens count as what is not a time, so one between two times makes the second a closing one;
+    and `end` may come anywhere but first, behind an opening time and behind text too.
+
+    Has to be the last of the rules, for it weighs what the others have left. Equal to `ApplyTimestampRules` in
+    decoding.py of openai/whisper; Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision",
+    section 4.5. ValueError for ids that do not lie so.
+    """
+
+    def __init__(self, begin: int, end: int, no_timestamps: int, latest_first: int | None = None):
+        if not (0 <= end < begin and 0 <= no_timestamps < begin):
+            raise ValueError(
+                f"TimestampRule: the first time is {begin}, the end {end}, no_timestamps {no_timestamps}; "
+                "both have to be ids below the first time"
+            )
+        if latest_first is not None and latest_first < 0:
+            raise ValueError(f"TimestampRule: latest_first is {latest_first}, expected a number of steps, or None")
+        self.begin, self.end, self.no_timestamps, self.latest_first = begin, end, no_timestamps, latest_first
+
+    def __call__(self, logits: Tensor, new_tokens: Tensor) -> None:
+        other, times = logits[:, : self.begin], logits[:, self.begin :]
+        if new_tokens.shape[1] == 0:
+            other.fill_(-math.inf)
+            if self.latest_first is not None:
+                times[:, self.latest_first + 1 :].fill_(-math.inf)
+            return
+
+        is_time = pad(new_tokens >= self.begin, (1, 0), value=True)  # (B, 1 + t), as if a time came before the first
+        before, last = is_time[:, -2:-1], is_time[:, -1:]  # (B, 1)
+        opening, closing = last & before, last & ~before
+
+        # The latest time; in a row without one, some token below `begin`, which forbids no time.
+        place = torch.arange(1, is_time.shape[1], device=logits.device)
+        latest = new_tokens.gather(1, (is_time[:, 1:] * place).argmax(-1, keepdim=True))
+        earliest = latest + ~closing - self.begin  # only behind a closing time the same may come again
+        step = torch.arange(times.shape[1], device=logits.device)
+
+        other[:, self.no_timestamps].fill_(-math.inf)
+        other[:, : self.end].masked_fill_(closing, -math.inf)
+        times.masked_fill_(opening | (step < earliest), -math.inf)
+
+        # What is added to all logits of a row is added to both sides, so they compare as log-probabilities do: no
+        # log-softmax is needed.
+        # TRAP: subtract first. `logsumexp(times) > best` rounds a small surplus away where one time is as likely as the
+        # best text, and bfloat16 has so few numbers that this happens.
+        best = other.amax(-1, keepdim=True)
+        other.masked_fill_((times - best).logsumexp(-1, keepdim=True) > 0, -math.inf)
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """What was recognised.
 
     ids: the new tokens, without the stop id.
     logprob: sum over `ids`, and the stop id if there is one, of log p(token | what is before it), where p is the
-        softmax of the logits after the rules: what is forbidden has no share in p. The same for both searches.
+        softmax of the logits after the rules: what is forbidden has no share in p. The same for all searches, and for
+        every temperature.
     stopped: True: a stop id ended it; False: the limit of `max_new` tokens did.
     """
 
@@ -85,7 +158,6 @@ class Hypothesis:
         return self.logprob / (len(self.ids) + self.stopped)
 
 
-@torch.inference_mode()
 def greedy(
     model: Model,
     audio: Any,
@@ -100,19 +172,55 @@ def greedy(
     `audio` goes to `model.prefill` untouched. One hypothesis for each of the A prompts. On a tie the lower id wins.
     ValueError: max_new < 1, no prompt, or a step that left no possible token.
     """
-    logits, cache = _prefill(model, audio, prompt, max_new)
-    A, device = len(prompt), logits.device
+    return sample(model, audio, prompt, stop=stop, max_new=max_new, temperature=0.0, seed=0, rules=rules)
+
+
+@torch.inference_mode()
+def sample(
+    model: Model,
+    audio: Any,
+    prompt: Sequence[Sequence[int]],
+    *,
+    stop: Sequence[int],
+    max_new: int,
+    temperature: float,
+    seed: int,
+    rules: Sequence[Rule] = (),
+    best_of: int = 1,
+) -> list[Hypothesis]:
+    """Each next token is drawn from softmax(logits after the rules / temperature); temperature 0 is greedy search.
+
+    With `best_of` > 1 so many sequences of each recording are drawn, and that with the highest `logprob / len(ids)` is
+    its hypothesis, as of MaximumLikelihoodRanker in decoding.py of openai/whisper (`mean_logprob` counts the stop id,
+    this doesn't). One hypothesis for each of the A prompts; prefill runs once for each.
+
+    The same `seed` draws the same, on the same kind of device. A recording draws the same alone and among others,
+    wherever it stands, because all recordings share their random numbers: a recording that comes twice in a batch has
+    the same hypothesis twice. For another draw give another seed.
+
+    ValueError: as for `greedy`; a temperature below 0 or not finite; best_of < 1, or > 1 at temperature 0.
+    """
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it has to be 0 (greedy search) or a finite number above")
+    if best_of < 1 or best_of > 1 and temperature == 0:
+        raise ValueError(f"best_of is {best_of}; it has to be at least 1, and 1 at temperature 0: all draws are alike")
+    logits, cache = _prefill(model, audio, prompt, max_new, best_of)
+    B, V, device = *logits.shape, logits.device
     stop_ids = torch.tensor(sorted(set(stop)), dtype=torch.long, device=device)
-    ids = torch.zeros(A, max_new, dtype=torch.long, device=device)
-    length = torch.zeros(A, dtype=torch.long, device=device)
-    logprob = torch.zeros(A, device=device)
-    stopped = torch.zeros(A, dtype=torch.bool, device=device)
+    ids = torch.zeros(B, max_new, dtype=torch.long, device=device)
+    length = torch.zeros(B, dtype=torch.long, device=device)
+    logprob = torch.zeros(B, device=device)
+    stopped = torch.zeros(B, dtype=torch.bool, device=device)
+    generator = torch.Generator(device).manual_seed(seed)
 
     for t in range(max_new):
         logits = logits.to(torch.float32, copy=True)  # rules write, and the model may still own its logits
         for rule in rules:
             rule(logits, ids[:, :t])
-        token = logits.argmax(-1)
+        noisy = logits
+        if temperature > 0:
+            noisy = logits + temperature * _gumbel(best_of, V, generator).repeat(len(prompt), 1)
+        token = noisy.argmax(-1)
         chosen = logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
         ids[:, t] = token
         length += ~stopped
@@ -123,7 +231,20 @@ def greedy(
         logits = model.step(token, cache)
 
     rows = zip(ids.tolist(), length.tolist(), logprob.tolist(), stopped.tolist(), strict=True)
-    return [_hypothesis(*row) for row in rows]
+    found = [_hypothesis(*row) for row in rows]
+    groups = [found[first : first + best_of] for first in range(0, B, best_of)]
+    return [max(group, key=lambda h: h.logprob / max(1, len(h.ids))) for group in groups]
+
+
+def _gumbel(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Noise (rows, columns) float32: argmax(logits + temperature * noise) is a draw from softmax(logits / temperature).
+
+    The Gumbel-max trick: -log of exponential noise (Maddison et al. 2014, "A* Sampling").
+    In float64, because float32 may draw in steps of 2^-24, too coarse for the smallest of 50000 numbers a token. The
+    clamp keeps the noise finite: an infinite one would draw ids that are forbidden.
+    """
+    noise = torch.empty(rows, columns, dtype=torch.float64, device=generator.device)
+    return -noise.exponential_(generator=generator).clamp_(min=1e-300).log_().float()
 
 
 class _Beams(NamedTuple):
@@ -167,7 +288,7 @@ def beam(
     """
     if width < 1:
         raise ValueError(f"width is {width}; a beam search needs at least 1 beam (1 is greedy search)")
-    logits, cache = _prefill(model, audio, prompt, max_new)
+    logits, cache = _prefill(model, audio, prompt, max_new, width)
     A, device = len(prompt), logits.device
     stop_ids = torch.tensor(sorted(set(stop)), dtype=torch.long, device=device)
     first_row = torch.arange(0, A * width, width, device=device)[:, None]  # (A, 1) of each recording
@@ -186,9 +307,6 @@ def beam(
     only_first[:, 0] = 0.0
     running = finished._replace(score=only_first)
     done = torch.zeros(A, dtype=torch.bool, device=device)
-    if width > 1:
-        cache.fork(width)
-        logits = logits.repeat_interleave(width, 0)  # (A, V) -> (B, V)
 
     for t in range(1, max_new + 1):
         # 1. How likely is each next token of each beam?
@@ -244,13 +362,20 @@ def beam(
     return result
 
 
-def _prefill(model: Model, audio: Any, prompt: Sequence[Sequence[int]], max_new: int) -> tuple[Tensor, Cache]:
+def _prefill(
+    model: Model, audio: Any, prompt: Sequence[Sequence[int]], max_new: int, width: int
+) -> tuple[Tensor, Cache]:
+    """Reads the A prompts and continues each in `width` rows -> logits (B, V) of the first new token, and the cache."""
     if max_new < 1:
         raise ValueError(f"max_new is {max_new}; at least 1 new token has to be allowed")
     if not prompt:
         raise ValueError("prompt is empty; it has to be a list with the ids of one prompt for each recording")
     cache = model.new_cache(len(prompt), max(map(len, prompt)) + max_new)
-    return model.prefill(audio, prompt, cache), cache
+    logits = model.prefill(audio, prompt, cache)
+    if width > 1:
+        cache.fork(width)
+        logits = logits.repeat_interleave(width, 0)  # (A, V) -> (B, V)
+    return logits, cache
 
 
 def _is_in(tokens: Tensor, ids: Tensor) -> Tensor:

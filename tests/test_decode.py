@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glmasr.decode import Forbid, beam, greedy
+from glmasr import decode
+from glmasr.decode import Forbid, ForbidFirst, beam, greedy, sample
 
 STOP = (1, 3, 4)
 
@@ -138,6 +139,131 @@ def test_without_stop_ids_every_row_has_max_new_tokens():
         assert len(found.ids) == 6 and not found.stopped
 
 
+# ---- sampling
+
+
+class Table(Recomputing):
+    """Logits from the last token alone, (V, V); remembers the tokens of all rows, those of the last step excepted."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table, self.drawn = table, []
+
+    def next_logits(self, recording, ids):
+        return self.table[ids[-1]]
+
+    def step(self, tokens, cache):
+        self.drawn.append(tokens)
+        return super().step(tokens, cache)
+
+
+def assert_drawn_from(p, counts):
+    """Pearson's chi-square of counts (..., n) against p (..., n), each row a distribution. Fails 1 seed in 1000."""
+    possible, expected = p > 0, p * counts.sum(-1, keepdim=True)
+    assert not counts[~possible].any() and expected[possible].min() > 5
+    statistic = ((counts - expected) ** 2 / expected)[possible].sum().item()
+    freedom = possible.sum().item() - p[..., 0].numel()
+    limit = freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3  # Wilson and Hilferty, 1931
+    assert statistic < limit, (statistic, limit)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_are_drawn_from_the_softmax(temperature):
+    V, forbidden = 5, 3
+    model = Table(0.7 * torch.randn(V, V, generator=torch.Generator().manual_seed(0)))
+    options = dict(stop=[], max_new=200, temperature=temperature, seed=1, rules=[Forbid([forbidden], V)])
+    sample(model, [0], [[0]], best_of=60, **options)
+    drawn = torch.stack(model.drawn)  # (steps, rows)
+    counts = torch.zeros(V, V, dtype=torch.double)
+    ones = torch.ones(drawn[1:].numel(), dtype=torch.double)
+    counts.index_put_((drawn[:-1].flatten(), drawn[1:].flatten()), ones, accumulate=True)
+    logits = model.table.double() / temperature
+    logits[:, forbidden] = -math.inf
+    before = [i for i in range(V) if i != forbidden]
+    assert_drawn_from(logits.softmax(-1)[before], counts[before])
+
+
+def test_candidates_are_drawn_independently():
+    V = 4
+    model = Table(torch.tensor([[0.0, 1.0, 0.5, -0.5]]).expand(V, V))
+    sample(model, [0], [[0]], stop=[], max_new=2000, temperature=1.0, seed=1, best_of=2)
+    first, second = torch.stack(model.drawn).T
+    p = model.table[0].double().softmax(-1)
+    counts = torch.bincount(first * V + second, minlength=V * V).double()
+    assert_drawn_from((p[:, None] * p).flatten(), counts)
+
+
+@pytest.mark.parametrize("best_of", [1, 3])
+def test_a_draw_does_not_depend_on_the_rest_of_the_batch(best_of):
+    prompts, different = [[0, 2], [4, 4, 0, 2], [2, 0]], 0
+    for seed in range(20):
+        model = Markov(seed, vocabulary=7)
+        options = dict(stop=STOP, max_new=9, temperature=1.0, best_of=best_of)
+        together = sample(model, [0, 1, 2], prompts, seed=seed, **options)
+        close(together, [sample(model, [i], [prompts[i]], seed=seed, **options)[0] for i in range(3)])
+        close([together[2], together[0]], sample(model, [2, 0], [prompts[2], prompts[0]], seed=seed, **options))
+        other = sample(model, [0, 1, 2], prompts, seed=seed + 1, **options)
+        different += sum(a.ids != b.ids for a, b in zip(together, other, strict=True))
+    assert different > 20
+
+
+def test_sampling_ends_and_counts_as_greedy_does():
+    stop, ended = 1, 0
+    for seed in range(30):
+        model = Markov(seed)
+        options = dict(stop=[stop], max_new=5, temperature=1.5, seed=seed, rules=[Forbid([0], 5)])
+        [found] = sample(model, [1], [[0, 2]], **options)
+        new = found.ids + [stop] * found.stopped
+        assert not {0, stop} & set(found.ids) and (found.stopped or len(new) == 5)
+        assert model.prefills == 1 and model.steps == len(new) - 1 and model.capacity == 2 + 5
+        # the temperature has no part in it, the rules do
+        assert found.logprob == pytest.approx(logprob_of(model, 1, [0, 2], new, [0])[1], abs=1e-4)
+        ended += found.stopped
+    assert 5 < ended < 25
+
+
+def test_cold_sampling_is_greedy():
+    for seed in range(30):
+        arguments, options = ([0, 1, 2], [[0, 2], [4, 4, 0], [2, 0]]), dict(stop=[1, 3], max_new=8)
+        expected = greedy(Markov(seed), *arguments, **options)
+        assert sample(Markov(seed), *arguments, temperature=0.0, seed=seed, **options) == expected
+        close(sample(Markov(seed), *arguments, temperature=1e-6, seed=seed, best_of=2, **options), expected)
+
+
+def test_best_of_is_the_choice_of_openai_whisper(monkeypatch):
+    ranker = pytest.importorskip("whisper.decoding").MaximumLikelihoodRanker(None)
+    candidates, by_mean = [], 0
+    make = decode._hypothesis
+    monkeypatch.setattr(decode, "_hypothesis", lambda *row: candidates.append(make(*row)) or candidates[-1])
+    options = dict(stop=[1, 3], max_new=6, temperature=1.0, rules=[ForbidFirst([1, 3], 5)])
+    for seed in range(40):
+        candidates.clear()
+        found = sample(Markov(seed), [0, 1], [[0, 2], [2, 4]], seed=seed, best_of=4, **options)
+        groups = [candidates[:4], candidates[4:]]
+        ids, logprobs = ([[getattr(h, name) for h in group] for group in groups] for name in ("ids", "logprob"))
+        best = ranker.rank(ids, logprobs)
+        assert found == [group[i] for group, i in zip(groups, best, strict=True)]
+        by_mean += found != [max(group, key=lambda h: h.mean_logprob) for group in groups]
+    assert by_mean  # the stop id's place in the length matters in these examples
+    model = Table(torch.tensor([[0.0, 9.0]] * 2))
+    [found] = sample(model, [0], [[0]], stop=[1], max_new=3, temperature=1.0, seed=0, best_of=3)
+    assert (found.ids, found.stopped) == ([], True)  # nothing at all has a rank too
+
+
+def test_no_noise_makes_an_impossible_id_possible():
+    class Zeros(torch.overrides.TorchFunctionMode):
+        """The worst exponential noise there is."""
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            return result.zero_() if function is torch.Tensor.exponential_ else result
+
+    with Zeros():
+        model, rules = Table(torch.zeros(4, 4)), [Forbid([0, 3], 4)]
+        [found] = sample(model, [0], [[0]], stop=[], max_new=3, temperature=1.0, seed=0, rules=rules)
+    assert not {0, 3} & set(found.ids) and math.isfinite(found.logprob)
+
+
 # ---- beam against enumeration
 
 
@@ -207,12 +333,14 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("width", [None, 1, 4])
+@pytest.mark.parametrize("width", [None, "sample", 1, 4])
 def test_at_most_one_wait_for_the_device_in_a_step(width):
     model, options = Markov(3), dict(stop=[1, 3], max_new=6, rules=[Forbid([0], 5)])
     with Waits() as waits:
         if width is None:
             greedy(model, [0, 1], [[0, 2], [2, 2, 2]], **options)
+        elif width == "sample":
+            sample(model, [0, 1], [[0, 2], [2, 2, 2]], temperature=1.0, seed=0, best_of=3, **options)
         else:
             beam(model, [0, 1], [[0, 2], [2, 2, 2]], width=width, **options)
     assert 1 <= waits.number <= model.steps + 1
@@ -285,6 +413,16 @@ def test_rules_see_the_new_tokens_of_their_row(width):
     assert seen == list(range(len(seen))) and len(seen) == model.steps + 1
 
 
+def test_ids_forbidden_first_come_later():
+    later = 0
+    for seed in range(20):
+        model, rules = Markov(seed), [ForbidFirst([0, 2], 5)]
+        for found in greedy(model, [0, 1, 2], [[0, 2]] * 3, stop=[1], max_new=6, rules=rules):
+            assert found.ids[:1] not in ([0], [2])
+            later += bool({0, 2} & set(found.ids))
+    assert later > 10
+
+
 # ---- errors
 
 
@@ -305,8 +443,17 @@ def test_errors_say_what_is_wrong():
         with pytest.raises(ValueError, match="logits are not finite"):
             search(model, [0], [[0, 2]], **options)
     for wrong in ([-1], [5]):
-        with pytest.raises(ValueError, match="outside 0..4"):
-            Forbid(wrong, 5)
+        for rule in (Forbid, ForbidFirst):
+            with pytest.raises(ValueError, match=f"^{rule.__name__}: .*outside 0..4"):
+                rule(wrong, 5)
+    for temperature in (-0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="temperature is"):
+            sample(model, [0], [[0, 2]], temperature=temperature, seed=0, **options)
+    for best_of, temperature in ((0, 1.0), (2, 0.0)):
+        with pytest.raises(ValueError, match=f"best_of is {best_of}"):
+            sample(model, [0], [[0, 2]], temperature=temperature, seed=0, best_of=best_of, **options)
+    with pytest.raises(ValueError, match="logits are not finite"):
+        sample(model, [0], [[0, 2]], temperature=1.0, seed=0, **options)
 
 
 # ---- beam against Transformers

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "glmasr"
-ORDER = ["errors", "config", "audio", "tokenizer", "language", "decode", "layers", "conv_frontend", "encoder", "decoder", "model", "weights",
-         "pipeline"]
+ORDER = ["errors", "config", "audio", "tokenizer", "language", "decode", "fallback", "layers", "conv_frontend", "encoder", "decoder", "model",
+         "weights", "pipeline"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
 
 
