@@ -29,6 +29,13 @@ Rule = Callable[[Tensor, Tensor], None]
 A rule sees new tokens only, never the prompt. Logits are defined up to a constant for each row (`beam` passes
 log-probabilities): a rule may compare ids of a row with each other, and has to leave at least one of them possible."""
 
+Watch = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""watch(ids (A, N, max_new), score (A, N), length (A, N), stopped (A, N)): called after each step with what is kept.
+
+N sequences of each recording, those that go on and those that ended before or now. `length` says how many of the ids
+are tokens, the stop id included; a score of -inf is an empty place. The search goes on writing into these tensors, so
+a watcher copies what it wants to keep."""
+
 
 class Cache(Protocol):
     """What the model remembers, one row for each sequence that it continues."""
@@ -166,13 +173,14 @@ def greedy(
     stop: Sequence[int],
     max_new: int,
     rules: Sequence[Rule] = (),
+    watch: Watch | None = None,
 ) -> list[Hypothesis]:
     """The best next token, again and again, until it is a stop id or `max_new` tokens are there (a stop id counts).
 
     `audio` goes to `model.prefill` untouched. One hypothesis for each of the A prompts. On a tie the lower id wins.
     ValueError: max_new < 1, no prompt, or a step that left no possible token.
     """
-    return sample(model, audio, prompt, stop=stop, max_new=max_new, temperature=0.0, seed=0, rules=rules)
+    return sample(model, audio, prompt, stop=stop, max_new=max_new, temperature=0.0, seed=0, rules=rules, watch=watch)
 
 
 @torch.inference_mode()
@@ -187,6 +195,7 @@ def sample(
     seed: int,
     rules: Sequence[Rule] = (),
     best_of: int = 1,
+    watch: Watch | None = None,
 ) -> list[Hypothesis]:
     """Each next token is drawn from softmax(logits after the rules / temperature); temperature 0 is greedy search.
 
@@ -226,6 +235,8 @@ def sample(
         length += ~stopped
         logprob += chosen.masked_fill(stopped, 0.0)  # a finished row goes on, and counts no more
         stopped |= _is_in(token, stop_ids)
+        if watch is not None:
+            watch(*(x.unflatten(0, (-1, best_of)) for x in (ids, logprob, length, stopped)))
         if t + 1 == max_new or stopped.all():
             break
         logits = model.step(token, cache)
@@ -276,6 +287,7 @@ def beam(
     width: int,
     length_penalty: float = 1.0,
     rules: Sequence[Rule] = (),
+    watch: Watch | None = None,
 ) -> list[list[Hypothesis]]:
     """The `width` best beginnings of each recording grow together; those that end are ranked by
 
@@ -331,23 +343,26 @@ def beam(
         # 3. Which candidates are finished, and are they among the best finished ones?
         # TRAP: a stop id counts only in one of the first `width` candidates; farther behind the sequence is dropped.
         # TRAP: at the limit, sequences without a stop id are finished too and may win against stopped ones.
-        ended = is_stop if t < max_new else torch.ones_like(is_stop)
-        ended = ended & (torch.arange(ended.shape[1], device=device) < width) & ~done[:, None]
+        ends = is_stop if t < max_new else torch.ones_like(is_stop)
+        ended = ends & (torch.arange(ends.shape[1], device=device) < width) & ~done[:, None]
         rank = (score / t**length_penalty).masked_fill(~ended, -math.inf)
         merged = finished.join(candidates._replace(rank=rank))
         finished = merged.pick(merged.rank.topk(width).indices)
-        if t == max_new:
-            break
 
         # 4. The best candidates that go on are the next beams.
-        best = score.masked_fill(is_stop, -math.inf).topk(width)
+        best = score.masked_fill(ends, -math.inf).topk(width)
         running = candidates.pick(best.indices)._replace(score=best.values)
 
         # 5. A recording is done when no beam can push a finished sequence out.
         # TRAP: the reference asks whether the best beam, if it ended now at no cost, would beat the worst of `width`
         # finished sequences. With length_penalty > 0 a beam may still gain by growing: an estimate, not a bound.
         done = done | (running.score[:, 0] / t**length_penalty <= finished.rank[:, -1])
-        if done.all():
+        if watch is not None:
+            going_on = running._replace(score=running.score.masked_fill(done[:, None], -math.inf))
+            complete = finished._replace(score=finished.score.masked_fill(finished.rank.isneginf(), -math.inf))
+            kept = going_on.join(complete)
+            watch(kept.ids, kept.score, kept.length, kept.stopped)
+        if t == max_new or done.all():
             break
         if width > 1:
             cache.reorder((first_row + parent.take_along_dim(best.indices, 1)).flatten())
