@@ -298,7 +298,7 @@ def test_limits_decide_as_openai_whisper_does(monkeypatch):
             )  # fmt: skip
 
     model, seen = Answers(), set()
-    for limits in (Limits(), Limits(compression_ratio=1.0, mean_logprob=-0.5, no_speech=0.2)):
+    for limits in (Limits(), Limits(compression_ratio(TEXTS[5]), -0.5, 0.2)):
         means = [limits.mean_logprob + d for d in (-0.3, 0.0, 0.3)]
         no_speeches = [limits.no_speech + d for d in (-0.1, 0.0, 0.1)]
         for model.text, model.mean, model.no_speech in itertools.product(TEXTS[2:6:3], means, no_speeches):
