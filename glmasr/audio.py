@@ -402,9 +402,18 @@ def _mel_to_hertz(mel):
 def log_mel(samples, bands=128) -> Tensor:
     """Float samples (B, S) or (S,) at 16 kHz -> float32 log-mel (B, bands, S // 160), on the same device.
 
-    As Whisper large-v3 and its published feature extractor compute it: power spectrum of periodic Hann frames, centred,
-    mirrored at both ends; mel; log10; 8 orders of magnitude below the loudest point of the row; about -1..1.
+    As Whisper large-v3 and its published feature extractor compute it: `mel_power`; log10; 8 orders of magnitude below the
+    loudest point of the row; about -1..1.
     """
+    log = mel_power(samples, bands).clamp(min=1e-10).log10()
+    # TRAP: the maximum is that of each row; one for the batch would make a recording depend on its batch mates.
+    log = torch.maximum(log, log.amax(dim=(-2, -1), keepdim=True) - 8)
+    return (log + 4) / 4
+
+
+def mel_power(samples, bands=128) -> Tensor:
+    """Float samples (B, S) or (S,) at 16 kHz -> float32 energy of mel bands (B, bands, S // 160): the power spectrum of periodic
+    Hann frames, centred, mirrored at both ends, through `mel_filters`. AudioError for fewer samples than there are to mirror."""
     samples = torch.atleast_2d(samples).float()
     if samples.shape[-1] <= FFT_SIZE // 2:
         raise AudioError(f"{samples.shape[-1]} samples are too few to mirror at the ends; a log-mel needs more than "
@@ -412,7 +421,4 @@ def log_mel(samples, bands=128) -> Tensor:
     hann = torch.hann_window(FFT_SIZE, device=samples.device)
     spectrum = torch.stft(samples, FFT_SIZE, HOP, window=hann, center=True, pad_mode="reflect", return_complex=True)
     power = spectrum[..., :-1].abs().square()                   # TRAP: the last frame is dropped, as in training
-    log = (mel_filters(bands).to(samples.device) @ power).clamp(min=1e-10).log10()
-    # TRAP: the maximum is that of each row; one for the batch would make a recording depend on its batch mates.
-    log = torch.maximum(log, log.amax(dim=(-2, -1), keepdim=True) - 8)
-    return (log + 4) / 4
+    return mel_filters(bands).to(samples.device) @ power

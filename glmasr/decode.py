@@ -144,6 +144,65 @@ class TimestampRule:
         other.masked_fill_((times - best).logsumexp(-1, keepdim=True) > 0, -math.inf)
 
 
+LONGEST_PERIOD = 30             # tokens; a longer text that comes again and again is found by how well it compresses
+REPEATED = 24                   # tokens at least, and four periods: nobody says one word so often; twelve equal digits are possible
+
+
+def _repeated(period: int) -> int:
+    """How many tokens have to agree with the one `period` before them for a loop."""
+    return max(REPEATED, 4 * period) - period
+
+
+def loops(ids: Sequence[int]) -> bool:
+    """Whether the end of `ids` is one sequence of at most 30 tokens again and again: `StopLoops` would stop there."""
+    return bool(_looping(torch.tensor([ids], dtype=torch.long))[0]) if ids else False
+
+
+def _looping(tokens: Tensor) -> Tensor:
+    """tokens (B, t) -> bool (B,)."""
+    found = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    for period in range(1, LONGEST_PERIOD + 1):
+        count = _repeated(period)
+        if tokens.shape[1] < count + period:
+            continue
+        end = tokens[:, -count:]
+        found |= (end == tokens[:, -count - period : -period]).all(-1)
+    return found
+
+
+class StopLoops:
+    """Rule: a text that has gone into a loop ends there. Has to come behind the other rules, for it overrules them.
+
+    Where nothing loops it changes nothing.
+    """
+
+    def __init__(self, stop: int):
+        self.stop = stop
+
+    def __call__(self, logits: Tensor, new_tokens: Tensor) -> None:
+        if new_tokens.shape[1] >= REPEATED:
+            _end(logits, _looping(new_tokens), self.stop)
+
+
+class Budgets:
+    """Rule: the answer of recording a ends after limits[a] tokens, so that recordings of different length can share a batch."""
+
+    def __init__(self, limits: Sequence[int], stop: int):
+        self.limits, self.least, self.stop = limits, min(limits), stop
+
+    def __call__(self, logits: Tensor, new_tokens: Tensor) -> None:
+        t = new_tokens.shape[1]
+        if t >= self.least:
+            over = torch.tensor([t >= limit for limit in self.limits], device=logits.device)
+            _end(logits, over.repeat_interleave(len(logits) // len(over)), self.stop)
+
+
+def _end(logits: Tensor, rows: Tensor, stop: int) -> None:
+    """Leaves nothing but the stop id in some rows."""
+    logits.masked_fill_(rows[:, None], -math.inf)
+    logits[:, stop] = logits[:, stop].masked_fill(rows, 0.0)
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """What was recognised.
@@ -153,11 +212,13 @@ class Hypothesis:
         softmax of the logits after the rules: what is forbidden has no share in p. The same for all searches, and for
         every temperature.
     stopped: True: a stop id ended it; False: the limit of `max_new` tokens did.
+    empty: the probability that there is nothing to write: that of the stop ids as the first token.
     """
 
     ids: list[int]
     logprob: float
     stopped: bool
+    empty: float = 0.0
 
     @property
     def mean_logprob(self) -> float:
@@ -226,6 +287,8 @@ def sample(
         logits = logits.to(torch.float32, copy=True)  # rules write, and the model may still own its logits
         for rule in rules:
             rule(logits, ids[:, :t])
+        if t == 0:
+            empty = logits.softmax(-1)[:, stop_ids].sum(-1)
         noisy = logits
         if temperature > 0:
             noisy = logits + temperature * _gumbel(best_of, V, generator).repeat(len(prompt), 1)
@@ -241,7 +304,7 @@ def sample(
             break
         logits = model.step(token, cache)
 
-    rows = zip(ids.tolist(), length.tolist(), logprob.tolist(), stopped.tolist(), strict=True)
+    rows = zip(*(x.tolist() for x in (ids, length, logprob, stopped, empty)), strict=True)
     found = [_hypothesis(*row) for row in rows]
     groups = [found[first : first + best_of] for first in range(0, B, best_of)]
     return [max(group, key=lambda h: h.logprob / max(1, len(h.ids))) for group in groups]
@@ -327,6 +390,8 @@ def beam(
         logp = logits.float().log_softmax(-1)
         for rule in rules:
             rule(logp, running.ids.flatten(0, 1)[:, : t - 1])
+        if t == 1:
+            empty = (logp.softmax(-1)[::width, stop_ids].sum(-1)).tolist()
         V = logp.shape[-1]
         allowed = running.allowed + logp.logsumexp(-1).view(A, width)
         total = running.score[..., None] + logp.view(A, width, V)
@@ -373,7 +438,7 @@ def beam(
     result = []
     for a in range(A):
         places = [n for n in range(width) if n == 0 or rank[a][n] > -math.inf]
-        result.append([_hypothesis(ids[a][n], length[a][n], logprob[a][n], stopped[a][n]) for n in places])
+        result.append([_hypothesis(ids[a][n], length[a][n], logprob[a][n], stopped[a][n], empty[a]) for n in places])
     return result
 
 
@@ -398,10 +463,10 @@ def _is_in(tokens: Tensor, ids: Tensor) -> Tensor:
     return (tokens[..., None] == ids).any(-1)
 
 
-def _hypothesis(ids: list[int], length: int, logprob: float, stopped: bool) -> Hypothesis:
+def _hypothesis(ids: list[int], length: int, logprob: float, stopped: bool, empty: float) -> Hypothesis:
     if not math.isfinite(logprob):
         raise ValueError(
             f"the log-probability of a result is {logprob}, not a finite number: either the rules left no token "
             "(let them leave one in each row), or the model's logits are not finite (try float32 or bfloat16)"
         )
-    return Hypothesis(ids[: length - stopped], logprob, stopped)
+    return Hypothesis(ids[: length - stopped], logprob, stopped, empty)

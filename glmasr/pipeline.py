@@ -2,56 +2,98 @@
 
     recogniser = load("demo")
     transcript = recogniser.transcribe("talk.wav", language="zh")
+    for part in recogniser.stream("meeting.mp3"): ...           # as soon as a stretch is recognised
 
-    GlmAsrRecogniser            all windows of a recording go into ONE prompt, up to the model's limit, as the published
-                                model was used
-    EncoderDecoderRecogniser    each window is decoded for itself; language tokens, times, and another try with sampling
-                                where a text can't be right (openai/whisper, transcribe.py)
+A recording longer than a window is cut where it is quiet; its windows are decoded in batches (`Options.long` has other ways).
+An answer that can't be right is tried again by sampling, then in two halves; whatever is left of doubt stands in the flags of
+a segment and in the warnings, and no text is lost without a word.
+
+    GlmAsrRecogniser            the sound goes into the prompt
+    EncoderDecoderRecogniser    language tokens and time tokens
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import audio as sound
-from . import decode, weights
+from . import cutting, decode, weights
 from .config import TIME_STEP, EncoderDecoderConfig, GlmAsrConfig
+from .cutting import Window
 from .errors import CheckpointError, OptionError
-from .fallback import TEMPERATURES, Limits, fallback
+from .fallback import TEMPERATURES, Limits, compression_ratio, fallback
 from .language import LANGUAGES, forbidden_ids, join, name_language
 from .model import EncoderDecoder, GlmAsr
 from .tokenizer import read_tokenizer
 
-# A recording may answer with this many tokens if the caller sets no limit. Fast speech is about 8 tokens a second.
+# A window may answer with this many tokens if the caller sets no limit. Fast speech is about 8 tokens a second.
 TOKENS_A_SECOND, TOKENS_AT_LEAST = 16, 32
 # Shorter recordings make no row that the decoder could hear; they are padded with silence up to here.
 SHORTEST = 961
-BATCH = 8                       # windows of the encoder-decoder that are decoded together
 MOST_BEAMS = 64                 # memory and time grow with them; nobody has seen a gain beyond ten
 SAMPLES = 5                     # drawn for a window at temperatures above 0; the likeliest counts
-# The special tokens of the prompt.
+SPLIT_SECONDS = 2.0             # a shorter window is not split for another try
+MOST_ROWS = 32                  # windows in a batch, if the caller sets no number and memory allows more
+# The special tokens of GLM-ASR's prompt.
 MARKERS = ("<|user|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|assistant|>")
+FLAGS = {                       # of a segment -> what the warning says
+    "repeats": "the text repeats itself",
+    "doubtful": "the model is not sure of the text",
+    "incomplete": "the limit of tokens was reached, so the text is incomplete",
+    "sampled": "the first answer couldn't be right; this one was sampled",
+    "split": "no answer could be right; the halves were recognised separately",
+}
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a recording, in seconds from its start, and what was said there."""
+    """A stretch of a recording, and what was said there.
+
+    start, end          seconds from the start of the recording
+    mean_logprob        of its window's tokens: 0 is certainty, below -1 is a guess
+    compression_ratio   of its window's text: above 2.4 it repeats itself
+    no_speech           the probability that nobody speaks in its window
+    temperature         0: searched, above: sampled
+    flags               names of FLAGS: what is doubtful
+    """
 
     start: float
     end: float
     text: str
+    mean_logprob: float = 0.0
+    compression_ratio: float = 0.0
+    no_speech: float = 0.0
+    temperature: float = 0.0
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was recognised of a stretch of a recording, `start` to `end` in seconds. Stretches follow each other; what is
+    between them is silent."""
+
+    start: float
+    end: float
+    language: str
+    segments: list[Segment]
+    warnings: list[str]
+    failed: bool = False        # the text can't be right, whatever was tried
 
 
 @dataclass(frozen=True)
 class Transcript:
     """What was recognised.
 
-    language: as it was asked for; for "auto" the one that the model hears, or where it has no tokens for languages, the one that
-        the text is written in: "zh", "yue", "en", or "" where that says nothing.
-    seconds: length of the recording.      warnings: sentences for the user, such as that the text is incomplete.
+    language    as it was asked for; for "auto" the one that the model hears, or where it has no tokens for languages, the one
+                that the text is written in: "zh", "yue", "en", or "" where that says nothing
+    seconds     length of the recording
+    heard       seconds of it that the model heard; the rest was silent, or is named in the warnings
+    failed      stretches whose text can't be right, whatever was tried
+    warnings    sentences for the user, such as that the text is incomplete
     """
 
     text: str
@@ -59,6 +101,17 @@ class Transcript:
     segments: list[Segment]
     seconds: float
     warnings: list[str] = field(default_factory=list)
+    heard: float = 0.0
+    failed: int = 0
+
+    @classmethod
+    def of(cls, parts: list[Part], seconds: float) -> "Transcript":
+        segments = [segment for part in parts for segment in part.segments]
+        text = join([segment.text for segment in segments])
+        # The last one knows: see `EncoderDecoderRecogniser._hear`.
+        language = next((part.language for part in reversed(parts) if part.language), name_language(text))
+        return cls(text, language, segments, seconds, [warning for part in parts for warning in part.warnings],
+                   sum(part.end - part.start for part in parts), sum(part.failed for part in parts))
 
 
 @dataclass(frozen=True)
@@ -67,24 +120,29 @@ class Options:
 
     task: str = "transcribe"
     timestamps: bool = False
-    beams: int = 1
+    beams: int | None = None
     length_penalty: float = 1.0
     max_new_tokens: int | None = None
     temperatures: tuple[float, ...] = TEMPERATURES
+    long: str = "cut"
+    batch_size: int | None = None
+    guards: bool = True
 
     def check(self, positions: int) -> None:
         """Raises OptionError for a value out of range."""
-        for name, value in (("beams", self.beams), ("max_new_tokens", self.max_new_tokens)):
+        for name, value in (("beams", self.beams), ("max_new_tokens", self.max_new_tokens), ("batch_size", self.batch_size)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise OptionError(f"{name} is {value!r}, expected a positive integer")
         if self.max_new_tokens is not None and self.max_new_tokens > positions:     # memory for all of them is taken at once
             raise OptionError(f"max_new_tokens is {self.max_new_tokens}, expected at most {positions}, the positions that the model knows")
         if not isinstance(self.length_penalty, (int, float)) or not abs(self.length_penalty) <= 100:
             raise OptionError(f"length_penalty is {self.length_penalty!r}, expected a number from -100 to 100")
-        if self.beams > MOST_BEAMS:
+        if self.beams is not None and self.beams > MOST_BEAMS:
             raise OptionError(f"beams is {self.beams}, expected at most {MOST_BEAMS}")
         if not self.temperatures or not all(isinstance(value, (int, float)) and 0 <= value <= 10 for value in self.temperatures):
             raise OptionError(f"temperatures is {self.temperatures!r}, expected numbers from 0 to 10, at least one")
+        if self.long not in ("cut", "whole", "seek"):
+            raise OptionError(f"long is {self.long!r}, expected 'cut', 'whole' or 'seek'")
 
 
 def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto") -> "Recogniser":
@@ -110,6 +168,36 @@ def make_recogniser(model: GlmAsr | EncoderDecoder, tokenizer) -> "Recogniser":
     return (GlmAsrRecogniser if isinstance(model, GlmAsr) else EncoderDecoderRecogniser)(model, tokenizer)
 
 
+@dataclass
+class Hearing:
+    """A recording while it is heard. `language` is "auto" until a window with speech has said more."""
+
+    language: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A window to decode."""
+
+    window: Window
+    hearing: Hearing
+
+
+@dataclass
+class Heard:
+    """What the model heard of some windows, ready for the search: `audio` as `model.prefill` takes it."""
+
+    audio: list[Tensor] | Tensor
+    prompts: list[list[int]]
+    languages: list[str]
+    no_speech: list[float] | None = None    # None: the search knows
+
+    def pick(self, chosen: list[int]):
+        """(audio, prompts) of some of the windows."""
+        audio = self.audio[chosen] if isinstance(self.audio, Tensor) else [self.audio[index] for index in chosen]
+        return audio, [self.prompts[index] for index in chosen]
+
+
 class Recogniser:
     """A model with its tokenizer. `transcribe` is what it is for; `.model`, `.tokenizer` and `.config` are there to look at."""
 
@@ -124,7 +212,8 @@ class Recogniser:
 
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
                    timestamps: bool = False, beams: int | None = None, length_penalty: float = 1.0,
-                   max_new_tokens: int | None = None, temperatures: tuple[float, ...] = TEMPERATURES) -> Transcript:
+                   max_new_tokens: int | None = None, temperatures: tuple[float, ...] = TEMPERATURES, long: str = "cut",
+                   batch_size: int | None = None, guards: bool = True) -> Transcript:
         """Recognises one recording.
 
         audio           path, "-" (standard input), bytes, binary file, or a float array (S,) or (S, channels), about -1..1,
@@ -135,41 +224,146 @@ class Recogniser:
         timestamps      times from the model's own time tokens, to 20 ms: encoder-decoder only
         beams           width of the search, 1 is greedy; by default what the model was meant for: 5 for the encoder-decoder, else 1
         length_penalty  of a search with beams: the higher, the more it favours long answers
-        max_new_tokens  limit for the answer (encoder-decoder: for that of a window); by default it follows from the length
-        temperatures    encoder-decoder only: what is tried, one after the other, while a text can't be right; above 0 it is sampled
+        max_new_tokens  limit for the answer of a window; by default it follows from the window's length
+        temperatures    what is tried, one after the other, while a text can't be right; above 0 it is sampled
+        long            of recordings longer than a window: "cut" where it is quiet; "whole": all windows in one prompt, up to the
+                        model's limit, as the published model was used; "seek": an encoder-decoder with `timestamps` goes on where
+                        its last sentence ended
+        batch_size      windows that are decoded together; by default what memory allows
+        guards          False: every answer is taken as it comes
 
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
         """
-        options = Options(task, timestamps, self.config.beams if beams is None else beams, length_penalty, max_new_tokens, tuple(temperatures))
-        options.check(self.config.decoder.positions)
-        self.rules(language, options)           # what can't be had is said before anything is read
+        options = Options(task, timestamps, beams, length_penalty, max_new_tokens, tuple(temperatures), long, batch_size, guards)
+        *parts, end = self.stream(audio, language, options, sample_rate=sample_rate)
+        return Transcript.of([*parts, end], end.end)
+
+    def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None) -> Iterator[Part]:
+        """The same, part by part as they are recognised; the last part is empty and says where the recording ends. Memory
+        doesn't grow with the recording. Options are checked before the first part."""
+        options = self._checked(language, options)
         warnings: list[str] = []
-        samples, seconds = self._read(audio, sample_rate, warnings)
-        transcript = self.recognise([samples], [language], options)[0]
-        return replace(transcript, seconds=seconds, warnings=warnings + transcript.warnings)
+        reader = Reader(sound.blocks(audio, sample_rate, warn=warnings.append), self.config.window)
+        for part in self._parts(reader, language, options, warnings):
+            said, warnings[:] = warnings[:], []
+            yield replace(part, warnings=said + part.warnings)
+        yield Part(reader.seconds, reader.seconds, "", [], warnings)
 
-    def _read(self, audio, sample_rate: int | None, warnings: list[str]) -> tuple[Tensor, float]:
-        """The samples that the model can take, and the length of the whole recording in seconds."""
-        kept, length, most = [], 0, self.longest
-        for block in sound.blocks(audio, sample_rate, warn=warnings.append):
-            kept.append(block[:max(0, most - length)])      # what is beyond is counted and not kept
-            length += len(block)
-        if length > most:
-            warnings.append(f"the model takes {most / sound.SAMPLE_RATE:.0f} s at most, {most // self.config.window} whole windows: "
-                            f"the last {(length - most) / sound.SAMPLE_RATE:.1f} s of the recording are left out")
-        return torch.cat(kept), length / sound.SAMPLE_RATE
+    def recognise(self, recordings: list[Tensor], languages: list[str], options: Options = Options()) -> list[Transcript]:
+        """Samples (S,) at 16 kHz of some recordings -> their transcripts. Their windows are decoded in common batches."""
+        jobs = []
+        for samples, language in zip(recordings, languages, strict=True):
+            self._checked(language, options)
+            jobs.append([Job(window, hearing) for hearing in [Hearing(language)] for window in self._windows(Reader([samples], self.config.window), options)])
+        parts = self._decode_all((job for some in jobs for job in some), replace(options, beams=options.beams or self.config.beams))
+        return [Transcript.of(list(islice(parts, len(some))), len(samples) / sound.SAMPLE_RATE)
+                for some, samples in zip(jobs, recordings, strict=True)]
 
-    def _budget(self, samples: int, options: Options, most: int) -> int:
+    def _checked(self, language: str, options: Options) -> Options:
+        """The options with this model's defaults. What can't be had is said before anything is read."""
+        options.check(self.config.decoder.positions)
+        self.rules(language, options)
+        if options.long not in self.ways:
+            raise OptionError(f"long is {options.long!r}; this model knows {' and '.join(map(repr, self.ways))}")
+        return replace(options, beams=options.beams or self.config.beams)
+
+    def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
+        hearing = Hearing(language)
+        yield from self._decode_all((Job(window, hearing) for window in self._windows(reader, options)), options)
+
+    def _windows(self, reader: "Reader", options: Options) -> Iterator[Window]:
+        if reader.fits:             # a recording of one window is heard as it is
+            yield Window(0, reader.first)
+        else:
+            yield from cutting.cut(reader, self.config.window)
+
+    # -- decoding ------------------------------------------------------------------------------------------------------
+
+    def _decode_all(self, jobs: Iterable[Job], options: Options) -> Iterator[Part]:
+        """The parts of the jobs, in their order."""
+        jobs, size = iter(jobs), options.batch_size or self._batch_size(options)
+        while batch := list(islice(jobs, size)):
+            found: dict[int, Part] = {}
+            kinds = [self.rules(job.hearing.language, options) for job in batch]
+            for rules in {id(kind): kind for kind in kinds}.values():       # what has other rules is decoded apart
+                members = [index for index, kind in enumerate(kinds) if kind is rules]
+                found |= zip(members, self._decode([batch[index] for index in members], rules, options), strict=True)
+            yield from (found[index] for index in range(len(batch)))
+
+    @torch.inference_mode()
+    def _decode(self, jobs: list[Job], rules: list[decode.Rule], options: Options, halves: bool = False) -> list[Part]:
+        """One batch. `halves`: these are halves of a window, which are not split again."""
+        limits, stop = Limits(), self.config.stop
+        heard = self._hear(jobs, options)
+        budgets = [self._budget(job.window, len(prompt), options) for job, prompt in zip(jobs, heard.prompts)]
+
+        def attempt(chosen: list[int], temperature: float) -> list[decode.Hypothesis]:
+            limited = [budgets[index] for index in chosen]
+            guards = [decode.StopLoops(stop[0])] if options.guards else []
+            return search(self.model, *heard.pick(chosen), stop, max(limited), options, [*rules, decode.Budgets(limited, stop[0]), *guards], temperature)
+
+        def flags(index: int, hypothesis: decode.Hypothesis) -> tuple[str, ...]:
+            text, silence = self._text(hypothesis.ids), no_speech(index, hypothesis)
+            if limits.silent(hypothesis, silence) or not options.guards:
+                return ()
+            found = {"repeats": compression_ratio(text) > limits.compression_ratio or decode.loops(hypothesis.ids),
+                     "doubtful": hypothesis.mean_logprob < limits.mean_logprob}
+            return tuple(name for name, holds in found.items() if holds)
+
+        def no_speech(index: int, hypothesis: decode.Hypothesis) -> float:
+            return heard.no_speech[index] if heard.no_speech is not None else hypothesis.empty
+
+        temperatures = options.temperatures if options.guards else options.temperatures[:1]
+        tried = fallback(attempt, len(jobs), lambda index, hypothesis: not flags(index, hypothesis), temperatures)
+        parts = []
+        for index, (job, (hypothesis, temperature)) in enumerate(zip(jobs, tried, strict=True)):
+            doubts, silence = flags(index, hypothesis), no_speech(index, hypothesis)
+            if doubts and not halves and job.window.seconds >= SPLIT_SECONDS:
+                parts.append(self._split(job, rules, options))
+                continue
+            cut_off = not hypothesis.stopped or len(hypothesis.ids) >= budgets[index]
+            names = doubts + (("incomplete",) if cut_off else ()) + (("sampled",) if temperature > 0 else ())
+            seen = {"mean_logprob": round(hypothesis.mean_logprob, 4), "compression_ratio": round(compression_ratio(self._text(hypothesis.ids)), 3),
+                    "no_speech": round(silence, 4), "temperature": float(temperature), "flags": names}
+            segments = [] if options.guards and limits.silent(hypothesis, silence) else self._segments(job.window, hypothesis.ids)
+            segments = [Segment(start, end, text, **seen) for start, end, text in segments]
+            parts.append(self._part(job.window, heard.languages[index], segments, bool(doubts and segments), options))
+        return parts
+
+    def _split(self, job: Job, rules: list[decode.Rule], options: Options) -> Part:
+        """The window once more, in two halves."""
+        window, half = job.window, job.window.cut_point()
+        parts = self._decode([replace(job, window=window.part(0, half)), replace(job, window=window.part(half, len(window.samples)))],
+                             rules, options, halves=True)
+        segments = [replace(segment, flags=(*segment.flags, "split")) for part in parts for segment in part.segments]
+        return self._part(window, parts[0].language, segments, any(part.failed for part in parts), options)
+
+    def _part(self, window: Window, language: str, segments: list[Segment], failed: bool, options: Options) -> Part:
+        end = window.begin + window.seconds
+        names = dict.fromkeys(name for segment in segments for name in segment.flags)
+        warnings = [f"{window.begin:.1f} s to {end:.1f} s: {FLAGS[name]}"
+                    + ("; --max-new-tokens raises it" if name == "incomplete" and options.max_new_tokens else "") for name in names]
+        return Part(window.begin, end, language, segments, warnings, failed)
+
+    def _budget(self, window: Window, prompt: int, options: Options) -> int:
         """Tokens that an answer may have."""
-        return min(options.max_new_tokens or TOKENS_AT_LEAST + round(TOKENS_A_SECOND * samples / sound.SAMPLE_RATE), most)
+        budget = options.max_new_tokens or TOKENS_AT_LEAST + round(TOKENS_A_SECOND * window.seconds)
+        return max(1, min(budget, self._room(prompt)))
+
+    def _batch_size(self, options: Options) -> int:
+        """Windows that memory holds at once, with as much again for what is not counted here."""
+        config, size = self.config, self.model.dtype.itemsize
+        encoder, decoder = config.encoder, config.decoder
+        key_heads = getattr(decoder, "key_heads", decoder.heads)
+        tokens = TOKENS_AT_LEAST + TOKENS_A_SECOND * config.window_seconds + config.window // sound.HOP // 8
+        cache = 2 * decoder.layers * key_heads * decoder.head_size * tokens * size * options.beams
+        encoding = config.window // sound.HOP * (encoder.hidden + 4 * encoder.width) * size
+        logits = 4 * decoder.vocabulary * 4 * options.beams
+        return max(1, min(MOST_ROWS, int(0.25 * weights.free_memory(self.model.device) / (cache + encoding + logits))))
 
 
 class GlmAsrRecogniser(Recogniser):
-
-    @property
-    def longest(self) -> int:
-        """Samples that the model takes at most."""
-        return self.config.longest_windows * self.config.window
+    ways = ("cut", "whole")
 
     def check_tokenizer(self) -> None:
         """TRAP: with the tokenizer of another model the prompt has ids that mean something else, or nothing."""
@@ -207,38 +401,36 @@ class GlmAsrRecogniser(Recogniser):
             heard += self.model.encode(mel, [count])
         return torch.cat(heard)
 
-    def recognise(self, recordings: list[Tensor], languages: list[str], options: Options = Options()) -> list[Transcript]:
-        """Samples (S,) at 16 kHz of some recordings -> their transcripts. The recordings of a language are decoded as a batch."""
-        found: dict[int, Transcript] = {}
-        for language in dict.fromkeys(languages):
-            members = [index for index, other in enumerate(languages) if other == language]
-            found |= zip(members, self._recognise([recordings[index] for index in members], language, options), strict=True)
-        return [found[index] for index in range(len(recordings))]
+    def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
+        if options.long != "whole" or reader.fits:
+            yield from super()._parts(reader, language, options, warnings)
+            return
+        most = self.config.longest_windows * self.config.window
+        samples, beyond = reader.take(most)
+        if beyond:
+            warnings.append(f"the model takes {most / sound.SAMPLE_RATE:.0f} s at most, {self.config.longest_windows} whole windows: "
+                            f"the last {beyond / sound.SAMPLE_RATE:.1f} s of the recording are left out")
+        yield from self._decode_all([Job(Window(0, samples), Hearing(language))], options)
 
-    def _recognise(self, recordings: list[Tensor], language: str, options: Options) -> Iterator[Transcript]:
-        heard = [self.hear(samples) for samples in recordings]
-        prompts = [self.model.prompt(self.tokenizer, len(rows)) for rows in heard]
-        # TRAP: nothing caps this budget at the model's positions, as in Transformers: rotary positions go on beyond.
-        budget = self._budget(max(map(len, recordings)), options, 2 ** 31)
-        best = search(self.model, heard, prompts, self.config.stop, budget, options, self.rules(language, options))
-        for samples, hypothesis in zip(recordings, best, strict=True):
-            text, seconds = self.tokenizer.decode(hypothesis.ids).strip(), len(samples) / sound.SAMPLE_RATE
-            yield Transcript(text, name_language(text) if language == "auto" else language,
-                             [Segment(0.0, seconds, text)] if text else [], seconds,
-                             [] if hypothesis.stopped else [incomplete(budget, options)])
+    def _hear(self, jobs: list[Job], options: Options) -> Heard:
+        audio = [self.hear(job.window.samples) for job in jobs]
+        prompts = [self.model.prompt(self.tokenizer, len(rows)) for rows in audio]
+        return Heard(audio, prompts, ["" if job.hearing.language == "auto" else job.hearing.language for job in jobs])
 
+    def _room(self, prompt: int) -> int:
+        # TRAP: the positions of the model are no limit, as in Transformers: rotary positions go on beyond.
+        return 2 ** 31
 
-@dataclass(frozen=True)
-class Window:
-    """A window of a recording: which one, its first sample, its samples (S,) without padding."""
+    def _text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids).strip()
 
-    recording: int
-    start: int
-    samples: Tensor
+    def _segments(self, window: Window, ids: list[int]) -> list[tuple[float, float, str]]:
+        text, (start, end) = self._text(ids), window.sounding()
+        return [(round(start, 3), round(end, 3), text)] if text else []
 
 
 class EncoderDecoderRecogniser(Recogniser):
-    longest = 2 ** 62           # samples: each window is decoded for itself, so any number of them
+    ways = ("cut", "seek")
 
     def check_tokenizer(self) -> None:
         """TRAP: with the tokenizer of another model the prompt has ids that mean something else, or nothing."""
@@ -260,88 +452,116 @@ class EncoderDecoderRecogniser(Recogniser):
             self._rules[options.timestamps] = self.model.rules(options.timestamps)
         return self._rules[options.timestamps]
 
-    def recognise(self, recordings: list[Tensor], languages: list[str], options: Options = Options()) -> list[Transcript]:
-        """Samples (S,) at 16 kHz of some recordings -> their transcripts. Their windows are decoded in batches."""
-        length = self.config.window
-        windows = [Window(index, start, samples[start:start + length]) for index, samples in enumerate(recordings)
-                   for start in range(0, max(1, len(samples)), length)]
-        heard = list(languages)
-        first_language: dict[int, str] = {}     # of recordings without speech
-        segments: list[list[Segment]] = [[] for _ in recordings]
-        warnings: list[list[str]] = [[] for _ in recordings]
-        for first in range(0, len(windows), BATCH):
-            part = windows[first:first + BATCH]
-            for window, (language, found, warning) in zip(part, self._decode(part, heard, options), strict=True):
-                first_language.setdefault(window.recording, language)
-                segments[window.recording] += found
-                warnings[window.recording] += warning
-        transcripts = []
-        for index, samples in enumerate(recordings):
-            text = join([segment.text for segment in segments[index]])
-            language = heard[index] if heard[index] != "auto" else first_language[index]
-            if language == "auto":              # a model without language tokens
-                language = name_language(text)
-            transcripts.append(Transcript(text, language, segments[index], len(samples) / sound.SAMPLE_RATE, warnings[index]))
-        return transcripts
-
     def encode(self, windows: list[Tensor]) -> Tensor:
         """Samples (S,) of windows, no longer than one -> encoder states (A, T, D)."""
         length = self.config.window
         padded = torch.stack([F.pad(samples, (0, length - len(samples))) for samples in windows])
         return self.model.encode(self.model.features(padded.to(self.model.device)))
 
-    @torch.inference_mode()
-    def _decode(self, windows: list[Window], heard: list[str], options: Options) -> list[tuple[str, list[Segment], list[str]]]:
-        """Language, segments and warnings of each window. `heard` has the language of each recording; one that is "auto" becomes that of
-        its first window with speech. Windows before it are each taken for what they sound like."""
-        config, limits = self.config, Limits()
-        states = self.encode([window.samples for window in windows])
+    def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
+        if options.long != "seek" or reader.fits:
+            yield from super()._parts(reader, language, options, warnings)
+            return
+        hearing, place, length = Hearing(language), 0, self.config.window
+        while len(samples := reader.peek(length)):
+            [part] = self._decode_all([Job(Window(place, samples), hearing)], options)
+            # The last sentence may be cut: it is heard again, from its start, unless nothing else was said in this window.
+            complete = [segment for segment in part.segments if segment.end < part.end - TIME_STEP]
+            if reader.more(length) and complete and len(complete) < len(part.segments):
+                end = complete[-1].end
+                part = replace(part, end=end, segments=complete)
+            count = min(len(samples), max(sound.HOP, round((part.end - part.start) * sound.SAMPLE_RATE)))
+            reader.skip(count)
+            place += count
+            yield part
+
+    def _hear(self, jobs: list[Job], options: Options) -> Heard:
+        """A recording whose language is "auto" gets that of its first window with speech; windows before that one are each taken
+        for what they sound like."""
+        states = self.encode([job.window.samples for job in jobs])
         likely, no_speech = self.model.judge(states)
-        names = list(config.languages)
-        judged = [names[index] for index in likely.argmax(-1).tolist()] if names else ["auto"] * len(windows)
-        no_speech = no_speech.tolist()
-        chosen = []
-        for window, name, silence in zip(windows, judged, no_speech, strict=True):
-            if heard[window.recording] == "auto" and silence <= limits.no_speech:
-                heard[window.recording] = name
-            chosen.append(name if heard[window.recording] == "auto" else heard[window.recording])
-        prompts = [self.model.prompt(language, options.task, options.timestamps) for language in chosen]
-        budget = self._budget(config.window, options, config.decoder.positions - len(prompts[0]))
+        names = list(self.config.languages)
+        judged = [names[index] for index in likely.argmax(-1).tolist()] if names else [""] * len(jobs)
+        languages = []
+        for job, name, silence in zip(jobs, judged, no_speech.tolist(), strict=True):
+            if job.hearing.language == "auto" and silence <= Limits().no_speech and name:
+                job.hearing.language = name
+            languages.append(name if job.hearing.language == "auto" else job.hearing.language)
+        prompts = [self.model.prompt(language, options.task, options.timestamps) for language in languages]
+        return Heard(states, prompts, languages, no_speech.tolist())
 
-        def attempt(left: list[int], temperature: float) -> list[decode.Hypothesis]:
-            return search(self.model, states[left], [prompts[index] for index in left], config.stop, budget, options,
-                          self.rules("auto", options), temperature)
-
-        def good(index: int, hypothesis: decode.Hypothesis) -> bool:
-            return limits.good(hypothesis, self._text(hypothesis.ids), no_speech[index])
-
-        tried = fallback(attempt, len(windows), good, options.temperatures)
-        results = []
-        for index, (window, (hypothesis, _)) in enumerate(zip(windows, tried, strict=True)):
-            segments = [] if limits.silent(hypothesis, no_speech[index]) else self._segments(window, hypothesis.ids)
-            results.append((chosen[index], segments, [] if hypothesis.stopped or not segments else [incomplete(budget, options)]))
-        return results
+    def _room(self, prompt: int) -> int:
+        return self.config.decoder.positions - prompt
 
     def _text(self, ids: list[int]) -> str:
         return self.tokenizer.decode([id for id in ids if self.config.no_timestamps is None or id < self.config.times]).strip()
 
-    def _segments(self, window: Window, ids: list[int]) -> list[Segment]:
+    def _segments(self, window: Window, ids: list[int]) -> list[tuple[float, float, str]]:
         """Cuts an answer at its times. Without any it is one segment."""
-        config, rate = self.config, sound.SAMPLE_RATE
-        begin, length = window.start / rate, len(window.samples) / rate
+        config, begin, length = self.config, window.begin, window.seconds
+        if config.no_timestamps is None or not any(id >= config.times for id in ids):
+            text, (start, end) = self._text(ids), window.sounding()
+            return [(round(start, 3), round(end, 3), text)] if text else []
         pieces, words, since = [], [], 0.0
         for id in [*ids, None]:
-            is_time = id is not None and config.no_timestamps is not None and id >= config.times
-            if not is_time and id is not None:
+            if id is not None and id < config.times:
                 words.append(id)
                 continue
-            time = min((id - config.times) * TIME_STEP, length) if is_time else length
+            time = length if id is None else min((id - config.times) * TIME_STEP, length)
             if words:
                 pieces.append((since, max(since, time), words))
                 words = []
             since = time
         texts = [(start, end, self._text(words)) for start, end, words in pieces]
-        return [Segment(round(begin + start, 3), round(begin + end, 3), text) for start, end, text in texts if text]
+        return [(round(begin + start, 3), round(begin + end, 3), text) for start, end, text in texts if text]
+
+
+class Reader:
+    """A stream of blocks (any,), from which the first `window` samples were read, to know whether there are more. Iterated, it
+    gives all samples; `seconds` is what was read so far."""
+
+    def __init__(self, blocks: Iterable[Tensor], window: int):
+        self._blocks, self._buffer, self._read = iter(blocks), torch.zeros(0), 0
+        self.fits = not self.more(window)
+        self.first = self._buffer[:window]
+
+    @property
+    def seconds(self) -> float:
+        return self._read / sound.SAMPLE_RATE
+
+    def _fill(self, count: int) -> None:
+        while len(self._buffer) < count and (block := next(self._blocks, None)) is not None:
+            self._buffer = torch.cat((self._buffer, block))
+            self._read += len(block)
+
+    def more(self, count: int) -> bool:
+        """Whether more than `count` samples follow."""
+        self._fill(count + 1)
+        return len(self._buffer) > count
+
+    def peek(self, count: int) -> Tensor:
+        """The next samples, at most `count`."""
+        self._fill(count)
+        return self._buffer[:count]
+
+    def skip(self, count: int) -> None:
+        self._buffer = self._buffer[count:]
+
+    def take(self, most: int) -> tuple[Tensor, int]:
+        """The next samples, at most `most`, and how many more there are, which are read and dropped."""
+        samples = self.peek(most)
+        self.skip(most)
+        beyond = sum(map(len, self))
+        return samples, beyond
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while True:
+            block, self._buffer = self._buffer, torch.zeros(0)
+            if len(block):
+                yield block
+            self._fill(1)
+            if not len(self._buffer):
+                return
 
 
 def search(model, audio, prompts: list[list[int]], stop, budget: int, options: Options, rules, temperature: float = 0.0) -> list[decode.Hypothesis]:
@@ -355,8 +575,3 @@ def search(model, audio, prompts: list[list[int]], stop, budget: int, options: O
         return [found[0] for found in decode.beam(model, audio, prompts, width=options.beams, length_penalty=options.length_penalty, **how)]
     except ValueError as error:         # the arguments were checked, so what is left is numbers that are not finite
         raise CheckpointError(f"the model gives no usable answer: {error}") from error
-
-
-def incomplete(budget: int, options: Options) -> str:
-    return (f"the limit of {budget} tokens was reached, so the text is incomplete or repeats itself"
-            + ("; --max-new-tokens raises it" if options.max_new_tokens else ""))

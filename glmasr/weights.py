@@ -333,6 +333,17 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_instructions() else torch.float32
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be taken on a device; where the system doesn't say, 4 GiB."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return 4 * 2 ** 30
+
+
 # -- finding -----------------------------------------------------------------------------------------------------------
 
 BUILT_IN = {name: Path(__file__).parent / "checkpoints" / name for name in ("demo", "demo-article")}

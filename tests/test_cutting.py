@@ -1,0 +1,134 @@
+"""Windows of a long recording: nothing but silence is left out, no cut goes through sound where there is a gap, blocks don't matter."""
+
+import numpy as np
+import pytest
+import torch
+
+from glmasr.cutting import MARGIN, SILENT, Window, cut, loudness, quietest
+from glmasr.audio import HOP, SAMPLE_RATE
+
+LENGTH = 10 * SAMPLE_RATE
+
+
+def tone(seconds, level=0.3, hertz=440):
+    return level * torch.sin(2 * torch.pi * hertz * torch.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE)
+
+
+def silence(seconds):
+    return torch.zeros(round(seconds * SAMPLE_RATE))
+
+
+def words(rng, seconds, gaps=(0.15, 0.8), noise=0.0):
+    """Tones of 0.2-0.6 s with gaps between; and the samples at which each begins and ends."""
+    parts, borders, place = [], [], 0
+    while place < seconds * SAMPLE_RATE:
+        word = tone(rng.uniform(0.2, 0.6), rng.uniform(0.1, 0.5), rng.uniform(150, 1500))
+        gap = silence(rng.uniform(*gaps))
+        borders.append((place, place + len(word)))
+        parts += [word, gap]
+        place += len(word) + len(gap)
+    samples = torch.cat(parts)
+    return samples + noise * torch.from_numpy(rng.standard_normal(len(samples))).float(), borders
+
+
+def in_blocks(samples, rng=None, size=None):
+    place = 0
+    while place < len(samples):
+        count = size or int(rng.integers(1, 200_000))
+        yield samples[place:place + count]
+        place += count
+
+
+def check(samples, windows, length=LENGTH):
+    """The windows are stretches of the recording, in order, not too long; what is between them is silent."""
+    place, loudest = 0, loudness(samples).max()
+    for window in windows:
+        assert isinstance(window, Window) and 0 < len(window.samples) <= length and window.start >= place
+        assert torch.equal(window.samples, samples[window.start:window.start + len(window.samples)])
+        assert len(samples[place:window.start]) < HOP or loudness(samples[place:window.start]).max() < loudest - SILENT + 3
+        place = window.start + len(window.samples)
+    assert place == len(samples) or loudness(samples[place:]).max() < loudest - SILENT + 3
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_cut_goes_through_a_word(seed):
+    rng = np.random.default_rng(seed)
+    samples, borders = words(rng, 95, noise=0.001 * (seed % 2))
+    windows = list(cut(in_blocks(samples, rng), LENGTH))
+    check(samples, windows)
+    for window in windows:
+        for edge in (window.start, window.start + len(window.samples)):
+            assert not any(first < edge < last for first, last in borders if edge < borders[-1][1]), edge / SAMPLE_RATE
+    assert all(len(window.samples) > LENGTH * 0.6 for window in windows[:-1])       # no shorter than the cut allows, but for margins
+
+
+def test_the_blocks_do_not_matter():
+    rng = np.random.default_rng(9)
+    samples, _ = words(rng, 60, noise=0.002)
+    expected = list(cut([samples], LENGTH))
+    for size in (1_600, 16_000, 160_001, 480_000):
+        found = list(cut(in_blocks(samples, size=size), LENGTH))
+        assert [window.start for window in found] == [window.start for window in expected]
+        assert all(torch.equal(a.samples, b.samples) for a, b in zip(found, expected, strict=True))
+
+
+def test_silence_is_left_out():
+    rng = np.random.default_rng(1)
+    samples = torch.cat((silence(45), tone(1), silence(100), tone(2), silence(3600)))
+    windows = list(cut(in_blocks(samples, rng), LENGTH))
+    check(samples, windows)
+    assert len(windows) == 2
+    assert [window.begin for window in windows] == pytest.approx([45 - MARGIN, 146 - MARGIN], abs=0.05)
+    assert [window.seconds for window in windows] == pytest.approx([1 + 2 * MARGIN, 2 + 2 * MARGIN], abs=0.08)
+
+
+@pytest.mark.parametrize("samples", [torch.zeros(0), silence(1), silence(25), 1e-6 * torch.randn(400_000)])
+def test_nothing_but_silence(samples):
+    assert list(cut([samples], LENGTH)) == []
+    assert list(cut([], LENGTH)) == []
+
+
+def test_sound_without_any_gap_is_cut_all_the_same():
+    samples = 0.3 * torch.randn(75 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
+    windows = list(cut([samples], LENGTH))
+    check(samples, windows)
+    assert sum(len(window.samples) for window in windows) == len(samples)
+
+
+@pytest.mark.parametrize("count", [1, 159, 160, 161, 16_000, LENGTH, LENGTH + 1])
+def test_short_recordings(count):
+    samples = 0.3 * torch.randn(count, generator=torch.Generator().manual_seed(0))
+    windows = list(cut([samples], LENGTH))
+    assert sum(len(window.samples) for window in windows) == count
+    check(samples, windows)
+
+
+def test_a_steady_quiet_noise_is_not_silence():
+    """What is 40 dB below the speech is for the model to judge."""
+    samples = torch.cat((tone(5), 0.003 * torch.randn(20 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0))))
+    assert sum(len(window.samples) for window in cut([samples], LENGTH)) == len(samples)
+
+
+def test_the_middle_of_the_longest_gap_is_the_quietest():
+    levels = torch.zeros(300)
+    levels[40:52] = -60.0
+    levels[200:250] = -60.0
+    assert abs(quietest(levels) - 225) <= 6
+
+
+def test_memory_is_that_of_a_window_and_a_block():
+    """Blocks that are given away are not kept: a generator of an hour is read with the first window only a little ahead."""
+    read = []
+
+    def blocks():
+        for number in range(10_000):
+            read.append(number)
+            yield tone(1)
+    next(cut(blocks(), LENGTH))
+    assert len(read) <= 11
+
+
+def test_loudness_is_that_of_a_sine():
+    for level in (1.0, 0.1, 0.01):
+        assert abs(loudness(tone(1, level, 1000)).median() - 20 * np.log10(level)) < 0.2
+    assert loudness(torch.zeros(161)).tolist() == pytest.approx([-145.9] * 2, abs=0.2)
