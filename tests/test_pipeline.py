@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,7 +273,9 @@ def test_hear_gives_the_rows_of_all_windows(recogniser):
 def test_transcript(recogniser, says):
     says(" 零一 ok \n")
     transcript = recogniser.transcribe(melody(0.5), sample_rate=RATE)
-    assert transcript == glmasr.Transcript("零一 ok", "zh", [glmasr.Segment(0.0, 0.5, "零一 ok")], 0.5, [])
+    count = len(recogniser.tokenizer.encode(" 零一 ok \n")) + 1
+    segment = glmasr.Segment(0.0, 0.5, "零一 ok", mean_logprob=round(-1.0 / count, 4), compression_ratio=round(9 / len(zlib.compress("零一 ok".encode())), 3))
+    assert transcript == glmasr.Transcript("零一 ok", "zh", [segment], 0.5, [], heard=0.5)
 
 
 @pytest.mark.parametrize("text, language", [("零一二", "zh"), ("唔係呀，佢哋喺度", "yue"), ("one two", "en"), ("1 2 3", ""), ("", "")])
