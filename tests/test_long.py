@@ -1,0 +1,236 @@
+"""Long recordings and doubtful answers, in both families, with the search replaced by what it could find."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import glmasr
+from glmasr import decode, pipeline
+from glmasr.decode import Budgets, Hypothesis, StopLoops, loops
+from glmasr.errors import OptionError
+from glmasr.pipeline import FLAGS, Options
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return glmasr.load("demo", device="cpu", dtype="float32")
+
+
+def talk(stretches, seconds=8.0, gap=1.0):
+    """Stretches of sound with silence between them; one fills a window of 10 s."""
+    rng = np.random.default_rng(0)
+    parts = [part for _ in range(stretches) for part in (rng.normal(0, 0.1, int(seconds * RATE)), np.zeros(int(gap * RATE)))]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def said(recogniser, text, logprob=-0.1, stopped=True):
+    ids = recogniser.tokenizer.encode(text)
+    return Hypothesis(ids, logprob * (len(ids) + 1), stopped)
+
+
+def answering(monkeypatch, answer):
+    """answer(batch number, temperature, prompts) -> hypotheses; returns the calls."""
+    calls = []
+
+    def search(model, audio, prompts, stop, budget, options, rules, temperature=0.0):
+        calls.append((len(prompts), temperature))
+        return answer(len(calls) - 1, temperature, prompts)
+    monkeypatch.setattr(pipeline, "search", search)
+    return calls
+
+
+# ---- guards while decoding ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("period", [1, 2, 3, 7, 12, 29, 30])
+def test_a_loop_of_any_period_is_noticed_and_nothing_shorter(period):
+    enough = max(24, 4 * period)
+    turn = list(range(100, 100 + period))
+    sequence = [1, 2, 3] + (turn * (enough // period + 2))
+    assert loops(sequence[:3 + enough]) and loops(sequence[:3 + enough + 1])
+    assert not loops(sequence[:3 + enough - 1])
+    assert not loops(sequence[:3 + enough] + [5])
+
+
+def test_what_is_no_loop():
+    assert not loops([]) and not loops([7] * 12)                # twelve equal digits
+    assert not loops(list(range(31)) * 6)                       # a period of 31
+    rng = np.random.default_rng(0)
+    assert not any(loops(rng.integers(0, 10, 200).tolist()) for _ in range(50))
+
+
+class Table:
+    """A model whose next token is a fixed function of the row and the last one."""
+
+    def __init__(self, nexts, vocabulary=40):
+        self.nexts, self.vocabulary = nexts, vocabulary
+
+    def new_cache(self, rows, capacity):
+        class Cache:
+            def fork(self, beams): ...
+            def reorder(self, rows): ...
+        return Cache()
+
+    def logits(self, rows, tokens):
+        out = torch.full((len(tokens), self.vocabulary), -10.0)
+        for row, token in enumerate(tokens):
+            out[row, self.nexts(rows[row], int(token))] = 0.0
+        return out
+
+    def prefill(self, audio, prompt, cache):
+        self.rows = list(audio)
+        return self.logits(self.rows, [ids[-1] for ids in prompt])
+
+    def step(self, tokens, cache):
+        beams = len(tokens) // len(self.rows)
+        return self.logits([row for row in self.rows for _ in range(beams)], tokens)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_loop_ends_there_and_other_rows_go_on(beams):
+    def nexts(row, token):
+        if row == "loop":
+            return 10 + (token - 9) % 3         # 10 11 12 10 11 12 ...
+        return token + 1 if token < 39 else 0   # 10 11 12 ... 39, then the end
+    model, prompts = Table(nexts), [[9], [9]]
+    how = {"stop": [0], "max_new": 60, "rules": [StopLoops(0)]}
+    found = (decode.greedy(model, ["loop", "count"], prompts, **how) if beams == 1
+             else [some[0] for some in decode.beam(model, ["loop", "count"], prompts, width=beams, **how)])
+    assert found[1].ids == list(range(10, 40)) and found[1].stopped
+    assert loops(found[0].ids) or beams > 1     # beams may have found a way that ends
+    assert len(found[0].ids) <= 30 and found[0].stopped
+
+
+def test_each_row_has_its_own_budget():
+    model = Table(lambda row, token: 10 + (token - 9) % 30)
+    rules = [Budgets([5, 12, 20], 0)]
+    found = decode.greedy(model, "abc", [[9]] * 3, stop=[0], max_new=20, rules=rules)
+    assert [len(hypothesis.ids) for hypothesis in found] == [5, 12, 20]
+    alone = [decode.greedy(model, "a", [[9]], stop=[0], max_new=limit)[0].ids for limit in (5, 12, 20)]
+    assert [hypothesis.ids for hypothesis in found] == alone
+
+
+@pytest.mark.parametrize("name", ["zh.wav", "yue.flac", "en.mp3"])
+@pytest.mark.parametrize("beams", [1, 5])
+def test_where_no_guard_fires_the_ids_are_those_without_guards(demo, monkeypatch, name, beams):
+    found, search = [], pipeline.search
+    monkeypatch.setattr(pipeline, "search", lambda *args, **more: found.append(search(*args, **more)) or found[-1])
+    guarded, bare = (demo.transcribe(f"examples/{name}", beams=beams, guards=guards) for guards in (True, False))
+    assert [hypothesis.ids for hypothesis in found[0]] == [hypothesis.ids for hypothesis in found[1]] and len(found) == 2
+    assert guarded == bare and guarded.segments[0].flags == ()
+
+
+# ---- another try, and halves --------------------------------------------------------------------------------------------
+
+def test_a_doubtful_answer_is_sampled_and_says_so(demo, monkeypatch):
+    calls = answering(monkeypatch, lambda number, temperature, prompts: [said(demo, "one two", -3.0 if temperature < 0.4 else -0.1)])
+    transcript = demo.transcribe(talk(1), sample_rate=RATE)
+    assert [temperature for _, temperature in calls] == [0.0, 0.2, 0.4]
+    segment, = transcript.segments
+    assert (segment.text, segment.temperature, segment.flags) == ("one two", 0.4, ("sampled",)) and transcript.failed == 0
+    assert transcript.warnings == [f"0.0 s to 9.0 s: {FLAGS['sampled']}"]
+
+
+def test_what_no_temperature_mends_is_heard_in_halves(demo, monkeypatch):
+    halves = []
+
+    def answer(number, temperature, prompts):
+        if len(prompts) == 2:
+            halves.append(prompts)
+            return [said(demo, "three"), said(demo, "four")]
+        return [said(demo, "one " * 40)]
+    calls = answering(monkeypatch, answer)
+    transcript = demo.transcribe(talk(1, 4.0, 0.5), sample_rate=RATE)
+    assert [temperature for _, temperature in calls] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 0.0] and len(halves) == 1
+    assert transcript.text == "three four" and transcript.failed == 0
+    first, second = transcript.segments
+    assert first.flags == second.flags == ("split",) and 0 <= first.start < first.end <= second.start < second.end <= 4.5
+    assert transcript.warnings == [f"0.0 s to 4.5 s: {FLAGS['split']}"]
+
+
+def test_what_nothing_mends_is_kept_and_named(demo, monkeypatch):
+    answering(monkeypatch, lambda number, temperature, prompts: [said(demo, "one " * 40) for _ in prompts])
+    transcript = demo.transcribe(talk(1, 4.0, 0.5), sample_rate=RATE)
+    assert transcript.text.startswith("one one") and transcript.failed == 1
+    assert all(set(segment.flags) >= {"repeats", "split"} for segment in transcript.segments)
+    assert any(FLAGS["repeats"] in warning for warning in transcript.warnings)
+
+
+def test_a_short_window_is_not_split(demo, monkeypatch):
+    calls = answering(monkeypatch, lambda number, temperature, prompts: [said(demo, "one", -4.0)])
+    transcript = demo.transcribe(talk(1, 1.0, 0.5), sample_rate=RATE)
+    assert len(calls) == 6 and transcript.segments[0].flags == ("doubtful", "sampled") and transcript.failed == 1
+
+
+# ---- long recordings ----------------------------------------------------------------------------------------------------
+
+def test_windows_are_decoded_in_batches_and_come_in_order(demo, monkeypatch):
+    calls = answering(monkeypatch, lambda number, temperature, prompts: [said(demo, "one two three".split()[number]) for _ in prompts])
+    parts = demo.stream(talk(5), "en", Options(batch_size=2), sample_rate=RATE)
+    first = next(parts)
+    assert [rows for rows, _ in calls] == [2]           # nothing is decoded before it is asked for
+    rest = list(parts)
+    assert [rows for rows, _ in calls] == [2, 2, 1]
+    segments = [segment for part in [first, *rest] for segment in part.segments]
+    assert [segment.text for segment in segments] == ["one", "one", "two", "two", "three"]
+    assert [round(segment.start / 9, 1) for segment in segments] == [0, 1, 2, 3, 4]
+    assert all(8.0 <= segment.end - segment.start <= 8.1 for segment in segments)       # tightened to the sound
+    assert rest[-1].end == 45.0 and rest[-1].segments == []
+
+
+def test_what_is_covered(demo, monkeypatch):
+    answering(monkeypatch, lambda number, temperature, prompts: [said(demo, "one") for _ in prompts])
+    sound = np.concatenate([talk(2), np.zeros(100 * RATE, np.float32), talk(1)])
+    transcript = demo.transcribe(sound, sample_rate=RATE)
+    assert transcript.seconds == 127.0 and 24.0 < transcript.heard < 27.0
+    assert len(transcript.segments) == 3
+
+
+def test_silence_costs_nothing_and_says_nothing(demo, monkeypatch):
+    calls = answering(monkeypatch, lambda *args: pytest.fail("silence was decoded"))
+    transcript = demo.transcribe(np.zeros(60 * RATE, np.float32), sample_rate=RATE)
+    assert (transcript.text, transcript.segments, transcript.heard, transcript.seconds) == ("", [], 0, 60.0) and not calls
+
+
+def test_whole_is_one_prompt(demo, monkeypatch):
+    asked = []
+    answering(monkeypatch, lambda number, temperature, prompts: asked.append(prompts) or [said(demo, "one") for _ in prompts])
+    demo.transcribe(talk(3), sample_rate=RATE, long="whole")
+    assert len(asked) == 1 and asked[0][0].count(demo.config.audio_token) == 125 + 125 + 87
+    limited = demo.transcribe(talk(8), sample_rate=RATE, long="whole")
+    assert "the model takes 60 s at most, 6 whole windows: the last 12.0 s of the recording are left out" in limited.warnings
+
+
+def test_a_recording_of_one_window_is_heard_as_it_is(demo, monkeypatch):
+    """Silence around it stays, whatever `long` is."""
+    heard, hear = [], demo.hear
+    monkeypatch.setattr(demo, "hear", lambda samples: heard.append(len(samples)) or hear(samples))
+    sound = np.concatenate([np.zeros(RATE), talk(1)]).astype(np.float32)
+    for long in ("cut", "whole"):
+        demo.transcribe(sound, sample_rate=RATE, long=long, guards=False)
+    assert heard == [10 * RATE] * 2
+
+
+def test_several_recordings_share_their_batches(demo):
+    recordings = [torch.from_numpy(talk(n, 3.0)) for n in (1, 4, 2)]
+    options = Options(max_new_tokens=8, guards=False)
+    together = demo.recognise(recordings, ["zh", "auto", "en"], options)
+    assert together == [demo.recognise([samples], [language], options)[0] for samples, language in zip(recordings, ["zh", "auto", "en"])]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"long": "seek"}, "knows 'cut' and 'whole'"), ({"long": "fast"}, "long is 'fast'"), ({"batch_size": 0}, "batch_size is 0"),
+])
+def test_wrong_options(demo, arguments, message):
+    with pytest.raises(OptionError, match=message):
+        demo.transcribe("no such file", **arguments)
+
+
+def test_a_transcript_is_plain_data(demo):
+    from dataclasses import asdict
+    record = json.loads(json.dumps(asdict(demo.transcribe("examples/zh.wav"))))
+    assert record["segments"][0]["text"] == record["text"] and record["segments"][0]["flags"] == []
+    assert 0 < record["heard"] <= record["seconds"] and -0.5 < record["segments"][0]["mean_logprob"] < 0
