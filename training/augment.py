@@ -13,12 +13,10 @@ RATE = 16_000
 def augment(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.5:
         samples = change_speed(samples, rng.uniform(0.9, 1.11))
-    if rng.random() < 0.3:
-        samples = colour(samples, rng)
     samples = samples / (np.abs(samples).max() + 1e-6)
-    if rng.random() < 0.4:
-        # From a quiet room (55 dB below the peak) to a busy one (20 dB).
-        samples = samples + noise(len(samples), rng) * 10 ** (-rng.triangular(20, 42, 55) / 20)
+    changes = [change for change in (colour, add_noise) if rng.random() < 0.5]
+    for change in rng.permutation(changes):         # noise in the room goes through the line, noise of the line doesn't
+        samples = change(samples, rng)
     # Peaks from full scale down to -30 dB. The features are relative to a window's loudest band, so little depends on it.
     return (samples * 10 ** (-rng.uniform(0, 30) / 20)).astype(np.float32)
 
@@ -29,14 +27,21 @@ def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
     return np.interp(places, np.arange(len(samples)), samples).astype(np.float32)
 
 
+def add_noise(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """From a quiet room (55 dB below full scale) to a busy one (20 dB)."""
+    return samples + noise(len(samples), rng) * 10 ** (-rng.triangular(20, 42, 55) / 20)
+
+
 def colour(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A microphone and a line: a random smooth gain over frequency, and now and then no highs (telephone) or no lows."""
     spectrum = np.fft.rfft(samples, fast_length(len(samples)))
     hertz = np.linspace(0, RATE / 2, len(spectrum))
     anchors = np.array([0, 250, 500, 1000, 2000, 3000, 4000, 6000, 8000])
     gain = np.interp(hertz, anchors, rng.normal(0, 4, len(anchors)))
-    if rng.random() < 0.4:
-        gain -= np.clip((hertz - rng.uniform(3200, 6500)) / 300, 0, 1) * 60
+    if rng.random() < 0.5:
+        # Half of them as if sampled with 8 kHz: the telephone.
+        highest = rng.uniform(3400, 4000) if rng.random() < 0.5 else rng.uniform(3000, 6500)
+        gain -= np.clip((hertz - highest) / 300, 0, 1) * 60
     if rng.random() < 0.3:
         gain -= np.clip((rng.uniform(100, 350) - hertz) / 100, 0, 1) * 40
     return np.fft.irfft(spectrum * 10 ** (gain / 20))[:len(samples)].astype(np.float32)
@@ -63,7 +68,7 @@ def mask_mel(mel: Tensor, rng: np.random.Generator, *, bands: int = 14, frames: 
     mel = mel.clone()
     for row in mel:
         if rng.random() < 0.5:
-            row.copy_(warp_bands(row, rng.uniform(0.92, 1.09)))
+            row.copy_(warp_bands(row, rng.uniform(0.9, 1.12)))
         mean = row.mean()
         width = int(rng.integers(0, min(bands, row.shape[0] // 8) + 1))
         start = int(rng.integers(0, row.shape[0] - width))

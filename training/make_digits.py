@@ -30,6 +30,7 @@ SOURCES = {
     "zh": {"recorded": 0.50, "espeak": 0.36, "espeak_joined": 0.14},
     "yue": {"recorded": 0.50, "espeak": 0.36, "espeak_joined": 0.14},
 }
+REPETITIVE = 0.12
 LONG_SHARE = 0.05        # half of these become longer than USUAL_SECONDS
 PAUSE = 0.5              # seconds; a gap this long ends a phrase
 USUAL_SECONDS = 9.5
@@ -69,7 +70,9 @@ def draw_plan(rng, language):
     weights = np.where(lengths <= 3, 1.4, 1.0)
     count = rng.integers(9, 13) if is_long else rng.choice(lengths, p=weights / weights.sum())
     style = "slow" if is_long else pick(rng, {"connected": 0.35, "close": 0.4, "apart": 0.25})
-    return Plan(language, [int(d) for d in rng.integers(0, 10, count)], style, is_long, 1.0)
+    # Equal neighbours run into each other and get lost: an eighth of the utterances has two different digits only.
+    usable = rng.choice(10, 2, replace=False) if rng.random() < REPETITIVE else np.arange(10)
+    return Plan(language, [int(d) for d in rng.choice(usable, count)], style, is_long, 1.0)
 
 
 def draw_gaps(rng, plan, count):
