@@ -30,5 +30,7 @@ train() {   # MODEL OUT, then options
 train "$out/init" begin --without $unheard --from-scratch --steps 5000 --ramp 1200 --warmup 200 --rate 1.2e-3 --short 0.8
 train "$out/begin/model" unheard --without $unheard --steps 4000 --warmup 100 --rate 1e-3 --short 0.85 --seed 3
 python training/evaluate.py "$out/unheard/model" "$data"/eval_*.jsonl | tee "$out/unheard.md"
-train "$out/unheard/model" demo --steps 5000 --warmup 100 --rate 8e-4 --short 0.75 --seed 4
+train "$out/unheard/model" demo --steps 5900 --warmup 100 --rate 8e-4 --short 0.8 --seed 4
+# On from there (not from the mean of its weights), a little: against answers that go on for ever after a wrong word.
+train "$out/unheard/model" demo --steps 6350 --warmup 100 --rate 5e-3 --short 0.8 --seed 4 --misread 0.1 --mean 0.99
 python training/evaluate.py "$out/demo/model" "$data"/eval_*.jsonl | tee "$out/demo.md"

@@ -79,7 +79,8 @@ def plan(rows: list[dict], budget: float, window: float, whole: bool, rng: rando
     return batches
 
 
-def collate(rows: list[dict], model: GlmAsr, tokenizer: Tokenizer, whole: bool, seed: int, changed: float = 1.0) -> Batch:
+def collate(rows: list[dict], model: GlmAsr, tokenizer: Tokenizer, whole: bool, seed: int, changed: float = 1.0,
+            misread: float = 0.0) -> Batch:
     """Reads, changes and pads the recordings of a batch; each is changed with probability `changed`."""
     config, rng = model.config, np.random.default_rng(seed)
     recordings = [audio.load(row["audio"]) for row in rows]
@@ -93,9 +94,13 @@ def collate(rows: list[dict], model: GlmAsr, tokenizer: Tokenizer, whole: bool, 
     texts = [torch.tensor(tokenizer.encode(row["text"])) for row in rows]
     end = torch.tensor([tokenizer.special.get("<|user|>", config.stop[0])])
     tokens, targets = [], []
+    everything = torch.cat(texts)
     for text, count in zip(texts, counts):
+        # The decoder reads some wrong words, so that it learns to follow the sound even where its own text is wrong.
+        wrong = torch.from_numpy(rng.random(len(text)) < misread)
+        read = torch.where(wrong, everything[torch.from_numpy(rng.integers(0, len(everything), len(text)))], text)
         prompt = torch.tensor(model.prompt(tokenizer, sum(audio_rows(n, config.merge) for n in count)))
-        tokens.append(torch.cat((prompt, text)))
+        tokens.append(torch.cat((prompt, read)))
         targets.append(torch.cat((torch.full((len(prompt) - 1,), IGNORE), text, end)))
     return Batch(mask_mel(mel, rng) if rng.random() < changed else mel, counts, nn.utils.rnn.pad_sequence(tokens, batch_first=True),
                  nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORE), texts)
@@ -126,7 +131,7 @@ class Stream(torch.utils.data.IterableDataset):
             batch = queue.pop()
             if step >= self.start:
                 changed = min(1.0, step / args.ramp) if args.ramp else 1.0
-                yield collate(batch, self.model, self.tokenizer, whole, args.seed * 1_000_003 + step, changed)
+                yield collate(batch, self.model, self.tokenizer, whole, args.seed * 1_000_003 + step, changed, args.misread)
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -259,6 +264,7 @@ def arguments():
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--ctc", type=float, default=0.5, help="weight of the CTC loss (default 0.5)")
     parser.add_argument("--decay", type=float, default=0.05, help="weight decay of the matrices (default 0.05)")
+    parser.add_argument("--misread", type=float, default=0.0, help="share of the text that the decoder reads wrongly while it learns (default 0)")
     parser.add_argument("--mean", type=float, default=0.998, help="decay of the running mean of the weights (default 0.998)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--eval-every", type=int, default=1000)
