@@ -125,8 +125,9 @@ def test_options_reach_the_library(call, monkeypatch):
             return glmasr.Transcript("ok", "en", [], 1.0)
 
     monkeypatch.setattr(glmasr, "load", lambda *args, **more: calls.append((args, more)) or Recogniser(), raising=False)
-    assert call("0.wav", "--lang", "yue", "--beams", "3", tokens=44)[:2] == (0, ["ok"])
-    assert calls == [(("model",), {"device": "cpu", "dtype": "float32"}), (("0.wav", "yue"), {"beams": 3, "max_new_tokens": 44})]
+    assert call("0.wav", "--lang", "yue", "--beams", "3", "--task", "translate", "--timestamps", tokens=44)[:2] == (0, [""])
+    assert calls == [(("model",), {"device": "cpu", "dtype": "float32"}),
+                     (("0.wav", "yue"), {"task": "translate", "timestamps": True, "beams": 3, "max_new_tokens": 44})]
 
 
 def test_progress_on_a_terminal(call, texts, monkeypatch):

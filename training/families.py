@@ -51,6 +51,13 @@ def family_of(model, tokenizer) -> "GlmAsrFamily | EncoderDecoderFamily":
     return (GlmAsrFamily if isinstance(model, GlmAsr) else EncoderDecoderFamily)(model, tokenizer)
 
 
+def misheard(text: Tensor, everything: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+    """The text as the decoder reads it while it learns: with some wrong words, so that it learns to follow the sound even where
+    its own text is wrong. Otherwise one wrong word can begin an answer that never ends."""
+    wrong = torch.from_numpy(rng.random(len(text)) < share)
+    return torch.where(wrong, everything[torch.from_numpy(rng.integers(0, max(1, len(everything)), len(text)))], text)
+
+
 def _rows(tokens: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
     return pad_sequence(tokens, batch_first=True), pad_sequence(targets, batch_first=True, padding_value=IGNORE)
 
@@ -62,7 +69,7 @@ class GlmAsrFamily:
         self.model, self.config, self.tokenizer = model, model.config, tokenizer
         self.end = torch.tensor([tokenizer.special.get("<|user|>", self.config.stop[0])])
 
-    def collate(self, clips: list[Clip], whole: bool, masked: bool, rng: np.random.Generator) -> Batch:
+    def collate(self, clips: list[Clip], whole: bool, masked: bool, misread: float, rng: np.random.Generator) -> Batch:
         config = self.config
         longest = max(len(clip.samples) for clip in clips)
         step = HOP * STRIDE
@@ -70,10 +77,10 @@ class GlmAsrFamily:
         counts = [[min(length, len(clip.samples) - start) for start in range(0, len(clip.samples), length)] for clip in clips]
         mel = audio.log_mel(torch.cat([audio.windows(clip.samples, length) for clip in clips]), config.encoder.bands)
         texts = [torch.tensor(self.tokenizer.encode(clip.text), dtype=torch.long) for clip in clips]
-        tokens, targets = [], []
+        tokens, targets, everything = [], [], torch.cat(texts)
         for text, count in zip(texts, counts):
             prompt = torch.tensor(self.model.prompt(self.tokenizer, sum(audio_rows(n, config.merge) for n in count)))
-            tokens.append(torch.cat((prompt, text)))
+            tokens.append(torch.cat((prompt, misheard(text, everything, misread, rng))))
             targets.append(torch.cat((torch.full((len(prompt) - 1,), IGNORE), text, self.end)))
         return Batch(mask_mel(mel, rng) if masked else mel, counts, *_rows(tokens, targets), texts)
 
@@ -95,7 +102,7 @@ class EncoderDecoderFamily:
         convolutions = self.config.encoder.convolutions
         self.step = total_stride(convolutions) if convolutions else 2 * HOP
 
-    def collate(self, clips: list[Clip], whole: bool, masked: bool, rng: np.random.Generator) -> Batch:
+    def collate(self, clips: list[Clip], whole: bool, masked: bool, misread: float, rng: np.random.Generator) -> Batch:
         clips = [self.shifted(clip, whole, rng) for clip in clips]
         longest = max(len(clip.samples) for clip in clips)
         length = self.config.window if whole else -(-longest // self.step) * self.step
@@ -103,8 +110,13 @@ class EncoderDecoderFamily:
         features = self.model.features(windows)
         if masked and not self.config.encoder.convolutions:
             features = mask_mel(features, rng)
-        tokens, targets = zip(*(self.answer(clip, rng.random() < 0.5) for clip in clips))
         labels = [torch.tensor(self.tokenizer.encode(clip.text), dtype=torch.long) for clip in clips]
+        tokens, targets, everything = [], [], torch.cat(labels)
+        for clip in clips:
+            prompt, answer, learned = self.answer(clip, rng.random() < 0.5)
+            is_text = answer < self.config.end          # times are never misread: they say where the sound goes on
+            tokens.append(torch.cat((prompt, torch.where(is_text, misheard(answer, everything, misread, rng), answer))))
+            targets.append(learned)
         return Batch(features, [[len(clip.samples)] for clip in clips], *_rows(tokens, targets), labels)
 
     def shifted(self, clip: Clip, whole: bool, rng: np.random.Generator) -> Clip:
@@ -119,8 +131,8 @@ class EncoderDecoderFamily:
         return replace(clip, samples=torch.cat((quiet, clip.samples)),
                        phrases=[(start + later, end + later, text) for start, end, text in clip.phrases])
 
-    def answer(self, clip: Clip, timestamps: bool) -> tuple[Tensor, Tensor]:
-        """Tokens in and targets out. Learned are the language (or that nobody speaks), the text, its times, the end."""
+    def answer(self, clip: Clip, timestamps: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Prompt, answer, and the targets for both. Learned are the language (or that nobody speaks), the text, its times, the end."""
         config = self.config
         timestamps &= bool(clip.phrases) and config.no_timestamps is not None
         language = clip.language or next(iter(config.languages))
@@ -136,7 +148,7 @@ class EncoderDecoderFamily:
         learned = [IGNORE] * (len(prompt) - 1) + ids + [config.end]
         if config.languages:
             learned[0] = prompt[1] if clip.text else config.no_speech
-        return torch.tensor(prompt + ids), torch.tensor(learned)
+        return torch.tensor(prompt), torch.tensor(ids, dtype=torch.long), torch.tensor(learned)
 
     def time(self, seconds: float) -> int:
         steps = round(min(max(0.0, seconds), self.config.window_seconds) / TIME_STEP)

@@ -103,7 +103,7 @@ class Stream(torch.utils.data.IterableDataset):
                 changed = min(1.0, step / args.ramp) if args.ramp else 1.0
                 rng = np.random.default_rng(args.seed * 1_000_003 + step)
                 clips = [read_clip(row, changed, args.silence, rng) for row in batch]
-                yield self.family.collate(clips, whole, rng.random() < changed, rng)
+                yield self.family.collate(clips, whole, rng.random() < changed, args.misread, rng)
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -234,6 +234,7 @@ def arguments():
     parser.add_argument("--ctc", type=float, default=0.5, help="weight of the CTC loss (default 0.5)")
     parser.add_argument("--decay", type=float, default=0.05, help="weight decay of the matrices (default 0.05)")
     parser.add_argument("--silence", type=float, default=0.0, help="share of the clips that are replaced by noise or silence (default 0)")
+    parser.add_argument("--misread", type=float, default=0.0, help="share of the text that the decoder reads wrongly while it learns (default 0)")
     parser.add_argument("--mean", type=float, default=0.998, help="decay of the running mean of the weights (default 0.998)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--eval-every", type=int, default=1000)
