@@ -37,3 +37,7 @@ class TokenizerError(CheckpointError):
 
 class OptionError(GlmAsrError):
     """An argument of the public interface or the command line is out of range or contradicts another one."""
+
+
+class OutputError(GlmAsrError):
+    """A result cannot be written: a full disk, a folder without permission."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "glmasr"
 ORDER = ["errors", "config", "audio", "tokenizer", "language", "decode", "layers", "conv_frontend", "encoder", "decoder", "model", "weights",
-         "pipeline"]
+         "pipeline", "writers"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
 
 
