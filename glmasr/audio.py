@@ -41,6 +41,7 @@ BINS = FFT_SIZE // 2 + 1                  # 201 frequencies, SAMPLE_RATE / FFT_S
 WINDOW = 30 * SAMPLE_RATE                 # 480,000 samples, 3000 frames: what the models take at once
 
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000   # Hz; outside of it a header is damaged or forged, or the sound is no speech
+ODD_RATE = 96_000                         # Hz; above it only whole hundreds: the kernels of others take seconds and 300 MB
 MOST_CHANNELS = 255                       # more than any array of microphones that people speak into
 VALUES = 2 ** 20                          # samples x channels decoded at once: 4 MiB of float32, whatever a header claims
 MAX_DURATION = 12 * 3600.0                # seconds of a recording, if the caller sets no other limit
@@ -118,7 +119,7 @@ def _open(source, sample_rate, max_duration, stack, warn):
         else:
             if file.subtype in FORMATS.get(file.format, ()):
                 # PCM has a byte a sample or more: a length that the size bears out is no forgery, so nothing is read in vain.
-                if max_duration * file.samplerate < file.frames <= os.path.getsize(path) // file.channels:
+                if max_duration * _checked_rate(file.samplerate, name) < file.frames <= os.path.getsize(path) // file.channels:
                     raise _too_long(name, max_duration)
                 return name, file.samplerate, _decoded(file, name, warn)
             trouble = f"{file.subtype} in {file.format} is not among the formats read directly"
@@ -128,10 +129,14 @@ def _open(source, sample_rate, max_duration, stack, warn):
 def _foreign(path) -> str:
     """Why a file is not for libsndfile, judged by its first bytes; "" if it may be."""
     with open(path, "rb") as file:
-        start = file.read(20)
-        if start[:3] == b"ID3":           # a tag in front of an MP3; its length is 4 times 7 bits
-            file.seek(10 + sum((byte & 0x7f) << 7 * place for place, byte in enumerate(reversed(start[6:10]))))
-            start = file.read(20)
+        start, place = file.read(20), 0
+        for _ in range(9):
+            if start[:3] == b"ID3":       # a tag in front of an MP3; its length is 4 times 7 bits
+                place += 10 + sum((byte & 0x7f) << 7 * digit for digit, byte in enumerate(reversed(start[6:10])))
+                file.seek(place)
+                start = file.read(20)
+        if path.lower().endswith(".mp3") and not any(start):                # libsndfile goes by the name then
+            start = file.read(4096).lstrip(b"\0")
     if BEGINNINGS.match(start):
         return ""
     kind = next((kind for beginning, kind in OTHERS.items() if start.startswith(beginning)), None)
@@ -301,6 +306,9 @@ def _checked_rate(rate, name):
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise AudioError(f"{name}: sample rate {rate} Hz; expected {LOWEST_RATE} to {HIGHEST_RATE}: the header is damaged, or "
                          "this is not speech. Convert it to 16000 Hz if it is")
+    if rate > ODD_RATE and rate % 100:
+        raise AudioError(f"{name}: sample rate {rate} Hz; expected whole hundreds above {ODD_RATE}: the header is damaged, or was "
+                         "made up. Convert it to 16000 Hz")
     return int(rate)
 
 

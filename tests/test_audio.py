@@ -216,7 +216,19 @@ def test_only_files_that_begin_like_those_of_the_list_reach_libsndfile(tmp_path,
 def test_a_tag_in_front_is_skipped():
     for format in ("MP3", "FLAC"):
         tag = b"ID3\4\0\0\0\0\1\2" + bytes(130)               # 1 * 128 + 2
-        same(audio.load(tag + FILES[format]), audio.load(FILES[format]))
+        for more in (tag, tag + tag):
+            same(audio.load(more + FILES[format]), audio.load(FILES[format]))
+
+
+def test_padding_in_front_of_an_mp3(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    for name in ("a.mp3", "b.MP3"):
+        for padding in (bytes(30), bytes(2000), b"ID3\4\0\0\0\0\0\12" + bytes(10 + 200)):
+            (tmp_path / name).write_bytes(padding + FILES["MP3"])
+            same(audio.load(tmp_path / name), audio.load(FILES["MP3"]))
+    (tmp_path / "a.mp3").write_bytes(bytes(5000))
+    with pytest.raises(AudioError, match="begins like none"):
+        audio.load(tmp_path / "a.mp3")
 
 
 FILES = {"WAV": ("WAV", "PCM_16"), "WAVEX": ("WAVEX", "PCM_16"), "RF64": ("RF64", "PCM_16"), "AIFF": ("AIFF", "FLOAT"), "AU": ("AU", "ULAW"),
@@ -249,6 +261,21 @@ def test_a_length_that_the_size_bears_out_is_refused_before_anything_is_read(mon
     monkeypatch.setattr(audio, "_decoded", lambda *arguments: pytest.fail("was read"))
     with pytest.raises(AudioError, match="longer than 1 s"):
         audio.load(FILES["WAV"], max_duration=1)
+
+
+def test_an_absurd_rate_is_not_taken_for_a_long_recording():
+    for rate in (1, 100):
+        with pytest.raises(AudioError, match=f"sample rate {rate} Hz"):
+            audio.load(FILES["WAV"][:24] + struct.pack("<I", rate) + FILES["WAV"][28:], max_duration=1)
+
+
+def test_odd_rates():
+    """Their kernels are as large as the rate is high: those above 96 kHz are no device's."""
+    for rate in (4001, 95_999, 96_000, 176_400, 352_800, 384_000):
+        assert len(audio.load(np.zeros(rate, np.float32), rate)) == 16000
+    for rate in (96_001, 192_050, 383_983):
+        with pytest.raises(AudioError, match="whole hundreds"):
+            audio.load(np.zeros(100), rate)
 
 
 def test_a_forged_rate_does_not_help(monkeypatch):

@@ -108,6 +108,7 @@ sound("a sample rate of 1 Hz", lambda: wav(rate=1), "AudioError: talk.wav: sampl
 sound("3999 Hz", lambda: wav(rate=3999), "AudioError: talk.wav: sample rate 3999 Hz; expected 4000 to 384000: …")
 sound("384,001 Hz", lambda: wav(rate=384_001), "AudioError: talk.wav: sample rate 384001 Hz; expected 4000 to 384000: …")
 sound("1 MHz", lambda: wav(rate=10 ** 6), "AudioError: talk.wav: sample rate 1000000 Hz; expected 4000 to 384000: …")
+sound("383,983 Hz", lambda: wav(rate=383_983), "AudioError: talk.wav: sample rate 383983 Hz; expected whole hundreds above 96000: …")
 sound("0 channels", lambda: wav(channels=0), f"AudioError: talk.wav: not readable (Channel count is zero), {NO_FFMPEG}")
 sound("300 channels", lambda: bytes_of(np.zeros((100, 300))), "AudioError: talk.wav: 300 channels; expected 1 to 255: …")
 sound("65,535 channels", lambda: wav(channels=65_535), f"AudioError: talk.wav: not readable (Too many channels specified), {NO_FFMPEG}")

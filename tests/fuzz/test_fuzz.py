@@ -1,6 +1,6 @@
 """Damaged sound files and checkpoints: each is read, or refused by one of the package's own exceptions, within 2 GiB and 10 s.
 
-    python -m pytest tests/fuzz             100 of each kind, always the same ones
+    python -m pytest tests/fuzz             100 of each sound format and of each file of a checkpoint, always the same ones
     python -m pytest -m fuzz                20,000 sound files and 20,000 files of checkpoints, always the same ones
     GLMASR_FUZZ_SEED=7 python -m pytest -m fuzz                     others
 
@@ -195,14 +195,19 @@ def strategy_of(file, folder):
     return kind(folder / file)
 
 
+def share(count, of, among):
+    """`count` of a kind, shared by its variants."""
+    return -(-count // among.count(of))
+
+
 @pytest.mark.parametrize("name", [*SOUNDS, *REFUSED])
 def test_sound_files(worker, name):
-    hunt(worker, "audio", sound_files(name), FEW)
+    hunt(worker, "audio", sound_files(name), share(FEW, name.split()[0], [other.split()[0] for other in [*SOUNDS, *REFUSED]]))
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_checkpoint_files(worker, folder, file):
-    hunt(worker, file, strategy_of(file, folder), FEW)
+    hunt(worker, file, strategy_of(file, folder), share(FEW, file.split("/")[1], [other.split("/")[1] for other in FILES]))
 
 
 @pytest.mark.fuzz
