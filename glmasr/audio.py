@@ -13,11 +13,13 @@ import io
 import math
 import numbers
 import os
+import re
 import shutil
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -39,12 +41,23 @@ BINS = FFT_SIZE // 2 + 1                  # 201 frequencies, SAMPLE_RATE / FFT_S
 WINDOW = 30 * SAMPLE_RATE                 # 480,000 samples, 3000 frames: what the models take at once
 
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000   # Hz; outside of it a header is damaged or forged, or the sound is no speech
+ODD_RATE = 96_000                         # Hz; above it only whole hundreds: the kernels of others take seconds and 300 MB
+MOST_CHANNELS = 255                       # more than any array of microphones that people speak into
 VALUES = 2 ** 20                          # samples x channels decoded at once: 4 MiB of float32, whatever a header claims
+MAX_DURATION = 12 * 3600.0                # seconds of a recording, if the caller sets no other limit
+MOST_BYTES = 2 ** 36                      # of decoded samples; 12 hours of 8 channels at 48 kHz are as many
+PATIENCE = 60.0                           # seconds that ffmpeg may take for the next VALUES samples
 
 # The decoders of libsndfile that are widely used and fuzzed; the others have open memory bugs and are left to ffmpeg.
-FORMATS = {"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"}
-CODECS = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "VORBIS", "OPUS",
-          "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
+PCM = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
+FORMATS = {"WAV": PCM, "WAVEX": PCM, "RF64": PCM, "AIFF": PCM, "AU": PCM, "CAF": PCM, "FLAC": {"PCM_S8", "PCM_16", "PCM_24"},
+           "OGG": {"VORBIS", "OPUS"}, "MP3": {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}}
+# How their files begin. TRAP: the memory bugs are in the code that opens a file, so it is looked at before libsndfile gets it.
+BEGINNINGS = re.compile(rb"(RIFF|RIFX|RF64)....WAVE|FORM....AIF[FC]|fLaC|OggS|\.snd|dns\.|caff|\xff[\xe0-\xff]", re.DOTALL)
+# And those of others that have a name. (ffmpeg reads some of them.)
+OTHERS = {b"riff": "W64", b"Creative Voice": "VOC", b"NIST_1A": "NIST", b"PVF1": "PVF", b" paf": "PAF", b"fap ": "PAF", b"2BIT": "AVR",
+          b"MATLAB 5": "MAT5", b"ALawSoundFile": "WVE", b"Extended Instrument": "XI", b"\xf0\x7e": "SDS", b"\x64\xa3": "IRCAM",
+          b"FORM": "IFF", b"MThd": "MIDI", b"#!AMR": "AMR", b"\x1aE\xdf\xa3": "Matroska", b"0&\xb2u": "ASF", b"wvpk": "WavPack"}
 # What ffmpeg may open: media files only. TRAP: without the list a text file can be a playlist that names other files.
 CONTAINERS = ("aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,"
               "ogg,rm,tak,tta,voc,w64,wav,wv")
@@ -52,12 +65,12 @@ CONTAINERS = ("aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,loas,matros
 
 # ---- reading ------------------------------------------------------------------------------------------------------------
 
-def load(source, sample_rate=None, *, warn=warnings.warn) -> Tensor:
+def load(source, sample_rate=None, *, max_duration=MAX_DURATION, warn=warnings.warn) -> Tensor:
     """The whole recording -> float32 samples (S,), mono, 16 kHz: `blocks` joined. Arguments and errors as there."""
-    return torch.cat(list(blocks(source, sample_rate, warn=warn)))
+    return torch.cat(list(blocks(source, sample_rate, max_duration=max_duration, warn=warn)))
 
 
-def blocks(source, sample_rate=None, *, seconds=30.0, warn=warnings.warn) -> Iterator[Tensor]:
+def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION, warn=warnings.warn) -> Iterator[Tensor]:
     """Yield a recording as float32 blocks (S,), mono, 16 kHz: each `seconds` long, the last one at most that.
 
     `source` is one of
@@ -67,19 +80,24 @@ def blocks(source, sample_rate=None, *, seconds=30.0, warn=warnings.warn) -> Ite
       axis is the channels, the second one where both are equal.
 
     Raises AudioError, at the first block for what the header shows and later for what is inside: a recording that is
-    missing, empty, not audio, outside 4..384 kHz, or that holds NaN or infinite samples. One that breaks off in the middle
-    is read up to there, and `warn` is called with a sentence that says so.
+    missing, empty, not audio, outside 4..384 kHz, of more than MOST_CHANNELS, longer than `max_duration` seconds or MOST_BYTES
+    when decoded, or that holds NaN or infinite samples. One that breaks off in the middle is read up to there, and `warn` is
+    called with a sentence that says so. What counts is what was decoded: a header may claim any length.
     """
     if not 1 <= seconds * SAMPLE_RATE < math.inf:
         raise OptionError(f"seconds is {seconds}; a block needs at least one sample and an end: give, for example, 30.0")
+    if not (isinstance(max_duration, numbers.Real) and max_duration > 0):
+        raise OptionError(f"max_duration is {max_duration!r}; expected a positive number of seconds: give, for example, "
+                          f"{MAX_DURATION:.0f}")
     with ExitStack() as stack:            # closes files and ends ffmpeg, also when the caller stops before the end
-        name, rate, parts = _open(source, sample_rate, stack, warn)
-        samples = _regrouped(_mono(parts, name), VALUES)        # decoders give small parts; long ones are faster behind
-        samples = _resampled(samples, _checked_rate(rate, name), SAMPLE_RATE)
-        yield from _regrouped(samples, round(seconds * SAMPLE_RATE))
+        name, rate, parts = _open(source, sample_rate, max_duration, stack, warn)
+        rate = _checked_rate(rate, name)
+        samples = _mono(_limited(parts, name, rate, max_duration), name)
+        samples = _regrouped(samples, VALUES)                   # decoders give small parts; long ones are faster behind
+        yield from _regrouped(_resampled(samples, rate, SAMPLE_RATE), round(seconds * SAMPLE_RATE))
 
 
-def _open(source, sample_rate, stack, warn):
+def _open(source, sample_rate, max_duration, stack, warn):
     """source -> its name in messages, its sample rate, and an iterator over float arrays (samples, channels)."""
     if isinstance(source, (np.ndarray, Tensor)):
         return _open_array(source, sample_rate)
@@ -87,18 +105,42 @@ def _open(source, sample_rate, stack, warn):
         raise AudioError(f"sample_rate={sample_rate} was given for a {type(source).__name__}; only arrays need it, a file "
                          "states its own: leave it out")
     path, name = _as_file(source, stack)
-    try:
-        # TRAP: on Linux a name need not be UTF-8, and soundfile encodes text as UTF-8; bytes it takes as they are.
-        file = stack.enter_context(soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path)))
-    except soundfile.LibsndfileError as error:
-        trouble = error.error_string.rstrip(".")
-    except TypeError:                     # TRAP: a file named .raw, for which soundfile wants to be told the rate
-        trouble = "a .raw file has no header"
-    else:
-        if file.format in FORMATS and file.subtype in CODECS:
-            return name, file.samplerate, _decoded(file, name, warn)
-        trouble = f"{file.subtype} in {file.format} is not among the formats read directly"
+    trouble = _foreign(path)
+    if not trouble:
+        try:
+            # TRAP: on Linux a name need not be UTF-8, and soundfile encodes text as UTF-8; bytes it takes as they are.
+            file = stack.enter_context(soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path)))
+        except soundfile.LibsndfileError as error:
+            trouble = error.error_string.rstrip(".")
+            if "SF_INFO" in trouble:
+                trouble = "its header states no usable sample rate or number of channels"     # what it means
+        except TypeError:                 # TRAP: a file named .raw, for which soundfile wants to be told the rate
+            trouble = "a .raw file has no header"
+        else:
+            if file.subtype in FORMATS.get(file.format, ()):
+                # PCM has a byte a sample or more: a length that the size bears out is no forgery, so nothing is read in vain.
+                if max_duration * _checked_rate(file.samplerate, name) < file.frames <= os.path.getsize(path) // file.channels:
+                    raise _too_long(name, max_duration)
+                return name, file.samplerate, _decoded(file, name, warn)
+            trouble = f"{file.subtype} in {file.format} is not among the formats read directly"
     return _open_ffmpeg(path, name, trouble, stack, warn)
+
+
+def _foreign(path) -> str:
+    """Why a file is not for libsndfile, judged by its first bytes; "" if it may be."""
+    with open(path, "rb") as file:
+        start, place = file.read(20), 0
+        for _ in range(9):
+            if start[:3] == b"ID3":       # a tag in front of an MP3; its length is 4 times 7 bits
+                place += 10 + sum((byte & 0x7f) << 7 * digit for digit, byte in enumerate(reversed(start[6:10])))
+                file.seek(place)
+                start = file.read(20)
+        if path.lower().endswith(".mp3") and not any(start):                # libsndfile goes by the name then
+            start = file.read(4096).lstrip(b"\0")
+    if BEGINNINGS.match(start):
+        return ""
+    kind = next((kind for beginning, kind in OTHERS.items() if start.startswith(beginning)), None)
+    return f"{kind} is not among the formats read directly" if kind else "it begins like none of the formats read directly"
 
 
 def _open_array(source, sample_rate):
@@ -164,7 +206,10 @@ def _spooled(stream, name, stack):
     path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="glmasr-")), "recording")
     with open(path, "wb") as file:
         try:
-            shutil.copyfileobj(stream, file, VALUES)
+            while part := stream.read(VALUES):
+                file.write(part)
+                if file.tell() > MOST_BYTES:
+                    raise AudioError(f"{name}: more than {MOST_BYTES / 2 ** 30:.0f} GiB; expected a recording, which has an end")
         except (TypeError, UnicodeDecodeError) as error:
             raise AudioError(f"{name}: gives text; expected bytes: open it in binary mode, 'rb'") from error
         except (OSError, ValueError) as error:              # a closed file, a full disk
@@ -214,28 +259,43 @@ def _open_ffmpeg(path, name, trouble, stack, warn):
                "-i", path, "-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
     process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log))
     stack.callback(process.kill)          # runs before the wait of the line above
+    stopped = threading.Event()
+
+    def stop():
+        stopped.set()
+        process.kill()
+
+    def read(size):
+        timer = threading.Timer(PATIENCE, stop)
+        timer.start()
+        try:
+            return process.stdout.read(size)
+        finally:
+            timer.cancel()
 
     def complaint():
         process.wait()
-        log.seek(0)
+        if stopped.is_set():
+            return f"nothing for {PATIENCE:g} s, so it was ended"
+        log.seek(max(0, os.fstat(log.fileno()).st_size - 4096))             # a damaged file can give a line a packet
         lines = log.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1].replace(path, "input") if lines else f"exit status {process.returncode}"
 
-    header = process.stdout.read(24)
+    header = read(24)
     if len(header) < 24:
-        raise AudioError(f"{name}: not a readable recording; libsndfile says: {trouble}; ffmpeg says: {complaint()}; convert "
-                         "it to WAV, or record or download it again")
+        raise AudioError(f"{name}: not a readable recording ({trouble}); ffmpeg says: {complaint()}; convert it to WAV, or record "
+                         "or download it again")
     _, offset, _, _, rate, channels = struct.unpack(">4s5I", header)
-    process.stdout.read(offset - len(header))
+    read(offset - len(header))
 
     def parts():
-        read, width = 0, 4 * channels     # bytes of one float32 sample in all channels
-        while raw := process.stdout.read(max(1, VALUES // channels) * width):
+        count, width = 0, 4 * channels    # bytes of one float32 sample in all channels
+        while raw := read(max(1, VALUES // channels) * width):
             part = np.frombuffer(raw, ">f4", len(raw) // width * channels)
-            read += len(raw) // width
+            count += len(part) // channels
             yield part.reshape(-1, channels)
-        if process.wait() != 0 and read:
-            warn(_damage(name, read / rate, complaint()))
+        if process.wait() != 0 and count:
+            warn(_damage(name, count / rate, complaint()))
 
     return name, rate, parts()
 
@@ -246,7 +306,31 @@ def _checked_rate(rate, name):
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise AudioError(f"{name}: sample rate {rate} Hz; expected {LOWEST_RATE} to {HIGHEST_RATE}: the header is damaged, or "
                          "this is not speech. Convert it to 16000 Hz if it is")
+    if rate > ODD_RATE and rate % 100:
+        raise AudioError(f"{name}: sample rate {rate} Hz; expected whole hundreds above {ODD_RATE}: the header is damaged, or was "
+                         "made up. Convert it to 16000 Hz")
     return int(rate)
+
+
+def _limited(parts, name, rate, max_duration):
+    """The same float arrays (samples, channels), up to the limits."""
+    read = size = 0
+    for part in parts:
+        if part.shape[1] > MOST_CHANNELS:
+            raise AudioError(f"{name}: {part.shape[1]} channels; expected 1 to {MOST_CHANNELS}: the header is damaged, or this is "
+                             "not speech. Keep the channels that people speak on")
+        read, size = read + len(part), size + part.nbytes
+        if read > max_duration * rate:
+            raise _too_long(name, max_duration)
+        if size > MOST_BYTES:
+            raise AudioError(f"{name}: gives more than {MOST_BYTES / 2 ** 30:.0f} GiB of samples; expected at most that: cut the "
+                             "recording, or convert it to one channel and 16000 Hz")
+        yield part
+
+
+def _too_long(name, max_duration) -> AudioError:
+    return AudioError(f"{name}: is longer than {max_duration:g} s (max_duration); expected at most that: cut the recording, or raise "
+                      "the limit")
 
 
 def _mono(parts, name):

@@ -384,9 +384,10 @@ def _features(name: str, features) -> dict:
 
 
 def _convolutions(layers) -> tuple[Convolution, ...]:
-    if not (isinstance(layers, list) and all(isinstance(layer, list) and len(layer) == 3 and all(_is_integer(n) and 0 < n < _LARGEST for n in layer)
-                                             for layer in layers)):
-        raise CheckpointError(f"config.json: convolutions is {layers!r}, expected a list of [channels, kernel, stride], all positive integers")
+    if not (isinstance(layers, list) and len(layers) <= 32
+            and all(isinstance(layer, list) and len(layer) == 3 and all(_is_integer(n) and 0 < n <= 2 ** 16 for n in layer) for layer in layers)):
+        raise CheckpointError(f"config.json: convolutions is {layers!r:.200}, expected a list of at most 32 [channels, kernel, stride], all positive "
+                              f"integers up to {2 ** 16}")
     return tuple(map(tuple, layers))
 
 
@@ -424,7 +425,7 @@ def _head_size(values: dict, default: type) -> None:
             raise CheckpointError(f"width {width!r} and heads {heads!r}: expected positive integers")
         values["head_size"] = width // heads
     values.setdefault("head_size", default.head_size)
-    if not _is_integer(values["head_size"]):
+    if not (_is_integer(values["head_size"]) and abs(values["head_size"]) <= _LARGEST):     # else it can't be multiplied by a float
         raise CheckpointError(f"head size is {values['head_size']!r}, expected a positive integer")
 
 
@@ -448,6 +449,7 @@ def _ids(value) -> tuple[int, ...]:
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 _LARGEST = 2 ** 24              # no width, count or vocabulary of this family comes near it: absurd values stop here
+_LONGEST_WINDOW = 600           # seconds; each recording is padded to whole windows
 _MAY_BE_ZERO = ("audio_token", "rotary", "start", "end")
 
 
@@ -464,6 +466,10 @@ def _check_numbers(config) -> None:
                 raise CheckpointError(f"{name}: {entry.name} is {value!r}, expected a positive number")
         if getattr(part, "layers", 0) > 1000:
             raise CheckpointError(f"{name}: {part.layers} layers, expected at most 1000")
+        if name != "model" and part.heads * part.head_size > _LARGEST:
+            raise CheckpointError(f"{name}: {part.heads} heads of {part.head_size}, expected at most {_LARGEST} in all")
+    if config.window_seconds > _LONGEST_WINDOW:
+        raise CheckpointError(f"a window of {config.window_seconds} s (chunk_length), expected at most {_LONGEST_WINDOW} s")
 
 
 def check_encoder_decoder(config: EncoderDecoderConfig) -> None:
@@ -533,7 +539,7 @@ def _is_number(value) -> bool:
 def read_json(path: Path) -> dict:
     """The JSON object in a file. Raises CheckpointError naming the file."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a checkpoint directory needs it") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -541,6 +547,16 @@ def read_json(path: Path) -> dict:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
     return data
+
+
+def unique(pairs: list) -> dict:
+    """Of `json.loads`, which would take the last of two equal keys. Raises ValueError."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"{twice!r:.60} twice in one object")
+    return result
 
 
 PRESETS = {

@@ -38,12 +38,14 @@ from pathlib import Path
 
 import regex
 
-from .config import TIME_STEP
+from .config import TIME_STEP, unique
 from .errors import TokenizerError
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 HIGHEST_ID = 2**24              # an id above is damage: tables here are as long as the highest id
 CACHED_PIECES = 2**16           # pre-tokens remembered with their ids; words repeat, so most are found here
+MOST_REPEATS = 10_000           # of a regular expression, all its {n} multiplied: `regex` makes a copy for each
+MATCHING = 2.0                  # seconds for a text, and as much for each 100,000 characters; a hostile expression takes years for a line
 
 
 # --- The byte alphabet -------------------------------------------------------------------------------------------------
@@ -103,17 +105,21 @@ def _compile(pattern: str) -> regex.Pattern:
     `x{2}+` (not possessive there), `^` and `$` (each line there), `(?i:` around anything but
     English contractions (ß folds to ss there), nested classes and `&&`.
     """
-    end = 0
+    end, repeats = 0, 1
     while end < len(pattern):
         token = _SAME.match(pattern, end)
         if token is None:
-            raise TokenizerError(f"the regular expression {pattern!r} uses {pattern[end:end + 8]!r} at character {end}, which this tokenizer does not "
+            raise TokenizerError(f"the regular expression {pattern!r:.200} uses {pattern[end:end + 8]!r} at character {end}, which this tokenizer does not "
                                  "implement; use the tokenizer.json of the published model")
         end = token.end()
+        if token[0][0] == "{":
+            repeats *= max(1, *(int(number[:9]) for number in regex.findall(r"\d+", token[0])))
+        if repeats > MOST_REPEATS:
+            raise TokenizerError(f"the regular expression {pattern!r:.200} repeats a part {repeats} times; expected at most {MOST_REPEATS}")
     try:
         return regex.compile(pattern)
-    except regex.error as error:
-        raise TokenizerError(f"the regular expression {pattern!r} is damaged: {error}") from error
+    except (regex.error, RecursionError) as error:
+        raise TokenizerError(f"the regular expression {pattern!r:.60} is damaged: {error}") from error
 
 
 def _pattern(part: dict, where: str) -> regex.Pattern:
@@ -128,11 +134,15 @@ def _pattern(part: dict, where: str) -> regex.Pattern:
 def _split(text: str, pattern: regex.Pattern, behavior: str, invert: bool) -> list[str]:
     """The pieces of a text around the matches of a pattern; `behavior` says where a match goes."""
     spans, end = [], 0                                          # (start, end, is a delimiter)
-    for match in pattern.finditer(text):
-        if match.start() > end:
-            spans.append((end, match.start(), invert))
-        spans.append((match.start(), match.end(), not invert))
-        end = match.end()
+    try:
+        for match in pattern.finditer(text, timeout=MATCHING * (1 + len(text) / 100_000)):
+            if match.start() > end:
+                spans.append((end, match.start(), invert))
+            spans.append((match.start(), match.end(), not invert))
+            end = match.end()
+    except TimeoutError:
+        raise TokenizerError(f"the regular expression {pattern.pattern!r:.60} takes more than {MATCHING:g} s for a text; use the "
+                             "tokenizer.json of the published model") from None
     if end < len(text):
         spans.append((end, len(text), invert))
     if behavior == "Isolated":
@@ -270,15 +280,6 @@ def _check_id(number, token) -> int:
     return number
 
 
-def _object_without_duplicates(pairs: list) -> dict:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise TokenizerError(f"the tokenizer file has {twice!r:.60} twice in one object; it is damaged")
-    return result
-
-
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -288,7 +289,7 @@ def _read(path: Path) -> bytes:
 
 def _read_json(path: Path):
     try:
-        return json.loads(_read(path).decode("utf-8"), object_pairs_hook=_object_without_duplicates)
+        return json.loads(_read(path).decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:               # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise TokenizerError(f"{str(path)!r} is not valid JSON: {error}; download it again") from error
 
@@ -373,7 +374,10 @@ class Tokenizer(_Vocabulary):
     @classmethod
     def read(cls, path: "str | Path") -> "Tokenizer":
         """From a `tokenizer.json`. Raises TokenizerError where the file is missing, damaged or asks for something unknown."""
-        return cls(_read_json(Path(path)))
+        try:
+            return cls(_read_json(Path(path)))
+        except RecursionError:
+            raise TokenizerError(f"{str(path)!r} has steps inside of steps without end; the tokenizer file is damaged") from None
 
     def __init__(self, data: dict):
         model = _get(data, "model", dict, "tokenizer.json")

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .config import EncoderDecoderConfig, GlmAsrConfig, read_config, read_json
+from .config import EncoderDecoderConfig, GlmAsrConfig, read_config, read_json, unique
 from .errors import CheckpointError, OptionError
 from .model import EncoderDecoder, GlmAsr
 
@@ -151,7 +151,7 @@ def read_header(path: Path) -> dict[str, dict]:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     try:
-        header = json.loads(text, object_pairs_hook=_unique)
+        header = json.loads(text, object_pairs_hook=unique)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise broken(f"its header is not valid JSON ({error})") from None
     if not isinstance(header, dict):
@@ -175,13 +175,6 @@ def read_header(path: Path) -> dict[str, dict]:
     return header
 
 
-def _unique(pairs: list) -> dict:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
-    return dict(pairs)
-
-
 def _offsets(entry) -> tuple[int, int]:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     if isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(n, int) and not isinstance(n, bool) for n in offsets):
@@ -203,8 +196,8 @@ def weight_files(directory: Path) -> list[Path]:
         files = sorted(set(names.values()))
         for name in files:
             if Path(name).name != name or name in ("", ".", ".."):
-                raise CheckpointError(f"{index}: it names {name!r}, which is not a file beside it")
-            if not (directory / name).is_file():
+                raise CheckpointError(f"{index}: it names {name!r:.200}, which is not a file beside it")
+            if not os.path.isfile(directory / name):            # also False for a name that no file can have
                 raise CheckpointError(f"{directory / name}: no such file, but {index.name} names it; the download is not complete")
         return [directory / name for name in files]
     unsafe = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(directory.glob(pattern))]
@@ -244,6 +237,9 @@ def load(directory, *, device="auto", dtype="auto") -> GlmAsr | EncoderDecoder:
         # A tied model is saved without its head, whatever config.json says; a head that is there counts.
         tied = their_name(kind.table, "decoder.head.weight") not in where
         config = replace(config, decoder=replace(config.decoder, tied=tied))
+    layers = config.encoder.layers + config.decoder.layers
+    if layers > len(where):                                     # building a thousand layers takes seconds
+        raise CheckpointError(f"{directory}: config.json asks for {layers} layers, but there are {len(where)} tensors only")
     with torch.device("meta"), _NoInit():
         model = build(config)
     names = {ours: their_name(kind.table, ours) for ours, _ in model.named_parameters()}

@@ -166,6 +166,149 @@ def test_playlists_are_not_followed(tmp_path):
             audio.load(tmp_path / name)
 
 
+def test_ffmpeg_gets_an_absolute_path_and_nothing_but_files(tmp_path, monkeypatch):
+    """What it is started with: no shell, no network, media files only. This one writes its arguments down."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ffmpeg").write_text('#!/bin/sh\nprintf "%s\\n" "$@" > seen\n')
+    (tmp_path / "bin" / "ffmpeg").chmod(0o755)
+    (tmp_path / "-y $(touch evil); a.m4a").write_bytes(b"no sound")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "bin")                         # a relative one: it must not be looked up once more
+    with pytest.raises(AudioError, match="not a readable recording"):
+        audio.load("-y $(touch evil); a.m4a")
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert seen[seen.index("-i") + 1] == str(tmp_path / "-y $(touch evil); a.m4a")
+    assert seen[seen.index("-protocol_whitelist") + 1] == "file,pipe"
+    formats = seen[seen.index("-format_whitelist") + 1].split(",")
+    assert not {"hls", "concat", "dash", "sdp", "rtsp", "image2", "lavfi", "tee", "ffmetadata", "concatf", "imf"} & set(formats)
+    assert "-nostdin" in seen and seen[-1] == "pipe:1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["-y $(touch evil); a.m4a", "bin", "seen"]
+
+
+@needs_ffmpeg
+def test_a_file_for_ffmpeg_cannot_be_longer_than_allowed(tmp_path):
+    path = encoded_by_ffmpeg(tmp_path / "a.mka", np.zeros(16000 * 3), 16000)
+    assert len(audio.load(path, max_duration=3.1)) > 47_000
+    with pytest.raises(AudioError, match="longer than 2 s"):
+        audio.load(path, max_duration=2)
+
+
+# ---- limits -------------------------------------------------------------------------------------------------------------
+
+def test_only_files_that_begin_like_those_of_the_list_reach_libsndfile(tmp_path, monkeypatch):
+    """Its memory bugs are in the code that opens a file."""
+    others = sorted(set(soundfile.available_formats()) - set(audio.FORMATS) - {"RAW", "SD2"})       # which do not begin in any way
+    others = [bytes_of(speech(0.1), 8000, format, {"XI": "DPCM_16", "WVE": "ALAW"}.get(format, "PCM_16")) for format in others]
+    opened = []
+    monkeypatch.setattr(soundfile, "SoundFile", lambda path: opened.append(path) or {}["opened"])
+    monkeypatch.setenv("PATH", "")
+    for content in others:
+        for tag in (b"", b"ID3\4\0\0\0\0\1\0" + bytes(128)):
+            with pytest.raises(AudioError, match="formats read directly"):
+                audio.load(tag + content)
+    assert not opened
+    for format in audio.FORMATS:
+        with pytest.raises(KeyError, match="opened"):
+            audio.load(FILES[format])
+    assert len(opened) == len(audio.FORMATS)
+
+
+def test_a_tag_in_front_is_skipped():
+    for format in ("MP3", "FLAC"):
+        tag = b"ID3\4\0\0\0\0\1\2" + bytes(130)               # 1 * 128 + 2
+        for more in (tag, tag + tag):
+            same(audio.load(more + FILES[format]), audio.load(FILES[format]))
+
+
+def test_padding_in_front_of_an_mp3(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    for name in ("a.mp3", "b.MP3"):
+        for padding in (bytes(30), bytes(2000), b"ID3\4\0\0\0\0\0\12" + bytes(10 + 200)):
+            (tmp_path / name).write_bytes(padding + FILES["MP3"])
+            same(audio.load(tmp_path / name), audio.load(FILES["MP3"]))
+    (tmp_path / "a.mp3").write_bytes(bytes(5000))
+    with pytest.raises(AudioError, match="begins like none"):
+        audio.load(tmp_path / "a.mp3")
+
+
+FILES = {"WAV": ("WAV", "PCM_16"), "WAVEX": ("WAVEX", "PCM_16"), "RF64": ("RF64", "PCM_16"), "AIFF": ("AIFF", "FLOAT"), "AU": ("AU", "ULAW"),
+         "CAF": ("CAF", "PCM_16"), "FLAC": ("FLAC", "PCM_16"), "OGG": ("OGG", "VORBIS"), "MP3": ("MP3", "MPEG_LAYER_III")}
+FILES = {name: bytes_of(speech(2), format=format, subtype=subtype) for name, (format, subtype) in FILES.items()}
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_max_duration(format):
+    whole = audio.load(FILES[format])
+    same(audio.load(FILES[format], max_duration=len(whole) / 16000 + 1e-9), whole)
+    with pytest.raises(AudioError, match=r"longer than 1\.9 s \(max_duration\)"):
+        audio.load(FILES[format], max_duration=1.9)
+    with pytest.raises(AudioError, match="longer than"):                          # what comes before is given out
+        parts = audio.blocks(FILES[format], seconds=0.5, max_duration=1.9)
+        list(parts)
+
+
+def test_max_duration_of_arrays_and_its_own_range():
+    same(audio.load(np.zeros(8000), 8000, max_duration=1), torch.zeros(16000))
+    with pytest.raises(AudioError, match="longer than 1 s"):
+        audio.load(np.zeros(8001), 8000, max_duration=1)
+    assert len(audio.load(np.zeros(8001), 8000, max_duration=float("inf"))) == 16002
+    for value in (0, -1, float("nan"), None, "1"):
+        with pytest.raises(OptionError, match="max_duration"):
+            next(audio.blocks(WAV, max_duration=value))
+
+
+def test_a_length_that_the_size_bears_out_is_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr(audio, "_decoded", lambda *arguments: pytest.fail("was read"))
+    with pytest.raises(AudioError, match="longer than 1 s"):
+        audio.load(FILES["WAV"], max_duration=1)
+
+
+def test_an_absurd_rate_is_not_taken_for_a_long_recording():
+    for rate in (1, 100):
+        with pytest.raises(AudioError, match=f"sample rate {rate} Hz"):
+            audio.load(FILES["WAV"][:24] + struct.pack("<I", rate) + FILES["WAV"][28:], max_duration=1)
+
+
+def test_odd_rates():
+    """Their kernels are as large as the rate is high: those above 96 kHz are no device's."""
+    for rate in (4001, 95_999, 96_000, 176_400, 352_800, 384_000):
+        assert len(audio.load(np.zeros(rate, np.float32), rate)) == 16000
+    for rate in (96_001, 192_050, 383_983):
+        with pytest.raises(AudioError, match="whole hundreds"):
+            audio.load(np.zeros(100), rate)
+
+
+def test_a_forged_rate_does_not_help(monkeypatch):
+    """2 s that are declared to be 0.08 s at 384 kHz: the bytes are counted too."""
+    monkeypatch.setattr(audio, "MOST_BYTES", 32_000 * 4 - 1)
+    forged = FILES["WAV"][:24] + struct.pack("<I", 384_000) + FILES["WAV"][28:]
+    with pytest.raises(AudioError, match="GiB of samples"):
+        audio.load(forged, max_duration=1)
+    monkeypatch.setattr(audio, "MOST_BYTES", 32_000 * 4)
+    assert len(audio.load(forged, max_duration=1)) == 1334
+
+
+def test_a_stream_is_not_copied_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    content = bytes_of(speech(0.5), subtype="DOUBLE")         # half as large when it is decoded
+    monkeypatch.setattr(audio, "MOST_BYTES", len(content))
+    assert len(audio.load(io.BytesIO(content))) == 8000
+    with pytest.raises(AudioError, match="has an end"):
+        audio.load(io.BytesIO(content + b"\0"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("channels", [255, 256])
+def test_channels(channels):
+    content = bytes_of(np.full((100, channels), 0.25))
+    for source, rate in ((content, None), (np.full((900, channels), 0.25), 16000)):
+        if channels == 255:
+            assert abs(audio.load(source, rate) - 0.25).max() < 1e-6
+        else:
+            with pytest.raises(AudioError, match="256 channels; expected 1 to 255"):
+                audio.load(source, rate)
+
+
 # ---- sources ------------------------------------------------------------------------------------------------------------
 
 def test_paths_bytes_files_and_standard_input(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "glmasr"
 ORDER = ["errors", "config", "audio", "tokenizer", "language", "decode", "fallback", "layers", "conv_frontend", "encoder", "decoder", "model",
-         "weights", "cutting", "pipeline", "explain"]
+         "weights", "cutting", "pipeline", "writers", "explain"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
 
 

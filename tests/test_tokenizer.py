@@ -325,6 +325,36 @@ def test_regular_expressions_that_could_mean_something_else_are_refused(pattern)
         _compile(pattern)
 
 
+@pytest.mark.parametrize("pattern, message", [("a{10000}", None), ("a{10001}", "10001 times"), ("(a{2,200}){100}", "20000 times"),
+                                              ("a{9999999999999999999999}", "times"), ("a{99}" * 2000, "times"),
+                                              ("(" * 5000 + ")" * 5000, "is damaged")])
+def test_regular_expressions_that_would_take_all_memory_are_refused(pattern, message):
+    if message is None:
+        assert _compile(pattern).search("a" * 10_000)
+        return
+    with pytest.raises(TokenizerError, match=message):
+        _compile(pattern)
+
+
+def test_a_regular_expression_that_takes_years(monkeypatch):
+    monkeypatch.setattr("glmasr.tokenizer.MATCHING", 0.1)
+    slow = Tokenizer(small(pre_tokenizer=sequence(split("(?:a|b|aa|ab)+c"), {**BYTES, "use_regex": False})))
+    with pytest.raises(TokenizerError, match="takes more than 0.1 s"):
+        slow.encode("ab" * 100 + " c")
+
+
+def test_steps_inside_of_each_other_without_end(tmp_path):
+    """Whether the JSON module notices, or only what is made of it: it depends on the version of Python."""
+    path, text = tmp_path / "tokenizer.json", json.dumps(small(normalizer="HERE"))
+    for depth in (5, 2000, 20_000):
+        path.write_text(text.replace('"HERE"', '{"type": "Sequence", "normalizers": [' * depth + "]}" * depth), encoding="utf-8")
+        if depth == 5:
+            assert Tokenizer.read(path).encode("low") == [257]
+            continue
+        with pytest.raises(TokenizerError):
+            Tokenizer.read(path)
+
+
 def test_errors_in_use():
     tokenizer = Tokenizer(small())
     with pytest.raises(TokenizerError, match="<nothing>"):

@@ -474,6 +474,8 @@ def test_an_unreadable_file(folder):
     ({"weight_map": {"a": "/etc/passwd"}}, ("'/etc/passwd'",)),
     ({"weight_map": {"a": ".."}}, ("'..'",)),
     ({"weight_map": {"a": ""}}, ("''",)),
+    ({"weight_map": {"a": "x" * 5000}}, ("no such file",)), ({"weight_map": {"a": "語" * 100}}, ("no such file",)),
+    ({"weight_map": {"a": "x\0"}}, ("no such file",)),
     ({"weight_map": {"a": "other.safetensors"}}, ("other.safetensors", "no such file")),
     ({"weight_map": {"a": 3}}, ("weight_map",)),
     ({"weight_map": {}}, ("weight_map",)),
@@ -544,6 +546,8 @@ REFUSED = [
     ("text_config", "head_dim", "8", "'8'"), ("text_config", "head_dim", 7, "even"), ("text_config", "head_dim", -8, "head_size"),
     ("text_config", "rms_norm_eps", NAN, "eps"), ("text_config", "rms_norm_eps", "1e-5", "eps"), ("text_config", "rms_norm_eps", 0, "eps"),
     ("text_config", "rms_norm_eps", True, "eps"),
+    ("text_config", "head_dim", 10 ** 400, "head size"), ("text_config", "head_dim", -10 ** 400, "head size"),
+    ("text_config", "head_dim", 2 ** 23, "heads of"),
     ("audio_config", "intermediate_size", 32, "hidden"), ("audio_config", "num_mel_bins", 0, "bands"), ("audio_config", "num_mel_bins", 1.5, "bands"),
     ("config.json", "audio_token_id", 48, "audio_token"), ("config.json", "audio_token_id", -1, "audio_token"),
     ("config.json", "audio_token_id", "<|pad|>", "audio_token"),
@@ -557,6 +561,7 @@ REFUSED = [
     ("feature_extractor", "sampling_rate", 8000, "sampling_rate"), ("feature_extractor", "hop_length", 100, "hop_length"),
     ("feature_extractor", "n_fft", 512, "n_fft"), ("feature_extractor", "dither", 0.1, "dither"),
     ("feature_extractor", "chunk_length", 0, "window_seconds"), ("feature_extractor", "chunk_length", 2.5, "window_seconds"),
+    ("feature_extractor", "chunk_length", 602, "at most 600 s"),
     ("feature_extractor", "chunk_length", 3, "multiple"), ("feature_extractor", "feature_size", 128, "feature_size"),
 ]
 
@@ -578,6 +583,27 @@ def test_configurations_that_are_refused(folder, where, key, value, word):
 def test_configurations_that_are_no_json(folder, name, text):
     (folder / name).write_text(text)
     refused(folder, str(folder / name))
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "generation_config.json"])
+def test_a_key_twice(folder, name):
+    text = (folder / name).read_text()
+    (folder / name).write_text(text.replace("{", '{"a": {"b": 1, "b": 1}, ', 1))
+    refused(folder, str(folder / name), "'b' twice")
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_built(folder, monkeypatch):
+    data = json.loads((folder / "config.json").read_text())
+    data["text_config"]["num_hidden_layers"] = 1000
+    (folder / "config.json").write_text(json.dumps(data))
+    monkeypatch.setattr(weights, "build", lambda config: pytest.fail("was built"))
+    refused(folder, str(folder), "1002 layers")
+
+
+def test_what_a_terminal_would_obey_and_endless_text_do_not_come_into_messages(folder):
+    rewrite(folder, lambda tensors: tensors.update({"\x1b[2J" + "x" * 3000: torch.zeros(2)}))
+    message = refused(folder, "\\x1b[2Jxxx", "xxx ... xxx")
+    assert message.isprintable() and len(message) < 1100
 
 
 def test_configurations_that_are_no_text(folder):
