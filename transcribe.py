@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Recordings -> text on standard output: the command line of glmasr.
+"""Recordings -> text: the command line of glmasr.
 
-    python transcribe.py talk.wav --lang zh
-    python transcribe.py examples/*.wav --model demo
+    python transcribe.py talk.wav --lang zh                                     text to standard output
+    python transcribe.py talks/ --recursive --format srt,json --output-dir out  files, named after the recordings
 
-Progress, warnings and a closing line go to standard error. Exit code: 0 all recognised, 1 some recording or the model could
-not be used, or the text can't be written, 2 wrong usage, 130 interrupted.
+Progress, warnings and closing lines go to standard error. Exit code: 0 all recognised, 1 some recording or the model could
+not be used, or a text can't be written, 2 wrong usage, 130 interrupted.
 """
 
 import argparse
@@ -14,35 +14,77 @@ import os
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import dataclass, field
+
+from glmasr import writers                      # torch, which takes a second, only where it is needed
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------------
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError
+    return number
+
+
+positive.__name__ = "positive integer"          # argparse puts it into its message
+seconds.__name__ = "number of seconds"
+
+
+def formats(text: str) -> list[str]:
+    names = list(writers.WRITERS) if text == "all" else list(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in writers.WRITERS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(writers.WRITERS)}, or all")
+    return names
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    def positive(text: str) -> int:
-        number = int(text)
-        if number < 1:
-            raise ValueError
-        return number
-
-    positive.__name__ = "positive integer"      # argparse puts it into its message
     parser = argparse.ArgumentParser(description="Recognises speech in Mandarin, Cantonese and English.")
-    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg); - is standard input")
+    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg), folders, patterns; - is standard input")
     parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="demo, demo-article, glm-asr-nano-2512 (default), or a directory")
     parser.add_argument("--lang", default="auto", choices=["auto", "zh", "yue", "en"], help="the language token of an encoder-decoder (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)")
     parser.add_argument("--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English, where the model's vocabulary has it")
     parser.add_argument("--timestamps", action="store_true", help="segments with times, from the time tokens of an encoder-decoder")
+    parser.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="recordings longer than a window: cut where it is quiet (default); all in one prompt, as GLM-ASR was published; or, of an encoder-decoder with --timestamps, go on where the last sentence ended")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="windows that are decoded together (default: what memory allows)")
     parser.add_argument("--beams", type=positive, metavar="N", help="width of the beam search, 1 is greedy (default: 5 for an encoder-decoder, else 1)")
-    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="limit for a text, in tokens (default: by the length of the recording)")
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="limit for the text of a window, in tokens (default: by its length)")
+    parser.add_argument("--max-duration", type=seconds, metavar="SECONDS", help="refuse longer recordings (default: 43200, 12 hours)")
+    parser.add_argument("--script", choices=["simplified", "traditional"], help="write all Chinese characters so (needs the extra [zh])")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="default: bfloat16 where the machine is fast at it")
-    parser.add_argument("--json", action="store_true", help="one JSON object a recording, instead of its text")
+    parser.add_argument("--json", action="store_true", help="to standard output one JSON object a recording, instead of its text")
     parser.add_argument("--explain", action="store_true", help="before the text of a recording, how it came about: stages, shapes, times, prompt, search")
+    files = parser.add_argument_group("files", "With --format or --output-dir, results go into files named after the recordings.")
+    files.add_argument("--format", type=formats, metavar="NAME,...", help=f"{', '.join(writers.WRITERS)}, several with commas, or all (default: txt)")
+    files.add_argument("--output-dir", metavar="DIR", help="where they go (default: beside the recordings)")
+    files.add_argument("--recursive", action="store_true", help="of a folder, also what is in its folders")
+    files.add_argument("--skip-existing", action="store_true", help="leave out recordings whose files are all there: go on with a batch that was stopped")
+    files.add_argument("--max-line-width", type=positive, metavar="N", default=42, help="columns of a line of subtitles; a Chinese character takes two (default: 42)")
+    files.add_argument("--max-line-count", type=positive, metavar="N", default=2, help="lines of subtitles at a time (default: 2)")
     parser.add_argument("--quiet", action="store_true", help="errors only on standard error")
     args = parser.parse_intermixed_args(argv)   # options may stand between recordings
-    if args.explain and (len(args.audio) > 1 or args.json):
-        parser.error("--explain takes one recording at a time, and goes without --json")
+    args.files = args.format is not None or args.output_dir is not None
+    if args.explain and (len(args.audio) > 1 or args.json or args.files):
+        parser.error("--explain takes one recording at a time, and goes without --json and without files")
+    if args.json and args.files:
+        parser.error("--json goes to standard output; for files use --format json")
+    if args.skip_existing and not args.files:
+        parser.error("--skip-existing goes with files: add --format or --output-dir")
+    if args.max_line_width < 2:
+        parser.error("--max-line-width has to be 2 or more: a Chinese character takes two columns")
     return args
 
+
+# ---- what is said ---------------------------------------------------------------------------------------------------------
 
 def peak_memory() -> str:
     """The most memory that this process held, and the GPU's share where one was used."""
@@ -66,73 +108,168 @@ def clock(seconds: float) -> str:
     return (f"{hours}:" if hours else "") + f"{minutes:02d}:{rest / 100:05.2f}"
 
 
-def line(name: str, transcript, as_json: bool, timestamps: bool = False) -> str:
-    """What standard output gets for a recording. Letters that its encoding lacks are escaped: no text is lost, JSON stays JSON."""
-    encoding = sys.stdout.encoding or "utf-8"
-    record = {"audio": name, **asdict(transcript)}
-    plain = transcript.text
-    if timestamps:
-        plain = "\n".join(f"[{clock(segment.start)} --> {clock(segment.end)}] {segment.text}" for segment in transcript.segments)
-    text = json.dumps(record, ensure_ascii=False) if as_json else plain
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = json.dumps(record) if as_json else writable(text)
-    return text
-
-
 def writable(text: str) -> str:
+    """Letters that standard output can't hold are escaped: no text is lost."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def run(args: argparse.Namespace) -> int:
-    import glmasr                               # takes a second: not before the arguments are known to be right
-    from glmasr import explain
-    from tqdm import tqdm
+def as_line(record: dict) -> str:
+    """JSON on one line, which stays JSON whatever standard output can hold."""
+    text = json.dumps(record, ensure_ascii=False)
+    return text if text == writable(text) else json.dumps(record)
 
-    def say(text: str) -> None:
-        if not args.quiet:
+
+@dataclass
+class Summary:
+    """What became of the recordings."""
+
+    done: int = 0
+    skipped: int = 0
+    failures: dict[str, str] = field(default_factory=dict)      # recording -> why
+    seconds: float = 0.0
+    silent: float = 0.0
+    doubtful: int = 0                                           # stretches
+    spent: float = 0.0
+
+    def add(self, transcript, spent: float) -> None:
+        self.done += 1
+        self.seconds += transcript.seconds
+        self.silent += transcript.silent
+        self.doubtful += transcript.failed
+        self.spent += spent
+
+    def lines(self) -> list[str]:
+        found = []
+        if self.done + self.skipped + len(self.failures) > 1:
+            found = [f"{self.done} done, {self.skipped} skipped, {len(self.failures)} failed"]
+            found += [f"  failed: {reason}" for reason in self.failures.values()]
+        last = (f"{self.seconds:.1f} s of sound in {self.spent:.2f} s, real-time factor {self.spent / self.seconds if self.seconds else 0:.3f}; "
+                f"peak memory {peak_memory()}")
+        last += f"; {self.silent:.1f} s were silent" if self.silent else ""
+        last += f"; {self.doubtful} stretches are doubtful" if self.doubtful else ""
+        return [*found, last]
+
+
+# ---- the work -------------------------------------------------------------------------------------------------------------
+
+class Work:
+    """The recordings of a command line, one after the other."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.summary = args, Summary()
+
+    def say(self, text: str) -> None:
+        from tqdm import tqdm
+        if not self.args.quiet:
             tqdm.write(text, file=sys.stderr)
 
-    try:
-        recogniser = glmasr.load(args.model, device=args.device, dtype=args.dtype)
-    except glmasr.GlmAsrError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    seconds = spent = failed = 0
-    for name in tqdm(args.audio, unit="file", disable=args.quiet or not sys.stderr.isatty(), leave=False):
-        start = time.perf_counter()
+    def fail(self, name: str, error: Exception) -> None:
+        from tqdm import tqdm
+        tqdm.write(f"error: {error}", file=sys.stderr)
+        self.summary.failures[name] = str(error)
+
+    def recordings(self) -> list[str]:
+        """Folders and patterns opened up. One that gives nothing doesn't stop the others."""
+        from glmasr import GlmAsrError
+        names = []
+        for path in self.args.audio:
+            try:
+                names += writers.expand([path], self.args.recursive)
+            except GlmAsrError as error:
+                self.fail(path, error)
+        return writers.expand(names) if self.args.files else names      # each file is written once
+
+    def run(self) -> int:
+        import glmasr                           # takes a second: not before the arguments are known to be right
+        names = self.recordings()
+        outputs = writers.plan_outputs(names, self.args.format or ["txt"], self.args.output_dir) if self.args.files else {}
+        if self.args.skip_existing:
+            there = [name for name in names if all(path.is_file() for path in outputs[name].values())]
+            self.summary.skipped, names = len(there), [name for name in names if name not in there]
         try:
-            with explain.observed(recogniser) if args.explain else nullcontext() as observation:
-                transcript = recogniser.transcribe(name, args.lang, task=args.task, timestamps=args.timestamps, beams=args.beams,
-                                                   max_new_tokens=args.max_new_tokens)
+            recogniser = glmasr.load(self.args.model, device=self.args.device, dtype=self.args.dtype) if names else None
         except glmasr.GlmAsrError as error:
-            tqdm.write(f"error: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        spent += time.perf_counter() - start
-        seconds += transcript.seconds
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        try:
+            for number, name in enumerate(names, 1):
+                start = time.perf_counter()
+                try:
+                    transcript = self.recognise(recogniser, name, f"{number}/{len(names)} {os.path.basename(name)}")
+                    if self.args.files:
+                        self.write(name, transcript, outputs[name])
+                    self.summary.add(transcript, time.perf_counter() - start)
+                except glmasr.GlmAsrError as error:
+                    self.fail(name, error)
+        except KeyboardInterrupt:               # what was finished is written already
+            if self.summary.done:
+                self.report()
+            raise
+        self.report()
+        return 1 if self.summary.failures else 0
+
+    def report(self) -> None:
+        for line in self.summary.lines():
+            self.say(line)
+
+    def recognise(self, recogniser, name: str, title: str):
+        """The transcript of a recording; to standard output its text goes as soon as a stretch is recognised."""
+        from glmasr import audio, explain
+        from glmasr.pipeline import Options, Transcript
+        from tqdm import tqdm
+        args, parts, start = self.args, [], time.perf_counter()
+        options = {name: getattr(args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "script")}
+        if args.max_duration:
+            options["max_duration"] = args.max_duration
+        hidden = args.quiet or not sys.stderr.isatty()
+        length = None if hidden else audio.stated_duration(name)
+        shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
+        with explain.observed(recogniser) if args.explain else nullcontext() as observation:
+            with tqdm(total=length, desc=title, disable=hidden, leave=False, bar_format=shape) as bar:
+                for part in recogniser.stream(name, args.lang, Options(**options)):
+                    parts.append(part)
+                    for warning in part.warnings:
+                        self.say(f"warning: {name}: {warning.removeprefix(f'{name}: ')}")
+                    if not (args.files or args.json or args.explain):
+                        self.print(part.segments)
+                    bar.update(part.end - bar.n)
+                    bar.set_postfix_str(f"{part.end / (time.perf_counter() - start):.1f} times as fast as sound", refresh=False)
+        transcript = Transcript.of(parts)
         if args.lang == "auto" and transcript.language:
-            say(f"{name}: language {transcript.language}")
-        for warning in transcript.warnings:
-            say(f"warning: {name}: {warning.removeprefix(f'{name}: ')}")
+            self.say(f"{name}: language {transcript.language}")
         if args.explain:
             tqdm.write(writable(explain.report(observation)), file=sys.stdout)
-        tqdm.write(line(name, transcript, args.json, args.timestamps), file=sys.stdout)
+            self.print(transcript.segments)
+        if args.json:
+            tqdm.write(as_line(writers.record(transcript, name)), file=sys.stdout)
+        elif not (transcript.segments or args.files):
+            tqdm.write("", file=sys.stdout)     # a line for each recording, even if nobody speaks
+        if not args.files:
+            sys.stdout.flush()
+        return transcript
+
+    def print(self, segments) -> None:
+        from tqdm import tqdm
+        for segment in segments:
+            times = f"[{clock(segment.start)} --> {clock(segment.end)}] " if self.args.timestamps else ""
+            tqdm.write(times + writable(segment.text), file=sys.stdout)
         sys.stdout.flush()
-    say(f"{seconds:.1f} s of sound in {spent:.2f} s, real-time factor {spent / seconds if seconds else 0:.3f}; peak memory {peak_memory()}"
-        + (f"; {failed} of {len(args.audio)} recordings failed" if failed else ""))
-    return 1 if failed else 0
+
+    def write(self, name: str, transcript, outputs: dict) -> None:
+        layout = writers.Layout(self.args.max_line_width, self.args.max_line_count)
+        for form, path in outputs.items():
+            writers.write_whole(path, writers.WRITERS[form](transcript, layout, name))
+        self.say(f"{name} -> {', '.join(str(path) for path in outputs.values())}")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    if sys.stdout is None:
+    if sys.stdout is None and not args.files:
         print("error: standard output is closed", file=sys.stderr)
         return 1
     try:
-        return run(args)
+        return Work(args).run()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

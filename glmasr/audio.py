@@ -126,6 +126,17 @@ def _open(source, sample_rate, max_duration, stack, warn):
     return _open_ffmpeg(path, name, trouble, stack, warn)
 
 
+def stated_duration(source) -> float | None:
+    """Seconds that the header of a file states, to show progress; None where it says nothing. It may be wrong."""
+    try:
+        if source == "-" or not os.path.isfile(source) or _foreign(os.fspath(source)):
+            return None
+        with soundfile.SoundFile(source if os.name == "nt" else os.fsencode(source)) as file:
+            return file.frames / file.samplerate if 0 < file.frames < 2 ** 62 else None
+    except (OSError, TypeError, ValueError, ZeroDivisionError, soundfile.LibsndfileError):
+        return None
+
+
 def _foreign(path) -> str:
     """Why a file is not for libsndfile, judged by its first bytes; "" if it may be."""
     with open(path, "rb") as file:

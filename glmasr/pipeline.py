@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import audio as sound
-from . import cutting, decode, weights
+from . import cutting, decode, script, weights
 from .config import TIME_STEP, EncoderDecoderConfig, GlmAsrConfig
 from .cutting import Window
 from .errors import CheckpointError, OptionError
@@ -91,7 +91,8 @@ class Transcript:
     language    as it was asked for; for "auto" the one that the model hears, or where it has no tokens for languages, the one
                 that the text is written in: "zh", "yue", "en", or "" where that says nothing
     seconds     length of the recording
-    heard       seconds of it that the model heard; the rest was silent, or is named in the warnings
+    heard       seconds of it that the model heard
+    silent      seconds of it that were skipped as silent; what is neither heard nor silent is named in the warnings
     failed      stretches whose text can't be right, whatever was tried
     warnings    sentences for the user, such as that the text is incomplete
     """
@@ -102,21 +103,39 @@ class Transcript:
     seconds: float
     warnings: list[str] = field(default_factory=list)
     heard: float = 0.0
+    silent: float = 0.0
     failed: int = 0
 
     @classmethod
-    def of(cls, parts: list[Part], seconds: float) -> "Transcript":
+    def of(cls, parts: list[Part]) -> "Transcript":
+        """All parts of a stream, joined. The last one reaches from what was listened to up to the end of the recording."""
         segments = [segment for part in parts for segment in part.segments]
         text = join([segment.text for segment in segments])
         # The last one knows: see `EncoderDecoderRecogniser._hear`.
         language = next((part.language for part in reversed(parts) if part.language), name_language(text))
-        return cls(text, language, segments, seconds, [warning for part in parts for warning in part.warnings],
-                   sum(part.end - part.start for part in parts), sum(part.failed for part in parts))
+        heard = sum(part.end - part.start for part in parts[:-1])
+        return cls(text, language, segments, parts[-1].end, [warning for part in parts for warning in part.warnings],
+                   round(heard, 3), round(max(0.0, parts[-1].start - heard), 3), sum(part.failed for part in parts))
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to recognise: see `Recogniser.transcribe`."""
+    """How to recognise.
+
+    task            "transcribe"; of an encoder-decoder whose vocabulary has it, also "translate" (into English)
+    timestamps      times from the model's own time tokens, to 20 ms: encoder-decoder only
+    beams           width of the search, 1 is greedy; by default what the model was meant for: 5 for the encoder-decoder, else 1
+    length_penalty  of a search with beams: the higher, the more it favours long answers
+    max_new_tokens  limit for the answer of a window; by default it follows from the window's length
+    temperatures    what is tried, one after the other, while a text can't be right; above 0 it is sampled
+    long            of recordings longer than a window: "cut" where it is quiet; "whole": all windows in one prompt, up to the
+                    model's limit, as the published model was used; "seek": an encoder-decoder with `timestamps` goes on where
+                    its last sentence ended
+    batch_size      windows that are decoded together; by default what memory allows
+    guards          False: every answer is taken as it comes
+    script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
+    max_duration    seconds that a recording may have at most
+    """
 
     task: str = "transcribe"
     timestamps: bool = False
@@ -127,6 +146,8 @@ class Options:
     long: str = "cut"
     batch_size: int | None = None
     guards: bool = True
+    script: str | None = None
+    max_duration: float = sound.MAX_DURATION
 
     def check(self, positions: int) -> None:
         """Raises OptionError for a value out of range."""
@@ -141,6 +162,7 @@ class Options:
             raise OptionError(f"beams is {self.beams}, expected at most {MOST_BEAMS}")
         if not self.temperatures or not all(isinstance(value, (int, float)) and 0 <= value <= 10 for value in self.temperatures):
             raise OptionError(f"temperatures is {self.temperatures!r}, expected numbers from 0 to 10, at least one")
+        script.converter(self.script)
         if self.long not in ("cut", "whole", "seek"):
             raise OptionError(f"long is {self.long!r}, expected 'cut', 'whole' or 'seek'")
 
@@ -211,43 +233,33 @@ class Recogniser:
         return self.model.config
 
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
-                   timestamps: bool = False, beams: int | None = None, length_penalty: float = 1.0,
-                   max_new_tokens: int | None = None, temperatures: tuple[float, ...] = TEMPERATURES, long: str = "cut",
-                   batch_size: int | None = None, guards: bool = True) -> Transcript:
+                   timestamps: bool = False, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
+                   temperatures: tuple[float, ...] = TEMPERATURES, long: str = "cut", batch_size: int | None = None, guards: bool = True,
+                   script: str | None = None, max_duration: float = sound.MAX_DURATION) -> Transcript:
         """Recognises one recording.
 
-        audio           path, "-" (standard input), bytes, binary file, or a float array (S,) or (S, channels), about -1..1,
-                        with its `sample_rate` in Hz
-        language        "auto", "zh", "yue", "en". The encoder-decoder is told it by a token, or judges it by itself; of GLM-ASR,
-                        which has no such tokens, letters that the language is not written in are forbidden
-        task            "transcribe"; of an encoder-decoder whose vocabulary has it, also "translate" (into English)
-        timestamps      times from the model's own time tokens, to 20 ms: encoder-decoder only
-        beams           width of the search, 1 is greedy; by default what the model was meant for: 5 for the encoder-decoder, else 1
-        length_penalty  of a search with beams: the higher, the more it favours long answers
-        max_new_tokens  limit for the answer of a window; by default it follows from the window's length
-        temperatures    what is tried, one after the other, while a text can't be right; above 0 it is sampled
-        long            of recordings longer than a window: "cut" where it is quiet; "whole": all windows in one prompt, up to the
-                        model's limit, as the published model was used; "seek": an encoder-decoder with `timestamps` goes on where
-                        its last sentence ended
-        batch_size      windows that are decoded together; by default what memory allows
-        guards          False: every answer is taken as it comes
+        audio       path, "-" (standard input), bytes, binary file, or a float array (S,) or (S, channels), about -1..1, with its
+                    `sample_rate` in Hz
+        language    "auto", "zh", "yue", "en". The encoder-decoder is told it by a token, or judges it by itself; of GLM-ASR, which
+                    has no such tokens, letters that the language is not written in are forbidden
+        task, ...   what `Options` says
 
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
         """
-        options = Options(task, timestamps, beams, length_penalty, max_new_tokens, tuple(temperatures), long, batch_size, guards)
-        *parts, end = self.stream(audio, language, options, sample_rate=sample_rate)
-        return Transcript.of([*parts, end], end.end)
+        options = Options(task, timestamps, beams, length_penalty, max_new_tokens, tuple(temperatures), long, batch_size, guards, script, max_duration)
+        return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)))
 
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None) -> Iterator[Part]:
         """The same, part by part as they are recognised; the last part is empty and says where the recording ends. Memory
         doesn't grow with the recording. Options are checked before the first part."""
         options = self._checked(language, options)
         warnings: list[str] = []
-        reader = Reader(sound.blocks(audio, sample_rate, warn=warnings.append), self.config.window)
+        blocks = sound.blocks(audio, sample_rate, max_duration=options.max_duration, warn=warnings.append)
+        reader = Reader(blocks, self.config.window)
         for part in self._parts(reader, language, options, warnings):
             said, warnings[:] = warnings[:], []
             yield replace(part, warnings=said + part.warnings)
-        yield Part(reader.seconds, reader.seconds, "", [], warnings)
+        yield Part(reader.seconds - reader.left_out, reader.seconds, "", [], warnings)
 
     def recognise(self, recordings: list[Tensor], languages: list[str], options: Options = Options()) -> list[Transcript]:
         """Samples (S,) at 16 kHz of some recordings -> their transcripts. Their windows are decoded in common batches."""
@@ -256,8 +268,8 @@ class Recogniser:
             self._checked(language, options)
             jobs.append([Job(window, hearing) for hearing in [Hearing(language)] for window in self._windows(Reader([samples], self.config.window), options)])
         parts = self._decode_all((job for some in jobs for job in some), replace(options, beams=options.beams or self.config.beams))
-        return [Transcript.of(list(islice(parts, len(some))), len(samples) / sound.SAMPLE_RATE)
-                for some, samples in zip(jobs, recordings, strict=True)]
+        ends = [len(samples) / sound.SAMPLE_RATE for samples in recordings]
+        return [Transcript.of([*islice(parts, len(some)), Part(end, end, "", [], [])]) for some, end in zip(jobs, ends, strict=True)]
 
     def _checked(self, language: str, options: Options) -> Options:
         """The options with this model's defaults. What can't be had is said before anything is read."""
@@ -281,14 +293,16 @@ class Recogniser:
 
     def _decode_all(self, jobs: Iterable[Job], options: Options) -> Iterator[Part]:
         """The parts of the jobs, in their order."""
-        jobs, size = iter(jobs), options.batch_size or self._batch_size(options)
+        jobs, size, convert = iter(jobs), options.batch_size or self._batch_size(options), script.converter(options.script)
         while batch := list(islice(jobs, size)):
             found: dict[int, Part] = {}
             kinds = [self.rules(job.hearing.language, options) for job in batch]
             for rules in {id(kind): kind for kind in kinds}.values():       # what has other rules is decoded apart
                 members = [index for index, kind in enumerate(kinds) if kind is rules]
                 found |= zip(members, self._decode([batch[index] for index in members], rules, options), strict=True)
-            yield from (found[index] for index in range(len(batch)))
+            for index in range(len(batch)):
+                segments = [replace(segment, text=convert(segment.text)) for segment in found[index].segments]
+                yield replace(found[index], segments=segments)
 
     @torch.inference_mode()
     def _decode(self, jobs: list[Job], rules: list[decode.Rule], options: Options, halves: bool = False) -> list[Part]:
@@ -406,10 +420,10 @@ class GlmAsrRecogniser(Recogniser):
             yield from super()._parts(reader, language, options, warnings)
             return
         most = self.config.longest_windows * self.config.window
-        samples, beyond = reader.take(most)
-        if beyond:
+        samples = reader.take(most)
+        if reader.left_out:
             warnings.append(f"the model takes {most / sound.SAMPLE_RATE:.0f} s at most, {self.config.longest_windows} whole windows: "
-                            f"the last {beyond / sound.SAMPLE_RATE:.1f} s of the recording are left out")
+                            f"the last {reader.left_out:.1f} s of the recording are left out")
         yield from self._decode_all([Job(Window(0, samples), Hearing(language))], options)
 
     def _hear(self, jobs: list[Job], options: Options) -> Heard:
@@ -518,10 +532,10 @@ class EncoderDecoderRecogniser(Recogniser):
 
 class Reader:
     """A stream of blocks (any,), from which the first `window` samples were read, to know whether there are more. Iterated, it
-    gives all samples; `seconds` is what was read so far."""
+    gives all samples. `seconds` is what was read so far, `left_out` what of it nobody heard."""
 
     def __init__(self, blocks: Iterable[Tensor], window: int):
-        self._blocks, self._buffer, self._read = iter(blocks), torch.zeros(0), 0
+        self._blocks, self._buffer, self._read, self.left_out = iter(blocks), torch.zeros(0), 0, 0.0
         self.fits = not self.more(window)
         self.first = self._buffer[:window]
 
@@ -547,12 +561,12 @@ class Reader:
     def skip(self, count: int) -> None:
         self._buffer = self._buffer[count:]
 
-    def take(self, most: int) -> tuple[Tensor, int]:
-        """The next samples, at most `most`, and how many more there are, which are read and dropped."""
+    def take(self, most: int) -> Tensor:
+        """The next samples, at most `most`; the others are read and left out."""
         samples = self.peek(most)
         self.skip(most)
-        beyond = sum(map(len, self))
-        return samples, beyond
+        self.left_out = sum(map(len, self)) / sound.SAMPLE_RATE
+        return samples
 
     def __iter__(self) -> Iterator[Tensor]:
         while True:

@@ -12,7 +12,7 @@ import torch
 
 from glmasr import audio, weights
 from glmasr.config import PRESETS
-from glmasr.pipeline import Options, Recogniser
+from glmasr import pipeline
 
 FOLDER = Path(__file__).parents[1] / "docs"
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.md")) if path.name != "HOSTILE.md"}
@@ -111,7 +111,7 @@ def test_the_comparison_has_the_numbers_of_the_presets():
     assert f"{theirs.longest_windows} windows, {theirs.longest_windows * theirs.window_seconds} s" in table["long sound"][1]
     assert f"MLPs of {ours.encoder.hidden}, {ours.decoder.positions} text" in " ".join(TEXTS["MODEL.md"].split())
     for seconds, tokens in ((0, 32), (1, 48), (30, 512)):
-        assert Recogniser._budget(None, seconds * 16_000, Options(), 10_000) == tokens
+        assert pipeline.TOKENS_AT_LEAST + pipeline.TOKENS_A_SECOND * seconds == tokens
     assert f"positions leave: {min(512, ours.decoder.positions - 4)} for a window" in " ".join(TEXTS["ENCODER-DECODER.md"].split())
 
 

@@ -12,15 +12,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
 import glmasr
 import transcribe
+from glmasr import writers
+from glmasr.pipeline import Options, Part
 from test_pipeline import HAN, RATE, ROOT, damage, make_checkpoint, melody
 
 PROGRAM = [sys.executable, str(ROOT / "transcribe.py")]
-KEYS = ["audio", "text", "language", "segments", "seconds", "warnings"]
+KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed"]
 CLOSING = re.compile(r"^(\d+\.\d) s of sound in (\d+\.\d\d) s, real-time factor (\d+\.\d+); peak memory \d+ MiB", re.MULTILINE)
 
 
@@ -78,7 +81,7 @@ def test_texts_in_order_and_the_rest_on_standard_error(call, texts):
     assert (code, out) == (0, [texts[2], texts[0], texts[1]])
     closing = CLOSING.search(err)
     assert closing[1] == "3.0" and float(closing[3]) == pytest.approx(float(closing[2]) / 3, abs=0.003)
-    assert err.count("warning: ") == 3 and "warning: 2.wav: the limit of 6 tokens was reached" in err and "failed" not in err
+    assert err.count("warning: ") == 3 and "warning: 2.wav: 0.0 s to 1.5 s: the limit of tokens was reached" in err and "0 failed" in err
 
 
 def test_the_same_file_twice(call, texts):
@@ -102,7 +105,9 @@ def test_json(call, texts):
         found = json.loads(line)
         assert list(found) == KEYS and found["audio"] == f"{number}.wav" and found["text"] == texts[number]
         assert found["seconds"] == (1.0, 0.5, 1.5)[number] and found["language"] in ("zh", "yue", "en", "")
-        assert found["segments"] == [{"start": 0.0, "end": found["seconds"], "text": found["text"]}]
+        [segment] = found["segments"]
+        assert (segment["start"], segment["end"], segment["text"], segment["flags"]) == (0.0, found["seconds"], found["text"], ["incomplete"])
+        assert (found["heard"], found["silent"], found["failed"], found["schema"]) == (found["seconds"], 0.0, 0, 1)
         assert len(found["warnings"]) == 1 and "incomplete" in found["warnings"][0]
     assert "\\u" not in out[0]                                  # letters, not escapes, where the terminal can show them
 
@@ -120,14 +125,16 @@ def test_options_reach_the_library(call, monkeypatch):
     calls = []
 
     class Recogniser:
-        def transcribe(self, *args, **more):
-            calls.append((args, more))
-            return glmasr.Transcript("ok", "en", [], 1.0)
+        def stream(self, *args):
+            calls.append(args)
+            yield Part(1.0, 1.0, "en", [], [])
 
     monkeypatch.setattr(glmasr, "load", lambda *args, **more: calls.append((args, more)) or Recogniser(), raising=False)
-    assert call("0.wav", "--lang", "yue", "--beams", "3", "--task", "translate", "--timestamps", tokens=44)[:2] == (0, [""])
+    assert call("0.wav", "--lang", "yue", "--beams", "3", "--task", "translate", "--timestamps", "--long", "seek", "--batch-size", "7",
+                "--script", "traditional", "--max-duration", "99.5", tokens=44)[:2] == (0, [""])
     assert calls == [(("model",), {"device": "cpu", "dtype": "float32"}),
-                     (("0.wav", "yue"), {"task": "translate", "timestamps": True, "beams": 3, "max_new_tokens": 44})]
+                     ("0.wav", "yue", Options(task="translate", timestamps=True, beams=3, max_new_tokens=44, long="seek", batch_size=7,
+                                              script="traditional", max_duration=99.5))]
 
 
 def test_progress_on_a_terminal(call, texts, monkeypatch):
@@ -135,7 +142,7 @@ def test_progress_on_a_terminal(call, texts, monkeypatch):
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
     code, out, _ = call("0.wav", "1.wav")
-    assert (code, out) == (0, texts[:2]) and "0/2" in terminal.getvalue() and "1.5 s of sound" in terminal.getvalue()
+    assert (code, out) == (0, texts[:2]) and "1/2 0.wav" in terminal.getvalue() and "2/2 1.wav: " in terminal.getvalue() and "1.5 s of sound" in terminal.getvalue()
 
 
 def test_a_warning_names_its_recording_once(call, room):
@@ -151,11 +158,11 @@ def test_a_warning_names_its_recording_once(call, room):
 # ---- what goes wrong ----------------------------------------------------------------------------------------------------
 
 def test_a_bad_recording_does_not_stop_the_others(call, texts):
-    code, out, err = call("nothing.wav", "0.wav", "bad.wav", ".", "1.wav")
+    code, out, err = call("nothing.wav", "0.wav", "bad.wav", "model", "1.wav")
     assert (code, out) == (1, texts[:2])
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 3 and all(name in line for name, line in zip(("nothing.wav", "bad.wav", "directory"), errors))
-    assert "3 of 5 recordings failed" in err and CLOSING.search(err)[1] == "1.5"
+    assert len(errors) == 3 and all(name in line for name, line in zip(("model", "nothing.wav", "bad.wav"), errors))
+    assert "2 done, 0 skipped, 3 failed" in err and err.count("  failed: ") == 3 and CLOSING.search(err)[1] == "1.5"
 
 
 def test_only_bad_recordings(call):
@@ -196,6 +203,81 @@ def test_a_model_that_is_not_there(capsys, name):
     assert out == "" and len(err.splitlines()) == 1 and err.startswith("error: ")
 
 
+# ---- files ---------------------------------------------------------------------------------------------------------------
+
+def test_files_in_all_formats(call, texts, tmp_path):
+    code, out, err = call("0.wav", "bad.wav", "1.wav", "--format", "all", "--output-dir", str(tmp_path / "out"))
+    assert (code, out) == (1, []) and "2 done, 0 skipped, 1 failed" in err and err.count("failed: bad.wav: ") == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{number}.{form}" for number in (0, 1) for form in writers.WRITERS)
+    for number in (0, 1):
+        assert (tmp_path / "out" / f"{number}.txt").read_text(encoding="utf-8") == f"{texts[number]}\n"
+        record = json.loads((tmp_path / "out" / f"{number}.json").read_text(encoding="utf-8"))
+        assert list(record) == KEYS and record["text"] == texts[number] and record["audio"] == f"{number}.wav"
+        assert f"{number}.wav -> " in err
+
+
+def test_a_stopped_batch_goes_on(call, texts, tmp_path):
+    files = ("0.wav", "1.wav", "2.wav", "--format", "txt,json", "--output-dir", str(tmp_path))
+    assert call(*files)[0] == 0
+    (tmp_path / "1.json").unlink()
+    (tmp_path / "0.txt").write_text("kept")
+    code, _, err = call(*files, "--skip-existing")
+    assert code == 0 and "1 done, 2 skipped, 0 failed" in err and (tmp_path / "1.json").is_file() and (tmp_path / "0.txt").read_text() == "kept"
+    code, _, err = call(*files, "--skip-existing")
+    assert code == 0 and "0 done, 3 skipped, 0 failed" in err
+
+
+def test_folders_and_patterns(call, room, texts, tmp_path):
+    for place in ("talks", "talks/monday"):
+        (tmp_path / place).mkdir()
+        shutil.copy(room / "1.wav", tmp_path / place / "talk.wav")
+    out = str(tmp_path / "out")
+    assert call(str(tmp_path / "talks"), "--output-dir", out)[0] == 0
+    assert sorted(os.listdir(out)) == ["talk.txt"]
+    assert call(str(tmp_path / "talks"), str(tmp_path / "t*s" / "talk.wav"), "--output-dir", out, "--recursive")[0] == 0
+    found = {str(path.relative_to(out)): path.read_text(encoding="utf-8") for path in Path(out).rglob("*.txt")}
+    assert found == dict.fromkeys(("talk.txt", os.path.join("monday", "talk.txt")), f"{texts[1]}\n")
+
+
+def test_two_recordings_of_one_name_get_two_files(call, room, tmp_path):
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        shutil.copy(room / ("0.wav" if place == "a" else "1.wav"), tmp_path / place / "talk.wav")
+    assert call(str(tmp_path / "a"), str(tmp_path / "b"), "--output-dir", str(tmp_path / "out"))[0] == 0
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) == 2 and len({path.read_text(encoding="utf-8") for path in files}) == 2
+
+
+def test_files_beside_the_recordings(call, room, texts, tmp_path):
+    shutil.copy(room / "0.wav", tmp_path / "talk.wav")
+    assert call(str(tmp_path / "talk.wav"), "--format", "txt")[:2] == (0, [])
+    assert (tmp_path / "talk.txt").read_text(encoding="utf-8") == f"{texts[0]}\n"
+
+
+def test_a_file_that_cannot_be_written(call, room, tmp_path):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "0.txt").mkdir()                          # a folder is where the file should go
+    code, out, err = call("0.wav", "1.wav", "--output-dir", str(tmp_path / "0"))
+    assert code == 1 and "error: " in err and "0.txt" in err and "1 done, 0 skipped, 1 failed" in err and (tmp_path / "0" / "1.txt").is_file()
+
+
+@pytest.mark.parametrize("arguments", [["--format", "doc"], ["--format", ""], ["--skip-existing"], ["--format", "srt", "--max-line-width", "1"],
+                                       ["--json", "--format", "json"], ["--explain", "--output-dir", "out"], ["--max-duration", "0"],
+                                       ["--max-duration", "nan"], ["--batch-size", "0"], ["--long", "short"], ["--script", "latin"]])
+def test_wrong_usage_of_files(capsys, arguments):
+    with pytest.raises(SystemExit) as leave:
+        transcribe.main(["0.wav", *arguments])
+    assert leave.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+def test_a_long_recording_appears_line_by_line(call, room):
+    soundfile.write(room / "long.flac", np.concatenate([np.concatenate((melody(2.5, seed=seed), np.zeros(RATE, np.float32))) for seed in range(4)]), RATE)
+    code, out, err = call("long.flac", "--max-duration", "10")
+    assert code == 1 and "longer than 10 s" in err
+    code, out, err = call("long.flac", "--batch-size", "2")
+    assert code == 0 and len(out) > 1
+
+
 # ---- terminals and pipes ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "gbk", "utf-16"])
@@ -212,25 +294,24 @@ def test_letters_that_the_output_cannot_hold(call, texts, monkeypatch, encoding)
 
 
 def test_json_is_valid_in_every_encoding(monkeypatch):
-    transcript = glmasr.Transcript("é 零 \U00020000 \" \\", "zh", [], 1.0)
+    record = writers.record(glmasr.Transcript("é 零 \U00020000 \" \\", "zh", [], 1.0), "a.wav")
     for encoding in ("ascii", "latin-1", "utf-8"):
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-        line = transcribe.line("a.wav", transcript, True).encode(encoding).decode(encoding)
-        assert json.loads(line)["text"] == transcript.text
+        assert json.loads(transcribe.as_line(record).encode(encoding).decode(encoding)) == record
 
 
 def test_a_file_name_that_is_not_text(capsys):
-    name = b"\xff.wav".decode("utf-8", "surrogateescape")       # as Python names a file in another encoding
-    line = transcribe.line(name, glmasr.Transcript("零", "zh", [], 1.0), True)
+    record = {"audio": b"\xff.wav".decode("utf-8", "surrogateescape"), "text": "零"}       # as Python names a file in another encoding
+    line = transcribe.as_line(record)
     line.encode("utf-8")
-    assert json.loads(line)["audio"] == name and json.loads(line)["text"] == "零"
+    assert json.loads(line) == record
 
 
 def test_help_is_quick():
     blocked = "import sys; sys.modules['torch'] = None; sys.argv[0] = 'transcribe.py'; import transcribe; transcribe.main()"
     done = subprocess.run([sys.executable, "-c", blocked, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == "" and all(option in done.stdout for option in (
-        "AUDIO", "--model", "--lang", "--beams", "--max-new-tokens", "--device", "--dtype", "--json", "--quiet"))
+        "AUDIO", "--model", "--lang", "--long", "--beams", "--max-new-tokens", "--format", "--output-dir", "--device", "--dtype", "--json", "--quiet"))
 
 
 def test_standard_input_and_a_poor_locale(texts, room):

@@ -369,8 +369,10 @@ def test_json_and_tables_agree(t):
 def test_json_of_unusual_names_and_numbers():
     t = Transcript("\ud83d\0", "zh", [Segment(math.nan, -math.inf, "\ud83d\0\u2028")], math.inf, ["\udcff"])
     text = WRITERS["json"](t, name=os.fsdecode(b"\xff.wav"))
-    assert strictly(text) == {"schema": 1, "audio": "\udcff.wav", "text": "\ud83d\0", "language": "zh", "seconds": None, "warnings": ["\udcff"],
-                              "segments": [{"start": None, "end": None, "text": "\ud83d\0\u2028"}]}
+    found = strictly(text)
+    [segment] = found.pop("segments")
+    assert found.items() >= {"schema": 1, "audio": "\udcff.wav", "text": "\ud83d\0", "language": "zh", "seconds": None, "warnings": ["\udcff"]}.items()
+    assert (segment["start"], segment["end"], segment["text"]) == (None, None, "\ud83d\0\u2028")
 
 
 TYPES = {"integer": int, "number": (int, float), "string": str, "null": type(None)}
