@@ -1,6 +1,7 @@
 """The trainer on a task of seconds: two tones are two words. It learns, resumes, fine-tunes, and refuses bad data."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,25 @@ def test_bad_manifests_are_errors_of_one_line(task, content, message):
     manifest.write_text(content, encoding="utf-8")
     done = train(task / "model", "--train", manifest, "--out", task / "never", *SMALL)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_joined_recordings(task, monkeypatch):
+    """What `--join` makes: nothing is lost, one language each, not too long, and the phrases are where the sounds are."""
+    monkeypatch.syspath_prepend(str(Path(TRAIN[1]).parent))
+    import train
+    rows = train.read_manifest(task / "train.jsonl")
+    for number, row in enumerate(rows):
+        row |= {"language": ("zh", "en")[number % 2], "phrases": [{"start": 0.1, "end": row["seconds"] - 0.1, "text": row["text"]}]}
+    found = train.joined(rows, 0.75, 4.0, random.Random(0))
+    parts = [part["audio"] for row in found for part in row.get("parts", [row])]
+    assert sorted(parts) == sorted(row["audio"] for row in rows) and max(row["seconds"] for row in found) <= 4.0
+    longest = max(found, key=lambda row: len(row.get("parts", [row])))
+    assert len(longest["parts"]) > 2 and len({part["language"] for part in longest["parts"]}) == 1
+    clip = train.read_clip(longest, 0.0, 0.0, np.random.default_rng(0))
+    assert abs(len(clip.samples) / 16_000 - longest["seconds"]) < 0.001 and clip.language == longest["language"]
+    assert clip.text.replace(" ", "") == "".join(part["text"] for part in longest["parts"])
+    assert "".join(text for _, _, text in clip.phrases).replace(" ", "") == clip.text.replace(" ", "")
+    for start, end, _ in clip.phrases:
+        assert clip.samples[round(start * 16_000):round(end * 16_000)].abs().mean() > 0.1
+    for (_, end, _), (start, _, _) in zip(clip.phrases, clip.phrases[1:]):
+        assert start - end >= train.PAUSE

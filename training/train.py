@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from glmasr import audio, weights                                                     # noqa: E402
 from glmasr.config import read_config                                                 # noqa: E402
 from glmasr.errors import GlmAsrError                                                 # noqa: E402
+from glmasr.language import join                                                      # noqa: E402
 from glmasr.model import EncoderDecoder, GlmAsr                                       # noqa: E402
 from glmasr.pipeline import make_recogniser                                           # noqa: E402
 from glmasr.tokenizer import read_tokenizer                                           # noqa: E402
@@ -41,6 +42,9 @@ from glmasr.tokenizer import read_tokenizer                                     
 from augment import augment, nothing_said                                             # noqa: E402
 from evaluate import TrainingError, evaluate, read_manifest                           # noqa: E402
 from families import IGNORE, Batch, Clip, EncoderDecoderFamily, GlmAsrFamily, family_of        # noqa: E402
+
+GAPS = 0.15, 0.8                # seconds between recordings that are joined
+PAUSE = 0.5                     # seconds; a shorter gap doesn't end a phrase, as in make_digits.py
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -64,16 +68,47 @@ def plan(rows: list[dict], budget: float, window: float, whole: bool, rng: rando
     return batches
 
 
+def joined(rows: list[dict], share: float, longest: float, rng: random.Random) -> list[dict]:
+    """The rows, a share of them made into longer recordings, as windows of a long one are: {"parts": rows of one language, "gaps":
+    seconds in front of each, "seconds"}, together at most `longest` seconds."""
+    rows = rng.sample(rows, len(rows))
+    count = round(share * len(rows))
+    found, groups = rows[count:], {}
+    for row in rows[:count]:
+        group = groups.get(row.get("language"))
+        gap = rng.uniform(*GAPS) if group else 0.0
+        if group and group["seconds"] + gap + row["seconds"] > longest * rng.uniform(0.6, 1.0):
+            found.append(groups.pop(row.get("language")))
+            group, gap = None, 0.0
+        if not group:
+            group = groups[row.get("language")] = {"parts": [], "gaps": [], "seconds": 0.0, "language": row.get("language", "")}
+        group["parts"].append(row)
+        group["gaps"].append(gap)
+        group["seconds"] += gap + row["seconds"]
+    return found + list(groups.values())
+
+
 def read_clip(row: dict, changed: float, silence: float, rng: np.random.Generator) -> Clip:
     """The recording of a row, changed with probability `changed`; or, with probability `silence`, nobody speaking."""
     if rng.random() < silence:
         return Clip(torch.from_numpy(nothing_said(min(row["seconds"], 10.0), rng)), "", row.get("language", ""), [])
-    samples, speed = audio.load(row["audio"]), 1.0
+    sounds, phrases, length = [], [], 0
+    parts = row.get("parts", [row])
+    for part, gap in zip(parts, row.get("gaps", [0.0])):
+        sounds += [np.zeros(round(gap * audio.SAMPLE_RATE), np.float32), audio.load(part["audio"]).numpy()]
+        begin = (length + len(sounds[-2])) / audio.SAMPLE_RATE
+        length += len(sounds[-2]) + len(sounds[-1])
+        for phrase in part.get("phrases", []):
+            start, end = begin + phrase["start"], begin + phrase["end"]
+            if phrases and start - phrases[-1][1] < PAUSE:
+                phrases[-1] = (phrases[-1][0], end, join([phrases[-1][2], phrase["text"]]))
+            else:
+                phrases.append((start, end, phrase["text"]))
+    samples, speed = np.concatenate(sounds), 1.0
     if rng.random() < changed:
-        changed_samples, speed = augment(samples.numpy(), rng)
-        samples = torch.from_numpy(changed_samples)
-    phrases = [(phrase["start"] / speed, phrase["end"] / speed, phrase["text"]) for phrase in row.get("phrases", [])]
-    return Clip(samples, row["text"], row.get("language", ""), phrases)
+        samples, speed = augment(samples, rng)
+    return Clip(torch.from_numpy(samples), join([part["text"] for part in parts]), row.get("language", ""),
+                [(start / speed, end / speed, text) for start, end, text in phrases])
 
 
 class Stream(torch.utils.data.IterableDataset):
@@ -96,7 +131,10 @@ class Stream(torch.utils.data.IterableDataset):
             # While more recordings come in, a plan is good for 50 steps only.
             if not queue or whole != was_whole or (step < args.ramp and step % 50 == 0):
                 window = self.family.config.window_seconds
-                queue = plan(self.allowed(step), args.batch_seconds, window, whole, random.Random(args.seed + epoch))
+                rng, rows = random.Random(args.seed + epoch), self.allowed(step)
+                if step >= args.ramp:
+                    rows = joined(rows, args.join, 0.9 * window, rng)       # slowed down they have to fit still
+                queue = plan(rows, args.batch_seconds, window, whole, rng)
                 epoch, was_whole = epoch + 1, whole
             batch = queue.pop()
             if step >= self.start:
@@ -234,6 +272,7 @@ def arguments():
     parser.add_argument("--ctc", type=float, default=0.5, help="weight of the CTC loss (default 0.5)")
     parser.add_argument("--decay", type=float, default=0.05, help="weight decay of the matrices (default 0.05)")
     parser.add_argument("--silence", type=float, default=0.0, help="share of the clips that are replaced by noise or silence (default 0)")
+    parser.add_argument("--join", type=float, default=0.0, help="share of the clips that are put one behind the other, as in long recordings (default 0)")
     parser.add_argument("--misread", type=float, default=0.0, help="share of the text that the decoder reads wrongly while it learns (default 0)")
     parser.add_argument("--mean", type=float, default=0.998, help="decay of the running mean of the weights (default 0.998)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
