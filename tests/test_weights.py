@@ -393,6 +393,8 @@ def test_a_bias_of_a_key_is_unexpected(folder):
 
 def test_another_model_under_the_right_config(folder):
     save_file({"bert.embeddings.weight": torch.zeros(2)}, folder / FILE)
+    refused(folder, "asks for", "1 tensors only")
+    save_file({f"bert.layer.{number}.weight": torch.zeros(2) for number in range(50)}, folder / FILE)
     refused(folder, "audio_tower.conv1.weight", "missing")
 
 
