@@ -23,6 +23,22 @@ def augment(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (samples * 10 ** (-rng.uniform(0, 30) / 20)).astype(np.float32)
 
 
+def nothing_said(seconds: float, rng: np.random.Generator) -> np.ndarray:
+    """Sound without speech, or hardly any sound: digital silence, noise, hum and its overtones, a few tones."""
+    count = int(seconds * RATE)
+    time = np.arange(count) / RATE
+    kind = rng.choice(["silence", "noise", "hum", "tones"])
+    if kind == "silence":
+        return np.zeros(count, np.float32)
+    if kind == "noise":
+        sound = noise(count, rng)
+    else:
+        pitches = rng.choice([50.0, 60.0]) * np.arange(1, 6) if kind == "hum" else rng.uniform(100, 2000, rng.integers(1, 5))
+        sound = sum(rng.uniform(0.1, 1) * np.sin(2 * np.pi * pitch * time + rng.uniform(0, 6)) for pitch in pitches)
+    sound = sound + noise(count, rng) * 10 ** rng.uniform(-3, -1)
+    return (sound / (np.abs(sound).max() + 1e-9) * 10 ** rng.uniform(-3, 0)).astype(np.float32)
+
+
 def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
     """Faster and higher, or slower and deeper, like a tape: pitch, formants and tempo together."""
     places = np.arange(0, len(samples) - 1, factor)

@@ -39,7 +39,7 @@ from glmasr.errors import GlmAsrError                                           
 from glmasr.model import GlmAsr                                                       # noqa: E402
 from glmasr.tokenizer import Tokenizer                                                # noqa: E402
 
-from augment import augment, mask_mel                                                 # noqa: E402
+from augment import augment, mask_mel, nothing_said                               # noqa: E402
 from evaluate import TrainingError, evaluate, read_manifest                                          # noqa: E402
 
 IGNORE = -100                   # a target that has no loss
@@ -80,25 +80,28 @@ def plan(rows: list[dict], budget: float, window: float, whole: bool, rng: rando
 
 
 def collate(rows: list[dict], model: GlmAsr, tokenizer: Tokenizer, whole: bool, seed: int, changed: float = 1.0,
-            misread: float = 0.0) -> Batch:
-    """Reads, changes and pads the recordings of a batch; each is changed with probability `changed`."""
+            misread: float = 0.0, silence: float = 0.0) -> Batch:
+    """Reads, changes and pads the recordings of a batch; each is changed with probability `changed`, and replaced by sound without
+    speech with probability `silence`."""
     config, rng = model.config, np.random.default_rng(seed)
-    recordings = [audio.load(row["audio"]) for row in rows]
-    recordings = [torch.from_numpy(augment(samples.numpy(), rng)) if rng.random() < changed else samples for samples in recordings]
+    rows = [row | {"text": "", "audio": None} if rng.random() < silence else row for row in rows]
+    recordings = [audio.load(row["audio"]) if row["audio"] else torch.from_numpy(nothing_said(min(row["seconds"], 10.0), rng)) for row in rows]
+    recordings = [torch.from_numpy(augment(samples.numpy(), rng)) if rng.random() < changed and row["audio"] else samples
+                  for samples, row in zip(recordings, rows)]
     longest = max(len(samples) for samples in recordings)
     step = HOP * STRIDE
     length = config.window if whole or longest > config.window else -(-longest // step) * step
     cut = [audio.windows(samples, length) for samples in recordings]
     counts = [[min(length, len(samples) - start) for start in range(0, len(samples), length)] for samples in recordings]
     mel = audio.log_mel(torch.cat(cut), config.encoder.bands)
-    texts = [torch.tensor(tokenizer.encode(row["text"])) for row in rows]
+    texts = [torch.tensor(tokenizer.encode(row["text"]), dtype=torch.long) for row in rows]
     end = torch.tensor([tokenizer.special.get("<|user|>", config.stop[0])])
     tokens, targets = [], []
     everything = torch.cat(texts)
     for text, count in zip(texts, counts):
         # The decoder reads some wrong words, so that it learns to follow the sound even where its own text is wrong.
         wrong = torch.from_numpy(rng.random(len(text)) < misread)
-        read = torch.where(wrong, everything[torch.from_numpy(rng.integers(0, len(everything), len(text)))], text)
+        read = torch.where(wrong, everything[torch.from_numpy(rng.integers(0, max(1, len(everything)), len(text)))], text)
         prompt = torch.tensor(model.prompt(tokenizer, sum(audio_rows(n, config.merge) for n in count)))
         tokens.append(torch.cat((prompt, read)))
         targets.append(torch.cat((torch.full((len(prompt) - 1,), IGNORE), text, end)))
@@ -131,7 +134,7 @@ class Stream(torch.utils.data.IterableDataset):
             batch = queue.pop()
             if step >= self.start:
                 changed = min(1.0, step / args.ramp) if args.ramp else 1.0
-                yield collate(batch, self.model, self.tokenizer, whole, args.seed * 1_000_003 + step, changed, args.misread)
+                yield collate(batch, self.model, self.tokenizer, whole, args.seed * 1_000_003 + step, changed, args.misread, args.silence)
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -264,6 +267,7 @@ def arguments():
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--ctc", type=float, default=0.5, help="weight of the CTC loss (default 0.5)")
     parser.add_argument("--decay", type=float, default=0.05, help="weight decay of the matrices (default 0.05)")
+    parser.add_argument("--silence", type=float, default=0.0, help="share of the clips that are replaced by noise or silence (default 0)")
     parser.add_argument("--misread", type=float, default=0.0, help="share of the text that the decoder reads wrongly while it learns (default 0)")
     parser.add_argument("--mean", type=float, default=0.998, help="decay of the running mean of the weights (default 0.998)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
