@@ -31,5 +31,5 @@ train "$out/init" begin --without $unheard --from-scratch --steps 5000 --ramp 12
 train "$out/begin/model" unheard --without $unheard --steps 4000 --warmup 100 --rate 1e-3 --short 0.85 --seed 3
 python training/evaluate.py "$out/unheard/model" "$data"/eval_*.jsonl | tee "$out/unheard.md"
 # Some words are read wrongly, against answers that go on for ever after a wrong word; and now and then nobody speaks.
-train "$out/unheard/model" demo --steps 10000 --warmup 100 --rate 8e-4 --short 0.9 --seed 4 --misread 0.1 --silence 0.02 --mean 0.995
+train "$out/unheard/model" demo --steps 10000 --warmup 100 --rate 8e-4 --short 0.9 --seed 4 --misread 0.1 --silence 0.02 --mean 0.999
 python training/evaluate.py "$out/demo/model" "$data"/eval_*.jsonl | tee "$out/demo.md"
