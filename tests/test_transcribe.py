@@ -342,23 +342,29 @@ def test_a_full_disk(room):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
-def test_interrupt(room):
-    os.mkfifo(room / "pipe")
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)       # a child would inherit that it is ignored
-    child = subprocess.Popen([*PROGRAM, "pipe", "--model", "model"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    signal.signal(signal.SIGINT, before)
+@pytest.mark.parametrize("before", [[], ["0.wav"]])
+def test_interrupt(room, texts, tmp_path, before):
+    """While it waits for sound. What was finished is written, and told."""
+    pipe, out = tmp_path / "pipe", tmp_path / "out"
+    os.mkfifo(pipe)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)      # a child would inherit that it is ignored
+    options = ["--model", "model", "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "6", "--output-dir", str(out)]
+    child = subprocess.Popen([*PROGRAM, *before, str(pipe), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, handler)
     end, writer = time.monotonic() + 60, None
     try:
         while writer is None:                                   # it opens when the child reads: then the child waits for sound
             try:
-                writer = os.open(room / "pipe", os.O_WRONLY | os.O_NONBLOCK)
+                writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
             except OSError as error:
                 assert error.errno == errno.ENXIO and child.poll() is None and time.monotonic() < end
                 time.sleep(0.02)
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=60)
+        text, err = child.communicate(timeout=60)
     finally:
         child.kill()
         if writer is not None:
             os.close(writer)
-    assert (child.returncode, out, err) == (130, "", "interrupted\n")
+    assert (child.returncode, text, err.splitlines()[-1]) == (130, "", "interrupted") and "Traceback" not in err
+    assert sorted(path.name for path in out.glob("*")) == [Path(name).stem + ".txt" for name in before]
+    assert bool(before) == ("1.0 s of sound" in err)
