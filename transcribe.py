@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from glmasr import writers                      # torch, which takes a second, only where it is needed
@@ -214,33 +213,19 @@ class Work:
             self.say(line)
 
     def recognise(self, recogniser, name: str, title: str):
-        """The transcript of a recording; to standard output its text goes as soon as a stretch is recognised."""
-        from glmasr import audio, explain
+        """The transcript of a recording, which goes to standard output, if not into files."""
         from glmasr.pipeline import Options, Transcript
         from tqdm import tqdm
-        args, parts, start = self.args, [], time.perf_counter()
+        args = self.args
         options = {name: getattr(args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "script")}
         if args.max_duration:
             options["max_duration"] = args.max_duration
-        hidden = args.quiet or not sys.stderr.isatty()
-        length = None if hidden else audio.stated_duration(name)
-        shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
-        with explain.observed(recogniser) if args.explain else nullcontext() as observation:
-            with tqdm(total=length, desc=title, disable=hidden, leave=False, bar_format=shape) as bar:
-                for part in recogniser.stream(name, args.lang, Options(**options)):
-                    parts.append(part)
-                    for warning in part.warnings:
-                        self.say(f"warning: {name}: {warning.removeprefix(f'{name}: ')}")
-                    if not (args.files or args.json or args.explain):
-                        self.print(part.segments)
-                    bar.update(part.end - bar.n)
-                    bar.set_postfix_str(f"{part.end / (time.perf_counter() - start):.1f} times as fast as sound", refresh=False)
-        transcript = Transcript.of(parts)
+        if args.explain:
+            transcript = self.explained(recogniser, name, options)
+        else:
+            transcript = Transcript.of(self.listen(recogniser, name, Options(**options), title))
         if args.lang == "auto" and transcript.language:
             self.say(f"{name}: language {transcript.language}")
-        if args.explain:
-            tqdm.write(writable(explain.report(observation)), file=sys.stdout)
-            self.print(transcript.segments)
         if args.json:
             tqdm.write(as_line(writers.record(transcript, name)), file=sys.stdout)
         elif not (transcript.segments or args.files):
@@ -248,6 +233,37 @@ class Work:
         if not args.files:
             sys.stdout.flush()
         return transcript
+
+    def listen(self, recogniser, name: str, options, title: str) -> list:
+        """The parts of a recording, told as soon as they are recognised."""
+        from glmasr import audio
+        from tqdm import tqdm
+        parts, start, hidden = [], time.perf_counter(), self.args.quiet or not sys.stderr.isatty()
+        length = None if hidden else audio.stated_duration(name)
+        shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
+        with tqdm(total=length, desc=title, disable=hidden, leave=False, bar_format=shape) as bar:
+            for part in recogniser.stream(name, self.args.lang, options):
+                parts.append(part)
+                self.tell(name, part.warnings, part.segments)
+                bar.update(part.end - bar.n)
+                bar.set_postfix_str(f"{part.end / (time.perf_counter() - start):.1f} times as fast as sound", refresh=False)
+        return parts
+
+    def explained(self, recogniser, name: str, options: dict):
+        """The transcript of a recording, and in front of its text how it came about."""
+        from glmasr import explain
+        from tqdm import tqdm
+        with explain.observed(recogniser) as observation:
+            transcript = recogniser.transcribe(name, self.args.lang, **options)
+        tqdm.write(writable(explain.report(observation)), file=sys.stdout)
+        self.tell(name, transcript.warnings, transcript.segments)
+        return transcript
+
+    def tell(self, name: str, warnings: list[str], segments: list) -> None:
+        for warning in warnings:
+            self.say(f"warning: {name}: {warning.removeprefix(f'{name}: ')}")
+        if not (self.args.files or self.args.json):
+            self.print(segments)
 
     def print(self, segments) -> None:
         from tqdm import tqdm

@@ -160,7 +160,7 @@ class Options:
             raise OptionError(f"length_penalty is {self.length_penalty!r}, expected a number from -100 to 100")
         if self.beams is not None and self.beams > MOST_BEAMS:
             raise OptionError(f"beams is {self.beams}, expected at most {MOST_BEAMS}")
-        if not self.temperatures or not all(isinstance(value, (int, float)) and 0 <= value <= 10 for value in self.temperatures):
+        if not isinstance(self.temperatures, (tuple, list)) or not self.temperatures or not all(isinstance(value, (int, float)) and 0 <= value <= 10 for value in self.temperatures):
             raise OptionError(f"temperatures is {self.temperatures!r}, expected numbers from 0 to 10, at least one")
         script.converter(self.script)
         if self.long not in ("cut", "whole", "seek"):
@@ -209,14 +209,17 @@ class Job:
 class Heard:
     """What the model heard of some windows, ready for the search: `audio` as `model.prefill` takes it."""
 
-    audio: list[Tensor] | Tensor
+    audio: list[Tensor] | list[tuple[Tensor, Tensor]]
     prompts: list[list[int]]
     languages: list[str]
     no_speech: list[float] | None = None    # None: the search knows
 
     def pick(self, chosen: list[int]):
         """(audio, prompts) of some of the windows."""
-        audio = self.audio[chosen] if isinstance(self.audio, Tensor) else [self.audio[index] for index in chosen]
+        audio = self.audio
+        if len(chosen) < len(self.prompts):
+            keys = isinstance(audio[0], tuple)      # those of a layer for all windows; else the rows of a window
+            audio = [(key[chosen], value[chosen]) for key, value in audio] if keys else [audio[index] for index in chosen]
         return audio, [self.prompts[index] for index in chosen]
 
 
@@ -246,7 +249,7 @@ class Recogniser:
 
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
         """
-        options = Options(task, timestamps, beams, length_penalty, max_new_tokens, tuple(temperatures), long, batch_size, guards, script, max_duration)
+        options = Options(task, timestamps, beams, length_penalty, max_new_tokens, temperatures, long, batch_size, guards, script, max_duration)
         return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)))
 
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None) -> Iterator[Part]:
@@ -373,7 +376,8 @@ class Recogniser:
         cache = 2 * decoder.layers * key_heads * decoder.head_size * tokens * size * options.beams
         encoding = config.window // sound.HOP * (encoder.hidden + 4 * encoder.width) * size
         logits = 4 * decoder.vocabulary * 4 * options.beams
-        return max(1, min(MOST_ROWS, int(0.25 * weights.free_memory(self.model.device) / (cache + encoding + logits))))
+        cross = 2 * decoder.layers * decoder.width * config.window // sound.HOP * size if isinstance(self.model, EncoderDecoder) else 0
+        return max(1, min(MOST_ROWS, int(0.25 * weights.free_memory(self.model.device) / (cache + encoding + logits + cross))))
 
 
 class GlmAsrRecogniser(Recogniser):
@@ -460,7 +464,9 @@ class EncoderDecoderRecogniser(Recogniser):
         """The decoding rules; they are the same for all languages. Raises OptionError for what the model has no tokens for."""
         known = ["auto", *self.config.languages]
         if not isinstance(language, str) or language not in known:
-            raise OptionError(f"language is {language!r}; this model has tokens for {', '.join(known[1:]) or 'none'} only, and 'auto'")
+            some = ", ".join(known[1:11] + ["..."] * (len(known) > 11))
+            raise OptionError(f"language is {language!r}; " + (f"this model has tokens for {some}, and 'auto'" if some else
+                              "this model knows one language only and has no tokens for others: 'auto' is all that it takes"))
         self.model.prompt(next(iter(self.config.languages), None), options.task, options.timestamps)
         if options.timestamps not in self._rules:
             self._rules[options.timestamps] = self.model.rules(options.timestamps)
@@ -492,8 +498,8 @@ class EncoderDecoderRecogniser(Recogniser):
     def _hear(self, jobs: list[Job], options: Options) -> Heard:
         """A recording whose language is "auto" gets that of its first window with speech; windows before that one are each taken
         for what they sound like."""
-        states = self.encode([job.window.samples for job in jobs])
-        likely, no_speech = self.model.judge(states)
+        heard = self.model.decoder.hear(self.encode([job.window.samples for job in jobs]))     # once, for all that follows
+        likely, no_speech = self.model.judge(heard)
         names = list(self.config.languages)
         judged = [names[index] for index in likely.argmax(-1).tolist()] if names else [""] * len(jobs)
         languages = []
@@ -502,7 +508,7 @@ class EncoderDecoderRecogniser(Recogniser):
                 job.hearing.language = name
             languages.append(name if job.hearing.language == "auto" else job.hearing.language)
         prompts = [self.model.prompt(language, options.task, options.timestamps) for language in languages]
-        return Heard(states, prompts, languages, no_speech.tolist())
+        return Heard(heard, prompts, languages, no_speech.tolist())
 
     def _room(self, prompt: int) -> int:
         return self.config.decoder.positions - prompt

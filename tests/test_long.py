@@ -222,6 +222,7 @@ def test_several_recordings_share_their_batches(demo):
 
 
 @pytest.mark.parametrize("arguments, message", [
+    ({"temperatures": 0.0}, "temperatures is 0.0"), ({"temperatures": None}, "temperatures is None"), ({"task": ["x"]}, "task is"),
     ({"long": "seek"}, "knows 'cut' and 'whole'"), ({"long": "fast"}, "long is 'fast'"), ({"batch_size": 0}, "batch_size is 0"),
 ])
 def test_wrong_options(demo, arguments, message):

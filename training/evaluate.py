@@ -95,7 +95,7 @@ class Score:
         return errors
 
 
-def evaluate(recogniser: Recogniser, rows: list[dict], options: Options = Options(temperatures=(0.0,)), *, language: str = "auto",
+def evaluate(recogniser: Recogniser, rows: list[dict], options: Options = Options(beams=1, temperatures=(0.0,)), *, language: str = "auto",
              batch: int = 16, show=None, progress: bool = True) -> Score:
     """Scores the recordings of a manifest. `language`: "auto", "given" (as the manifest says), or one for all.
     `show(row, text)` is called for each recording with an error."""
