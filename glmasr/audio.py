@@ -11,6 +11,7 @@ What is unusual here:
 
 import io
 import math
+import mmap
 import numbers
 import os
 import re
@@ -183,28 +184,27 @@ BIT_RATES[False, 3] = BIT_RATES[False, 2]
 
 def _mpeg_seconds(path) -> float:
     """Seconds of sound in the frames of an MP3 file, whatever its header states."""
-    with open(path, "rb") as file:
-        data = file.read()                      # 30 MB an hour
     place, seconds, missed = 0, 0.0, 0
-    while place + 4 <= len(data):
-        head = int.from_bytes(data[place:place + 4], "big")
-        version, layer = head >> 19 & 3, 4 - (head >> 17 & 3)
-        index, rate, padding = head >> 12 & 15, head >> 10 & 3, head >> 9 & 1
-        if head >> 21 != 0x7ff or version == 1 or layer == 4 or index in (0, 15) or rate == 3:
-            tag = data[place:place + 3] == b"ID3"
-            if tag and place + 10 <= len(data):
-                place += 10 + sum((byte & 0x7f) << 7 * digit for digit, byte in enumerate(reversed(data[place + 6:place + 10])))
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        while place + 4 <= len(data):
+            head = int.from_bytes(data[place:place + 4], "big")
+            version, layer = head >> 19 & 3, 4 - (head >> 17 & 3)
+            index, rate, padding = head >> 12 & 15, head >> 10 & 3, head >> 9 & 1
+            if head >> 21 != 0x7ff or version == 1 or layer == 4 or index in (0, 15) or rate == 3:
+                tag = data[place:place + 3] == b"ID3"
+                if tag and place + 10 <= len(data):
+                    place += 10 + sum((byte & 0x7f) << 7 * digit for digit, byte in enumerate(reversed(data[place + 6:place + 10])))
+                    continue
+                missed = missed + 1
+                place = data.find(b"\xff", place + 1)
+                if place < 0 or missed > 100_000:   # damaged through and through: nothing is known
+                    break
                 continue
-            missed = missed + 1
-            place = data.find(b"\xff", place + 1)
-            if place < 0 or missed > 100_000:   # damaged through and through: nothing is known
-                break
-            continue
-        hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
-        bits = 1000 * BIT_RATES[version == 3, layer][index]
-        samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
-        seconds += samples / hertz
-        place += (12 * bits // hertz + padding) * 4 if layer == 1 else samples // 8 * bits // hertz + padding
+            hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
+            bits = 1000 * BIT_RATES[version == 3, layer][index]
+            samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
+            seconds += samples / hertz
+            place += (12 * bits // hertz + padding) * 4 if layer == 1 else samples // 8 * bits // hertz + padding
     return seconds
 
 

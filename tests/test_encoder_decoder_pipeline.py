@@ -119,6 +119,21 @@ def test_languages_are_given_or_judged_also_in_a_batch(recogniser, monkeypatch):
     assert [prompt[1] for prompt in asked[0]["prompts"]] == [config.languages[name] for name in ("en", "zh", "yue", "zh")]
 
 
+def test_seeking_goes_on_where_the_last_complete_sentence_ended(recogniser, monkeypatch):
+    """As openai-whisper: a pair of times says that another sentence begins there; a single one at the end, that nothing follows."""
+    starts = []
+    monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.0])))
+    encode = recogniser.encode
+    monkeypatch.setattr(recogniser, "encode", lambda windows: starts.append(len(windows[0]) / 16_000) or encode(windows))
+    answering(monkeypatch, [said(at(0.0), "a", at(0.5), at(0.5)), said(at(0.0), "b", at(1.0), at(1.2), "c"), said(at(0.0), "d", at(1.5)),
+                            said("e"), said(at(0.0), "f", at(1.0))])
+    parts = list(recogniser.stream(sound(6.5), "zh", Options(timestamps=True, long="seek"), sample_rate=16_000))
+    found = [(part.start, part.end, [(segment.start, segment.end, segment.text) for segment in part.segments]) for part in parts[:-1]]
+    assert found == [(0.0, 0.5, [(0.0, 0.5, "a")]), (0.5, 1.5, [(0.5, 1.5, "b")]), (1.5, 3.5, [(1.5, 3.0, "d")]),
+                     (3.5, 5.5, [(3.5, 5.5, "e")]), (5.5, 6.5, [(5.5, 6.5, "f")])]
+    assert starts == [2.0, 2.0, 2.0, 2.0, 1.0]
+
+
 def test_a_silent_recording_has_a_language_still(recogniser, monkeypatch):
     monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (torch.tensor([[0.2, 0.2, 0.6]]), torch.tensor([0.99])))
     answering(monkeypatch, [said("x", logprob=-5.0)])
