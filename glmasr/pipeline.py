@@ -177,7 +177,7 @@ class Options:
 
 
 def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto") -> "Recogniser":
-    """A recogniser from a checkpoint directory, or by name: "glm-asr-nano-2512", "demo". Raises CheckpointError,
+    """A recogniser from a checkpoint directory, or by name: "glm-asr-nano-2512", "demo", "demo-article". Raises CheckpointError,
     OptionError.
 
     device  "auto" (a GPU where there is one), "cpu", "cuda"
@@ -429,7 +429,7 @@ class GlmAsrRecogniser(Recogniser):
         if options.task != "transcribe":
             raise OptionError(f"task is {options.task!r}; this model knows 'transcribe' only")
         if options.timestamps:
-            raise OptionError("this model has no time tokens; models of the encoder-decoder family have, such as Whisper")
+            raise OptionError("this model has no time tokens; models of the encoder-decoder family have (--model demo-article, or Whisper)")
         if language not in self._rules:
             size = self.config.decoder.vocabulary
             ids = forbidden_ids(self.tokenizer, language, size)
