@@ -307,7 +307,8 @@ def small(convolutions):
 def test_the_article_trains_saves_loads_and_decodes(tmp_path, config, steps):
     torch.manual_seed(0)
     model = EncoderDecoder(config)
-    windows, tokens = torch.randn(2, config.window), torch.tensor([[*model.prompt("zh"), 5, 6, config.end]] * 2)
+    rows = 2 if config.window_seconds < 30 else 1
+    windows, tokens = torch.randn(rows, config.window), torch.tensor([[*model.prompt("zh"), 5, 6, config.end]] * rows)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2 / config.encoder.width)
     losses = []
     for _ in range(steps):
@@ -325,7 +326,7 @@ def test_the_article_trains_saves_loads_and_decodes(tmp_path, config, steps):
     expected = model.eval().state_dict()
     assert expected.keys() == again.state_dict().keys()
     assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
-    found = [decode.greedy(m, m.encode(m.features(windows)), [m.prompt("en", timestamps=True)] * 2, stop=config.stop, max_new=8,
+    found = [decode.greedy(m, m.encode(m.features(windows)), [m.prompt("en", timestamps=True)] * rows, stop=config.stop, max_new=8,
                            rules=m.rules(True)) for m in (model, again)]
     assert found[0] == found[1]
 
