@@ -342,13 +342,12 @@ def free_memory(device: torch.device) -> int:
 
 # -- finding -----------------------------------------------------------------------------------------------------------
 
-BUILT_IN = {name: Path(__file__).parent / "checkpoints" / name for name in ("demo",)}
+BUILT_IN = {"demo": Path(__file__).parent / "checkpoints" / "demo"}
 _PUBLISHED = {"glm-asr-nano-2512": "zai-org/GLM-ASR-Nano-2512"}
 
 
 def find(name_or_path) -> Path:
-    """The directory of a checkpoint: a path; `demo`; or the name of a published one that lies in the local
-    hub cache."""
+    """The directory of a checkpoint: a path; `demo`; or the name of a published one that lies in the local hub cache."""
     if str(name_or_path) in BUILT_IN:
         return BUILT_IN[str(name_or_path)]
     try:
