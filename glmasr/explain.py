@@ -272,12 +272,12 @@ def _judged(run: Observation, function: Callable) -> Callable:
 
 
 def _search(run: Observation, function: Callable) -> Callable:
-    def search(model, audio, prompts, stop, budget, options, rules, temperature=0.0):
+    def search(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
         first = audio[0][0][0] if isinstance(audio[0], tuple) else audio[0]     # keys of the first layer; else audio rows
         seen = Search(first, prompts[0], options, temperature)
         run.searches.append(seen)
         rules = [seen.first_rule, *rules, seen.last_rule]
-        found = _timed(run, function, "search")(model, audio, prompts, stop, budget, options, rules, temperature)
+        found = _timed(run, function, "search")(model, audio, prompts, stop, budgets, options, rules, temperature)
         seen.result = found[0]
         return found
     return search

@@ -338,7 +338,7 @@ class Recogniser:
         def attempt(chosen: list[int], temperature: float) -> list[decode.Hypothesis]:
             limited = [budgets[index] for index in chosen]
             guards = [decode.StopLoops(stop[0])] if options.guards else []
-            return search(self.model, *heard.pick(chosen), stop, max(limited), options, [*rules, decode.Budgets(limited, stop[0]), *guards], temperature)
+            return search(self.model, *heard.pick(chosen), stop, limited, options, [*rules, *guards], temperature)
 
         def flags(index: int, hypothesis: decode.Hypothesis) -> tuple[str, ...]:
             text, silence = self._text(hypothesis.ids), no_speech(index, hypothesis)
@@ -359,8 +359,7 @@ class Recogniser:
             if doubts and not halves and job.window.seconds >= SPLIT_SECONDS:
                 parts.append(self._split(job, rules, options))
                 continue
-            cut_off = not hypothesis.stopped or len(hypothesis.ids) >= budgets[index]
-            names = doubts + (("incomplete",) if cut_off else ()) + (("sampled",) if temperature > 0 else ())
+            names = doubts + (() if hypothesis.stopped else ("incomplete",)) + (("sampled",) if temperature > 0 else ())
             seen = {"mean_logprob": round(hypothesis.mean_logprob, 4), "compression_ratio": round(compression_ratio(self._text(hypothesis.ids)), 3),
                     "no_speech": round(silence, 4), "temperature": float(temperature), "flags": names}
             nobody = options.guards and limits.silent(hypothesis, silence)
@@ -622,9 +621,9 @@ class Reader:
                 return
 
 
-def search(model, audio, prompts: list[list[int]], stop, budget: int, options: Options, rules, temperature: float = 0.0) -> list[decode.Hypothesis]:
+def search(model, audio, prompts: list[list[int]], stop, budgets: list[int], options: Options, rules, temperature: float = 0.0) -> list[decode.Hypothesis]:
     """The best hypothesis for each prompt, by the search that the options ask for. Above temperature 0 it is drawn, not searched."""
-    how = {"stop": stop, "max_new": budget, "rules": rules}
+    how = {"stop": stop, "max_new": budgets, "rules": rules}
     try:
         if temperature > 0:
             return decode.sample(model, audio, prompts, temperature=temperature, seed=0, best_of=SAMPLES, **how)

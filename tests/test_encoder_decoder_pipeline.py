@@ -65,8 +65,8 @@ def answering(monkeypatch, answers):
     """The search gives these hypotheses, one batch after the other; returns what it was asked for."""
     asked, left = [], list(answers)
 
-    def search(model, audio, prompts, stop, budget, options, rules, temperature=0.0):
-        asked.append({"rows": len(prompts), "prompts": prompts, "budget": budget, "temperature": temperature, "rules": rules})
+    def search(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
+        asked.append({"rows": len(prompts), "prompts": prompts, "budget": max(budgets), "temperature": temperature, "rules": rules})
         return [left.pop(0) for _ in prompts]
     monkeypatch.setattr(pipeline, "search", search)
     return asked

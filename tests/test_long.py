@@ -8,7 +8,7 @@ import torch
 
 import glmasr
 from glmasr import decode, pipeline
-from glmasr.decode import Budgets, Hypothesis, StopLoops, loops
+from glmasr.decode import Hypothesis, StopLoops, loops
 from glmasr.errors import OptionError
 from glmasr.pipeline import FLAGS, Options
 
@@ -36,7 +36,7 @@ def answering(monkeypatch, answer):
     """answer(batch number, temperature, prompts) -> hypotheses; returns the calls."""
     calls = []
 
-    def search(model, audio, prompts, stop, budget, options, rules, temperature=0.0):
+    def search(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
         calls.append((len(prompts), temperature))
         return answer(len(calls) - 1, temperature, prompts)
     monkeypatch.setattr(pipeline, "search", search)
@@ -69,9 +69,12 @@ class Table:
         self.nexts, self.vocabulary = nexts, vocabulary
 
     def new_cache(self, rows, capacity):
+        model = self
+
         class Cache:
             def fork(self, beams): ...
             def reorder(self, rows): ...
+            def keep(self, recordings): model.rows = [model.rows[number] for number in recordings.tolist()]
         return Cache()
 
     def logits(self, rows, tokens):
@@ -104,13 +107,18 @@ def test_a_loop_ends_there_and_other_rows_go_on(beams):
     assert len(found[0].ids) <= 30 and found[0].stopped
 
 
-def test_each_row_has_its_own_budget():
-    model = Table(lambda row, token: 10 + (token - 9) % 30)
-    rules = [Budgets([5, 12, 20], 0)]
-    found = decode.greedy(model, "abc", [[9]] * 3, stop=[0], max_new=20, rules=rules)
-    assert [len(hypothesis.ids) for hypothesis in found] == [5, 12, 20]
-    alone = [decode.greedy(model, "a", [[9]], stop=[0], max_new=limit)[0].ids for limit in (5, 12, 20)]
-    assert [hypothesis.ids for hypothesis in found] == alone
+@pytest.mark.parametrize("beams", [1, 3])
+def test_each_recording_has_its_own_budget(beams):
+    model, limits = Table(lambda row, token: 10 + (token - 9) % 30), [5, 20, 12, 20, 20, 1]
+
+    def found(rows, max_new):
+        prompts = [[9]] * len(rows)
+        return [decode.greedy(model, rows, prompts, stop=[0], max_new=max_new)] if beams == 1 else decode.beam(
+            model, rows, prompts, stop=[0], max_new=max_new, width=beams)
+    together = found("abcdef", limits)
+    together = together[0] if beams == 1 else [some[0] for some in together]
+    assert [len(hypothesis.ids) for hypothesis in together] == limits and not any(hypothesis.stopped for hypothesis in together)
+    assert together == [found("a", limit)[0][0] for limit in limits]
 
 
 @pytest.mark.parametrize("name", ["zh.wav", "yue.flac", "en.mp3"])

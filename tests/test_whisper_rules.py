@@ -106,7 +106,7 @@ class Random:
         self.generator = torch.Generator().manual_seed(seed)
 
     def new_cache(self, rows, capacity):
-        self.rows = rows
+        self.rows = self.recordings = rows
         return self
 
     def fork(self, beams):
@@ -114,6 +114,10 @@ class Random:
 
     def reorder(self, rows):
         pass
+
+    def keep(self, recordings):
+        self.rows = self.rows // self.recordings * len(recordings)
+        self.recordings = len(recordings)
 
     def prefill(self, audio, prompt, cache):
         logits = 2 * torch.randn(self.rows, VOCABULARY, generator=self.generator)
@@ -248,6 +252,9 @@ def test_fallback_over_sampling_is_each_recording_alone():
         def prefill(self, audio, prompt, cache):
             self.audio = torch.tensor(audio)
             return self.step(self.audio, cache)
+
+        def keep(self, recordings):
+            self.audio = self.audio[recordings]
 
         def step(self, tokens, cache):
             logits = torch.randn(50, VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(0))
