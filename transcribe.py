@@ -57,6 +57,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timestamps", action="store_true", help="segments with times, from the time tokens of an encoder-decoder")
     parser.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="recordings longer than a window: cut where it is quiet (default); all in one prompt, as GLM-ASR was published; or, of an encoder-decoder with --timestamps, go on where the last sentence ended")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="windows that are decoded together (default: what memory allows)")
+    parser.add_argument("--pad-to", default="window", choices=["window", "speech"], help="what the encoder hears of a window: all of it, padded with silence, as published (default), or up to a second behind the last sound, which is faster")
     parser.add_argument("--beams", type=positive, metavar="N", help="width of the beam search, 1 is greedy (default: 5 for an encoder-decoder, else 1)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="limit for the text of a window, in tokens (default: by its length)")
     parser.add_argument("--max-duration", type=seconds, metavar="SECONDS", help="refuse longer recordings (default: 43200, 12 hours)")
@@ -225,7 +226,7 @@ class Work:
 
     def options(self):
         from glmasr.pipeline import Options
-        options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "script")}
+        options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "pad_to", "script")}
         return Options(**options, **({"max_duration": self.args.max_duration} if self.args.max_duration else {}))
 
     def recognise(self, recogniser, name: str, title: str):

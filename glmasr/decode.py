@@ -29,10 +29,11 @@ Rule = Callable[[Tensor, Tensor], None]
 A rule sees new tokens only, never the prompt. Logits are defined up to a constant for each row (`beam` passes
 log-probabilities): a rule may compare ids of a row with each other, and has to leave at least one of them possible."""
 
-Watch = Callable[[Tensor, Tensor, Tensor, Tensor], None]
-"""watch(ids (A, N, max_new), score (A, N), length (A, N), stopped (A, N)): called after each step with what is kept.
+Watch = Callable[[list[int], Tensor, Tensor, Tensor, Tensor], None]
+"""watch(recordings, ids (A, N, max_new), score (A, N), length (A, N), stopped (A, N)): called after each step with what is
+kept of the A recordings that are still in the batch, named by their places in `prompt`.
 
-A recordings are still in the batch. N sequences of each, those that go on and those that ended before or now. `length` says how many of the ids
+N sequences of each, those that go on and those that ended before or now. `length` says how many of the ids
 are tokens, the stop id included; a score of -inf is an empty place. The search goes on writing into these tensors, so
 a watcher copies what it wants to keep."""
 
@@ -299,7 +300,7 @@ def sample(
         logprob += chosen.masked_fill(over, 0.0)
         stopped |= _is_in(token, stop_ids) & ~over
         if watch is not None:
-            watch(*(x.unflatten(0, (-1, best_of)) for x in (ids, logprob, length, stopped)))
+            watch(batch, *(x.unflatten(0, (-1, best_of)) for x in (ids, logprob, length, stopped)))
 
         leaving, staying = _leaving((stopped | (limit <= t + 1)).view(-1, best_of).all(1))
         for place in leaving:
@@ -460,7 +461,7 @@ def beam(
             going_on = running._replace(score=running.score.masked_fill(done[:, None], -math.inf))
             complete = finished._replace(score=finished.score.masked_fill(finished.rank.isneginf(), -math.inf))
             kept = going_on.join(complete)
-            watch(kept.ids, kept.score, kept.length, kept.stopped)
+            watch(batch, kept.ids, kept.score, kept.length, kept.stopped)
 
         # 6. Those that are done leave; the others take over what their parents had in the cache.
         leaving, staying = _leaving(done)

@@ -92,8 +92,10 @@ class Search:
         if new_tokens.shape[1] == 0:
             self.after = logits[0].log_softmax(-1).cpu()
 
-    def watch(self, ids: Tensor, score: Tensor, length: Tensor, stopped: Tensor) -> None:
-        """A `decode.Watch`. What ended in an earlier step is left out; the search may go on for others of its batch."""
+    def watch(self, recordings: list[int], ids: Tensor, score: Tensor, length: Tensor, stopped: Tensor) -> None:
+        """A `decode.Watch` of the first recording. What ended in an earlier step is left out; the search may go on for others."""
+        if recordings[0] != 0:
+            return
         step = len(self.steps) + 1
         rows = zip(ids[0].tolist(), score[0].tolist(), length[0].tolist())
         kept = [Kept(row[:count], value) for row, value, count in rows if count == step and value > -math.inf]

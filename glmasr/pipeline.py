@@ -22,7 +22,8 @@ from torch import Tensor
 
 from . import audio as sound
 from . import cutting, decode, script, weights
-from .config import TIME_STEP, EncoderDecoderConfig, GlmAsrConfig
+from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig
+from .conv_frontend import total_stride
 from .cutting import Window
 from .errors import CheckpointError, GlmAsrError, OptionError
 from .fallback import TEMPERATURES, Limits, compression_ratio, fallback
@@ -34,6 +35,8 @@ from .tokenizer import read_tokenizer
 TOKENS_A_SECOND, TOKENS_AT_LEAST = 16, 32
 # Shorter recordings make no row that the decoder could hear; they are padded with silence up to here.
 SHORTEST = 961
+AFTER_SPEECH = 1.0              # seconds that are heard behind the last sound, where a window is not heard to its end
+LENGTHS = 0.8                   # seconds, about; windows are heard to a multiple of it, so that there are batches of equal length
 MOST_BEAMS = 64                 # memory and time grow with them; nobody has seen a gain beyond ten
 SAMPLES = 5                     # drawn for a window at temperatures above 0; the likeliest counts
 SPLIT_SECONDS = 2.0             # a shorter window is not split for another try
@@ -140,6 +143,8 @@ class Options:
                     its last sentence ended
     batch_size      windows that are decoded together; by default what memory allows
     guards          False: every answer is taken as it comes
+    pad_to          what the encoder hears of a window: "window", with silence up to its full length, as published, or "speech",
+                    up to a second behind the last sound, which is several times cheaper for short recordings, and another result
     script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
     max_duration    seconds that a recording may have at most
     """
@@ -153,6 +158,7 @@ class Options:
     long: str = "cut"
     batch_size: int | None = None
     guards: bool = True
+    pad_to: str = "window"
     script: str | None = None
     max_duration: float = sound.MAX_DURATION
 
@@ -175,6 +181,8 @@ class Options:
         script.converter(self.script)
         if self.long not in ("cut", "whole", "seek"):
             raise OptionError(f"long is {self.long!r}, expected 'cut', 'whole' or 'seek'")
+        if self.pad_to not in ("window", "speech"):
+            raise OptionError(f"pad_to is {self.pad_to!r}, expected 'window' or 'speech'")
 
 
 def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto") -> "Recogniser":
@@ -248,7 +256,7 @@ class Recogniser:
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
                    timestamps: bool = False, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
                    temperatures: tuple[float, ...] = TEMPERATURES, long: str = "cut", batch_size: int | None = None, guards: bool = True,
-                   script: str | None = None, max_duration: float = sound.MAX_DURATION) -> Transcript:
+                   pad_to: str = "window", script: str | None = None, max_duration: float = sound.MAX_DURATION) -> Transcript:
         """Recognises one recording.
 
         audio       path, "-" (standard input), bytes, binary file, or a float array (S,) or (S, channels), about -1..1, with its
@@ -259,7 +267,8 @@ class Recogniser:
 
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
         """
-        options = Options(task, timestamps, beams, length_penalty, max_new_tokens, temperatures, long, batch_size, guards, script, max_duration)
+        options = Options(task, timestamps, beams, length_penalty, max_new_tokens, temperatures, long, batch_size, guards, pad_to, script,
+                          max_duration)
         return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)))
 
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None) -> Iterator[Part]:
@@ -317,22 +326,37 @@ class Recogniser:
             if not batch:
                 break
             size = min(2 * size, most)          # the first text is soon there
-            found: dict[int, Part] = {}
-            kinds = [self.rules(job.hearing.language, options) for job in batch]
-            for rules in {id(kind): kind for kind in kinds}.values():       # what has other rules is decoded apart
-                members = [index for index, kind in enumerate(kinds) if kind is rules]
-                found |= zip(members, self._decode([batch[index] for index in members], rules, options), strict=True)
-            for index in range(len(batch)):
-                segments = [replace(segment, text=convert(segment.text)) for segment in found[index].segments]
-                yield replace(found[index], segments=segments)
+            for part in self._decode(batch, options):
+                yield replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments])
         if error is not None:
             raise error
 
+    def _decode(self, jobs: list[Job], options: Options, halves: bool = False) -> list[Part]:
+        """The parts of some jobs. What has other rules, or is heard to another length, is decoded apart."""
+        groups: dict[tuple, list[int]] = {}
+        for index, job in enumerate(jobs):
+            rules, length = self.rules(job.hearing.language, options), self._length(job.window, options)
+            groups.setdefault((id(rules), length), []).append(index)
+        found: dict[int, Part] = {}
+        for (_, length), members in groups.items():
+            rules = self.rules(jobs[members[0]].hearing.language, options)
+            found |= zip(members, self._decode_alike([jobs[index] for index in members], length, rules, options, halves), strict=True)
+        return [found[index] for index in range(len(jobs))]
+
+    def _length(self, window: Window, options: Options) -> int:
+        """The samples that the encoder hears of a window, padding counted."""
+        if options.pad_to == "window":
+            return self.config.window
+        _, end = window.sounding()
+        unit = round(LENGTHS * sound.SAMPLE_RATE / self.unit) * self.unit
+        samples = round((end - window.begin + AFTER_SPEECH) * sound.SAMPLE_RATE)
+        return min(self.config.window, -(-samples // unit) * unit)
+
     @torch.inference_mode()
-    def _decode(self, jobs: list[Job], rules: list[decode.Rule], options: Options, halves: bool = False) -> list[Part]:
+    def _decode_alike(self, jobs: list[Job], length: int, rules: list[decode.Rule], options: Options, halves: bool) -> list[Part]:
         """One batch. `halves`: these are halves of a window, which are not split again."""
         limits, stop = Limits(), self.config.stop
-        heard = self._hear(jobs, options)
+        heard = self._hear(jobs, length, options)
         budgets = [self._budget(job.window, len(prompt), options) for job, prompt in zip(jobs, heard.prompts)]
 
         def attempt(chosen: list[int], temperature: float) -> list[decode.Hypothesis]:
@@ -357,7 +381,7 @@ class Recogniser:
         for index, (job, (hypothesis, temperature)) in enumerate(zip(jobs, tried, strict=True)):
             doubts, silence = flags(index, hypothesis), no_speech(index, hypothesis)
             if doubts and not halves and job.window.seconds >= SPLIT_SECONDS:
-                parts.append(self._split(job, rules, options))
+                parts.append(self._split(job, options))
                 continue
             names = doubts + (() if hypothesis.stopped else ("incomplete",)) + (("sampled",) if temperature > 0 else ())
             seen = {"mean_logprob": round(hypothesis.mean_logprob, 4), "compression_ratio": round(compression_ratio(self._text(hypothesis.ids)), 3),
@@ -368,11 +392,11 @@ class Recogniser:
             parts.append(replace(part, resume=part.end if nobody else self._resume(job.window, hypothesis.ids)))
         return parts
 
-    def _split(self, job: Job, rules: list[decode.Rule], options: Options) -> Part:
+    def _split(self, job: Job, options: Options) -> Part:
         """The window once more, in two halves."""
         window, half = job.window, job.window.cut_point()
         parts = self._decode([replace(job, window=window.part(0, half)), replace(job, window=window.part(half, len(window.samples)))],
-                             rules, options, halves=True)
+                             options, halves=True)
         segments = [replace(segment, flags=(*segment.flags, "split")) for part in parts for segment in part.segments]
         failed = any(part.failed for part in parts) or not segments     # there was a text, and now there is none
         return self._part(window, parts[0].language, segments, failed, options, ("split",) if segments else ("dropped",))
@@ -409,6 +433,11 @@ class Recogniser:
 class GlmAsrRecogniser(Recogniser):
     ways = ("cut", "whole")
 
+    @property
+    def unit(self) -> int:
+        """Samples of which the decoder hears one row."""
+        return sound.HOP * STRIDE * self.config.merge
+
     def check_tokenizer(self) -> None:
         """TRAP: with the tokenizer of another model the prompt has ids that mean something else, or nothing."""
         for name in MARKERS:
@@ -433,10 +462,11 @@ class GlmAsrRecogniser(Recogniser):
         return self._rules[language]
 
     @torch.inference_mode()
-    def hear(self, samples: Tensor) -> Tensor:
-        """Samples (S,) at 16 kHz -> the rows (N, D) that the decoder hears, those of all windows one after the other."""
+    def hear(self, samples: Tensor, window: int | None = None) -> Tensor:
+        """Samples (S,) at 16 kHz -> the rows (N, D) that the decoder hears, those of all windows one after the other. Windows are
+        padded up to `window` samples; by default as published."""
         samples = F.pad(samples, (0, max(0, SHORTEST - len(samples))))
-        window = self.config.window
+        window = window or self.config.window
         counts = [min(window, len(samples) - start) for start in range(0, len(samples), window)]
         heard = []
         # One window after the other: the encoder's memory then doesn't grow with the recording.
@@ -456,8 +486,12 @@ class GlmAsrRecogniser(Recogniser):
                             f"the last {reader.left_out:.1f} s of the recording are left out")
         yield from self._decode_all([Job(Window(0, samples), Hearing(language))], options)
 
-    def _hear(self, jobs: list[Job], options: Options) -> Heard:
-        audio = [self.hear(job.window.samples) for job in jobs]
+    def _length(self, window: Window, options: Options) -> int:
+        return self.config.window if len(window.samples) > self.config.window else super()._length(window, options)
+
+    def _hear(self, jobs: list[Job], length: int, options: Options) -> Heard:
+        heard = [job.window.samples if len(job.window.samples) > self.config.window else job.window.samples[:length] for job in jobs]
+        audio = [self.hear(samples, length) for samples in heard]
         prompts = [self.model.prompt(self.tokenizer, len(rows)) for rows in audio]
         return Heard(audio, prompts, ["" if job.hearing.language == "auto" else job.hearing.language for job in jobs])
 
@@ -475,6 +509,11 @@ class GlmAsrRecogniser(Recogniser):
 
 class EncoderDecoderRecogniser(Recogniser):
     ways = ("cut", "seek")
+
+    @property
+    def unit(self) -> int:
+        """Samples of which the decoder hears one state."""
+        return total_stride(self.config.encoder.convolutions) if self.config.encoder.convolutions else sound.HOP * STRIDE
 
     def check_tokenizer(self) -> None:
         """TRAP: with the tokenizer of another model the prompt has ids that mean something else, or nothing."""
@@ -498,10 +537,10 @@ class EncoderDecoderRecogniser(Recogniser):
             self._rules[options.timestamps] = self.model.rules(options.timestamps)
         return self._rules[options.timestamps]
 
-    def encode(self, windows: list[Tensor]) -> Tensor:
-        """Samples (S,) of windows, no longer than one -> encoder states (A, T, D)."""
-        length = self.config.window
-        padded = torch.stack([F.pad(samples, (0, length - len(samples))) for samples in windows])
+    def encode(self, windows: list[Tensor], length: int | None = None) -> Tensor:
+        """Samples (S,) of windows -> encoder states (A, T, D). They are padded, or cut, to `length` samples; by default as published."""
+        length = length or self.config.window
+        padded = torch.stack([F.pad(samples[:length], (0, max(0, length - len(samples)))) for samples in windows])
         return self.model.encode(self.model.features(padded.to(self.model.device)))
 
     def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
@@ -519,10 +558,10 @@ class EncoderDecoderRecogniser(Recogniser):
             place += count
             yield part
 
-    def _hear(self, jobs: list[Job], options: Options) -> Heard:
+    def _hear(self, jobs: list[Job], length: int, options: Options) -> Heard:
         """A recording whose language is "auto" gets that of its first window with speech; windows before that one are each taken
         for what they sound like."""
-        heard = self.model.decoder.hear(self.encode([job.window.samples for job in jobs]))     # once, for all that follows
+        heard = self.model.decoder.hear(self.encode([job.window.samples for job in jobs], length))     # once, for all that follows
         likely, no_speech = self.model.judge(heard)
         names = list(self.config.languages)
         judged = [names[index] for index in likely.argmax(-1).tolist()] if names else [""] * len(jobs)

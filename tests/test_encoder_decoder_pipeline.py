@@ -124,7 +124,7 @@ def test_seeking_goes_on_where_the_last_complete_sentence_ended(recogniser, monk
     starts = []
     monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.0])))
     encode = recogniser.encode
-    monkeypatch.setattr(recogniser, "encode", lambda windows: starts.append(len(windows[0]) / 16_000) or encode(windows))
+    monkeypatch.setattr(recogniser, "encode", lambda windows, length: starts.append(len(windows[0]) / 16_000) or encode(windows, length))
     answering(monkeypatch, [said(at(0.0), "a", at(0.5), at(0.5)), said(at(0.0), "b", at(1.0), at(1.2), "c"), said(at(0.0), "d", at(1.5)),
                             said("e"), said(at(0.0), "f", at(1.0))])
     parts = list(recogniser.stream(sound(6.5), "zh", Options(timestamps=True, long="seek"), sample_rate=16_000))
@@ -263,3 +263,17 @@ def test_the_command_line(folder, tmp_path, capsys):
     record = json.loads(capsys.readouterr().out)
     assert plain.rstrip("\n") == "\n".join(f"[00:{s['start']:05.2f} --> 00:{s['end']:05.2f}] {s['text']}" for s in record["segments"])
     assert [transcribe.clock(seconds) for seconds in (0, 59.999, 61.5, 3600, 7325.25)] == ["00:00.00", "01:00.00", "01:01.50", "1:00:00.00", "2:02:05.25"]
+
+
+def test_recordings_padded_to_different_lengths_share_nothing(recogniser):
+    """What is heard to other lengths is decoded apart: each as if it were alone."""
+    recordings = [torch.from_numpy(sound(seconds, number)) for number, seconds in enumerate((0.3, 1.5, 0.4, 1.9, 0.5))]
+    options = Options(pad_to="speech", max_new_tokens=6, guards=False)
+    shapes, encode = [], recogniser.model.encode
+    recogniser.model.encode = lambda features: shapes.append(tuple(features.shape[::2])) or encode(features)
+    try:
+        together = recogniser.recognise(recordings, ["zh"] * 5, options)
+    finally:
+        del recogniser.model.encode
+    assert together == [recogniser.recognise([samples], ["zh"], options)[0] for samples in recordings]
+    assert {frames for _, frames in shapes} == {160, 200} and len(shapes) < 5 == sum(rows for rows, _ in shapes)

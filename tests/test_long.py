@@ -239,7 +239,7 @@ def test_whole_is_one_prompt(demo, monkeypatch):
 def test_a_recording_of_one_window_is_heard_as_it_is(demo, monkeypatch):
     """Silence around it stays, whatever `long` is."""
     heard, hear = [], demo.hear
-    monkeypatch.setattr(demo, "hear", lambda samples: heard.append(len(samples)) or hear(samples))
+    monkeypatch.setattr(demo, "hear", lambda samples, length: heard.append(len(samples)) or hear(samples, length))
     sound = np.concatenate([np.zeros(RATE), talk(1)]).astype(np.float32)
     for long in ("cut", "whole"):
         demo.transcribe(sound, sample_rate=RATE, long=long, guards=False)
@@ -267,3 +267,26 @@ def test_a_transcript_is_plain_data(demo):
     record = json.loads(json.dumps(asdict(demo.transcribe("examples/zh.wav"))))
     assert record["segments"][0]["text"] == record["text"] and record["segments"][0]["flags"] == []
     assert 0 < record["heard"] <= record["seconds"] and -0.5 < record["segments"][0]["mean_logprob"] < 0
+
+
+# ---- how much of a window is heard --------------------------------------------------------------------------------------
+
+def test_padding_to_speech(demo, monkeypatch):
+    """The encoder hears a second behind the last sound, rounded up, and no more than a window; the text is that of less padding."""
+    frames, encoder = [], demo.model.encoder.forward
+    monkeypatch.setattr(demo.model.encoder, "forward", lambda mel: frames.append(mel.shape[-1]) or encoder(mel))
+    clip = glmasr.audio.load("examples/zh.wav").numpy()
+    length = len(clip) / RATE
+    late = np.concatenate([clip, np.zeros(int((9.9 - length) * RATE), np.float32)])
+    window, speech = (demo.transcribe(late, sample_rate=RATE, pad_to=pad_to) for pad_to in ("window", "speech"))
+    assert frames[0] == 1000 and 100 * (length - 1) < frames[1] <= 100 * (length + 1.8) < 1000 and frames[1] % 8 == 0
+    assert window.text == speech.text and speech.heard == window.heard
+    frames.clear()
+    assert demo.transcribe(talk(1, 9.5), sample_rate=RATE, pad_to="speech", guards=False) and frames == [1000, 1000][:len(frames)]
+    with pytest.raises(OptionError, match="expected 'window' or 'speech'"):
+        demo.transcribe(clip, sample_rate=RATE, pad_to="sound")
+
+
+def test_padding_to_speech_with_long_whole_keeps_all_windows(demo):
+    sound, how = talk(2), {"sample_rate": RATE, "long": "whole", "guards": False, "max_new_tokens": 5}
+    assert demo.transcribe(sound, pad_to="speech", **how) == demo.transcribe(sound, **how)

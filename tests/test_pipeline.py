@@ -329,7 +329,7 @@ def test_default_token_limit_grows_with_the_recording(recogniser, monkeypatch):
     monkeypatch.setattr(pipeline.decode, "greedy", lambda *args, **more: limits.append(more["max_new"]) or search(*args, **more))
     for seconds in (0.5, 2.0):
         warnings = recogniser.transcribe(melody(seconds), sample_rate=RATE, guards=False).warnings
-        assert limits[-1] == 32 + round(16 * seconds) and len(warnings) == 1 and "incomplete" in warnings[0]
+        assert limits[-1] == [32 + round(16 * seconds)] and len(warnings) == 1 and "incomplete" in warnings[0]
 
 
 def test_a_stop_id_ends_the_text_without_a_warning(copy, recogniser, monkeypatch):
