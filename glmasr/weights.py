@@ -313,8 +313,8 @@ def choose_device(device) -> torch.device:
 
 def choose_dtype(dtype) -> torch.dtype:
     if dtype in ("float16", "fp16", "half", torch.float16):
-        raise OptionError("dtype float16 is refused: this model was trained in bfloat16 and its activations overflow float16 "
-                          "(the text becomes garbage); use bfloat16 or float32")
+        raise OptionError("dtype float16 is refused: models trained in bfloat16, as GLM-ASR was, overflow it (the text becomes garbage); "
+                          "use bfloat16 or float32")
     types = {"bfloat16": torch.bfloat16, "float32": torch.float32, torch.bfloat16: torch.bfloat16, torch.float32: torch.float32}
     if not isinstance(dtype, (str, torch.dtype)) or dtype not in types:
         raise OptionError(f"dtype is {dtype!r}, expected 'auto', 'bfloat16' or 'float32'")

@@ -173,8 +173,16 @@ def test_only_bad_recordings(call):
     assert (code, out) == (1, []) and CLOSING.search(err)
 
 
+@pytest.mark.parametrize("arguments, message", [
+    (["--lang", "xx"], "language is 'xx'"), (["--timestamps"], "no time tokens"), (["--long", "seek"], "'seek'"), (["--task", "translate"], "task is 'translate'")])
+def test_what_the_model_cannot_do_is_wrong_usage(room, monkeypatch, call, arguments, message):
+    monkeypatch.chdir(room)
+    code, out, err = call("0.wav", *arguments)
+    assert code == 2 and out == [] and err.startswith("error: ") and message in err and len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("arguments", [[], ["--lang", "zh"], ["0.wav", "--nothing"], ["0.wav", "--beams", "0"], ["0.wav", "--beams", "two"],
-                                       ["0.wav", "--beams", "-1"], ["0.wav", "--lang", "xx"], ["0.wav", "--max-new-tokens", "0"],
+                                       ["0.wav", "--beams", "-1"], ["0.wav", "--max-new-tokens", "0"],
                                        ["0.wav", "--device", "toaster"], ["0.wav", "--dtype", "float16"], ["0.wav", "--model"]])
 def test_wrong_usage(capsys, arguments):
     with pytest.raises(SystemExit) as leave:

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from glmasr import audio
 from glmasr.config import HOP, STRIDE, TIME_STEP
-from glmasr.conv_frontend import audio_rows, conv_frames, mel_frames, total_stride
+from glmasr.conv_frontend import audio_rows, conv_frames, mel_frames
 from glmasr.model import GlmAsr
 
 from augment import mask_mel
@@ -101,8 +101,7 @@ class EncoderDecoderFamily:
     def __init__(self, model, tokenizer):
         self.model, self.config, self.tokenizer = model, model.config, tokenizer
         self.longest = self.config.window_seconds
-        convolutions = self.config.encoder.convolutions
-        self.step = total_stride(convolutions) if convolutions else 2 * HOP
+        self.step = self.config.encoder.stride
         # Nobody can tell a border to 20 ms, so the loss of a time stays high, and would drown that of the words.
         self.weight = torch.ones(self.config.decoder.vocabulary, device=model.device)
         if self.config.no_timestamps is not None:
