@@ -327,6 +327,7 @@ def arguments():
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--train", required=True, nargs="+", metavar="MANIFEST")
     parser.add_argument("--without", default=[], nargs="+", metavar="SPEAKER", help="leave out recordings of these speakers, changed ones too")
+    parser.add_argument("--longest", type=float, default=float("inf"), metavar="SECONDS", help="leave out longer recordings")
     parser.add_argument("--eval", default=[], nargs="+", metavar="MANIFEST")
     parser.add_argument("--out", required=True, type=Path, metavar="RUN")
     parser.add_argument("--from-scratch", action="store_true", help="random weights, even if MODEL_DIR has some")
@@ -362,9 +363,10 @@ def main() -> None:
     family = family_of(model, tokenizer)
     guide = Guide(model.decoder) if isinstance(model, EncoderDecoder) else None
     known = len(rows)
-    rows = [row for row in rows if row["seconds"] / 0.9 <= family.longest]      # slowed down they have to fit still
+    # Slowed down they have to fit still.
+    rows = [row for row in rows if row["seconds"] <= args.longest and row["seconds"] / 0.9 <= family.longest]
     if not rows:
-        raise TrainingError(f"none of {known} recordings is left: all are of left-out speakers, or longer than {family.longest} s")
+        raise TrainingError(f"none of {known} recordings is left: all are of left-out speakers, or longer than {min(args.longest, family.longest)} s")
     labels = Labels(model.config.encoder.width, [tokenizer.encode(row["text"]) for row in rows], model.config.decoder.vocabulary)
     labels.to(model.device)
     learned = [p for part in (model, labels) for p in part.parameters() if p.requires_grad]
