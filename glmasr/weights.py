@@ -353,13 +353,13 @@ def find(name_or_path) -> Path:
         return BUILT_IN[str(name_or_path)]
     try:
         path = Path(name_or_path).expanduser()
-        if path.is_dir():
+        if path.is_dir() and str(name_or_path):                 # TRAP: Path("") is the current directory
             return path
     except (OSError, RuntimeError, ValueError) as error:        # a name too long, not permitted, with a NUL; ~nobody
         raise CheckpointError(f"{str(name_or_path)!r} can't be a directory: {error}") from None
     repository = _PUBLISHED.get(str(name_or_path).lower())
     if repository is None:
-        raise CheckpointError(f"{name_or_path}: no such directory, and not a name that this package knows "
+        raise CheckpointError(f"{str(name_or_path)!r}: no such directory, and not a name that this package knows "
                               f"({', '.join([*BUILT_IN, *_PUBLISHED])})")
     home = Path(os.environ.get("HF_HOME", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"))
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{repository.replace('/', '--')}"

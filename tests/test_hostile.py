@@ -428,7 +428,7 @@ option("a length penalty of NaN", "OptionError: length_penalty is nan, expected 
 row = others("Options")
 
 
-@row("a model that is not there", "CheckpointError: nothing: no such directory, and not a name that this package knows …")
+@row("a model that is not there", "CheckpointError: 'nothing': no such directory, and not a name that this package knows …")
 def _(room):
     return glmasr.load("nothing")
 

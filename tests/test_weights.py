@@ -696,7 +696,7 @@ def test_a_published_name_without_weights_says_how_to_get_them(no_cache, name):
 
 
 def test_an_unknown_name(no_cache):
-    with pytest.raises(CheckpointError, match="no-such-model: no such directory.*demo, demo-article, glm-asr-nano-2512"):
+    with pytest.raises(CheckpointError, match="'no-such-model': no such directory.*demo, demo-article, glm-asr-nano-2512"):
         find("no-such-model")
 
 
