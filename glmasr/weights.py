@@ -128,6 +128,8 @@ def _half_split(tensor: Tensor, head_size: int, rotary: int) -> Tensor:
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _LONGEST_HEADER = 100_000_000
+_MOST_MARKS = 1_000_000         # commas and brackets of a header; a tensor has ten, and millions of them take minutes and gigabytes
+_MOST_AXES = 32
 
 
 def read_header(path: Path) -> dict[str, dict]:
@@ -150,6 +152,9 @@ def read_header(path: Path) -> dict[str, dict]:
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
+    marks = sum(map(text.count, (b"{", b"[", b",")))
+    if marks > _MOST_MARKS:
+        raise broken(f"its header has {marks} commas and brackets; expected at most {_MOST_MARKS}, which is about 100,000 tensors")
     try:
         header = json.loads(text, object_pairs_hook=unique)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -161,8 +166,8 @@ def read_header(path: Path) -> dict[str, dict]:
     for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1])):
         first, last = _offsets(entry)
         shape, dtype = entry.get("shape") if isinstance(entry, dict) else None, entry.get("dtype") if isinstance(entry, dict) else None
-        if (not isinstance(dtype, str) or dtype not in _SIZES or not isinstance(shape, list)
-                or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)):
+        if (not isinstance(dtype, str) or dtype not in _SIZES or not isinstance(shape, list) or len(shape) > _MOST_AXES
+                or not all(_is_size(n) and n >= 0 for n in shape)):
             raise broken(f"tensor {name} has dtype {dtype!r} and shape {shape!r}")
         count = _SIZES[dtype]
         for n in shape:
@@ -177,9 +182,14 @@ def read_header(path: Path) -> dict[str, dict]:
 
 def _offsets(entry) -> tuple[int, int]:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(n, int) and not isinstance(n, bool) for n in offsets):
+    if isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets)):
         return tuple(offsets)
     return (-1, -1)
+
+
+def _is_size(value) -> bool:
+    # TRAP: products of numbers of thousands of digits take minutes, and Python refuses to write them.
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2 ** 63
 
 
 def weight_files(directory: Path) -> list[Path]:
