@@ -166,7 +166,9 @@ def read_header(path: Path) -> dict[str, dict]:
     for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1])):
         first, last = _offsets(entry)
         shape, dtype = entry.get("shape") if isinstance(entry, dict) else None, entry.get("dtype") if isinstance(entry, dict) else None
-        if (not isinstance(dtype, str) or dtype not in _SIZES or not isinstance(shape, list) or len(shape) > _MOST_AXES
+        if isinstance(shape, list) and len(shape) > _MOST_AXES:
+            raise broken(f"tensor {name} has {len(shape)} axes; expected at most {_MOST_AXES}")
+        if (not isinstance(dtype, str) or dtype not in _SIZES or not isinstance(shape, list)
                 or not all(_is_size(n) and n >= 0 for n in shape)):
             raise broken(f"tensor {name} has dtype {dtype!r} and shape {shape!r}")
         count = _SIZES[dtype]

@@ -782,6 +782,15 @@ def test_files_longer_than_their_header_says_are_read_to_the_end(name):
     assert len(audio.load(make(), warn=warnings.append)) / 16_000 == pytest.approx(seconds, abs=0.2) and warnings == []
 
 
+@needs_ffmpeg
+@pytest.mark.parametrize("length", [-1, 0, 2 ** 62])
+def test_a_caf_without_a_length_is_read_by_ffmpeg(length):
+    """-1 is up to the end of the file, which libsndfile doesn't know."""
+    content = bytearray(FILES["CAF"])
+    struct.pack_into(">q", content, content.find(b"data") + 4, length)
+    same(audio.load(bytes(content)), audio.load(FILES["CAF"]))
+
+
 @pytest.mark.parametrize("name", LONGER)
 def test_without_ffmpeg_it_is_said_that_something_is_lost(monkeypatch, name):
     monkeypatch.setattr(audio.shutil, "which", lambda name: None)
