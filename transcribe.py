@@ -170,21 +170,20 @@ class Work:
         if not self.args.quiet and sys.stderr is not None:
             tqdm.write(printable(text), file=sys.stderr)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: Exception, name: str = "") -> None:
         from tqdm import tqdm
+        text, name = printable(str(error)), printable(name)
+        if name and not text.startswith(f"{name}: "):           # such as an error of the model: it doesn't know the recording
+            text = f"{name}: {text}"
         if sys.stderr is not None:
-            tqdm.write(f"error: {printable(str(error))}", file=sys.stderr)
-        self.summary.failures.append(str(error))
+            tqdm.write(f"error: {text}", file=sys.stderr)
+        self.summary.failures.append(text)
 
     def recordings(self) -> list[str]:
         """Folders and patterns opened up. One that gives nothing doesn't stop the others."""
-        from glmasr import GlmAsrError
         names = []
         for path in self.args.audio:
-            try:
-                names += writers.expand([path], self.args.recursive)
-            except GlmAsrError as error:
-                self.fail(error)
+            names += writers.expand([path], self.args.recursive, self.fail)
         return writers.expand(names) if self.args.files else names      # each file is written once
 
     def run(self) -> int:
@@ -212,7 +211,7 @@ class Work:
                         self.write(name, transcript, outputs[name])
                     self.summary.add(transcript, time.perf_counter() - start)
                 except glmasr.GlmAsrError as error:
-                    self.fail(error)
+                    self.fail(error, name)
         except KeyboardInterrupt:               # what was finished is written already
             if self.summary.done:
                 self.report()
@@ -256,6 +255,8 @@ class Work:
             for part in recogniser.stream(name, self.args.lang, self.options()):
                 parts.append(part)
                 self.tell(name, part.warnings, part.segments)
+                if bar.total:                   # TRAP: beyond the end tqdm forgets the total, and the bar can't be made
+                    bar.total = max(bar.total, part.end)        # it was only what the header states
                 bar.update(part.end - bar.n)
                 bar.set_postfix_str(f"{part.end / (time.perf_counter() - start):.1f} times as fast as sound", refresh=False)
         return parts
@@ -284,10 +285,19 @@ class Work:
         sys.stdout.flush()
 
     def write(self, name: str, transcript, outputs: dict) -> None:
-        layout = writers.Layout(self.args.max_line_width, self.args.max_line_count)
-        for form, path in outputs.items():
-            writers.write_whole(path, writers.WRITERS[form](transcript, layout, name))
-        self.say(f"{name} -> {', '.join(str(path) for path in outputs.values())}")
+        from glmasr.errors import OutputError
+        layout, written, errors = writers.Layout(self.args.max_line_width, self.args.max_line_count), [], {}
+        for form, path in outputs.items():      # one that can't be written doesn't stop the others
+            try:
+                writers.write_whole(path, writers.WRITERS[form](transcript, layout, name))
+                written.append(str(path))
+            except OutputError as error:
+                errors[path.name] = error
+        if written:
+            self.say(f"{name} -> {', '.join(written)}")
+        if errors:
+            [(_, first), *others] = errors.items()
+            raise OutputError(f"{first}" + (f"; nor could {', '.join(file for file, _ in others)}" if others else ""))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,6 +13,8 @@ computed differently from how it was trained would still talk, only wrongly.
 
 import json
 import math
+import os
+import stat
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from .errors import CheckpointError
 
 SAMPLE_RATE = 16_000
 HOP = 160                       # samples between two mel frames: 10 ms
+LARGEST_FILE = 50_000_000       # bytes, of configurations and tokenizers: as JSON they take up to thirty times as much memory
 STRIDE = 2 * 4                  # mel frames for each row that the decoder hears: conv stride 2, then 4 states stacked
 
 
@@ -557,10 +560,20 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
+def read_file(path: Path) -> bytes:
+    """The bytes of a small file of a checkpoint. Raises OSError, also for what is no file (a pipe, a device) or above LARGEST_FILE."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):                        # TRAP: to open a pipe waits, and a device may have no end
+        raise OSError("it is a directory, a pipe or a device, expected a file")
+    if status.st_size > LARGEST_FILE:
+        raise OSError(f"{status.st_size} bytes, expected at most {LARGEST_FILE}")
+    return Path(path).read_bytes()
+
+
 def read_json(path: Path) -> dict:
     """The JSON object in a file. Raises CheckpointError naming the file."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
+        data = json.loads(read_file(path).decode("utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a checkpoint directory needs it") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -94,10 +94,10 @@ class Part:
 class Transcript:
     """What was recognised.
 
-    language    as it was asked for; for "auto" the one that the model hears, or where it has no tokens for languages, the one
-                that the text is written in: "zh", "yue", "en", or "" where that says nothing
+    language    as it was asked for; for "auto" the one that the model hears, of those that it has tokens for, or where it has none, the
+                one that the text is written in: "zh", "yue", "en". "" where that says nothing
     seconds     length of the recording
-    heard       seconds of it that the model heard
+    heard       seconds of it that the model heard, at most `seconds`
     silent      seconds of it that were skipped as silent; what is neither heard nor silent is named in the warnings
     wordless    seconds that were heard, and in which nobody speaks
     failed      stretches whose text can't be right, whatever was tried
@@ -121,10 +121,11 @@ class Transcript:
         text = join([segment.text for segment in segments])
         # The last one knows: see `EncoderDecoderRecogniser._hear`.
         language = next((part.language for part in reversed(parts) if part.language), name_language(text))
-        heard = sum((part.end - part.start for part in parts[:-1]), 0.0)
-        return cls(text, language, segments, parts[-1].end, [warning for part in parts for warning in part.warnings],
-                   round(heard, 3), round(max(0.0, parts[-1].start - heard), 3), sum(part.failed for part in parts),
-                   round(sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0), 3))
+        seconds, heard = parts[-1].end, sum((part.end - part.start for part in parts[:-1]), 0.0)
+        wordless = sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0)
+        heard, silent, wordless = (min(round(value, 3), seconds) for value in (heard, max(0.0, parts[-1].start - heard), wordless))
+        return cls(text, language, segments, seconds, [warning for part in parts for warning in part.warnings], heard, silent,
+                   sum(part.failed for part in parts), wordless)
 
 
 @dataclass(frozen=True)
