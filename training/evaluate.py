@@ -123,7 +123,7 @@ def print_languages(heard: Counter) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="a model directory, or demo")
+    parser.add_argument("model", help="a model directory, demo or demo-article")
     parser.add_argument("manifests", nargs="+", metavar="MANIFEST")
     parser.add_argument("--beams", type=int, default=1, help="width of the search (default 1, greedy)")
     parser.add_argument("--language", default="given", choices=["given", "auto", "zh", "yue", "en"],
