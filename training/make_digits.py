@@ -302,7 +302,7 @@ def make_training(job):
     lead, tail = rng.uniform(0, 0.6, 2) * (rng.random(2) < 0.8)
     while True:
         clips, speaker = source(rng, plan)
-        clips = [(audio * 10 ** (rng.normal(0, 1.5) / 20), digits) for audio, digits in clips]
+        clips = [(audio * 10 ** (rng.normal(0, 3) / 20), digits) for audio, digits in clips]
         audio, phrases = join(clips, draw_gaps(rng, plan, len(clips) - 1), lead, tail, language)
         if len(audio) <= limit * RATE:
             break

@@ -224,9 +224,11 @@ def undisguised(sounds):
 
 
 def disguised(rng, sounds):
-    """All takes of {digit: [(audio, Sound), ...]} as one imagined speaker: {digit: [audio, ...]}."""
+    """All takes of {digit: [(audio, Sound), ...]} as one imagined speaker: {digit: [audio, ...]}. Which digits are long and which
+    short is the speaker's own way too: with one recorded speaker it would soon be taken for the digits' nature."""
     speaker = Disguise.draw(rng, [sound for takes in sounds.values() for _, sound in takes])
-    return {d: [speaker.render(sound, rng, math.exp(rng.normal(0, 0.04))) for _, sound in takes] for d, takes in sounds.items()}
+    hurry = {digit: math.exp(rng.normal(0, 0.25)) for digit in sounds}
+    return {d: [speaker.render(sound, rng, math.exp(rng.normal(0, 0.04)), hurry[d]) for _, sound in takes] for d, takes in sounds.items()}
 
 
 def begin_like(sound, other, rng):
