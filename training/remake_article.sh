@@ -34,7 +34,7 @@ train "$out/article-init" article-words --from-scratch --without $unheard --step
 train "$out/article-words/model" article --without $unheard --twice $recorded --times 0.7 --steps 4500 --warmup 100 --rate 7e-4 --short 0.93 --seed 6
 measure article
 for frontend in article waveform; do
-    train "$out/$frontend-init" "$frontend-frontend" --from-scratch --without $unheard --twice $recorded --steps 800 --ramp 300 --warmup 100 \
+    train "$out/$frontend-init" "$frontend-frontend" --from-scratch --without $unheard --twice $recorded --steps 3000 --ramp 800 --warmup 100 \
         --rate 1.6e-3 --short 0.95 --join 0.2 --mean 0.995 --seed 20
     measure "$frontend-frontend"
 done
