@@ -63,7 +63,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-duration", type=seconds, metavar="SECONDS", help="refuse longer recordings (default: 43200, 12 hours)")
     parser.add_argument("--script", choices=["simplified", "traditional"], help="write all Chinese characters so (needs the extra [zh])")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="default: bfloat16 where the machine is fast at it")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32", "int8"], help="default: bfloat16 where the machine is fast at it, else float32; int8: weights of 8 bits, on a CPU")
     parser.add_argument("--json", action="store_true", help="to standard output one JSON object a recording, instead of its text")
     parser.add_argument("--explain", action="store_true", help="before the text of a recording, how it came about: stages, shapes, times, prompt, search")
     files = parser.add_argument_group("files", "With --format or --output-dir, results go into files named after the recordings.")
@@ -73,6 +73,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     files.add_argument("--skip-existing", action="store_true", help="leave out recordings whose files are all there: go on with a batch that was stopped")
     files.add_argument("--max-line-width", type=positive, metavar="N", default=42, help="columns of a line of subtitles; a Chinese character takes two (default: 42)")
     files.add_argument("--max-line-count", type=positive, metavar="N", default=2, help="lines of subtitles at a time (default: 2)")
+    parser.add_argument("--verbose", action="store_true", help="also say what it runs on, and how")
     parser.add_argument("--quiet", action="store_true", help="errors only on standard error")
     # Options may stand between recordings. TRAP: with `--`, behind which a name may begin with a dash, that doesn't work.
     args = (parser.parse_args if "--" in (sys.argv[1:] if argv is None else argv) else parser.parse_intermixed_args)(argv)
@@ -197,9 +198,12 @@ class Work:
         try:
             if self.args.output_dir is not None and names:              # before hours of work
                 writers.prepare(self.args.output_dir)
-            recogniser = glmasr.load(self.args.model, device=self.args.device, dtype=self.args.dtype) if names else None
+            recogniser = glmasr.load(self.args.model, device=self.args.device, dtype=self.args.dtype,
+                                      packed=False if self.args.explain else None) if names else None
             if recogniser is not None:
                 recogniser.check(self.args.lang, self.options())
+                if self.args.verbose:
+                    self.say(", ".join(f"{name} {value}" for name, value in recogniser.how(self.options()).items()))
         except glmasr.GlmAsrError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2 if isinstance(error, glmasr.OptionError) else 1
@@ -234,7 +238,7 @@ class Work:
         from glmasr.pipeline import Transcript
         from tqdm import tqdm
         args = self.args
-        transcript = self.explained(recogniser, name) if args.explain else Transcript.of(self.listen(recogniser, name, title))
+        transcript = self.explained(recogniser, name) if args.explain else Transcript.of(self.listen(recogniser, name, title), recogniser.how(self.options()))
         if args.lang == "auto" and transcript.language:
             self.say(f"{name}: language {transcript.language}")
         if args.json:

@@ -110,24 +110,39 @@ class FusedSwiGLU(nn.Module):
 
 # -- replacing -----------------------------------------------------------------------------------------------------------
 
-def prepare(model: nn.Module, kind: str) -> None:
-    """Replaces the linears of a model on the CPU, in place: "packed" or "int8". Each weight is let go before the next is asked
-    for, so that there are never two copies of a model in memory."""
+LARGE = 50_000_000              # parameters; a smaller model lies in the processor's cache, and gains nothing
+
+
+def pays(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether packed linears are faster than plain ones: of a large model, on a CPU for which PyTorch has oneDNN."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available() or sum(p.numel() for p in model.parameters()) < LARGE:
+        return False
+    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def prepare(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
+    """Replaces the linears of a model on the CPU, in place: "packed" or "int8". `dtype` is that of what they give.
+
+    Each weight is let go before the next is asked for, so that there are never two copies of a model in memory.
+    """
     for name, child in model.named_children():
         if isinstance(child, SelfAttention):
-            joined, out = _linear(kind, child.query, child.key, child.value), _linear(kind, child.out)
+            joined, out = _linear(kind, dtype, child.query, child.key, child.value), _linear(kind, dtype, child.out)
             setattr(model, name, FusedSelfAttention(child, joined, out))
         elif isinstance(child, SwiGLU):
-            setattr(model, name, FusedSwiGLU(_linear(kind, child.gate, child.up), _linear(kind, child.down)))
+            setattr(model, name, FusedSwiGLU(_linear(kind, dtype, child.gate, child.up), _linear(kind, dtype, child.down)))
         elif isinstance(child, nn.Linear):
-            setattr(model, name, _linear(kind, child))
+            setattr(model, name, _linear(kind, dtype, child))
         else:
-            prepare(child, kind)
+            prepare(child, kind, dtype)
 
 
-def _linear(kind: str, *linears: nn.Linear) -> nn.Module:
+def _linear(kind: str, dtype: torch.dtype, *linears: nn.Linear) -> nn.Module:
     """One linear for several that take the same x."""
-    weight, bias = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else linears[0].weight, None
+    bias = None
     if any(linear.bias is not None for linear in linears):
-        bias = torch.cat([weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias for linear in linears])
-    return Int8Linear(*quantise(weight), bias) if kind == "int8" else PackedLinear(weight, bias)
+        bias = torch.cat([torch.zeros(linear.out_features, dtype=dtype) if linear.bias is None else linear.bias for linear in linears])
+    if kind == "packed":
+        return PackedLinear(torch.cat([linear.weight.to(dtype) for linear in linears]), bias)
+    numbers, scales = zip(*((linear.weight, linear.scale) if linear.weight.dtype == torch.int8 else quantise(linear.weight) for linear in linears))
+    return Int8Linear(torch.cat(numbers), torch.cat(scales), bias)

@@ -102,6 +102,7 @@ class Transcript:
     silent      seconds of it that were skipped as silent; what is neither heard nor silent is named in the warnings
     wordless    seconds that were heard, and in which nobody speaks
     failed      stretches whose text can't be right, whatever was tried
+    how         what it was computed on: device, type of the numbers, kind of linears (`fast`), and what the encoder heard (`pad_to`)
     warnings    sentences for the user, such as that the text is incomplete
     """
 
@@ -114,9 +115,10 @@ class Transcript:
     silent: float = 0.0
     failed: int = 0
     wordless: float = 0.0
+    how: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parts: list[Part]) -> "Transcript":
+    def of(cls, parts: list[Part], how: dict[str, str] = {}) -> "Transcript":
         """All parts of a stream, joined. The last one reaches from what was listened to up to the end of the recording."""
         segments = [segment for part in parts for segment in part.segments]
         text = join([segment.text for segment in segments])
@@ -125,7 +127,7 @@ class Transcript:
         heard = sum((part.end - part.start for part in parts[:-1]), 0.0)
         return cls(text, language, segments, parts[-1].end, [warning for part in parts for warning in part.warnings],
                    round(heard, 3), round(max(0.0, parts[-1].start - heard), 3), sum(part.failed for part in parts),
-                   round(sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0), 3))
+                   round(sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0), 3), dict(how))
 
 
 @dataclass(frozen=True)
@@ -185,15 +187,16 @@ class Options:
             raise OptionError(f"pad_to is {self.pad_to!r}, expected 'window' or 'speech'")
 
 
-def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto") -> "Recogniser":
+def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto", packed: bool | None = None) -> "Recogniser":
     """A recogniser from a checkpoint directory, or by name: "glm-asr-nano-2512", "demo", "demo-article". Raises CheckpointError,
     OptionError.
 
     device  "auto" (a GPU where there is one), "cpu", "cuda"
-    dtype   "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"
+    dtype   "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"; "int8": weights of 8 bits, on the CPU
+    packed  weights laid out for the CPU's kernels; by default where that is faster. `recogniser.how()` says what was chosen
     """
     directory = weights.find(name_or_path)
-    model = weights.load(directory, device=device, dtype=dtype)
+    model = weights.load(directory, device=device, dtype=dtype, packed=packed)
     tokenizer = read_tokenizer(directory)
     recogniser = make_recogniser(model, tokenizer)
     try:
@@ -253,6 +256,11 @@ class Recogniser:
     def config(self) -> GlmAsrConfig | EncoderDecoderConfig:
         return self.model.config
 
+    def how(self, options: Options = Options()) -> dict[str, str]:
+        """What `Transcript.how` says: "linears" are "plain", "packed" or "int8"."""
+        return {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch."), "linears": self.model.linears,
+                "pad_to": options.pad_to}
+
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
                    timestamps: bool = False, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
                    temperatures: tuple[float, ...] = TEMPERATURES, long: str = "cut", batch_size: int | None = None, guards: bool = True,
@@ -269,7 +277,7 @@ class Recogniser:
         """
         options = Options(task, timestamps, beams, length_penalty, max_new_tokens, temperatures, long, batch_size, guards, pad_to, script,
                           max_duration)
-        return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)))
+        return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)), self.how(options))
 
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None) -> Iterator[Part]:
         """The same, part by part as they are recognised; the last part is empty and says where the recording ends. Memory
@@ -291,7 +299,8 @@ class Recogniser:
             jobs.append([Job(window, hearing) for hearing in [Hearing(language)] for window in self._windows(Reader([samples], self.config.window), options)])
         parts = self._decode_all((job for some in jobs for job in some), options)
         ends = [len(samples) / sound.SAMPLE_RATE for samples in recordings]
-        return [Transcript.of([*islice(parts, len(some)), Part(end, end, "", [], [])]) for some, end in zip(jobs, ends, strict=True)]
+        return [Transcript.of([*islice(parts, len(some)), Part(end, end, "", [], [])], self.how(options))
+                for some, end in zip(jobs, ends, strict=True)]
 
     def check(self, language: str = "auto", options: Options = Options()) -> Options:
         """The options with this model's defaults. Raises OptionError for what it can't do."""

@@ -1,18 +1,28 @@
 """The fast pieces against the plain ones: the same names, shapes and numbers; int8 near them, and the same in any batch."""
 
+import json
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 import glmasr
-from glmasr import decode, fast
+from glmasr import decode, fast, weights
+from glmasr.errors import CheckpointError
+from glmasr.quantize import main, quantise_directory
 
 EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
 
 
 def prepared(kind, dtype):
+    if kind == "packed":
+        return glmasr.load("demo", device="cpu", dtype=dtype, packed=True)
     recogniser = glmasr.load("demo", device="cpu", dtype=dtype)
-    fast.prepare(recogniser.model, kind)
+    fast.prepare(recogniser.model, kind, recogniser.model.dtype)
     return recogniser
 
 
@@ -86,3 +96,49 @@ def test_ids_do_not_depend_on_the_batch(kind):
     how = {"stop": recogniser.config.stop, "max_new": 30}
     together = decode.greedy(recogniser.model, rows, prompts, **how)
     assert [found.ids for found in together] == [decode.greedy(recogniser.model, [heard], [prompt], **how)[0].ids for heard, prompt in zip(rows, prompts)]
+
+
+# -- int8 files ------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("int8") / "demo"
+    quantise_directory(weights.BUILT_IN["demo"], folder)
+    return folder
+
+
+def test_int8_files_are_half_as_large_and_give_the_same(quantised):
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (quantised, weights.BUILT_IN["demo"])]
+    assert 0.4 < sizes[0] / sizes[1] < 0.6
+    stored, made = glmasr.load(quantised), glmasr.load("demo", dtype="int8")
+    assert stored.how() == made.how() and stored.how()["linears"] == "int8"
+    for name in EXAMPLES:
+        assert stored.transcribe(name) == made.transcribe(name)
+
+
+def test_int8_is_said_on_the_command_line(quantised):
+    done = subprocess.run([sys.executable, "transcribe.py", EXAMPLES[0], "--model", quantised, "--json", "--verbose"], capture_output=True, text=True, check=True)
+    assert "linears int8" in done.stderr and json.loads(done.stdout)["how"]["linears"] == "int8"
+    done = subprocess.run([sys.executable, "transcribe.py", EXAMPLES[0], "--model", quantised, "--dtype", "float32"], capture_output=True, text=True)
+    assert done.returncode == 2 and "holds int8 weights" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda tensors, name: tensors.pop(name + "_scale"), "needs"),
+    (lambda tensors, name: tensors.update({name + "_scale": torch.ones(3)}), "needs"),
+    (lambda tensors, name: tensors.update({name + "_scale": tensors[name + "_scale"].double()}), "needs"),
+    (lambda tensors, name: tensors.update({"audio_tower.norm.weight": tensors["audio_tower.norm.weight"].to(torch.int8)}), "expected BF16 or F32"),
+    (lambda tensors, name: tensors.update({"audio_tower.norm.weight_scale": torch.ones(192)}), "unexpected"),
+])
+def test_damaged_int8_files_are_named_errors(quantised, tmp_path, change, message):
+    shutil.copytree(quantised, tmp_path / "bad")
+    tensors = load_file(quantised / "model.safetensors")
+    change(tensors, "audio_tower.layers.0.mlp.fc1.weight")
+    save_file(tensors, tmp_path / "bad" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        glmasr.load(tmp_path / "bad")
+
+
+def test_a_checkpoint_is_not_quantised_onto_itself(quantised, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["glmasr-quantize", str(quantised), str(quantised)])
+    assert main() == 1 and "error: " in capsys.readouterr().err

@@ -23,7 +23,7 @@ from glmasr.pipeline import Options, Part
 from test_pipeline import HAN, RATE, ROOT, damage, make_checkpoint, melody
 
 PROGRAM = [sys.executable, str(ROOT / "transcribe.py")]
-KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed", "wordless"]
+KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed", "wordless", "how"]
 CLOSING = re.compile(r"^(\d+\.\d) s of sound in (\d+\.\d\d) s, real-time factor (\d+\.\d+); peak memory \d+ MiB", re.MULTILINE)
 
 
