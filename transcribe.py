@@ -52,7 +52,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Recognises speech in Mandarin, Cantonese and English.")
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg), folders, patterns; - is standard input")
     parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="demo, demo-article, glm-asr-nano-2512 (default), or a directory")
-    parser.add_argument("--lang", default="auto", choices=["auto", "zh", "yue", "en"], help="the language token of an encoder-decoder (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)")
+    parser.add_argument("--lang", default="auto", metavar="LANGUAGE", help="auto (default), zh, yue, en, or another one that an encoder-decoder has a token for (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)")
     parser.add_argument("--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English, where the model's vocabulary has it")
     parser.add_argument("--timestamps", action="store_true", help="segments with times, from the time tokens of an encoder-decoder")
     parser.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="recordings longer than a window: cut where it is quiet (default); all in one prompt, as GLM-ASR was published; or, of an encoder-decoder with --timestamps, go on where the last sentence ended")
@@ -171,21 +171,20 @@ class Work:
         if not self.args.quiet and sys.stderr is not None:
             tqdm.write(printable(text), file=sys.stderr)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: Exception, name: str = "") -> None:
         from tqdm import tqdm
+        text, name = printable(str(error)), printable(name)
+        if name and not text.startswith(f"{name}: "):           # such as an error of the model: it doesn't know the recording
+            text = f"{name}: {text}"
         if sys.stderr is not None:
-            tqdm.write(f"error: {printable(str(error))}", file=sys.stderr)
-        self.summary.failures.append(str(error))
+            tqdm.write(f"error: {text}", file=sys.stderr)
+        self.summary.failures.append(text)
 
     def recordings(self) -> list[str]:
         """Folders and patterns opened up. One that gives nothing doesn't stop the others."""
-        from glmasr import GlmAsrError
         names = []
         for path in self.args.audio:
-            try:
-                names += writers.expand([path], self.args.recursive)
-            except GlmAsrError as error:
-                self.fail(error)
+            names += writers.expand([path], self.args.recursive, self.fail)
         return writers.expand(names) if self.args.files else names      # each file is written once
 
     def run(self) -> int:
@@ -216,7 +215,7 @@ class Work:
                         self.write(name, transcript, outputs[name])
                     self.summary.add(transcript, time.perf_counter() - start)
                 except glmasr.GlmAsrError as error:
-                    self.fail(error)
+                    self.fail(error, name)
         except KeyboardInterrupt:               # what was finished is written already
             if self.summary.done:
                 self.report()
@@ -260,6 +259,8 @@ class Work:
             for part in recogniser.stream(name, self.args.lang, self.options()):
                 parts.append(part)
                 self.tell(name, part.warnings, part.segments)
+                if bar.total:                   # TRAP: beyond the end tqdm forgets the total, and the bar can't be made
+                    bar.total = max(bar.total, part.end)        # it was only what the header states
                 bar.update(part.end - bar.n)
                 bar.set_postfix_str(f"{part.end / (time.perf_counter() - start):.1f} times as fast as sound", refresh=False)
         return parts
@@ -288,10 +289,19 @@ class Work:
         sys.stdout.flush()
 
     def write(self, name: str, transcript, outputs: dict) -> None:
-        layout = writers.Layout(self.args.max_line_width, self.args.max_line_count)
-        for form, path in outputs.items():
-            writers.write_whole(path, writers.WRITERS[form](transcript, layout, name))
-        self.say(f"{name} -> {', '.join(str(path) for path in outputs.values())}")
+        from glmasr.errors import OutputError
+        layout, written, errors = writers.Layout(self.args.max_line_width, self.args.max_line_count), [], {}
+        for form, path in outputs.items():      # one that can't be written doesn't stop the others
+            try:
+                writers.write_whole(path, writers.WRITERS[form](transcript, layout, name))
+                written.append(str(path))
+            except OutputError as error:
+                errors[path.name] = error
+        if written:
+            self.say(f"{name} -> {', '.join(written)}")
+        if errors:
+            [(_, first), *others] = errors.items()
+            raise OutputError(f"{first}" + (f"; nor could {', '.join(file for file, _ in others)}" if others else ""))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -336,7 +336,8 @@ def report(run: Observation) -> str:
     lines = _stages(run) + ["", *_prompt(tokenizer, search)]
     if run.judged:
         likely = sorted(run.judged[0].items(), key=lambda item: -item[1])[:3]
-        lines.append("judged: " + ", ".join(f"{name} {value:.3f}" for name, value in likely) + f"; that nobody speaks {run.judged[1]:.3f}")
+        cells = [f"{name} {value:.3f}" for name, value in likely] + [f"that nobody speaks {run.judged[1]:.3f}"]
+        lines.append("judged: " + ", ".join(cells))
     return "\n".join([*lines, *_first_token(tokenizer, search), *_kept(tokenizer, search), *_results(run)])
 
 
@@ -410,6 +411,8 @@ def _results(run: Observation) -> list[str]:
                      + ("a stop token" if result.stopped else "the limit"))
     if run.judged and Limits().silent(result, run.judged[1]):
         lines.append("taken for silence, so it is left out")
+    if others := len(run.searches) - len(run.attempts):
+        lines.append(f"not shown: {others} more {'search' if others == 1 else 'searches'}, in other windows or in the halves of this one")
     return lines
 
 

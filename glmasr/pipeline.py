@@ -22,8 +22,7 @@ from torch import Tensor
 
 from . import audio as sound
 from . import cutting, decode, script, weights
-from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig
-from .conv_frontend import total_stride
+from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
 from .cutting import Window
 from .errors import CheckpointError, GlmAsrError, OptionError
 from .fallback import TEMPERATURES, Limits, compression_ratio, fallback
@@ -95,10 +94,10 @@ class Part:
 class Transcript:
     """What was recognised.
 
-    language    as it was asked for; for "auto" the one that the model hears, or where it has no tokens for languages, the one
-                that the text is written in: "zh", "yue", "en", or "" where that says nothing
+    language    as it was asked for; for "auto" the one that the model hears, of those that it has tokens for, or where it has none, the
+                one that the text is written in: "zh", "yue", "en". "" where that says nothing
     seconds     length of the recording
-    heard       seconds of it that the model heard
+    heard       seconds of it that the model heard, at most `seconds`
     silent      seconds of it that were skipped as silent; what is neither heard nor silent is named in the warnings
     wordless    seconds that were heard, and in which nobody speaks
     failed      stretches whose text can't be right, whatever was tried
@@ -124,10 +123,11 @@ class Transcript:
         text = join([segment.text for segment in segments])
         # The last one knows: see `EncoderDecoderRecogniser._hear`.
         language = next((part.language for part in reversed(parts) if part.language), name_language(text))
-        heard = sum((part.end - part.start for part in parts[:-1]), 0.0)
-        return cls(text, language, segments, parts[-1].end, [warning for part in parts for warning in part.warnings],
-                   round(heard, 3), round(max(0.0, parts[-1].start - heard), 3), sum(part.failed for part in parts),
-                   round(sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0), 3), dict(how))
+        seconds, heard = parts[-1].end, sum((part.end - part.start for part in parts[:-1]), 0.0)
+        wordless = sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0)
+        heard, silent, wordless = (min(round(value, 3), seconds) for value in (heard, max(0.0, parts[-1].start - heard), wordless))
+        return cls(text, language, segments, seconds, [warning for part in parts for warning in part.warnings], heard, silent,
+                   sum(part.failed for part in parts), wordless, dict(how))
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,11 @@ class Options:
     def check(self, positions: int) -> None:
         """Raises OptionError for a value out of range."""
         for name, value in (("beams", self.beams), ("max_new_tokens", self.max_new_tokens), ("batch_size", self.batch_size)):
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise OptionError(f"{name} is {value!r}, expected a positive integer")
+        for name, value in (("timestamps", self.timestamps), ("guards", self.guards)):
+            if not isinstance(value, bool):
+                raise OptionError(f"{name} is {value!r}, expected True or False")
         if self.batch_size is not None and self.batch_size > MOST_BATCH:
             raise OptionError(f"batch_size is {self.batch_size}, expected at most {MOST_BATCH}")
         if self.max_new_tokens is not None and self.max_new_tokens > positions:     # memory for all of them is taken at once
@@ -178,7 +181,7 @@ class Options:
         if self.beams is not None and self.beams > MOST_BEAMS:
             raise OptionError(f"beams is {self.beams}, expected at most {MOST_BEAMS}")
         if not (isinstance(self.temperatures, (tuple, list)) and self.temperatures
-                and all(isinstance(value, (int, float)) and 0 <= value <= 10 for value in self.temperatures)):
+                and all(isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 10 for value in self.temperatures)):
             raise OptionError(f"temperatures is {self.temperatures!r}, expected numbers from 0 to 10, at least one")
         script.converter(self.script)
         if self.long not in ("cut", "whole", "seek"):
@@ -198,6 +201,11 @@ def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto", packe
     directory = weights.find(name_or_path)
     model = weights.load(directory, device=device, dtype=dtype, packed=packed)
     tokenizer = read_tokenizer(directory)
+    if isinstance(model.config, EncoderDecoderConfig):
+        try:
+            check_steering(model.config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{directory}: {error}") from None
     recogniser = make_recogniser(model, tokenizer)
     try:
         recogniser.check_tokenizer()
@@ -308,6 +316,8 @@ class Recogniser:
         self.rules(language, options)
         if options.long not in self.ways:
             raise OptionError(f"long is {options.long!r}; this model knows {' and '.join(map(repr, self.ways))}")
+        if options.long == "seek" and not options.timestamps:
+            raise OptionError("long is 'seek', which goes by the model's time tokens; it needs timestamps (--timestamps)")
         return replace(options, beams=options.beams or self.config.beams)
 
     def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
@@ -374,12 +384,12 @@ class Recogniser:
             return search(self.model, *heard.pick(chosen), stop, limited, options, [*rules, *guards], temperature)
 
         def flags(index: int, hypothesis: decode.Hypothesis) -> tuple[str, ...]:
-            text, silence = self._text(hypothesis.ids), no_speech(index, hypothesis)
-            if limits.silent(hypothesis, silence) or not options.guards:
+            """Why the answer can't be right."""
+            silence = no_speech(index, hypothesis)
+            if not options.guards or limits.silent(hypothesis, silence):
                 return ()
-            found = {"repeats": compression_ratio(text) > limits.compression_ratio or decode.loops(hypothesis.ids),
-                     "doubtful": hypothesis.mean_logprob < limits.mean_logprob}
-            return tuple(name for name, holds in found.items() if holds)
+            found = limits.doubts(hypothesis, self._text(hypothesis.ids), silence)
+            return found if "repeats" in found or not decode.loops(hypothesis.ids) else ("repeats", *found)
 
         def no_speech(index: int, hypothesis: decode.Hypothesis) -> float:
             return heard.no_speech[index] if heard.no_speech is not None else hypothesis.empty
@@ -522,7 +532,7 @@ class EncoderDecoderRecogniser(Recogniser):
     @property
     def unit(self) -> int:
         """Samples of which the decoder hears one state."""
-        return total_stride(self.config.encoder.convolutions) if self.config.encoder.convolutions else sound.HOP * STRIDE
+        return self.config.encoder.stride
 
     def check_tokenizer(self) -> None:
         """TRAP: with the tokenizer of another model the prompt has ids that mean something else, or nothing."""
@@ -536,11 +546,13 @@ class EncoderDecoderRecogniser(Recogniser):
 
     def rules(self, language: str, options: Options = Options()) -> list[decode.Rule]:
         """The decoding rules; they are the same for all languages. Raises OptionError for what the model has no tokens for."""
-        known = ["auto", *self.config.languages]
-        if not isinstance(language, str) or language not in known:
-            some = ", ".join(known[1:11] + ["..."] * (len(known) > 11))
-            raise OptionError(f"language is {language!r}; " + (f"this model has tokens for {some}, and 'auto'" if some else
-                              "this model knows one language only and has no tokens for others: 'auto' is all that it takes"))
+        known = self.config.languages
+        if not isinstance(language, str) or language not in (*known, "auto", *([] if known else ["en"])):
+            ours = [name for name in LANGUAGES if name in known]
+            others = sorted(name for name in known if name not in ours)
+            some = ", ".join([*ours, *others[:8], *["..."] * (len(others) > 8)])
+            raise OptionError(f"language is {language!r}; " + (f"this model has tokens for {some}, and 'auto' lets it judge" if known else
+                              "this model knows one language only and has no tokens for others; expected 'auto' or 'en'"))
         self.model.prompt(next(iter(self.config.languages), None), options.task, options.timestamps)
         if options.timestamps not in self._rules:
             self._rules[options.timestamps] = self.model.rules(options.timestamps)

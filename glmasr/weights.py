@@ -129,6 +129,8 @@ def _half_split(tensor: Tensor, head_size: int, rotary: int) -> Tensor:
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _LONGEST_HEADER = 100_000_000
+_MOST_MARKS = 1_000_000         # commas and brackets of a header; a tensor has ten, and millions of them take minutes and gigabytes
+_MOST_AXES = 32
 
 
 def read_header(path: Path) -> dict[str, dict]:
@@ -151,6 +153,9 @@ def read_header(path: Path) -> dict[str, dict]:
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
+    marks = sum(map(text.count, (b"{", b"[", b",")))
+    if marks > _MOST_MARKS:
+        raise broken(f"its header has {marks} commas and brackets; expected at most {_MOST_MARKS}, which is about 100,000 tensors")
     try:
         header = json.loads(text, object_pairs_hook=unique)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -162,8 +167,10 @@ def read_header(path: Path) -> dict[str, dict]:
     for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1])):
         first, last = _offsets(entry)
         shape, dtype = entry.get("shape") if isinstance(entry, dict) else None, entry.get("dtype") if isinstance(entry, dict) else None
+        if isinstance(shape, list) and len(shape) > _MOST_AXES:
+            raise broken(f"tensor {name} has {len(shape)} axes; expected at most {_MOST_AXES}")
         if (not isinstance(dtype, str) or dtype not in _SIZES or not isinstance(shape, list)
-                or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)):
+                or not all(_is_size(n) and n >= 0 for n in shape)):
             raise broken(f"tensor {name} has dtype {dtype!r} and shape {shape!r}")
         count = _SIZES[dtype]
         for n in shape:
@@ -178,9 +185,14 @@ def read_header(path: Path) -> dict[str, dict]:
 
 def _offsets(entry) -> tuple[int, int]:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(n, int) and not isinstance(n, bool) for n in offsets):
+    if isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets)):
         return tuple(offsets)
     return (-1, -1)
+
+
+def _is_size(value) -> bool:
+    # TRAP: products of numbers of thousands of digits take minutes, and Python refuses to write them.
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2 ** 63
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -351,8 +363,8 @@ def choose_device(device) -> torch.device:
 
 def choose_dtype(dtype) -> torch.dtype:
     if dtype in ("float16", "fp16", "half", torch.float16):
-        raise OptionError("dtype float16 is refused: this model was trained in bfloat16 and its activations overflow float16 "
-                          "(the text becomes garbage); use bfloat16 or float32")
+        raise OptionError("dtype float16 is refused: models trained in bfloat16, as GLM-ASR was, overflow it (the text becomes garbage); "
+                          "use bfloat16 or float32")
     types = {"bfloat16": torch.bfloat16, "float32": torch.float32, torch.bfloat16: torch.bfloat16, torch.float32: torch.float32}
     if not isinstance(dtype, (str, torch.dtype)) or dtype not in types:
         raise OptionError(f"dtype is {dtype!r}, expected 'auto', 'bfloat16', 'float32' or 'int8'")
@@ -391,13 +403,13 @@ def find(name_or_path) -> Path:
         return BUILT_IN[str(name_or_path)]
     try:
         path = Path(name_or_path).expanduser()
-        if path.is_dir():
+        if path.is_dir() and str(name_or_path):                 # TRAP: Path("") is the current directory
             return path
     except (OSError, RuntimeError, ValueError) as error:        # a name too long, not permitted, with a NUL; ~nobody
         raise CheckpointError(f"{str(name_or_path)!r} can't be a directory: {error}") from None
     repository = _PUBLISHED.get(str(name_or_path).lower())
     if repository is None:
-        raise CheckpointError(f"{name_or_path}: no such directory, and not a name that this package knows "
+        raise CheckpointError(f"{str(name_or_path)!r}: no such directory, and not a name that this package knows "
                               f"({', '.join([*BUILT_IN, *_PUBLISHED])})")
     home = Path(os.environ.get("HF_HOME", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"))
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{repository.replace('/', '--')}"

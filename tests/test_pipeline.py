@@ -278,6 +278,12 @@ def test_transcript(recogniser, says):
     assert transcript == glmasr.Transcript("零一 ok", "zh", [segment], 0.5, [], heard=0.5)
 
 
+def test_no_rounding_makes_more_heard_than_there_is():
+    for seconds in (0.0005, 0.0006, 1.0009):
+        transcript = glmasr.Transcript.of([pipeline.Part(0.0, seconds, "", [], []), pipeline.Part(seconds, seconds, "", [], [])])
+        assert max(transcript.heard, transcript.wordless) <= transcript.seconds == seconds and transcript.silent == 0
+
+
 @pytest.mark.parametrize("text, language", [("零一二", "zh"), ("唔係呀，佢哋喺度", "yue"), ("one two", "en"), ("1 2 3", ""), ("", "")])
 def test_auto_names_the_language(recogniser, says, text, language):
     says(text)
