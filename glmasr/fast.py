@@ -1,9 +1,10 @@
-"""The same model with weights as a CPU's kernels want them. The names and interfaces are those of the modules replaced.
+"""The same model with linears as the machine's kernels want them. The names and interfaces are those of the modules replaced.
 
-    PackedLinear    bfloat16 or float32, laid out for oneDNN once instead of at each call
+    PackedLinear    bfloat16 or float32, laid out for a CPU's kernels (oneDNN) once instead of at each call
     Int8Linear      each row of the weight as 8-bit numbers with a scale: half the bytes, and bytes are what decoding costs
 
-`prepare` replaces the linears of a model in place. Queries, keys and values share one product, as gate and up do.
+`prepare` replaces the linears of a model in place. Queries, keys and values share one product, as gate and up do: on a GPU that
+is all ("joined").
 """
 
 import torch
@@ -113,36 +114,45 @@ class FusedSwiGLU(nn.Module):
 LARGE = 50_000_000              # parameters; a smaller model lies in the processor's cache, and gains nothing
 
 
-def pays(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether packed linears are faster than plain ones: of a large model, on a CPU for which PyTorch has oneDNN."""
+def choose(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
+    """What is faster: "joined" on a GPU, "packed" for a large model on a CPU for which PyTorch has oneDNN, else "plain"."""
+    if device.type == "cuda":
+        return "joined"
     if device.type != "cpu" or not torch.backends.mkldnn.is_available() or sum(p.numel() for p in model.parameters()) < LARGE:
-        return False
-    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return "plain"
+    return "packed" if dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "plain"
 
 
-def prepare(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
-    """Replaces the linears of a model on the CPU, in place: "packed" or "int8". `dtype` is that of what they give.
+def prepare(model: nn.Module, kind: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Replaces the linears of a model, in place: "joined", "packed" or "int8". They give `dtype`, on `device`.
 
     Each weight is let go before the next is asked for, so that there are never two copies of a model in memory.
     """
+    def make(*linears: nn.Linear) -> nn.Module:
+        return _linear(kind, device, dtype, *linears)
+
     for name, child in model.named_children():
         if isinstance(child, SelfAttention):
-            joined, out = _linear(kind, dtype, child.query, child.key, child.value), _linear(kind, dtype, child.out)
-            setattr(model, name, FusedSelfAttention(child, joined, out))
+            setattr(model, name, FusedSelfAttention(child, make(child.query, child.key, child.value), make(child.out)))
         elif isinstance(child, SwiGLU):
-            setattr(model, name, FusedSwiGLU(_linear(kind, dtype, child.gate, child.up), _linear(kind, dtype, child.down)))
+            setattr(model, name, FusedSwiGLU(make(child.gate, child.up), make(child.down)))
         elif isinstance(child, nn.Linear):
-            setattr(model, name, _linear(kind, dtype, child))
+            setattr(model, name, make(child))
         else:
-            prepare(child, kind, dtype)
+            prepare(child, kind, device, dtype)
 
 
-def _linear(kind: str, dtype: torch.dtype, *linears: nn.Linear) -> nn.Module:
+def _linear(kind: str, device: torch.device, dtype: torch.dtype, *linears: nn.Linear) -> nn.Module:
     """One linear for several that take the same x."""
     bias = None
     if any(linear.bias is not None for linear in linears):
-        bias = torch.cat([torch.zeros(linear.out_features, dtype=dtype) if linear.bias is None else linear.bias for linear in linears])
+        bias = torch.cat([torch.zeros(linear.out_features, dtype=dtype, device=device) if linear.bias is None else linear.bias for linear in linears])
+    if kind == "int8":
+        numbers, scales = zip(*((linear.weight, linear.scale) if linear.weight.dtype == torch.int8 else quantise(linear.weight) for linear in linears))
+        return Int8Linear(torch.cat(numbers), torch.cat(scales), bias)
+    weight = torch.cat([linear.weight.to(device, dtype) for linear in linears])
     if kind == "packed":
-        return PackedLinear(torch.cat([linear.weight.to(dtype) for linear in linears]), bias)
-    numbers, scales = zip(*((linear.weight, linear.scale) if linear.weight.dtype == torch.int8 else quantise(linear.weight) for linear in linears))
-    return Int8Linear(torch.cat(numbers), torch.cat(scales), bias)
+        return PackedLinear(weight, bias)
+    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    joined.weight, joined.bias = nn.Parameter(weight, requires_grad=False), None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return joined

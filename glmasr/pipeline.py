@@ -14,7 +14,7 @@ a segment and in the warnings, and no text is lost without a word.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +88,7 @@ class Part:
     warnings: list[str]
     failed: bool = False        # the text can't be right, whatever was tried
     resume: float = 0.0         # seconds: where the last sentence that is complete ends, or `end`; for `--long seek`
+    last: bool = False          # the recording ends here
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Transcript:
     silent      seconds of it that were skipped as silent; what is neither heard nor silent is named in the warnings
     wordless    seconds that were heard, and in which nobody speaks
     failed      stretches whose text can't be right, whatever was tried
-    how         what it was computed on: device, type of the numbers, kind of linears (`fast`), and what the encoder heard (`pad_to`)
+    how         what it was computed on: device, type of the numbers, kind of linears and of steps, and what the encoder heard (`pad_to`)
     warnings    sentences for the user, such as that the text is incomplete
     """
 
@@ -190,16 +191,16 @@ class Options:
             raise OptionError(f"pad_to is {self.pad_to!r}, expected 'window' or 'speech'")
 
 
-def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto", packed: bool | None = None) -> "Recogniser":
+def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto", plain: bool = False) -> "Recogniser":
     """A recogniser from a checkpoint directory, or by name: "glm-asr-nano-2512", "demo", "demo-article". Raises CheckpointError,
     OptionError.
 
     device  "auto" (a GPU where there is one), "cpu", "cuda"
     dtype   "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"; "int8": weights of 8 bits, on the CPU
-    packed  weights laid out for the CPU's kernels; by default where that is faster. `recogniser.how()` says what was chosen
+    plain   the modules as they are to be read, without the faster ones of `fast` and `graphs`. `recogniser.how()` says what was taken
     """
     directory = weights.find(name_or_path)
-    model = weights.load(directory, device=device, dtype=dtype, packed=packed)
+    model = weights.load(directory, device=device, dtype=dtype, plain=plain)
     tokenizer = read_tokenizer(directory)
     if isinstance(model.config, EncoderDecoderConfig):
         try:
@@ -265,9 +266,9 @@ class Recogniser:
         return self.model.config
 
     def how(self, options: Options = Options()) -> dict[str, str]:
-        """What `Transcript.how` says: "linears" are "plain", "packed" or "int8"."""
+        """What `Transcript.how` says: "linears" are "plain", "packed", "joined" or "int8" (`fast`), "steps" "plain", "static" or "captured" (`graphs`)."""
         return {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch."), "linears": self.model.linears,
-                "pad_to": options.pad_to}
+                "steps": self.model.steps, "pad_to": options.pad_to}
 
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
                    timestamps: bool = False, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
@@ -290,25 +291,55 @@ class Recogniser:
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None) -> Iterator[Part]:
         """The same, part by part as they are recognised; the last part is empty and says where the recording ends. Memory
         doesn't grow with the recording. Options are checked before the first part."""
-        options = self.check(language, options)
-        warnings: list[str] = []
-        blocks = sound.blocks(audio, sample_rate, max_duration=options.max_duration, warn=warnings.append)
-        reader = Reader(blocks, self.config.window)
-        for part in self._parts(reader, language, options, warnings):
-            said, warnings[:] = warnings[:], []
-            yield replace(part, warnings=said + part.warnings)
-        yield Part(reader.seconds - reader.left_out, reader.seconds, "", [], warnings)
+        for _, part in self.streams([audio], language, options, sample_rate=sample_rate):
+            if isinstance(part, GlmAsrError):
+                raise part
+            yield part
+
+    def streams(self, recordings: Iterable, language: str = "auto", options: Options = Options(), *,
+                sample_rate: int | None = None) -> "Iterator[tuple[int, Part | GlmAsrError]]":
+        """The same for several recordings, whose windows are decoded in common batches: the number of a recording, from 0, and a
+        part of it. A recording that can't be used, or not to its end, ends with its error in place of the last part."""
+        options, convert = self.check(language, options), script.converter(options.script)
+        warnings: dict[int, list[str]] = {}
+        failed: set[int] = set()
+
+        def work() -> Iterator[tuple[int, Job | Part | GlmAsrError]]:
+            for index, audio in enumerate(recordings):
+                said = warnings[index] = []
+                try:
+                    blocks = sound.blocks(audio, sample_rate, max_duration=options.max_duration, warn=said.append)
+                    reader = Reader(blocks, self.config.window)
+                    for item in self._work(reader, Hearing(language), options, said):
+                        yield index, item
+                    yield index, Part(reader.seconds - reader.left_out, reader.seconds, "", [], [], last=True)
+                except GlmAsrError as error:
+                    yield index, error
+
+        for index, part in self._decode_all(work(), options):
+            if index in failed:
+                continue
+            if isinstance(part, GlmAsrError):
+                failed.add(index)
+                yield index, part
+                continue
+            said, warnings[index][:] = warnings[index][:], []
+            yield index, replace(part, warnings=said + part.warnings,
+                                 segments=[replace(segment, text=convert(segment.text)) for segment in part.segments])
 
     def recognise(self, recordings: list[Tensor], languages: list[str], options: Options = Options()) -> list[Transcript]:
         """Samples (S,) at 16 kHz of some recordings -> their transcripts. Their windows are decoded in common batches."""
-        jobs = []
-        for samples, language in zip(recordings, languages, strict=True):
-            options = self.check(language, options)
-            jobs.append([Job(window, hearing) for hearing in [Hearing(language)] for window in self._windows(Reader([samples], self.config.window), options)])
-        parts = self._decode_all((job for some in jobs for job in some), options)
+        work, convert = [], script.converter(options.script)
+        for index in sorted(range(len(recordings)), key=lambda index: len(recordings[index])):      # alike lengths, little padding
+            options, hearing = self.check(languages[index], options), Hearing(languages[index])
+            work += [(index, Job(window, hearing)) for window in self._windows(Reader([recordings[index]], self.config.window), options)]
+        parts: list[list[Part]] = [[] for _ in recordings]
+        for index, part in self._decode_all(work, options):
+            if isinstance(part, GlmAsrError):
+                raise part
+            parts[index].append(replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments]))
         ends = [len(samples) / sound.SAMPLE_RATE for samples in recordings]
-        return [Transcript.of([*islice(parts, len(some)), Part(end, end, "", [], [])], self.how(options))
-                for some, end in zip(jobs, ends, strict=True)]
+        return [Transcript.of([*some, Part(end, end, "", [], [])], self.how(options)) for some, end in zip(parts, ends, strict=True)]
 
     def check(self, language: str = "auto", options: Options = Options()) -> Options:
         """The options with this model's defaults. Raises OptionError for what it can't do."""
@@ -320,9 +351,10 @@ class Recogniser:
             raise OptionError("long is 'seek', which goes by the model's time tokens; it needs timestamps (--timestamps)")
         return replace(options, beams=options.beams or self.config.beams)
 
-    def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
-        hearing = Hearing(language)
-        yield from self._decode_all((Job(window, hearing) for window in self._windows(reader, options)), options)
+    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> "Iterator[Job | Part]":
+        """What is to be decoded of a recording, or was already, because what follows depends on it."""
+        for window in self._windows(reader, options):
+            yield Job(window, hearing)
 
     def _windows(self, reader: "Reader", options: Options) -> Iterator[Window]:
         if reader.fits:             # a recording of one window is heard as it is
@@ -332,23 +364,30 @@ class Recogniser:
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
-    def _decode_all(self, jobs: Iterable[Job], options: Options) -> Iterator[Part]:
-        """The parts of the jobs, in their order. An error while they are read comes behind what was read before."""
-        jobs, most, convert = iter(jobs), options.batch_size or self._batch_size(options), script.converter(options.script)
-        size, error = options.batch_size or min(FIRST_ROWS, most), None
-        while error is None:
-            batch: list[Job] = []
+    def _decode_all(self, work: "Iterable[tuple[int, Job | Part | GlmAsrError]]", options: Options) -> "Iterator[tuple[int, Part | GlmAsrError]]":
+        """The same with parts in place of jobs, in order: as many jobs at a time as memory allows."""
+        most = options.batch_size or self._batch_size(options)
+        size, batch, jobs = options.batch_size or min(FIRST_ROWS, most), [], []     # the first text is soon there
+
+        def decoded() -> "Iterator[tuple[int, Part | GlmAsrError]]":
             try:
-                batch.extend(islice(jobs, size))
-            except GlmAsrError as late:
-                error = late
-            if not batch:
-                break
-            size = min(2 * size, most)          # the first text is soon there
-            for part in self._decode(batch, options):
-                yield replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments])
-        if error is not None:
-            raise error
+                parts = iter(self._decode(jobs, options))
+            except CheckpointError as error:
+                parts = repeat(error)
+            for index, item in batch:
+                yield index, next(parts) if isinstance(item, Job) else item
+            batch.clear()
+            jobs.clear()
+
+        for index, item in work:
+            batch.append((index, item))
+            if isinstance(item, Job):
+                jobs.append(item)
+            # What is decoded already is told at once; the end of a recording, or its error, can wait for the others of a batch.
+            if len(jobs) == size or not jobs or isinstance(item, Part) and not item.last:
+                size = min(2 * size, most) if len(jobs) == size else size
+                yield from decoded()
+        yield from decoded()
 
     def _decode(self, jobs: list[Job], options: Options, halves: bool = False) -> list[Part]:
         """The parts of some jobs. What has other rules, or is heard to another length, is decoded apart."""
@@ -495,16 +534,16 @@ class GlmAsrRecogniser(Recogniser):
             heard += self.model.encode(mel, [count])
         return torch.cat(heard)
 
-    def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
+    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> Iterator[Job | Part]:
         if options.long != "whole" or reader.fits:
-            yield from super()._parts(reader, language, options, warnings)
+            yield from super()._work(reader, hearing, options, warnings)
             return
         most = self.config.longest_windows * self.config.window
         samples = reader.take(most)
         if reader.left_out:
             warnings.append(f"the model takes {most / sound.SAMPLE_RATE:.0f} s at most, {self.config.longest_windows} whole windows: "
                             f"the last {reader.left_out:.1f} s of the recording are left out")
-        yield from self._decode_all([Job(Window(0, samples), Hearing(language))], options)
+        yield Job(Window(0, samples), hearing)
 
     def _length(self, window: Window, options: Options) -> int:
         return self.config.window if len(window.samples) > self.config.window else super()._length(window, options)
@@ -565,13 +604,13 @@ class EncoderDecoderRecogniser(Recogniser):
         padded = torch.stack([F.pad(samples[:length], (0, max(0, length - len(samples)))) for samples in windows])
         return self.model.encode(self.model.features(padded.to(self.model.device)))
 
-    def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
+    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> Iterator[Job | Part]:
         if options.long != "seek" or reader.fits:
-            yield from super()._parts(reader, language, options, warnings)
+            yield from super()._work(reader, hearing, options, warnings)
             return
-        hearing, place, length = Hearing(language), 0, self.config.window
+        place, length = 0, self.config.window
         while len(samples := reader.peek(length)):
-            [part] = self._decode_all([Job(Window(place, samples), hearing)], options)
+            [part] = self._decode([Job(Window(place, samples), hearing)], options)
             if reader.more(length) and part.start < part.resume < part.end:
                 # What comes behind the last complete sentence is heard again, from there.
                 part = replace(part, end=part.resume, segments=[segment for segment in part.segments if segment.end <= part.resume + TIME_STEP / 2])

@@ -19,10 +19,8 @@ EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
 
 
 def prepared(kind, dtype):
-    if kind == "packed":
-        return glmasr.load("demo", device="cpu", dtype=dtype, packed=True)
     recogniser = glmasr.load("demo", device="cpu", dtype=dtype)
-    fast.prepare(recogniser.model, kind, recogniser.model.dtype)
+    fast.prepare(recogniser.model, kind, torch.device("cpu"), recogniser.model.dtype)
     return recogniser
 
 
@@ -71,7 +69,7 @@ def test_int8_results_do_not_depend_on_batch_mates(time):
     assert torch.equal(linear(x), torch.cat([linear(row[None]) for row in x]))
 
 
-@pytest.mark.parametrize("kind, dtype, near", [("packed", "float32", 1e-4), ("packed", "bfloat16", 0.25), ("int8", "float32", 1.5), ("int8", "bfloat16", 1.5)])
+@pytest.mark.parametrize("kind, dtype, near", [("joined", "float32", 1e-4), ("packed", "float32", 1e-4), ("packed", "bfloat16", 0.25), ("int8", "float32", 1.5), ("int8", "bfloat16", 1.5)])
 def test_the_model_stays_the_same(kind, dtype, near):
     """Logits of the first token, whose range is about 30, and the texts."""
     plain, quick = glmasr.load("demo", device="cpu", dtype=dtype), prepared(kind, dtype)
@@ -87,7 +85,7 @@ def test_the_model_stays_the_same(kind, dtype, near):
         assert plain.transcribe(name).text == quick.transcribe(name).text
 
 
-@pytest.mark.parametrize("kind", ["packed", "int8"])
+@pytest.mark.parametrize("kind", ["joined", "packed", "int8"])
 def test_ids_do_not_depend_on_the_batch(kind):
     recogniser = prepared(kind, "float32")
     sounds = [glmasr.audio.load(name) for name in EXAMPLES]
