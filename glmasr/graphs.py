@@ -20,6 +20,7 @@ from .layers import causal_mask
 
 SLOTS = 256                     # capacities are multiples of it: empty slots are read too
 KEPT = 4                        # memories that are kept for later, those used last
+SHAPES = 8                      # of a captured module
 WARM_UP = 3                     # runs before a capture, in which libraries choose their kernels
 
 
@@ -164,7 +165,7 @@ class StaticCache:
 
 
 class Captured(nn.Module):
-    """A module of one tensor; its work is a graph for each shape that comes, up to KEPT of them."""
+    """A module of one tensor; its work is a graph for each shape that comes, up to SHAPES of them."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -173,7 +174,7 @@ class Captured(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape not in self._graphs:
-            if len(self._graphs) == KEPT:
+            if len(self._graphs) == SHAPES:
                 self._graphs.pop(next(iter(self._graphs)))
             given, found = x.clone(), []
 

@@ -41,6 +41,7 @@ SAMPLES = 5                     # drawn for a window at temperatures above 0; th
 SPLIT_SECONDS = 2.0             # a shorter window is not split for another try
 MOST_ROWS = 32                  # windows in a batch, if the caller sets no number and memory allows more
 MOST_BATCH = 4096
+MOST_HEARD = {"cpu": 1, "cuda": 16}     # windows that go through the encoder at a time; a CPU has enough to do with one
 FIRST_ROWS = 4                  # windows in the first batch, so that the first text is soon there
 # The special tokens of GLM-ASR's prompt.
 MARKERS = ("<|user|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|assistant|>")
@@ -304,9 +305,11 @@ class Recogniser:
         warnings: dict[int, list[str]] = {}
         failed: set[int] = set()
 
-        def work() -> Iterator[tuple[int, Job | Part | GlmAsrError]]:
+        def work() -> Iterator[tuple[int, Job | Part | GlmAsrError | None]]:
             for index, audio in enumerate(recordings):
                 said = warnings[index] = []
+                if sound.may_wait(audio):
+                    yield index, None               # what came before must not wait with it
                 try:
                     blocks = sound.blocks(audio, sample_rate, max_duration=options.max_duration, warn=said.append)
                     reader = Reader(blocks, self.config.window)
@@ -364,8 +367,8 @@ class Recogniser:
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
-    def _decode_all(self, work: "Iterable[tuple[int, Job | Part | GlmAsrError]]", options: Options) -> "Iterator[tuple[int, Part | GlmAsrError]]":
-        """The same with parts in place of jobs, in order: as many jobs at a time as memory allows."""
+    def _decode_all(self, work: "Iterable[tuple[int, Job | Part | GlmAsrError | None]]", options: Options) -> "Iterator[tuple[int, Part | GlmAsrError]]":
+        """The same with parts in place of jobs, in order: as many jobs at a time as memory allows, or those before a None."""
         most = options.batch_size or self._batch_size(options)
         size, batch, jobs = options.batch_size or min(FIRST_ROWS, most), [], []     # the first text is soon there
 
@@ -380,11 +383,12 @@ class Recogniser:
             jobs.clear()
 
         for index, item in work:
-            batch.append((index, item))
+            if item is not None:
+                batch.append((index, item))
             if isinstance(item, Job):
                 jobs.append(item)
             # What is decoded already is told at once; the end of a recording, or its error, can wait for the others of a batch.
-            if len(jobs) == size or not jobs or isinstance(item, Part) and not item.last:
+            if len(jobs) == size or not jobs or item is None or isinstance(item, Part) and not item.last:
                 size = min(2 * size, most) if len(jobs) == size else size
                 yield from decoded()
         yield from decoded()
@@ -524,15 +528,24 @@ class GlmAsrRecogniser(Recogniser):
     def hear(self, samples: Tensor, window: int | None = None) -> Tensor:
         """Samples (S,) at 16 kHz -> the rows (N, D) that the decoder hears, those of all windows one after the other. Windows are
         padded up to `window` samples; by default as published."""
-        samples = F.pad(samples, (0, max(0, SHORTEST - len(samples))))
-        window = window or self.config.window
-        counts = [min(window, len(samples) - start) for start in range(0, len(samples), window)]
-        heard = []
-        # One window after the other: the encoder's memory then doesn't grow with the recording.
-        for part, count in zip(sound.windows(samples, window), counts, strict=True):
-            mel = sound.log_mel(part.to(self.model.device), self.config.encoder.bands)
-            heard += self.model.encode(mel, [count])
-        return torch.cat(heard)
+        return self._hear_all([samples], window or self.config.window)[0]
+
+    def _hear_all(self, recordings: list[Tensor], window: int) -> list[Tensor]:
+        """`hear` for several recordings, so many windows at a time as the machine has a use for: memory doesn't grow with them."""
+        parts, counts = [], []
+        for samples in recordings:
+            samples = F.pad(samples, (0, max(0, SHORTEST - len(samples))))
+            parts += sound.windows(samples, window)
+            counts.append([min(window, len(samples) - start) for start in range(0, len(samples), window)])
+        lengths, heard = [count for some in counts for count in some], []
+        while len(heard) < len(parts):
+            # Powers of two: few shapes, each of which may be a graph.
+            rows = min(MOST_HEARD.get(self.model.device.type, 1), 1 << (len(parts) - len(heard)).bit_length() - 1)
+            some = slice(len(heard), len(heard) + rows)
+            mel = sound.log_mel(torch.stack(parts[some]).to(self.model.device), self.config.encoder.bands)
+            heard += self.model.encode(mel, lengths[some])
+        rows = iter(heard)
+        return [torch.cat([next(rows) for _ in some]) for some in counts]
 
     def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> Iterator[Job | Part]:
         if options.long != "whole" or reader.fits:
@@ -550,7 +563,7 @@ class GlmAsrRecogniser(Recogniser):
 
     def _hear(self, jobs: list[Job], length: int, options: Options) -> Heard:
         heard = [job.window.samples if len(job.window.samples) > self.config.window else job.window.samples[:length] for job in jobs]
-        audio = [self.hear(samples, length) for samples in heard]
+        audio = self._hear_all(heard, length)
         prompts = [self.model.prompt(self.tokenizer, len(rows)) for rows in audio]
         return Heard(audio, prompts, ["" if job.hearing.language == "auto" else job.hearing.language for job in jobs])
 

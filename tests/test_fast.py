@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 import glmasr
-from glmasr import decode, fast, weights
+from glmasr import decode, fast, layers, weights
 from glmasr.errors import CheckpointError
 from glmasr.quantize import main, quantise_directory
 
@@ -140,3 +140,15 @@ def test_damaged_int8_files_are_named_errors(quantised, tmp_path, change, messag
 def test_a_checkpoint_is_not_quantised_onto_itself(quantised, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["glmasr-quantize", str(quantised), str(quantised)])
     assert main() == 1 and "error: " in capsys.readouterr().err
+
+
+# -- attention -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("time", [1, 7, 512, 513, 1500])
+def test_attention_by_heads_is_attention(time):
+    generator = torch.Generator().manual_seed(time)
+    query, key, value = (torch.randn(2, 3, time, 16, generator=generator).bfloat16() for _ in range(3))
+    found = fast.attend_by_heads(query, key, value)
+    exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double()).transpose(1, 2).flatten(2)
+    plain = (layers.attend(query, key, value).double() - exact).abs().max()
+    assert found.shape == (2, time, 48) and (found.double() - exact).abs().max() < max(4 * plain, 0.01)
