@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .decoder import SwiGLU
+from .errors import OptionError
 from .layers import SelfAttention
 
 QUERIES = 512                   # whose scores with all keys of a window, 1.5 MB, stay in the processor's cache
@@ -30,6 +31,22 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+def check_int8(device: torch.device) -> None:
+    """Raises OptionError where Int8Linear can't run."""
+    if device.type != "cpu":
+        raise OptionError(f"dtype is 'int8' and the device {str(device)!r}; int8 is for the CPU, expected bfloat16 there")
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")):
+        raise OptionError("dtype is 'int8', for which this build of PyTorch has no kernel (oneDNN); expected bfloat16 or float32")
+
+
+def levels() -> int:
+    """Steps of x on each side of zero.
+
+    TRAP: processors without VNNI add up pairs of products in 16 bits, and saturate; with half the steps they can't.
+    """
+    return 127 if getattr(torch.cpu, "_is_vnni_supported", lambda: False)() else 63
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,6 +73,7 @@ class Int8Linear(nn.Module):
     def __init__(self, numbers: Tensor, scale: Tensor, bias: Tensor | None):
         super().__init__()
         self.out_features, self.in_features = numbers.shape
+        self.levels = levels()
         self.weight = torch.ops.onednn.qlinear_prepack(numbers.contiguous(), None)
         self.scale = scale
         self.zero = torch.zeros(len(scale), dtype=torch.int32)
@@ -63,13 +81,13 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).float()
-        scale = rows.abs().amax(1, keepdim=True).clamp_(min=1e-12) / 127
+        scale = rows.abs().amax(1, keepdim=True).clamp_(min=1e-12) / self.levels
         rows = rows / scale
         coarse = rows.round()
         if x.shape[-2] == 1:
-            fine = rows.sub_(coarse).mul_(254).round_()                 # what is left is at most half a unit
+            fine = rows.sub_(coarse).mul_(2 * self.levels).round_()     # what is left is at most half a unit
             y = self._multiply(torch.cat((coarse, fine)))
-            y = y[:len(scale)].add_(y[len(scale):], alpha=1 / 254)
+            y = y[:len(scale)].add_(y[len(scale):], alpha=0.5 / self.levels)
         else:
             y = self._multiply(coarse)
         y = y.mul_(scale).to(x.dtype)
@@ -78,8 +96,9 @@ class Int8Linear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     def _multiply(self, numbers: Tensor) -> Tensor:
-        """Whole numbers (M, in) from -127 to 127 -> their products with the rows of the weight (M, out), float32."""
-        return torch.ops.onednn.qlinear_pointwise(numbers.add_(128).to(torch.uint8), 1.0, 128, self.weight, self.scale, self.zero,
+        """Whole numbers (M, in) from -levels to levels -> their products with the rows of the weight (M, out), float32."""
+        zero = self.levels + 1
+        return torch.ops.onednn.qlinear_pointwise(numbers.add_(zero).to(torch.uint8), 1.0, zero, self.weight, self.scale, self.zero,
                                                   None, 1.0, 0, torch.float32, "none", [], "")
 
 

@@ -252,8 +252,8 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True) -> GlmAs
         if dtype not in ("auto", "int8"):
             raise OptionError(f"{directory} holds int8 weights, and dtype is {dtype}; expected 'int8' or 'auto', or the directory that they were made from")
         dtype = "int8"
-    if dtype == "int8" and device.type != "cpu":
-        raise OptionError(f"dtype is 'int8' and the device {str(device)!r}; int8 is for the CPU, expected bfloat16 there")
+    if dtype == "int8":
+        fast.check_int8(device)
     name = detect(where)
     kind = FORMATS[name]
     if name.startswith("whisper") != isinstance(config, EncoderDecoderConfig):

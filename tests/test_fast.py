@@ -47,9 +47,11 @@ def test_quantised_weights_are_near():
     assert (error <= 0.5001 * scale[:, None]).all() and not error[7].any()
 
 
+@pytest.mark.parametrize("vnni", [True, False])
 @pytest.mark.parametrize("time", [1, 5])
-def test_int8_linears_lose_little_beyond_the_weights(time):
+def test_int8_linears_lose_little_beyond_the_weights(time, vnni, monkeypatch):
     """Of a single step only what the weights lost; of several rows at once also what 8 bits of x lose, outliers or not."""
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni, raising=False)
     generator = torch.Generator().manual_seed(2)
     weight, x, bias = (torch.randn(size, generator=generator) for size in ((96, 256), (4, time, 256), (96,)))
     x[1, :, 3] = 40.0
@@ -58,7 +60,18 @@ def test_int8_linears_lose_little_beyond_the_weights(time):
     found = fast.Int8Linear(numbers, scale, bias)(x)
     exact = F.linear(x.double(), (numbers.double() * scale[:, None].double()), bias.double())
     lost = (found.double() - exact).abs().amax(-1) / x.abs().amax(-1).clamp(min=1e-9)
-    assert lost.max() < (2e-3 if time == 1 else 0.3) and torch.equal(found[2], bias.expand(time, 96))
+    assert lost.max() < ((2e-3 if time == 1 else 0.3) * (1 if vnni else 4)) and torch.equal(found[2], bias.expand(time, 96))
+
+
+def test_int8_never_leaves_16_bits_without_vnni(monkeypatch):
+    """There pairs of products of x, unsigned, and the weight are added in 16 bits."""
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False, raising=False)
+    assert 2 * (2 * fast.levels() + 1) * 127 < 2 ** 15
+    with pytest.raises(glmasr.OptionError, match="for the CPU"):
+        fast.check_int8(torch.device("cuda"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(glmasr.OptionError, match="expected bfloat16 or float32"):
+        glmasr.load("demo", device="cpu", dtype="int8")
 
 
 @pytest.mark.parametrize("time", [1, 5])
