@@ -28,7 +28,7 @@ def positive(text: str) -> int:
     return number
 
 
-def number_or_auto(text: str) -> int | None:
+def positive_or_auto(text: str) -> int | None:
     return None if text == "auto" else positive(text)
 
 
@@ -60,7 +60,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English, where the model's vocabulary has it")
     parser.add_argument("--timestamps", action="store_true", help="segments with times, from the time tokens of an encoder-decoder")
     parser.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="recordings longer than a window: cut where it is quiet (default); all in one prompt, as GLM-ASR was published; or, of an encoder-decoder with --timestamps, go on where the last sentence ended")
-    parser.add_argument("--batch-size", type=number_or_auto, metavar="N|auto", help="windows that are decoded together (default: auto, what memory allows)")
+    parser.add_argument("--batch-size", type=positive_or_auto, metavar="N|auto", help="windows that are decoded together (default: auto, what memory allows)")
     parser.add_argument("--pad-to", default="window", choices=["window", "speech"], help="what the encoder hears of a window: all of it, padded with silence, as published (default), or up to a second behind the last sound, which is faster")
     parser.add_argument("--beams", type=positive, metavar="N", help="width of the beam search, 1 is greedy (default: 5 for an encoder-decoder, else 1)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="limit for the text of a window, in tokens (default: by its length)")
