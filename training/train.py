@@ -355,7 +355,8 @@ def arguments():
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--ctc", type=float, default=0.5, help="weight of the CTC loss (default 0.5)")
     parser.add_argument("--guide", type=float, default=0.5, help="weight of the loss that shows the decoder its place (default 0.5)")
-    parser.add_argument("--times", type=float, default=TIME_WEIGHT, help=f"weight of a time in the loss, where a word has 1 (default {TIME_WEIGHT}; more once the words are known)")
+    parser.add_argument("--times", type=float, default=TIME_WEIGHT,
+                        help=f"weight of a time in the loss, where a word has 1 (default {TIME_WEIGHT}; more once the words are known)")
     parser.add_argument("--decay", type=float, default=0.05, help="weight decay of the matrices (default 0.05)")
     parser.add_argument("--silence", type=float, default=0.0, help="share of the clips that are replaced by noise or silence (default 0)")
     parser.add_argument("--join", type=float, default=0.0, help="share of the clips that are put one behind the other, as in long recordings (default 0)")
@@ -375,11 +376,11 @@ def main() -> None:
     torch.manual_seed(args.seed)
     rows = [row for manifest in args.train for row in read_manifest(manifest)
             if row.get("speaker", "").partition("*")[0] not in args.without]
+    rows += [row for row in rows if row.get("speaker", "").partition("*")[0] in args.twice]
     tokenizer = read_tokenizer(args.model)
     model = start_model(args.model, args.from_scratch).train()
     family = family_of(model, tokenizer, args.times)
     guide = Guide(model.decoder)
-    rows += [row for row in rows if row.get("speaker", "").partition("*")[0] in args.twice]
     known = len(rows)
     # Slowed down they have to fit still.
     rows = [row for row in rows if row["seconds"] <= args.longest and row["seconds"] / 0.9 <= family.longest]
