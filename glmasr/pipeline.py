@@ -348,7 +348,7 @@ class Recogniser:
             hearing = Hearing(languages[index])
             work += [(index, Job(window, hearing)) for window in self._windows(Reader([recordings[index]], self.config.window), options)]
         parts: list[list[Part]] = [[] for _ in recordings]
-        for index, part in self._decode_all(work, options):
+        for index, part in self._decode_all(work, options, soon=False):
             if isinstance(part, GlmAsrError):
                 raise part
             parts[index].append(replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments]))
@@ -378,14 +378,15 @@ class Recogniser:
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
-    def _decode_all(self, work: "Iterable[tuple[int, Job | Part | GlmAsrError | None]]", options: Options) -> "Iterator[tuple[int, Part | GlmAsrError]]":
-        """The same with parts in place of jobs, in order: as many jobs at a time as memory allows, or those before a None.
+    def _decode_all(self, work: "Iterable[tuple[int, Job | Part | GlmAsrError | None]]", options: Options, soon: bool = True) -> "Iterator[tuple[int, Part | GlmAsrError]]":
+        """The same with parts in place of jobs, in order: as many jobs at a time as memory allows, or those before a None. `soon`:
+        fewer at first, for somebody waits for the text.
 
         Jobs stay in the order in which they come: to sort them by length, all would have to be read before the first text. Nor is there
         much to gain: windows that are cut have about one length, and what is padded to speech is decoded with its equals.
         """
         most = options.batch_size or self._batch_size(options)
-        size, batch, jobs = options.batch_size or min(FIRST_ROWS, most), [], []     # the first text is soon there
+        size, batch, jobs = options.batch_size or (min(FIRST_ROWS, most) if soon else most), [], []
 
         def decoded() -> "Iterator[tuple[int, Part | GlmAsrError]]":
             parts = iter(self._decode_apart(jobs, options))

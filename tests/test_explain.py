@@ -10,8 +10,9 @@ import soundfile
 import torch
 from torch import nn
 
+import glmasr
 import transcribe
-from glmasr import audio, decode, explain, pipeline, weights
+from glmasr import audio, decode, explain, fast, pipeline, weights
 from glmasr.config import CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig
 from glmasr.errors import AudioError, CheckpointError
 from glmasr.explain import LIKELIEST, WIDTH, Observation, _columns, observed, report, spelled, token_text
@@ -166,6 +167,14 @@ def test_parameters_and_times_add_up(recognisers, kind, options):
     assert sum(stage[2] for stage in stages) == together[2] == sum(parameter.numel() for parameter in model.parameters()) > 0
     assert sum(stage[3] for stage in stages) == pytest.approx(together[3], abs=0.005 * len(stages) + 0.005) and together[3] > 1
     assert report(run).startswith(f"{type(model).__name__}: {together[2]:,} parameters in float32 on cpu\n")
+
+
+def test_weights_of_8_bits_are_counted_and_named(recognisers, monkeypatch):
+    run, _ = explained(glmasr.load("demo", device="cpu", dtype="int8"))
+    *stages, together = table(run).values()
+    assert sum(stage[2] for stage in stages) == together[2] > 3.5e6 and report(run).splitlines()[0].endswith(" on cpu, linears int8")
+    monkeypatch.setattr(fast, "LARGE", 1)
+    assert "without --explain linears are packed, and faster" in report(explained(recognisers["glm"])[0]).splitlines()[0]
 
 
 def test_the_parameters_of_a_stage_are_those_of_its_modules(recognisers):

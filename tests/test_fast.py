@@ -173,7 +173,8 @@ def test_int8_files_are_half_as_large_and_give_the_same(quantised):
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (quantised, weights.BUILT_IN["demo"])]
     assert 0.4 < sizes[0] / sizes[1] < 0.6
     stored, made = glmasr.load(quantised), glmasr.load("demo", dtype="int8")
-    assert stored.how() == made.how() and stored.how()["linears"] == "int8"
+    assert stored.how() == made.how() and stored.how()["linears"] == "int8" and stored.how()["levels"] == str(fast.levels())
+    assert stored.how()["attention"] == ("by heads" if stored.model.dtype == torch.bfloat16 else "plain")
     for name in EXAMPLES:
         assert stored.transcribe(name) == made.transcribe(name)
 

@@ -192,6 +192,9 @@ def test_the_first_text_is_soon_there(demo, monkeypatch):
     calls = answering(monkeypatch, lambda number, temperature, prompts: [said(demo, "一") for _ in prompts])
     demo.transcribe(talk(30), sample_rate=RATE)
     assert [rows for rows, _ in calls][:3] == [4, 8, 16]
+    calls.clear()
+    demo.recognise([torch.from_numpy(talk(1))] * 40, ["auto"] * 40)         # here nobody waits
+    assert [rows for rows, _ in calls] == [32, 8]
 
 
 def test_a_short_window_is_not_split(demo, monkeypatch):
