@@ -22,7 +22,7 @@ def quantise_directory(directory: Path, out: Path) -> None:
     from . import weights
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise OutputError(f"{out} is there and not empty; expected a new directory")
-    model = weights.load(directory, device="cpu", dtype=None)       # as stored: nothing is rounded twice
+    model = weights.load(directory, device="cpu", stored=True)      # as stored: nothing is rounded twice
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder:

@@ -231,17 +231,18 @@ def build(config: GlmAsrConfig | EncoderDecoderConfig) -> GlmAsr | EncoderDecode
 SCALE = "_scale"                # behind the name of an int8 weight: the float32 scales of its rows
 
 
-def load(directory, *, device="auto", dtype="auto", plain: bool = True) -> GlmAsr | EncoderDecoder:
+def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: bool = False) -> GlmAsr | EncoderDecoder:
     """The model of a checkpoint directory, ready to run. Raises CheckpointError, OptionError.
 
     device  "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
     dtype   "auto" (bfloat16 where it is fast, else float32; int8 where the files hold it), "bfloat16", "float32" or the torch type;
-            "int8": linears with weights of 8 bits, on the CPU; None: each tensor as it is stored, to be saved again
+            "int8": linears with weights of 8 bits, on the CPU
     plain   the modules as they are to be read; else the faster ones of `fast` and `graphs`, where they pay. `model.linears` and
             `model.steps` say what was taken
+    stored  each tensor in its own type instead, to be saved again and not to run
     """
     directory, device = Path(directory), choose_device(device)
-    if dtype not in ("auto", "int8", None):
+    if dtype not in ("auto", "int8"):
         dtype = choose_dtype(dtype)
     config = read_config(directory)
     headers = {path: read_header(path) for path in weight_files(directory)}
@@ -250,7 +251,7 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True) -> GlmAs
         twice = next(name for name in where if sum(name in header for header in headers.values()) > 1)
         raise CheckpointError(f"{directory}: tensor {twice} is in several files")
     if any(name.endswith(f".weight{SCALE}") for name in where):
-        if dtype is None:
+        if stored:
             raise CheckpointError(f"{directory} holds int8 weights already; expected the directory that they were made from")
         if dtype not in ("auto", "int8"):
             raise OptionError(f"{directory} holds int8 weights, and dtype is {dtype}; expected 'int8' or 'auto', or the directory that they were made from")
@@ -273,7 +274,7 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True) -> GlmAs
         model = build(config)
     names = {ours: their_name(kind.table, ours) for ours, _ in model.named_parameters()}
     _compare(model, names, kind, headers, where)
-    floats = fast_dtype(device) if dtype in ("auto", "int8") else dtype
+    floats = None if stored else fast_dtype(device) if dtype in ("auto", "int8") else dtype
     linears = "int8" if dtype == "int8" else "plain" if plain else fast.choose(model, device, floats)
     weights = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)} if linears != "plain" else set()
     files, state = Files(apart=linears != "plain"), {}

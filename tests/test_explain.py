@@ -228,7 +228,7 @@ def test_shapes_of_glm(recognisers, seconds, windows):
     rows = table(explained(recognisers["glm"], melody(seconds), long="whole")[0])
     first, all_rows = (18, 18) if seconds == 1.5 else (25, 38)
     prompt = all_rows + len(recognisers["glm"].model.prompt(recognisers["glm"].tokenizer, 0))
-    shapes = {"windows": "(32000)", "log-mel": f"{windows}(1, 80, 200)", "encoder.frontend.conv2": f"{windows}(1, 16, 100)",
+    shapes = {"windows": "(1, 32000)", "log-mel": f"{windows}(1, 80, 200)", "encoder.frontend.conv2": f"{windows}(1, 16, 100)",
               "encoder.blocks": f"{windows}(1, 100, 16)", "projector": f"{windows}(1, 25, 24)", "audio rows": f"{windows}({first}, 24)",
               "decoder.embed": f"(1, {prompt}, 24)", "decoder.blocks": f"(1, {prompt}, 24)", "decoder.norm": "(1, 1, 24)", "decoder.head": "(1, 310)",
               "step": "11 x (1, 310)"}
