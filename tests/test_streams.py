@@ -62,9 +62,9 @@ def test_each_recording_gets_what_it_gets_alone(recogniser, recordings, beams, p
 
 @pytest.fixture
 def judging(article, monkeypatch):
-    """judging(judge): `judge(samples)` -> (language, probability that nobody speaks). All answers repeat themselves. Then windows
-    (S,) of one recording -> their languages."""
-    def run(judge, windows, batch_size):
+    """judging(judge): `judge(samples)` -> (language, probability that nobody speaks). All answers repeat themselves, and with `alone` there
+    is none for several windows at once. Then windows (S,) of one recording -> their languages."""
+    def run(judge, windows, batch_size, alone=False):
         seen, names, encode = [], list(article.config.languages), article.encode
         monkeypatch.setattr(article, "encode", lambda windows, length: seen.append(windows) or encode(windows, length))
 
@@ -74,7 +74,12 @@ def judging(article, monkeypatch):
 
         ids = article.tokenizer.encode("一" * 40)
         monkeypatch.setattr(article.model, "judge", judged, raising=False)
-        monkeypatch.setattr(pipeline, "search", lambda model, audio, prompts, *more: [Hypothesis(ids, -1.0, True) for _ in prompts])
+
+        def search(model, audio, prompts, *more):
+            if alone and len(prompts) > 1:
+                raise CheckpointError("the model gives no usable answer: NaN")
+            return [Hypothesis(ids, -1.0, True) for _ in prompts]
+        monkeypatch.setattr(pipeline, "search", search)
         hearing, options = Hearing("auto"), article.check(options=Options(pad_to="speech", temperatures=(0.0,), batch_size=batch_size))
         jobs = [(0, Job(Window(4 * RATE * index, samples), hearing)) for index, samples in enumerate(windows)]
         return [part.language for _, part in article._decode_all(jobs, options)]
@@ -99,6 +104,12 @@ def test_halves_say_nothing_about_the_recording(judging, batch_size):
     def judge(samples):
         return ("en", 0.1) if len(samples) < 1.8 * RATE else ("zh", 0.9) if samples.max() < 0.15 else ("yue", 0.1)
     assert judging(judge, [window(3, 0.1), window(3, 0.2)], batch_size) == ["zh", "yue"]
+
+
+def test_another_try_begins_with_what_was_known_before(judging):
+    def judge(samples):
+        return ("zh", 0.9) if samples.max() < 0.15 else ("yue", 0.1)
+    assert judging(judge, [window(1, 0.1), window(1, 0.2)], 2, alone=True) == ["zh", "yue"]
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------------
