@@ -28,6 +28,10 @@ def positive(text: str) -> int:
     return number
 
 
+def positive_or_auto(text: str) -> int | None:
+    return None if text == "auto" else positive(text)
+
+
 def seconds(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
@@ -36,6 +40,7 @@ def seconds(text: str) -> float:
 
 
 positive.__name__ = "positive integer"          # argparse puts it into its message
+positive_or_auto.__name__ = "positive integer or auto"
 seconds.__name__ = "number of seconds"
 
 
@@ -56,14 +61,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English, where the model's vocabulary has it")
     parser.add_argument("--timestamps", action="store_true", help="segments with times, from the time tokens of an encoder-decoder")
     parser.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="recordings longer than a window: cut where it is quiet (default); all in one prompt, as GLM-ASR was published; or, of an encoder-decoder with --timestamps, go on where the last sentence ended")
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="windows that are decoded together (default: what memory allows)")
+    parser.add_argument("--batch-size", type=positive_or_auto, metavar="N|auto", help="windows that are decoded together (default: auto, what memory allows)")
     parser.add_argument("--pad-to", default="window", choices=["window", "speech"], help="what the encoder hears of a window: all of it, padded with silence, as published (default), or up to a second behind the last sound, which is faster")
     parser.add_argument("--beams", type=positive, metavar="N", help="width of the beam search, 1 is greedy (default: 5 for an encoder-decoder, else 1)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="limit for the text of a window, in tokens (default: by its length)")
     parser.add_argument("--max-duration", type=seconds, metavar="SECONDS", help="refuse longer recordings (default: 43200, 12 hours)")
     parser.add_argument("--script", choices=["simplified", "traditional"], help="write all Chinese characters so (needs the extra [zh])")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="default: bfloat16 where the machine is fast at it")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32", "int8"], help="default: bfloat16 where the machine is fast at it, else float32; int8: weights of 8 bits, on a CPU")
     parser.add_argument("--json", action="store_true", help="to standard output one JSON object a recording, instead of its text")
     parser.add_argument("--explain", action="store_true", help="before the text of a recording, how it came about: stages, shapes, times, prompt, search")
     files = parser.add_argument_group("files", "With --format or --output-dir, results go into files named after the recordings.")
@@ -73,6 +78,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     files.add_argument("--skip-existing", action="store_true", help="leave out recordings whose files are all there: go on with a batch that was stopped")
     files.add_argument("--max-line-width", type=positive, metavar="N", default=42, help="columns of a line of subtitles; a Chinese character takes two (default: 42)")
     files.add_argument("--max-line-count", type=positive, metavar="N", default=2, help="lines of subtitles at a time (default: 2)")
+    parser.add_argument("--verbose", action="store_true", help="also say what it runs on, and how")
     parser.add_argument("--quiet", action="store_true", help="errors only on standard error")
     # Options may stand between recordings. TRAP: with `--`, behind which a name may begin with a dash, that doesn't work.
     args = (parser.parse_args if "--" in (sys.argv[1:] if argv is None else argv) else parser.parse_intermixed_args)(argv)
@@ -137,11 +143,12 @@ class Summary:
     spent: float = 0.0
 
     def add(self, transcript, spent: float) -> None:
+        """`spent`: seconds since the first recording was begun."""
         self.done += 1
         self.seconds += transcript.seconds
         self.silent += transcript.silent
         self.doubtful += transcript.failed
-        self.spent += spent
+        self.spent = spent
 
     def lines(self) -> list[str]:
         found = []
@@ -157,10 +164,51 @@ class Summary:
         return [*found, last]
 
 
+class Progress:
+    """A bar for the recording that is being recognised, on a terminal."""
+
+    def __init__(self, names: list[str], quiet: bool):
+        self.names, self.number, self.bar = names, -1, None
+        self.hidden = quiet or sys.stderr is None or not sys.stderr.isatty()
+        self.next()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def next(self) -> None:
+        from glmasr import audio
+        from tqdm import tqdm
+        self.close()
+        self.bar, self.number, self.start = None, self.number + 1, time.perf_counter()
+        if self.hidden or self.number == len(self.names):
+            return
+        name = self.names[self.number]
+        length = audio.stated_duration(name)
+        shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
+        self.bar = tqdm(total=length, desc=f"{self.number + 1}/{len(self.names)} {os.path.basename(name)}", leave=False, bar_format=shape)
+
+    def reach(self, seconds: float) -> None:
+        """So much of the recording is recognised."""
+        bar = self.bar
+        if bar is None:
+            return
+        if bar.total:                           # TRAP: beyond the end tqdm forgets the total, and the bar can't be made
+            bar.total = max(bar.total, seconds)                 # it was only what the header states
+        bar.update(seconds - bar.n)
+        bar.set_postfix_str(f"{seconds / (time.perf_counter() - self.start):.1f} times as fast as sound", refresh=False)
+
+
 # ---- the work -------------------------------------------------------------------------------------------------------------
 
 class Work:
-    """The recordings of a command line, one after the other."""
+    """The recordings of a command line."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.summary = args, Summary()
@@ -196,22 +244,17 @@ class Work:
         try:
             if self.args.output_dir is not None and names:              # before hours of work
                 writers.prepare(self.args.output_dir)
-            recogniser = glmasr.load(self.args.model, device=self.args.device, dtype=self.args.dtype) if names else None
+            recogniser = glmasr.load(self.args.model, device=self.args.device, dtype=self.args.dtype, plain=self.args.explain) if names else None
             if recogniser is not None:
                 recogniser.check(self.args.lang, self.options())
+                if self.args.verbose:
+                    self.say(", ".join(f"{name} {value}" for name, value in recogniser.how(self.options()).items()))
         except glmasr.GlmAsrError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2 if isinstance(error, glmasr.OptionError) else 1
         try:
-            for number, name in enumerate(names, 1):
-                start = time.perf_counter()
-                try:
-                    transcript = self.recognise(recogniser, name, f"{number}/{len(names)} {os.path.basename(name)}")
-                    if self.args.files:
-                        self.write(name, transcript, outputs[name])
-                    self.summary.add(transcript, time.perf_counter() - start)
-                except glmasr.GlmAsrError as error:
-                    self.fail(error, name)
+            if recogniser is not None:
+                self.recognise(recogniser, names, outputs)
         except KeyboardInterrupt:               # what was finished is written already
             if self.summary.done:
                 self.report()
@@ -228,12 +271,35 @@ class Work:
         options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "pad_to", "script")}
         return Options(**options, **({"max_duration": self.args.max_duration} if self.args.max_duration else {}))
 
-    def recognise(self, recogniser, name: str, title: str):
-        """The transcript of a recording, which goes to standard output, if not into files."""
+    def recognise(self, recogniser, names: list[str], outputs: dict) -> None:
+        """The recordings, told as soon as a part of them is recognised, and written as soon as they are."""
+        from glmasr import GlmAsrError
         from glmasr.pipeline import Transcript
+        self.start, parts = time.perf_counter(), []
+        found = self.explained(recogniser, names) if self.args.explain else recogniser.streams(names, self.args.lang, self.options())
+        with Progress(names, self.args.quiet) as progress:
+            for index, part in found:
+                name = names[index]
+                if isinstance(part, GlmAsrError):
+                    self.fail(part, name)
+                    parts = []
+                    progress.next()
+                    continue
+                parts.append(part)
+                self.tell(name, part.warnings, part.segments)
+                progress.reach(part.end)
+                if part.last:
+                    progress.next()
+                    transcript, parts = Transcript.of(parts, recogniser.how(self.options())), []
+                    try:
+                        self.finish(name, transcript, outputs.get(name))
+                    except GlmAsrError as error:
+                        self.fail(error, name)
+
+    def finish(self, name: str, transcript, outputs: dict | None) -> None:
+        """A transcript goes where it should, if it isn't there already. Raises OutputError."""
         from tqdm import tqdm
         args = self.args
-        transcript = self.explained(recogniser, name) if args.explain else Transcript.of(self.listen(recogniser, name, title))
         if args.lang == "auto" and transcript.language:
             self.say(f"{name}: language {transcript.language}")
         if args.json:
@@ -242,34 +308,20 @@ class Work:
             tqdm.write("", file=sys.stdout)     # a line for each recording, even if nobody speaks
         if not args.files:
             sys.stdout.flush()
-        return transcript
+        else:
+            self.write(name, transcript, outputs)
+        self.summary.add(transcript, time.perf_counter() - self.start)
 
-    def listen(self, recogniser, name: str, title: str) -> list:
-        """The parts of a recording, told as soon as they are recognised."""
-        from glmasr import audio
+    def explained(self, recogniser, names: list[str]):
+        """The parts of recordings, one after the other, and in front of the text of each how it came about."""
+        from glmasr import GlmAsrError, explain
         from tqdm import tqdm
-        parts, start, hidden = [], time.perf_counter(), self.args.quiet or sys.stderr is None or not sys.stderr.isatty()
-        length = None if hidden else audio.stated_duration(name)
-        shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
-        with tqdm(total=length, desc=title, disable=hidden, leave=False, bar_format=shape) as bar:
-            for part in recogniser.stream(name, self.args.lang, self.options()):
-                parts.append(part)
-                self.tell(name, part.warnings, part.segments)
-                if bar.total:                   # TRAP: beyond the end tqdm forgets the total, and the bar can't be made
-                    bar.total = max(bar.total, part.end)        # it was only what the header states
-                bar.update(part.end - bar.n)
-                bar.set_postfix_str(f"{part.end / (time.perf_counter() - start):.1f} times as fast as sound", refresh=False)
-        return parts
-
-    def explained(self, recogniser, name: str):
-        """The transcript of a recording, and in front of its text how it came about."""
-        from glmasr import explain
-        from tqdm import tqdm
-        with explain.observed(recogniser) as observation:
-            transcript = recogniser.transcribe(name, self.args.lang, **vars(self.options()))
-        tqdm.write(writable(explain.report(observation)), file=sys.stdout)
-        self.tell(name, transcript.warnings, transcript.segments)
-        return transcript
+        for index, name in enumerate(names):
+            with explain.observed(recogniser) as observation:
+                found = list(recogniser.streams([name], self.args.lang, self.options()))
+            if not isinstance(found[-1][1], GlmAsrError):
+                tqdm.write(writable(explain.report(observation)), file=sys.stdout)
+            yield from ((index, part) for _, part in found)
 
     def tell(self, name: str, warnings: list[str], segments: list) -> None:
         for warning in warnings:

@@ -66,15 +66,22 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """x (B, T, D) looks at itself and, with a cache, at what came before it -> (B, T, D)."""
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query (B, H, T, K), key and value (B, G, T, K)."""
+        return self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
+
     def forward(self, x: Tensor, rope=None, cache: "Cache | None" = None, layer: int = 0, mask: Tensor | None = None) -> Tensor:
-        query, key, value = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
+        query, key, value = self.project(x)
         if rope is not None:
             query, key = rotate(query, rope), rotate(key, rope)
         if cache is not None:
             key, value = cache.append(layer, key, value)
         else:
             value = value.contiguous()      # the attention kernel is a little faster on it; query and key are after `rotate`
-        return self.out(attend(query, key, value, mask))
+        return self.out(self.mix(query, key, value, mask))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return attend(query, key, value, mask)
 
 
 class CrossAttention(Attention):

@@ -24,6 +24,9 @@ from .layers import Cache
 
 
 class GlmAsr(nn.Module):
+    linears = "plain"           # how they are computed: see `fast`
+    steps = "plain"             # how a token is: see `graphs`
+
     def __init__(self, config: GlmAsrConfig):
         super().__init__()
         self.config = config
@@ -91,6 +94,9 @@ class GlmAsr(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
+    linears = "plain"           # how they are computed: see `fast`
+    steps = "plain"             # how a token is: see `graphs`
+
     def __init__(self, config: EncoderDecoderConfig):
         super().__init__()
         self.config = config

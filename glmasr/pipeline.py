@@ -14,14 +14,13 @@ a segment and in the warnings, and no text is lost without a word.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import audio as sound
-from . import cutting, decode, script, weights
+from . import cutting, decode, fast, script, weights
 from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
 from .cutting import Window
 from .errors import CheckpointError, GlmAsrError, OptionError
@@ -41,6 +40,7 @@ SAMPLES = 5                     # drawn for a window at temperatures above 0; th
 SPLIT_SECONDS = 2.0             # a shorter window is not split for another try
 MOST_ROWS = 32                  # windows in a batch, if the caller sets no number and memory allows more
 MOST_BATCH = 4096
+MOST_HEARD = {"cpu": 1, "cuda": 16}     # windows that go through the encoder at a time; a CPU has enough to do with one
 FIRST_ROWS = 4                  # windows in the first batch, so that the first text is soon there
 # The special tokens of GLM-ASR's prompt.
 MARKERS = ("<|user|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|assistant|>")
@@ -88,6 +88,7 @@ class Part:
     warnings: list[str]
     failed: bool = False        # the text can't be right, whatever was tried
     resume: float = 0.0         # seconds: where the last sentence that is complete ends, or `end`; for `--long seek`
+    last: bool = False          # the recording ends here
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class Transcript:
     silent      seconds of it that were skipped as silent; what is neither heard nor silent is named in the warnings
     wordless    seconds that were heard, and in which nobody speaks
     failed      stretches whose text can't be right, whatever was tried
+    how         what it was computed on: device, type of the numbers, kind of linears and of steps, and what the encoder heard (`pad_to`)
     warnings    sentences for the user, such as that the text is incomplete
     """
 
@@ -113,9 +115,10 @@ class Transcript:
     silent: float = 0.0
     failed: int = 0
     wordless: float = 0.0
+    how: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parts: list[Part]) -> "Transcript":
+    def of(cls, parts: list[Part], how: dict[str, str] = {}) -> "Transcript":
         """All parts of a stream, joined. The last one reaches from what was listened to up to the end of the recording."""
         segments = [segment for part in parts for segment in part.segments]
         text = join([segment.text for segment in segments])
@@ -125,7 +128,7 @@ class Transcript:
         wordless = sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0)
         heard, silent, wordless = (min(round(value, 3), seconds) for value in (heard, max(0.0, parts[-1].start - heard), wordless))
         return cls(text, language, segments, seconds, [warning for part in parts for warning in part.warnings], heard, silent,
-                   sum(part.failed for part in parts), wordless)
+                   sum(part.failed for part in parts), wordless, dict(how))
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,11 @@ class Options:
     script: str | None = None
     max_duration: float = sound.MAX_DURATION
 
+    @property
+    def tried(self) -> tuple[float, ...]:
+        """The temperatures of a window that no text can be right for."""
+        return self.temperatures if self.guards else self.temperatures[:1]
+
     def check(self, positions: int) -> None:
         """Raises OptionError for a value out of range."""
         for name, value in (("beams", self.beams), ("max_new_tokens", self.max_new_tokens), ("batch_size", self.batch_size)):
@@ -188,15 +196,16 @@ class Options:
             raise OptionError(f"pad_to is {self.pad_to!r}, expected 'window' or 'speech'")
 
 
-def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto") -> "Recogniser":
+def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto", plain: bool = False) -> "Recogniser":
     """A recogniser from a checkpoint directory, or by name: "glm-asr-nano-2512", "demo", "demo-article". Raises CheckpointError,
     OptionError.
 
     device  "auto" (a GPU where there is one), "cpu", "cuda"
-    dtype   "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"
+    dtype   "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"; "int8": weights of 8 bits, on the CPU
+    plain   the modules as they are to be read, without the faster ones of `fast` and `graphs`. `recogniser.how()` says what was taken
     """
     directory = weights.find(name_or_path)
-    model = weights.load(directory, device=device, dtype=dtype)
+    model = weights.load(directory, device=device, dtype=dtype, plain=plain)
     tokenizer = read_tokenizer(directory)
     if isinstance(model.config, EncoderDecoderConfig):
         try:
@@ -261,6 +270,15 @@ class Recogniser:
     def config(self) -> GlmAsrConfig | EncoderDecoderConfig:
         return self.model.config
 
+    def how(self, options: Options = Options()) -> dict[str, str]:
+        """What `Transcript.how` says: "linears" are "plain", "packed", "joined" or "int8" (`fast`), "attention" of the encoder "plain" or
+        "by heads" (`fast`), "steps" "plain", "static" or "captured" (`graphs`). With int8 also "levels", of what weights are multiplied with."""
+        model = self.model
+        by_heads = model.linears != "plain" and model.dtype == torch.bfloat16 and model.device.type == "cpu"
+        found = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."), "linears": model.linears,
+                 "attention": "by heads" if by_heads else "plain", "steps": model.steps, "pad_to": options.pad_to}
+        return found | ({"levels": str(fast.levels())} if model.linears == "int8" else {})
+
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
                    timestamps: bool = False, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
                    temperatures: tuple[float, ...] = TEMPERATURES, long: str = "cut", batch_size: int | None = None, guards: bool = True,
@@ -277,29 +295,65 @@ class Recogniser:
         """
         options = Options(task, timestamps, beams, length_penalty, max_new_tokens, temperatures, long, batch_size, guards, pad_to, script,
                           max_duration)
-        return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)))
+        return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)), self.how(options))
 
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None) -> Iterator[Part]:
         """The same, part by part as they are recognised; the last part is empty and says where the recording ends. Memory
         doesn't grow with the recording. Options are checked before the first part."""
-        options = self.check(language, options)
-        warnings: list[str] = []
-        blocks = sound.blocks(audio, sample_rate, max_duration=options.max_duration, warn=warnings.append)
-        reader = Reader(blocks, self.config.window)
-        for part in self._parts(reader, language, options, warnings):
-            said, warnings[:] = warnings[:], []
-            yield replace(part, warnings=said + part.warnings)
-        yield Part(reader.seconds - reader.left_out, reader.seconds, "", [], warnings)
+        for _, part in self.streams([audio], language, options, sample_rate=sample_rate):
+            if isinstance(part, GlmAsrError):
+                raise part
+            yield part
+
+    def streams(self, recordings: Iterable, language: str = "auto", options: Options = Options(), *,
+                sample_rate: int | None = None) -> "Iterator[tuple[int, Part | GlmAsrError]]":
+        """The same for several recordings, whose windows are decoded in common batches: the number of a recording, from 0, and a
+        part of it. A recording that can't be used, or not to its end, ends with its error in place of the last part."""
+        options, convert = self.check(language, options), script.converter(options.script)
+        warnings: dict[int, list[str]] = {}
+        failed: set[int] = set()
+
+        def work() -> Iterator[tuple[int, Job | Part | GlmAsrError | None]]:
+            for index, audio in enumerate(recordings):
+                said = warnings[index] = []
+                if sound.may_wait(audio):
+                    yield index, None               # what came before must not wait with it
+                try:
+                    blocks = sound.blocks(audio, sample_rate, max_duration=options.max_duration, warn=said.append)
+                    reader = Reader(blocks, self.config.window)
+                    for item in self._work(reader, Hearing(language), options, said):
+                        yield index, item
+                        if index in failed:             # the rest of it would be in vain
+                            break
+                    yield index, Part(reader.seconds - reader.left_out, reader.seconds, "", [], [], last=True)
+                except GlmAsrError as error:
+                    yield index, error
+
+        for index, part in self._decode_all(work(), options):
+            if index in failed:
+                continue
+            if isinstance(part, GlmAsrError):
+                failed.add(index)
+                yield index, part
+                continue
+            said, warnings[index][:] = warnings[index][:], []
+            yield index, replace(part, warnings=said + part.warnings,
+                                 segments=[replace(segment, text=convert(segment.text)) for segment in part.segments])
 
     def recognise(self, recordings: list[Tensor], languages: list[str], options: Options = Options()) -> list[Transcript]:
         """Samples (S,) at 16 kHz of some recordings -> their transcripts. Their windows are decoded in common batches."""
-        jobs = []
-        for samples, language in zip(recordings, languages, strict=True):
-            options = self.check(language, options)
-            jobs.append([Job(window, hearing) for hearing in [Hearing(language)] for window in self._windows(Reader([samples], self.config.window), options)])
-        parts = self._decode_all((job for some in jobs for job in some), options)
+        work, options, convert = [], self.check(options=options), script.converter(options.script)
+        for index in sorted(range(len(recordings)), key=lambda index: len(recordings[index])):      # alike lengths, little padding
+            self.check(languages[index], options)
+            hearing = Hearing(languages[index])
+            work += [(index, Job(window, hearing)) for window in self._windows(Reader([recordings[index]], self.config.window), options)]
+        parts: list[list[Part]] = [[] for _ in recordings]
+        for index, part in self._decode_all(work, options, soon=False):
+            if isinstance(part, GlmAsrError):
+                raise part
+            parts[index].append(replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments]))
         ends = [len(samples) / sound.SAMPLE_RATE for samples in recordings]
-        return [Transcript.of([*islice(parts, len(some)), Part(end, end, "", [], [])]) for some, end in zip(jobs, ends, strict=True)]
+        return [Transcript.of([*some, Part(end, end, "", [], [])], self.how(options)) for some, end in zip(parts, ends, strict=True)]
 
     def check(self, language: str = "auto", options: Options = Options()) -> Options:
         """The options with this model's defaults. Raises OptionError for what it can't do."""
@@ -311,9 +365,10 @@ class Recogniser:
             raise OptionError("long is 'seek', which goes by the model's time tokens; it needs timestamps (--timestamps)")
         return replace(options, beams=options.beams or self.config.beams)
 
-    def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
-        hearing = Hearing(language)
-        yield from self._decode_all((Job(window, hearing) for window in self._windows(reader, options)), options)
+    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> "Iterator[Job | Part]":
+        """What is to be decoded of a recording, or was already, because what follows depends on it."""
+        for window in self._windows(reader, options):
+            yield Job(window, hearing)
 
     def _windows(self, reader: "Reader", options: Options) -> Iterator[Window]:
         if reader.fits:             # a recording of one window is heard as it is
@@ -323,32 +378,61 @@ class Recogniser:
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
-    def _decode_all(self, jobs: Iterable[Job], options: Options) -> Iterator[Part]:
-        """The parts of the jobs, in their order. An error while they are read comes behind what was read before."""
-        jobs, most, convert = iter(jobs), options.batch_size or self._batch_size(options), script.converter(options.script)
-        size, error = options.batch_size or min(FIRST_ROWS, most), None
-        while error is None:
-            batch: list[Job] = []
-            try:
-                batch.extend(islice(jobs, size))
-            except GlmAsrError as late:
-                error = late
-            if not batch:
-                break
-            size = min(2 * size, most)          # the first text is soon there
-            for part in self._decode(batch, options):
-                yield replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments])
-        if error is not None:
-            raise error
+    def _decode_all(self, work: "Iterable[tuple[int, Job | Part | GlmAsrError | None]]", options: Options, soon: bool = True) -> "Iterator[tuple[int, Part | GlmAsrError]]":
+        """The same with parts in place of jobs, in order: as many jobs at a time as memory allows, or those before a None. `soon`:
+        fewer at first, for somebody waits for the text.
+
+        Jobs stay in the order in which they come: to sort them by length, all would have to be read before the first text. Nor is there
+        much to gain: windows that are cut have about one length, and what is padded to speech is decoded with its equals.
+        """
+        most = options.batch_size or self._batch_size(options)
+        size, batch, jobs = options.batch_size or (min(FIRST_ROWS, most) if soon else most), [], []
+
+        def decoded() -> "Iterator[tuple[int, Part | GlmAsrError]]":
+            parts = iter(self._decode_apart(jobs, options))
+            for index, item in batch:
+                yield index, next(parts) if isinstance(item, Job) else item
+            batch.clear()
+            jobs.clear()
+
+        for index, item in work:
+            if item is not None:
+                batch.append((index, item))
+            if isinstance(item, Job):
+                jobs.append(item)
+            # What is decoded already is told at once; the end of a recording, or its error, can wait for the others of a batch.
+            if len(jobs) == size or not jobs or item is None or isinstance(item, Part) and not item.last:
+                size = min(2 * size, most) if len(jobs) == size else size
+                yield from decoded()
+        yield from decoded()
+
+    def _decode_apart(self, jobs: list[Job], options: Options) -> "list[Part | CheckpointError]":
+        """The parts of some jobs. What the model can't answer is an error, and nobody else's."""
+        known = [job.hearing.language for job in jobs]
+        try:
+            return self._decode(jobs, options)
+        except CheckpointError as error:
+            if len(jobs) == 1:
+                return [error]
+        for job, language in zip(jobs, known):          # as it was before this try
+            job.hearing.language = language
+        return [part for job in jobs for part in self._decode_apart([job], options)]
 
     def _decode(self, jobs: list[Job], options: Options, halves: bool = False) -> list[Part]:
-        """The parts of some jobs. What has other rules, or is heard to another length, is decoded apart."""
+        """The parts of some jobs. What has other rules, or is heard to another length, is decoded apart.
+
+        TRAP: where the first window with speech says the language of those behind it, one of another length has to wait its turn.
+        """
         groups: dict[tuple, list[int]] = {}
+        turns: dict[int, tuple[int, int]] = {}          # of each recording: which turn it is, and the length of its windows
         for index, job in enumerate(jobs):
             rules, length = self.rules(job.hearing.language, options), self._length(job.window, options)
-            groups.setdefault((id(rules), length), []).append(index)
+            turn, before = turns.get(id(job.hearing), (0, length))
+            turn += length != before and self.judges and job.hearing.language == "auto"
+            turns[id(job.hearing)] = turn, length
+            groups.setdefault((turn, id(rules), length), []).append(index)
         found: dict[int, Part] = {}
-        for (_, length), members in groups.items():
+        for (_, _, length), members in sorted(groups.items(), key=lambda group: group[0][0]):
             rules = self.rules(jobs[members[0]].hearing.language, options)
             found |= zip(members, self._decode_alike([jobs[index] for index in members], length, rules, options, halves), strict=True)
         return [found[index] for index in range(len(jobs))]
@@ -385,13 +469,13 @@ class Recogniser:
         def no_speech(index: int, hypothesis: decode.Hypothesis) -> float:
             return heard.no_speech[index] if heard.no_speech is not None else hypothesis.empty
 
-        temperatures = options.temperatures if options.guards else options.temperatures[:1]
-        tried = fallback(attempt, len(jobs), lambda index, hypothesis: not flags(index, hypothesis), temperatures)
+        tried = fallback(attempt, len(jobs), lambda index, hypothesis: not flags(index, hypothesis), options.tried)
         parts = []
         for index, (job, (hypothesis, temperature)) in enumerate(zip(jobs, tried, strict=True)):
             doubts, silence = flags(index, hypothesis), no_speech(index, hypothesis)
             if doubts and not halves and job.window.seconds >= SPLIT_SECONDS:
-                parts.append(self._split(job, options))
+                # What this window was taken for; by now later ones may have said more of the recording.
+                parts.append(self._split(replace(job, hearing=Hearing(heard.languages[index] or "auto")), options))
                 continue
             names = doubts + (() if hypothesis.stopped else ("incomplete",)) + (("sampled",) if temperature > 0 else ())
             seen = {"mean_logprob": round(hypothesis.mean_logprob, 4), "compression_ratio": round(compression_ratio(self._text(hypothesis.ids)), 3),
@@ -429,20 +513,31 @@ class Recogniser:
         return max(1, min(budget, self._room(prompt)))
 
     def _batch_size(self, options: Options) -> int:
-        """Windows that memory holds at once, with as much again for what is not counted here."""
-        config, size = self.config, self.model.dtype.itemsize
+        """Jobs that a quarter of the free memory holds, each with the longest window, prompt and answer that the options allow, and
+        sampled where that may come. A cache is copied where rows fork or leave, and not everything is counted here."""
+        config, size, crossing = self.config, self.model.dtype.itemsize, isinstance(self.model, EncoderDecoder)
         encoder, decoder = config.encoder, config.decoder
+        windows = config.longest_windows if options.long == "whole" else 1
+        rows = max(options.beams, SAMPLES if max(options.tried) > 0 else 1)
+        prompt = 4 if crossing else windows * config.window // self.unit + 32
+        answer = options.max_new_tokens or TOKENS_AT_LEAST + TOKENS_A_SECOND * config.window_seconds * windows
+        tokens = prompt + min(answer, self._room(prompt))
         key_heads = getattr(decoder, "key_heads", decoder.heads)
-        tokens = TOKENS_AT_LEAST + TOKENS_A_SECOND * config.window_seconds + config.window // sound.HOP // 8
-        cache = 2 * decoder.layers * key_heads * decoder.head_size * tokens * size * options.beams
-        encoding = config.window // sound.HOP * (encoder.hidden + 4 * encoder.width) * size
-        logits = 4 * decoder.vocabulary * 4 * options.beams
-        cross = 2 * decoder.layers * decoder.width * config.window // sound.HOP * size if isinstance(self.model, EncoderDecoder) else 0
-        return max(1, min(MOST_ROWS, int(0.25 * weights.free_memory(self.model.device) / (cache + encoding + logits + cross))))
+        cache = 2 * decoder.layers * key_heads * decoder.head_size * tokens * size * rows
+        frames = config.window // sound.HOP
+        hearing = frames * (encoder.hidden + 4 * encoder.width) * size + 4 * windows * config.window
+        reading = prompt * (2 * decoder.hidden + 8 * decoder.width) * size + prompt ** 2 * (1 + decoder.heads // key_heads * (1 + size))
+        logits = 4 * decoder.vocabulary * 4 * rows
+        cross = 2 * decoder.layers * decoder.width * frames * size if crossing else 0
+        free = weights.free_memory(self.model.device)
+        if self.model.device.type == "cuda":            # what PyTorch holds and doesn't use is free too
+            free += torch.cuda.memory_reserved(self.model.device) - torch.cuda.memory_allocated(self.model.device)
+        return max(1, min(MOST_ROWS, int(free / 4 / (cache + hearing + reading + logits + cross))))
 
 
 class GlmAsrRecogniser(Recogniser):
     ways = ("cut", "whole")
+    judges = False              # whether it hears which language is spoken
 
     @property
     def unit(self) -> int:
@@ -476,33 +571,42 @@ class GlmAsrRecogniser(Recogniser):
     def hear(self, samples: Tensor, window: int | None = None) -> Tensor:
         """Samples (S,) at 16 kHz -> the rows (N, D) that the decoder hears, those of all windows one after the other. Windows are
         padded up to `window` samples; by default as published."""
-        samples = F.pad(samples, (0, max(0, SHORTEST - len(samples))))
-        window = window or self.config.window
-        counts = [min(window, len(samples) - start) for start in range(0, len(samples), window)]
-        heard = []
-        # One window after the other: the encoder's memory then doesn't grow with the recording.
-        for part, count in zip(sound.windows(samples, window), counts, strict=True):
-            mel = sound.log_mel(part.to(self.model.device), self.config.encoder.bands)
-            heard += self.model.encode(mel, [count])
-        return torch.cat(heard)
+        return self._hear_all([samples], window or self.config.window)[0]
 
-    def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
+    def _hear_all(self, recordings: list[Tensor], window: int) -> list[Tensor]:
+        """`hear` for several recordings, so many windows at a time as the machine has a use for: memory doesn't grow with them."""
+        parts, counts = [], []
+        for samples in recordings:
+            samples = F.pad(samples, (0, max(0, SHORTEST - len(samples))))
+            parts += sound.windows(samples, window)
+            counts.append([min(window, len(samples) - start) for start in range(0, len(samples), window)])
+        lengths, heard = [count for some in counts for count in some], []
+        while len(heard) < len(parts):
+            # Powers of two: few shapes, each of which may be a graph.
+            rows = min(MOST_HEARD.get(self.model.device.type, 1), 1 << (len(parts) - len(heard)).bit_length() - 1)
+            some = slice(len(heard), len(heard) + rows)
+            mel = sound.log_mel(torch.stack(parts[some]).to(self.model.device), self.config.encoder.bands)
+            heard += self.model.encode(mel, lengths[some])
+        rows = iter(heard)
+        return [torch.cat([next(rows) for _ in some]) for some in counts]
+
+    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> Iterator[Job | Part]:
         if options.long != "whole" or reader.fits:
-            yield from super()._parts(reader, language, options, warnings)
+            yield from super()._work(reader, hearing, options, warnings)
             return
         most = self.config.longest_windows * self.config.window
         samples = reader.take(most)
         if reader.left_out:
             warnings.append(f"the model takes {most / sound.SAMPLE_RATE:.0f} s at most, {self.config.longest_windows} whole windows: "
                             f"the last {reader.left_out:.1f} s of the recording are left out")
-        yield from self._decode_all([Job(Window(0, samples), Hearing(language))], options)
+        yield Job(Window(0, samples), hearing)
 
     def _length(self, window: Window, options: Options) -> int:
         return self.config.window if len(window.samples) > self.config.window else super()._length(window, options)
 
     def _hear(self, jobs: list[Job], length: int, options: Options) -> Heard:
         heard = [job.window.samples if len(job.window.samples) > self.config.window else job.window.samples[:length] for job in jobs]
-        audio = [self.hear(samples, length) for samples in heard]
+        audio = self._hear_all(heard, length)
         prompts = [self.model.prompt(self.tokenizer, len(rows)) for rows in audio]
         return Heard(audio, prompts, ["" if job.hearing.language == "auto" else job.hearing.language for job in jobs])
 
@@ -520,6 +624,10 @@ class GlmAsrRecogniser(Recogniser):
 
 class EncoderDecoderRecogniser(Recogniser):
     ways = ("cut", "seek")
+
+    @property
+    def judges(self) -> bool:
+        return bool(self.config.languages)
 
     @property
     def unit(self) -> int:
@@ -556,13 +664,13 @@ class EncoderDecoderRecogniser(Recogniser):
         padded = torch.stack([F.pad(samples[:length], (0, max(0, length - len(samples)))) for samples in windows])
         return self.model.encode(self.model.features(padded.to(self.model.device)))
 
-    def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
+    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> Iterator[Job | Part]:
         if options.long != "seek" or reader.fits:
-            yield from super()._parts(reader, language, options, warnings)
+            yield from super()._work(reader, hearing, options, warnings)
             return
-        hearing, place, length = Hearing(language), 0, self.config.window
+        place, length = 0, self.config.window
         while len(samples := reader.peek(length)):
-            [part] = self._decode_all([Job(Window(place, samples), hearing)], options)
+            [part] = self._decode([Job(Window(place, samples), hearing)], options)
             if reader.more(length) and part.start < part.resume < part.end:
                 # What comes behind the last complete sentence is heard again, from there.
                 part = replace(part, end=part.resume, segments=[segment for segment in part.segments if segment.end <= part.resume + TIME_STEP / 2])

@@ -8,6 +8,7 @@ mapped, not copied, so a 4.5 GB checkpoint is there at once and needs no second 
 """
 
 import json
+import math
 import os
 import re
 import struct
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from . import fast, graphs
 from .config import EncoderDecoderConfig, GlmAsrConfig, read_config, read_json, unique
 from .errors import CheckpointError, OptionError
 from .model import EncoderDecoder, GlmAsr
@@ -226,20 +228,36 @@ def build(config: GlmAsrConfig | EncoderDecoderConfig) -> GlmAsr | EncoderDecode
     return GlmAsr(config) if isinstance(config, GlmAsrConfig) else EncoderDecoder(config)
 
 
-def load(directory, *, device="auto", dtype="auto") -> GlmAsr | EncoderDecoder:
+SCALE = "_scale"                # behind the name of an int8 weight: the float32 scales of its rows
+
+
+def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: bool = False) -> GlmAsr | EncoderDecoder:
     """The model of a checkpoint directory, ready to run. Raises CheckpointError, OptionError.
 
     device  "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
-    dtype   "auto" (bfloat16 where it is fast, else float32), "bfloat16", "float32" or the torch type
+    dtype   "auto" (bfloat16 where it is fast, else float32; int8 where the files hold it), "bfloat16", "float32" or the torch type;
+            "int8": linears with weights of 8 bits, on the CPU
+    plain   the modules as they are to be read; else the faster ones of `fast` and `graphs`, where they pay. `model.linears` and
+            `model.steps` say what was taken
+    stored  each tensor in its own type instead, to be saved again and not to run
     """
-    directory = Path(directory)
-    device, dtype = choose_device(device), dtype if dtype == "auto" else choose_dtype(dtype)
+    directory, device = Path(directory), choose_device(device)
+    if dtype not in ("auto", "int8"):
+        dtype = choose_dtype(dtype)
     config = read_config(directory)
     headers = {path: read_header(path) for path in weight_files(directory)}
     where = {name: path for path, header in headers.items() for name in header}
     if len(where) < sum(map(len, headers.values())):
         twice = next(name for name in where if sum(name in header for header in headers.values()) > 1)
         raise CheckpointError(f"{directory}: tensor {twice} is in several files")
+    if any(name.endswith(f".weight{SCALE}") for name in where):
+        if stored:
+            raise CheckpointError(f"{directory} holds int8 weights already; expected the directory that they were made from")
+        if dtype not in ("auto", "int8"):
+            raise OptionError(f"{directory} holds int8 weights, and dtype is {dtype}; expected 'int8' or 'auto', or the directory that they were made from")
+        dtype = "int8"
+    if dtype == "int8":
+        fast.check_int8(device)
     name = detect(where)
     kind = FORMATS[name]
     if name.startswith("whisper") != isinstance(config, EncoderDecoderConfig):
@@ -256,25 +274,51 @@ def load(directory, *, device="auto", dtype="auto") -> GlmAsr | EncoderDecoder:
         model = build(config)
     names = {ours: their_name(kind.table, ours) for ours, _ in model.named_parameters()}
     _compare(model, names, kind, headers, where)
-    if dtype == "auto":
-        dtype = fast_dtype(device)
+    floats = None if stored else fast_dtype(device) if dtype in ("auto", "int8") else dtype
+    linears = "int8" if dtype == "int8" else "plain" if plain else fast.choose(model, device, floats)
+    weights = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)} if linears != "plain" else set()
+    files, state = Files(apart=linears != "plain"), {}
 
-    state = {}
-    for path in headers:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for ours, theirs in names.items():
-                    if where[theirs] == path:
-                        tensor = file.get_tensor(theirs)
-                        if kind.interleaved and re.search(r"^encoder\..*\.attn\.(query|key)\.", ours):
-                            tensor = _half_split(tensor, config.encoder.head_size, config.encoder.rotary)
-                        state[ours] = tensor.to(device, dtype)      # the mapped pages themselves, if nothing changes
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: {error}") from None
-    model.load_state_dict(state, strict=False, assign=True)     # `_compare` was stricter; only a tied head is not in it
+    def read(ours: str, theirs: str) -> Tensor:
+        tensor = files.read(where[theirs], theirs)
+        pairs = kind.interleaved and re.search(r"^encoder\..*\.attn\.(query|key)\.", ours)
+        return _half_split(tensor, config.encoder.head_size, config.encoder.rotary) if pairs else tensor
+
+    for ours, theirs in names.items():
+        tensor = read(ours, theirs)
+        if tensor.dtype == torch.int8:
+            scale = model.get_submodule(ours.rpartition(".")[0]).scale = read(ours, theirs + SCALE)
+            if not 0 < scale.min() <= scale.max() < math.inf:
+                raise CheckpointError(f"{where[theirs]}: tensor {theirs}{SCALE} holds what no row can be multiplied by; expected numbers above 0")
+        elif ours not in weights:                               # those are converted one by one, when they are laid out
+            tensor = tensor.to(device, floats)                  # the mapped pages themselves, if nothing changes
+        state[ours] = tensor
+    model.requires_grad_(False).load_state_dict(state, strict=False, assign=True)   # `_compare` was stricter; only a tied head is not in it
     if isinstance(model, GlmAsr):
         model.decoder.tie()
-    return model.requires_grad_(False).eval()
+    if linears != "plain":
+        state.clear()
+        fast.prepare(model, linears, device, floats)
+    model.linears = linears
+    if device.type == "cuda" and not plain and isinstance(model, GlmAsr):
+        graphs.prepare(model, captured=True)
+    return model.eval()
+
+
+class Files:
+    """Tensors of safetensors files, as mapped pages. With `apart` each tensor has a mapping of its own, so that its pages are
+    given back as soon as it is let go."""
+
+    def __init__(self, apart: bool):
+        self.apart, self._open = apart, {}
+
+    def read(self, path: Path, name: str) -> Tensor:
+        try:
+            if self.apart or path not in self._open:
+                self._open[path] = safe_open(path, framework="pt")
+            return self._open[path].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: {error}") from None
 
 
 class _NoInit(TorchFunctionMode):
@@ -289,6 +333,8 @@ class _NoInit(TorchFunctionMode):
 
 def _compare(model: nn.Module, names: dict, kind: Format, headers: dict, where: dict) -> None:
     """Every tensor that the model wants is there in its shape, and nothing else is."""
+    linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    scales = set()
     for ours, parameter in model.named_parameters():
         theirs = names[ours]
         if theirs not in where:
@@ -299,9 +345,14 @@ def _compare(model: nn.Module, names: dict, kind: Format, headers: dict, where: 
         if tuple(entry["shape"]) != tuple(parameter.shape):
             raise CheckpointError(f"{where[theirs]}: tensor {theirs} has shape {entry['shape']}; "
                                   f"config.json asks for {list(parameter.shape)}")
-        if entry["dtype"] not in _FLOATS:
+        if entry["dtype"] == "I8" and ours in linears:
+            scale = headers[where[theirs + SCALE]][theirs + SCALE] if theirs + SCALE in where else {}
+            if (scale.get("dtype"), scale.get("shape")) != ("F32", entry["shape"][:1]):
+                raise CheckpointError(f"{where[theirs]}: tensor {theirs} is of type I8 and needs {theirs}{SCALE}, F32 of shape {entry['shape'][:1]}")
+            scales.add(theirs + SCALE)
+        elif entry["dtype"] not in _FLOATS:
             raise CheckpointError(f"{where[theirs]}: tensor {theirs} is of type {entry['dtype']}, expected BF16 or F32")
-    unexpected = sorted(set(where) - set(names.values()) - set(kind.ignored))
+    unexpected = sorted(set(where) - set(names.values()) - set(kind.ignored) - scales)
     if unexpected:
         raise CheckpointError(f"{where[unexpected[0]]}: tensor {unexpected[0]} is unexpected; the model that config.json describes has none "
                               "of that name")
@@ -329,7 +380,7 @@ def choose_dtype(dtype) -> torch.dtype:
                           "use bfloat16 or float32")
     types = {"bfloat16": torch.bfloat16, "float32": torch.float32, torch.bfloat16: torch.bfloat16, torch.float32: torch.float32}
     if not isinstance(dtype, (str, torch.dtype)) or dtype not in types:
-        raise OptionError(f"dtype is {dtype!r}, expected 'auto', 'bfloat16' or 'float32'")
+        raise OptionError(f"dtype is {dtype!r}, expected 'auto', 'bfloat16', 'float32' or 'int8'")
     return types[dtype]
 
 
@@ -341,15 +392,27 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_instructions() else torch.float32
 
 
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")     # where Linux says how much memory there is
+
+
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken on a device; where the system doesn't say, 4 GiB."""
+    """Bytes that can be taken on a device; where the system doesn't say, 4 GiB. In a container, what its limit leaves."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return 4 * 2 ** 30
+        free = 1024 * _figure(PROC / "meminfo", "MemAvailable:")
+    except (OSError, LookupError, ValueError):
+        free = 4 * 2 ** 30
+    try:                                                # TRAP: meminfo is that of the whole machine, in a container too
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        return max(0, min(free, limit - used + _figure(CGROUP / "memory.stat", "inactive_file")))
+    except (OSError, LookupError, ValueError):          # no container, or one without a limit: "max"
+        return free
+
+
+def _figure(path: Path, name: str) -> int:
+    """Of a file of lines that each have a name and a number."""
+    return int(dict(line.split()[:2] for line in path.read_text().splitlines())[name])
 
 
 # -- finding -----------------------------------------------------------------------------------------------------------
@@ -385,14 +448,30 @@ def find(name_or_path) -> Path:
 
 # -- saving ------------------------------------------------------------------------------------------------------------
 
-def save(model: GlmAsr | EncoderDecoder, directory, dtype: torch.dtype = torch.bfloat16) -> None:
+def save(model: GlmAsr | EncoderDecoder, directory, dtype: torch.dtype | None = torch.bfloat16, *, int8: bool = False) -> None:
     """Writes the model as Transformers would: `model.safetensors`, `config.json`, `generation_config.json` and
-    what the processor wants. The tokenizer's files are the caller's."""
+    what the processor wants. The tokenizer's files are the caller's. With `dtype` None each tensor keeps its type.
+
+    With `int8` the weights of linears are written as int8 numbers, and beside each its scales: this package alone reads that.
+    Raises OptionError for a model with the faster modules.
+    """
+    with torch.device("meta"), _NoInit():
+        plain = build(model.config)
+    if dict(plain.named_parameters()).keys() != dict(model.named_parameters()).keys():
+        raise OptionError(f"the model's linears are {model.linears!r} and its steps {model.steps!r}, whose weights can't be saved; "
+                          "expected one that was loaded with plain=True, and not as int8")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     table = FORMATS["transformers" if isinstance(model, GlmAsr) else "whisper"].table
-    state = {their_name(table, ours): parameter.detach().to("cpu", dtype).contiguous() for ours, parameter in model.named_parameters()}
+    linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)} if int8 else set()
+    state = {}
+    for ours, parameter in model.named_parameters():
+        theirs = their_name(table, ours)
+        if ours in linears:
+            state[theirs], state[theirs + SCALE] = fast.quantise(parameter.detach().cpu())
+        else:
+            state[theirs] = parameter.detach().to("cpu", dtype).contiguous()
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)      # save_file leaves it to the owner alone
-    for name, values in model.config.to_published(dtype).items():
+    for name, values in model.config.to_published(dtype or model.dtype).items():
         (directory / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

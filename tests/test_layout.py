@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "glmasr"
 ORDER = ["errors", "config", "audio", "tokenizer", "language", "script", "decode", "fallback", "layers", "conv_frontend", "encoder", "decoder", "model",
-         "weights", "cutting", "pipeline", "writers", "explain"]
+         "fast", "graphs", "weights", "quantize", "cutting", "pipeline", "writers", "explain"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
 EXTRAS = {"script": {"opencc"}}         # imported only where they are used, with an error that names the extra
 

@@ -26,7 +26,7 @@ from test_writers import locked
 from test_pipeline import HAN, RATE, ROOT, damage, make_checkpoint, melody
 
 PROGRAM = [sys.executable, str(ROOT / "transcribe.py")]
-KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed", "wordless"]
+KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed", "wordless", "how"]
 CLOSING = re.compile(r"^(\d+\.\d) s of sound in (\d+\.\d\d) s, real-time factor (\d+\.\d+); peak memory \d+ MiB", re.MULTILINE)
 
 
@@ -131,15 +131,18 @@ def test_options_reach_the_library(call, monkeypatch):
         def check(self, *args):
             pass
 
-        def stream(self, *args):
+        def streams(self, *args):
             calls.append(args)
-            yield Part(1.0, 1.0, "en", [], [])
+            yield 0, Part(1.0, 1.0, "en", [], [], last=True)
+
+        def how(self, options):
+            return {}
 
     monkeypatch.setattr(glmasr, "load", lambda *args, **more: calls.append((args, more)) or Recogniser(), raising=False)
     assert call("0.wav", "--lang", "yue", "--beams", "3", "--task", "translate", "--timestamps", "--long", "seek", "--batch-size", "7",
                 "--script", "traditional", "--max-duration", "99.5", tokens=44)[:2] == (0, [""])
-    assert calls == [(("model",), {"device": "cpu", "dtype": "float32"}),
-                     ("0.wav", "yue", Options(task="translate", timestamps=True, beams=3, max_new_tokens=44, long="seek", batch_size=7,
+    assert calls == [(("model",), {"device": "cpu", "dtype": "float32", "plain": False}),
+                     (["0.wav"], "yue", Options(task="translate", timestamps=True, beams=3, max_new_tokens=44, long="seek", batch_size=7,
                                               script="traditional", max_duration=99.5))]
 
 
@@ -183,11 +186,10 @@ def test_a_bad_recording_does_not_stop_the_others(call, texts):
 
 
 def test_an_error_that_does_not_know_the_recording_names_it(call, monkeypatch):
-    def stream(*arguments):
+    def decode(*arguments):
         raise glmasr.errors.CheckpointError("the model gives no usable answer")
-        yield
 
-    monkeypatch.setattr(glmasr.pipeline.Recogniser, "stream", stream)
+    monkeypatch.setattr(glmasr.pipeline.Recogniser, "_decode", decode)
     code, out, err = call("0.wav", "1.wav")
     assert code == 1 and all(f"{place}: {number}.wav: the model gives no usable answer\n" in err for place in ("error", "  failed") for number in (0, 1))
 
@@ -213,6 +215,13 @@ def test_wrong_usage(capsys, arguments):
         transcribe.main(arguments)
     out, err = capsys.readouterr()
     assert leave.value.code == 2 and out == "" and "usage:" in err and "error:" in err
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "x"])
+def test_a_wrong_size_of_batches_says_what_is_expected(capsys, size):
+    with pytest.raises(SystemExit):
+        transcribe.main(["0.wav", "--batch-size", size])
+    assert f"invalid positive integer or auto value: '{size}'" in capsys.readouterr().err
 
 
 def test_without_the_published_weights(capsys, tmp_path, monkeypatch):

@@ -1,0 +1,273 @@
+"""The fast pieces against the plain ones: the same names, shapes and numbers; int8 near them, and the same in any batch."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+import glmasr
+from glmasr import decode, fast, graphs, layers, weights
+from glmasr.errors import CheckpointError, OptionError
+from glmasr.quantize import main, quantise_directory
+
+EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
+
+
+def prepared(kind, dtype):
+    recogniser = glmasr.load("demo", device="cpu", dtype=dtype)
+    fast.prepare(recogniser.model, kind, torch.device("cpu"), recogniser.model.dtype)
+    return recogniser
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 48), (3, 1, 48), (2, 7, 48), (1, 300, 48)])
+def test_packed_linears_are_linears(dtype, bias, shape):
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(size, generator=generator).to(dtype) for size in ((80, 48), shape))
+    bias = torch.randn(80, generator=generator).to(dtype) if bias else None
+    packed = fast.PackedLinear(weight, bias)
+    found = packed(x)
+    assert found.dtype == dtype and found.shape == (*shape[:2], 80) and (packed.in_features, packed.out_features) == (48, 80)
+    expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert (found.double() - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.15)
+
+
+def test_quantised_weights_are_near():
+    weight = torch.randn(2500, 64, generator=torch.Generator().manual_seed(1)) * torch.logspace(-6, 3, 2500)[:, None]
+    weight[7] = 0
+    numbers, scale = fast.quantise(weight.bfloat16())
+    assert numbers.dtype == torch.int8 and numbers.abs().max() == 127 and scale.shape == (2500,)
+    error = (numbers.float() * scale[:, None] - weight.bfloat16().float()).abs()
+    assert (error <= 0.5001 * scale[:, None]).all() and not error[7].any()
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+@pytest.mark.parametrize("time", [1, 5])
+def test_int8_linears_lose_little_beyond_the_weights(time, vnni, monkeypatch):
+    """Of a single step only what the weights lost; of several rows at once also what 8 bits of x lose, outliers or not."""
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni, raising=False)
+    generator = torch.Generator().manual_seed(2)
+    weight, x, bias = (torch.randn(size, generator=generator) for size in ((96, 256), (4, time, 256), (96,)))
+    x[1, :, 3] = 40.0
+    x[2] = 0
+    numbers, scale = fast.quantise(weight)
+    found = fast.Int8Linear(numbers, scale, bias)(x)
+    exact = F.linear(x.double(), (numbers.double() * scale[:, None].double()), bias.double())
+    lost = (found.double() - exact).abs().amax(-1) / x.abs().amax(-1).clamp(min=1e-9)
+    assert lost.max() < ((2e-3 if time == 1 else 0.3) * (1 if vnni else 4)) and torch.equal(found[2], bias.expand(time, 96))
+
+
+def test_int8_never_leaves_16_bits_without_vnni(monkeypatch):
+    """There pairs of products of x, unsigned, and the weight are added in 16 bits."""
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False, raising=False)
+    assert 2 * (2 * fast.levels() + 1) * 127 < 2 ** 15
+    with pytest.raises(glmasr.OptionError, match="for the CPU"):
+        fast.check_int8(torch.device("cuda"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(glmasr.OptionError, match="expected bfloat16 or float32"):
+        glmasr.load("demo", device="cpu", dtype="int8")
+
+
+@pytest.mark.parametrize("shape", [(9, 1, 128), (9, 5, 128), (9, 128)])
+def test_int8_results_do_not_depend_on_batch_mates(shape):
+    """Rows without a time axis, as the vocabulary's head gets them, are single steps."""
+    generator = torch.Generator().manual_seed(3)
+    linear = fast.Int8Linear(*fast.quantise(torch.randn(64, 128, generator=generator)), None)
+    x = torch.randn(shape, generator=generator) * torch.logspace(-3, 3, 9).view(9, *[1] * (len(shape) - 1))
+    assert torch.equal(linear(x), torch.cat([linear(row[None]) for row in x]))
+    assert len(shape) == 3 or torch.equal(linear(x), linear(x[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_int8_logits_do_not_depend_on_batch_mates(static):
+    recogniser = prepared("int8", "float32")
+    model = recogniser.model
+    if static:
+        graphs.prepare(model, captured=False)
+    rows = recogniser.hear(glmasr.audio.load(EXAMPLES[0]))
+    prompt, found = model.prompt(recogniser.tokenizer, len(rows)), []
+    for count in (1, 3):
+        with torch.inference_mode():
+            cache = model.new_cache(count, len(prompt) + 1)
+            first = model.prefill([rows] * count, [prompt] * count, cache)
+            found.append((first[0].clone(), model.step(torch.full((count,), 20), cache)[0].clone()))
+    # What is between the linears may add up in another order; a head that rounds x to 8 bits is off by a hundred times as much.
+    assert all((alone - among).abs().max() < 1e-3 for alone, among in zip(*found))
+
+
+def test_weights_that_lie_otherwise_are_counted():
+    plain = glmasr.load("demo", device="cpu", dtype="float32").model
+    expected = fast.count(plain)
+    assert expected == sum(parameter.numel() for parameter in plain.parameters()) > 3e6
+    for kind in ("packed", "int8", "joined"):           # joined to others, a key has a bias too, of zeros
+        zeros = plain.config.encoder.layers * plain.config.encoder.width
+        assert fast.count(prepared(kind, "float32").model) == expected + zeros
+
+
+@pytest.mark.parametrize("large, kind", [(True, "packed"), (False, "plain")])
+def test_the_choice_goes_by_size(large, kind, monkeypatch):
+    model = torch.nn.Linear(10, 10)
+    monkeypatch.setattr(fast, "LARGE", 100 if large else 1000)
+    assert fast.choose(model, torch.device("cpu"), torch.float32) == kind
+    assert fast.choose(model, torch.device("cuda"), torch.float32) == "joined"
+
+
+def test_bfloat16_is_packed_where_the_kernels_have_it(monkeypatch):
+    monkeypatch.setattr(fast, "LARGE", 1)
+    for has, kind in ((True, "packed"), (False, "plain")):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has, raising=False)
+        assert fast.choose(torch.nn.Linear(2, 2), torch.device("cpu"), torch.bfloat16) == kind
+
+
+@pytest.mark.parametrize("kind", ["packed", "joined", "int8"])
+def test_what_lies_otherwise_is_not_saved(kind, tmp_path):
+    with pytest.raises(OptionError, match="can't be saved"):
+        weights.save(prepared(kind, "float32").model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("kind, dtype, near", [("joined", "float32", 1e-4), ("packed", "float32", 1e-4), ("packed", "bfloat16", 0.25), ("int8", "float32", 0.2), ("int8", "bfloat16", 0.4)])
+def test_the_model_stays_the_same(kind, dtype, near):
+    """Logits of the first token, whose range is 11 to 12, and the texts. int8 is off by 0.04 to 0.09 in float32."""
+    plain, quick = glmasr.load("demo", device="cpu", dtype=dtype), prepared(kind, dtype)
+    for name in EXAMPLES:
+        samples = glmasr.audio.load(name)
+        logits = []
+        for recogniser in (plain, quick):
+            with torch.inference_mode():
+                rows = recogniser.hear(samples)
+                prompt = recogniser.model.prompt(recogniser.tokenizer, len(rows))
+                logits.append(recogniser.model.prefill([rows], [prompt], recogniser.model.new_cache(1, len(prompt))).float())
+        assert (logits[0] - logits[1]).abs().max() < near
+        assert plain.transcribe(name).text == quick.transcribe(name).text
+
+
+@pytest.mark.parametrize("kind", ["joined", "packed", "int8"])
+def test_ids_do_not_depend_on_the_batch(kind):
+    recogniser = prepared(kind, "float32")
+    sounds = [glmasr.audio.load(name) for name in EXAMPLES]
+    rows = [recogniser.hear(sound) for sound in sounds]
+    prompts = [recogniser.model.prompt(recogniser.tokenizer, len(heard)) for heard in rows]
+    how = {"stop": recogniser.config.stop, "max_new": 30}
+    together = decode.greedy(recogniser.model, rows, prompts, **how)
+    assert [found.ids for found in together] == [decode.greedy(recogniser.model, [heard], [prompt], **how)[0].ids for heard, prompt in zip(rows, prompts)]
+
+
+# -- int8 files ------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("int8") / "demo"
+    quantise_directory(weights.BUILT_IN["demo"], folder)
+    return folder
+
+
+def test_int8_files_are_half_as_large_and_give_the_same(quantised):
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (quantised, weights.BUILT_IN["demo"])]
+    assert 0.4 < sizes[0] / sizes[1] < 0.6
+    stored, made = glmasr.load(quantised), glmasr.load("demo", dtype="int8")
+    assert stored.how() == made.how() and stored.how()["linears"] == "int8" and stored.how()["levels"] == str(fast.levels())
+    assert stored.how()["attention"] == ("by heads" if stored.model.dtype == torch.bfloat16 else "plain")
+    for name in EXAMPLES:
+        assert stored.transcribe(name) == made.transcribe(name)
+
+
+def test_int8_is_said_on_the_command_line(quantised):
+    done = subprocess.run([sys.executable, "transcribe.py", EXAMPLES[0], "--model", quantised, "--json", "--verbose"], capture_output=True, text=True, check=True)
+    assert "linears int8" in done.stderr and json.loads(done.stdout)["how"]["linears"] == "int8"
+    done = subprocess.run([sys.executable, "transcribe.py", EXAMPLES[0], "--model", quantised, "--dtype", "float32"], capture_output=True, text=True)
+    assert done.returncode == 2 and "holds int8 weights" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda tensors, name: tensors.pop(name + "_scale"), "needs"),
+    (lambda tensors, name: tensors.update({name + "_scale": torch.ones(3)}), "needs"),
+    (lambda tensors, name: tensors.update({name + "_scale": tensors[name + "_scale"].double()}), "needs"),
+    (lambda tensors, name: tensors.update({"audio_tower.norm.weight": tensors["audio_tower.norm.weight"].to(torch.int8)}), "expected BF16 or F32"),
+    (lambda tensors, name: tensors.update({"audio_tower.norm.weight_scale": torch.ones(192)}), "unexpected"),
+])
+def test_damaged_int8_files_are_named_errors(quantised, tmp_path, change, message):
+    shutil.copytree(quantised, tmp_path / "bad")
+    tensors = load_file(quantised / "model.safetensors")
+    change(tensors, "audio_tower.layers.0.mlp.fc1.weight")
+    save_file(tensors, tmp_path / "bad" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        glmasr.load(tmp_path / "bad")
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_scales_are_finite_and_above_zero(quantised, tmp_path, value):
+    shutil.copytree(quantised, tmp_path / "bad")
+    tensors = load_file(quantised / "model.safetensors")
+    tensors["audio_tower.layers.0.mlp.fc1.weight_scale"][3] = value
+    save_file(tensors, tmp_path / "bad" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="expected numbers above 0"):
+        glmasr.load(tmp_path / "bad")
+
+
+def test_int8_rows_of_an_early_format_keep_their_scales(quantised, tmp_path):
+    """Its rotary rows lie as pairs, and their scales with them."""
+    shutil.copytree(quantised, tmp_path / "early")
+    config, tensors = glmasr.load(quantised).config.encoder, {}
+    order = weights._half_split(torch.arange(config.width), config.head_size, config.rotary).argsort()
+    for name, tensor in load_file(quantised / "model.safetensors").items():
+        if name.startswith("audio_tower.") and (".q_proj." in name or ".k_proj." in name):
+            tensor = tensor[order].contiguous()
+        tensors[name.replace("self_attn.o_proj", "self_attn.out_proj") if name.startswith("audio_tower.") else name] = tensor
+    save_file(tensors, tmp_path / "early" / "model.safetensors")
+    assert weights.detect(tensors) == "draft, new names"
+    heard = [glmasr.load(folder).hear(glmasr.audio.load(EXAMPLES[0])) for folder in (quantised, tmp_path / "early")]
+    assert torch.equal(*heard)
+
+
+def test_quantised_files_hold_what_int8_makes_of_the_source(tmp_path):
+    """Also of float32, which would lose by going through bfloat16. Weights of another kind beside it stay behind."""
+    source = tmp_path / "source"
+    shutil.copytree(weights.BUILT_IN["demo"], source)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: x.float() * (1 + 0.001 * torch.randn(x.shape, generator=generator)) for name, x in load_file(source / "model.safetensors").items()}
+    save_file(tensors, source / "model.safetensors")
+    for name in ("pytorch_model.bin", "consolidated.safetensors", "pytorch_model.bin.index.json"):
+        (source / name).write_bytes(b"{}")
+    quantise_directory(source, tmp_path / "deep" / "out")
+    assert sorted(path.name for path in (tmp_path / "deep" / "out").iterdir()) == sorted(path.name for path in weights.BUILT_IN["demo"].iterdir())
+    samples = glmasr.audio.load(EXAMPLES[0])
+    assert torch.equal(glmasr.load(source, dtype="int8").hear(samples), glmasr.load(tmp_path / "deep" / "out").hear(samples))
+    stored = load_file(tmp_path / "deep" / "out" / "model.safetensors")
+    assert stored["audio_tower.norm.weight"].dtype == torch.float32 and json.loads((tmp_path / "deep" / "out" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_quantising_needs_a_new_directory(quantised, capsys, monkeypatch, tmp_path):
+    for source, out, message in ((quantised, quantised, "expected a new directory"), (quantised, tmp_path / "again", "holds int8 weights already"),
+                                 ("demo", "/dev/null/out", "error: /dev/null/out: ")):
+        monkeypatch.setattr(sys, "argv", ["glmasr-quantize", str(source), str(out)])
+        assert main() == 1 and message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_half_a_model(tmp_path):
+    pytest.importorskip("resource")
+    script = ("import resource, sys; from glmasr.quantize import main; "
+              "resource.setrlimit(resource.RLIMIT_FSIZE, (10 ** 6, 10 ** 6)); sys.argv[1:] = ['demo', sys.argv[1]]; sys.exit(main())")
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path / 'out'}: ") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+# -- attention -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("time", [1, 7, 512, 513, 1500])
+def test_attention_by_heads_is_attention(time):
+    generator = torch.Generator().manual_seed(time)
+    query, key, value = (torch.randn(2, 3, time, 16, generator=generator).bfloat16() for _ in range(3))
+    found = fast.attend_by_heads(query, key, value)
+    exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double()).transpose(1, 2).flatten(2)
+    plain = (layers.attend(query, key, value).double() - exact).abs().max()
+    assert found.shape == (2, time, 48) and (found.double() - exact).abs().max() < max(4 * plain, 0.01)

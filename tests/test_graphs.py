@@ -1,0 +1,137 @@
+"""Decoding over static memory, as CUDA graphs need it, against the plain way: the same ids, whatever moves."""
+
+import pytest
+import torch
+
+import glmasr
+from glmasr import decode, graphs, weights
+
+EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """The demo, plain, and the same over static memory, with what both heard of the examples."""
+    plain, static = (glmasr.load("demo", device="cpu", dtype="float32") for _ in range(2))
+    graphs.prepare(static.model, captured=False)
+    heard = [plain.hear(glmasr.audio.load(name)) for name in EXAMPLES]
+    return plain.model, static.model, heard, [plain.model.prompt(plain.tokenizer, len(rows)) for rows in heard]
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1], [2, 0, 1], [1, 0, 0, 2, 1]])
+@pytest.mark.parametrize("beams", [1, 2, 5])
+def test_the_search_finds_the_same(pair, rows, beams):
+    """Prompts of different lengths, rows that leave early, beams that fork and change places."""
+    plain, static, heard, prompts = pair
+    found = []
+    for model in (plain, static):
+        how = {"stop": model.config.stop, "max_new": [4 + 9 * row for row in rows]}
+        given = model, [heard[row] for row in rows], [prompts[row] for row in rows]
+        found.append([[h.ids for h in each] for each in decode.beam(*given, width=beams, **how)] if beams > 1 else
+                     [h.ids for h in decode.greedy(*given, **how)])
+    assert found[0] == found[1]
+
+
+def test_a_step_has_one_shape_and_one_place(pair):
+    """What a graph needs: from token to token the same memory, and nothing that depends on how many there were."""
+    _, model, heard, prompts = pair
+    cache = model.new_cache(3, 300)
+    assert (cache.memory.rows, cache.memory.capacity) == (4, 512)
+    with torch.inference_mode():
+        model.prefill(heard[:3], prompts[:3], cache)
+        memory, places = cache.memory, None
+        for step in range(3):
+            logits = model.step(torch.tensor([10, 11, 12]), cache)
+            assert logits.shape == (3, model.config.decoder.vocabulary) and cache.memory is memory
+            assert memory.mask.shape == (4, 1, 1, 512) and int(memory.mask[:3].sum()) == sum(cache.length - pad for pad in cache.padding.tolist())
+            now = [x.data_ptr() for x in (memory.keys, memory.values, memory.tokens, memory.position, memory.padding)]
+            assert places in (None, now)
+            places = now
+
+
+def test_memories_are_used_again_and_clean(pair):
+    _, model, heard, prompts = pair
+    pool = model.new_cache(1, 10).pool
+    cache = model.new_cache(1, 200)
+    memory = cache.memory
+    memory.keys.fill_(float("nan"))
+    assert model.new_cache(1, 200).memory is not memory         # it is in use
+    del cache
+    again = model.new_cache(1, 200)
+    assert again.memory is memory and not memory.keys.isnan().any()
+    caches = [model.new_cache(1, 200) for _ in range(8)]
+    del caches, again
+    assert len(pool.free) == graphs.KEPT
+
+
+def test_a_full_cache_is_an_error(pair):
+    _, model, heard, prompts = pair
+    cache = model.new_cache(1, len(prompts[0]) + 1)
+    with torch.inference_mode():
+        model.prefill(heard[:1], prompts[:1], cache)
+        model.step(torch.tensor([10]), cache)
+        with pytest.raises(ValueError, match="do not fit|does not fit"):
+            model.step(torch.tensor([10]), cache)
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """A capture that runs as it is told; returns how often each was replayed."""
+    counts = []
+
+    class Graph:
+        def __init__(self, run):
+            self.run, self.number = run, len(counts)
+            counts.append(0)
+            run()
+
+        def replay(self):
+            counts[self.number] += 1
+            self.run()
+    monkeypatch.setattr(graphs, "capture", Graph)
+    return counts
+
+
+def test_captured_steps_and_encoder_give_the_same(captures):
+    plain, captured = (glmasr.load("demo", device="cpu", dtype="float32") for _ in range(2))
+    graphs.prepare(captured.model, captured=True)
+    assert captured.how()["steps"] == "captured"
+    for name in EXAMPLES:
+        assert plain.transcribe(name).text == captured.transcribe(name).text
+        assert [part.segments for part in plain.stream(name)] == [part.segments for part in captured.stream(name)]
+    assert len(captures) == 2 and captures[0] == 2 * len(EXAMPLES) and captures[1] > 30         # the encoder, and the step
+    with pytest.raises(glmasr.OptionError, match="steps 'captured'"):
+        weights.save(captured.model, "nowhere")
+
+
+def test_the_shapes_that_came_last_are_kept(captures):
+    module = graphs.Captured(torch.nn.ReLU())
+    for size in (1, *range(2, graphs.SHAPES + 1), 1, 100, 1):           # the 1 is used again, so the 2 goes
+        x = torch.rand(size)
+        given = x.clone()
+        found = module(x)
+        assert torch.equal(found, given) and torch.equal(x, given)
+        assert not torch.equal(module(2 * x), found)                    # a result is not written over
+    assert len(captures) == graphs.SHAPES + 1 and torch.Size([2]) not in module._graphs and len(module._graphs) == graphs.SHAPES
+    module(torch.rand(2))
+    assert len(captures) == graphs.SHAPES + 2
+
+
+def test_memories_serve_within_inference_mode_and_without(pair):
+    _, model, heard, prompts = pair
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        with mode():
+            cache = model.new_cache(1, 700)
+            model.prefill(heard[:1], prompts[:1], cache)
+            model.step(torch.tensor([10]), cache)
+            del cache
+    assert model.new_cache(1, 700).memory.rows == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_captured_on_a_gpu():
+    plain, captured = (glmasr.load("demo", device="cuda", dtype="float32", plain=way) for way in (True, False))
+    assert captured.how()["steps"] == "captured"
+    for name in EXAMPLES:
+        for beams in (1, 5):
+            assert plain.transcribe(name, beams=beams).text == captured.transcribe(name, beams=beams).text
