@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import audio as sound
-from . import cutting, decode, script, weights
+from . import cutting, decode, hub, script, weights
 from .config import TIME_STEP, EncoderDecoderConfig, GlmAsrConfig
 from .cutting import Window
 from .errors import CheckpointError, OptionError
@@ -167,14 +167,16 @@ class Options:
             raise OptionError(f"long is {self.long!r}, expected 'cut', 'whole' or 'seek'")
 
 
-def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto") -> "Recogniser":
-    """A recogniser from a checkpoint directory, or by name: "glm-asr-nano-2512", "demo", "demo-article". Raises CheckpointError,
-    OptionError.
+def load(name_or_path=hub.DEFAULT, *, device="auto", dtype="auto", revision: str | None = None, progress: bool = True) -> "Recogniser":
+    """A recogniser from a checkpoint directory, or by name: "glm-asr-nano-2512", "demo", "demo-article", or "owner/name" of a model
+    of the hub, which is fetched if it isn't on this machine. Raises CheckpointError, OptionError.
 
-    device  "auto" (a GPU where there is one), "cpu", "cuda"
-    dtype   "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"
+    device    "auto" (a GPU where there is one), "cpu", "cuda"
+    dtype     "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"
+    revision  commit, branch or tag of a model of the hub (None: see `hub.find`)
+    progress  show a bar on standard error while weights are fetched
     """
-    directory = weights.find(name_or_path)
+    directory = hub.find(name_or_path, revision, progress=progress)
     model = weights.load(directory, device=device, dtype=dtype)
     tokenizer = read_tokenizer(directory)
     recogniser = make_recogniser(model, tokenizer)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .config import EncoderDecoderConfig, GlmAsrConfig, read_config, read_json, unique
@@ -128,6 +128,7 @@ def _half_split(tensor: Tensor, head_size: int, rotary: int) -> Tensor:
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _LONGEST_HEADER = 100_000_000
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"      # the weights in one file, or the list of their files
 
 
 def read_header(path: Path) -> dict[str, dict]:
@@ -186,25 +187,37 @@ def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint directory: one, or the shards that its index names."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory")
-    index = directory / "model.safetensors.index.json"
-    if (directory / "model.safetensors").is_file():
-        return [directory / "model.safetensors"]
+    index = directory / INDEX
+    if (directory / WHOLE).is_file():
+        return [directory / WHOLE]
     if index.is_file():
-        names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-            raise CheckpointError(f"{index}: weight_map is missing or is no table of tensors and files")
-        files = sorted(set(names.values()))
+        files = shards(index)
         for name in files:
-            if Path(name).name != name or name in ("", ".", ".."):
-                raise CheckpointError(f"{index}: it names {name!r:.200}, which is not a file beside it")
             if not os.path.isfile(directory / name):            # also False for a name that no file can have
                 raise CheckpointError(f"{directory / name}: no such file, but {index.name} names it; the download is not complete")
         return [directory / name for name in files]
-    unsafe = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(directory.glob(pattern))]
+    unsafe = pickles(path.name for path in directory.iterdir())
     if unsafe:
         raise CheckpointError(f"{directory}: found {unsafe[0]}, a pickle, which can run any program when it is opened; "
-                              "this package reads model.safetensors only")
-    raise CheckpointError(f"{directory}: neither model.safetensors nor model.safetensors.index.json is there")
+                              f"this package reads {WHOLE} only")
+    raise CheckpointError(f"{directory}: neither {WHOLE} nor {INDEX} is there")
+
+
+def shards(index: Path) -> list[str]:
+    """The names of the files that an index spreads the tensors over; each lies beside it. Raises CheckpointError."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{index}: weight_map is missing or is no table of tensors and files")
+    files = sorted(set(names.values()))
+    for name in files:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise CheckpointError(f"{index}: it names {name!r:.200}, which is not a file beside it")
+    return files
+
+
+def pickles(names) -> list[str]:
+    """Those of some file names that are weights which this package doesn't open."""
+    return sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------
@@ -214,45 +227,87 @@ def build(config: GlmAsrConfig | EncoderDecoderConfig) -> GlmAsr | EncoderDecode
     return GlmAsr(config) if isinstance(config, GlmAsrConfig) else EncoderDecoder(config)
 
 
-def load(directory, *, device="auto", dtype="auto") -> GlmAsr | EncoderDecoder:
-    """The model of a checkpoint directory, ready to run. Raises CheckpointError, OptionError.
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint directory holds, without the weights themselves."""
 
-    device  "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
-    dtype   "auto" (bfloat16 where it is fast, else float32), "bfloat16", "float32" or the torch type
-    """
+    config: GlmAsrConfig | EncoderDecoderConfig
+    format: str                             # one of FORMATS
+    headers: dict[Path, dict[str, dict]]    # file -> `read_header` of it
+    where: dict[str, Path]                  # their tensor -> the file that it is in
+    names: dict[str, str]                   # our parameter -> their tensor
+    model: GlmAsr | EncoderDecoder          # on the meta device: shapes without memory
+
+    @property
+    def missing(self) -> list[str]:
+        return [theirs for theirs in self.names.values() if theirs not in self.where]
+
+    @property
+    def left_over(self) -> list[str]:
+        return sorted(set(self.where) - set(self.names.values()) - set(FORMATS[self.format].ignored))
+
+    @property
+    def misshapen(self) -> dict[str, str]:
+        """Their tensor -> what is wrong with its shape or type."""
+        found = {}
+        for ours, parameter in self.model.named_parameters():
+            theirs = self.names[ours]
+            entry = self.entry(theirs)
+            if entry and tuple(entry["shape"]) != tuple(parameter.shape):
+                found[theirs] = f"has shape {entry['shape']}; config.json asks for {list(parameter.shape)}"
+            elif entry and entry["dtype"] not in _FLOATS:
+                found[theirs] = f"is of type {entry['dtype']}, expected BF16 or F32"
+        return found
+
+    def entry(self, theirs: str) -> dict | None:
+        return self.headers[self.where[theirs]][theirs] if theirs in self.where else None
+
+
+def examine(directory) -> Contents:
+    """What a checkpoint directory holds. Raises CheckpointError for damaged files, and for files that don't belong together."""
     directory = Path(directory)
-    device, dtype = choose_device(device), dtype if dtype == "auto" else choose_dtype(dtype)
     config = read_config(directory)
     headers = {path: read_header(path) for path in weight_files(directory)}
     where = {name: path for path, header in headers.items() for name in header}
     if len(where) < sum(map(len, headers.values())):
         twice = next(name for name in where if sum(name in header for header in headers.values()) > 1)
         raise CheckpointError(f"{directory}: tensor {twice} is in several files")
-    name = detect(where)
-    kind = FORMATS[name]
-    if name.startswith("whisper") != isinstance(config, EncoderDecoderConfig):
+    format = detect(where)
+    if format.startswith("whisper") != isinstance(config, EncoderDecoderConfig):
         raise CheckpointError(f"{directory}: config.json describes a {type(config).__name__.removesuffix('Config')}, but the tensors' names "
-                              f"are those of the format {name!r}; they belong to different models")
+                              f"are those of the format {format!r}; they belong to different models")
     if isinstance(config, GlmAsrConfig):
         # A tied model is saved without its head, whatever config.json says; a head that is there counts.
-        tied = their_name(kind.table, "decoder.head.weight") not in where
+        tied = their_name(FORMATS[format].table, "decoder.head.weight") not in where
         config = replace(config, decoder=replace(config.decoder, tied=tied))
     layers = config.encoder.layers + config.decoder.layers
     if layers > len(where):                                     # building a thousand layers takes seconds
         raise CheckpointError(f"{directory}: config.json asks for {layers} layers, but there are {len(where)} tensors only")
     with torch.device("meta"), _NoInit():
         model = build(config)
-    names = {ours: their_name(kind.table, ours) for ours, _ in model.named_parameters()}
-    _compare(model, names, kind, headers, where)
+    names = {ours: their_name(FORMATS[format].table, ours) for ours, _ in model.named_parameters()}
+    return Contents(config, format, headers, where, names, model)
+
+
+def load(directory, *, device="auto", dtype="auto") -> GlmAsr | EncoderDecoder:
+    """The model of a checkpoint directory, ready to run. Raises CheckpointError, OptionError.
+
+    device  "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
+    dtype   "auto" (bfloat16 where it is fast, else float32), "bfloat16", "float32" or the torch type
+    """
+    device, dtype = choose_device(device), dtype if dtype == "auto" else choose_dtype(dtype)
+    contents = examine(directory)
+    _compare(contents)
+    model, config, kind = contents.model, contents.config, FORMATS[contents.format]
     if dtype == "auto":
         dtype = fast_dtype(device)
 
     state = {}
-    for path in headers:
+    for path in contents.headers:
         try:
             with safe_open(path, framework="pt") as file:
-                for ours, theirs in names.items():
-                    if where[theirs] == path:
+                for ours, theirs in contents.names.items():
+                    if contents.where[theirs] == path:
                         tensor = file.get_tensor(theirs)
                         if kind.interleaved and re.search(r"^encoder\..*\.attn\.(query|key)\.", ours):
                             tensor = _half_split(tensor, config.encoder.head_size, config.encoder.rotary)
@@ -275,24 +330,16 @@ class _NoInit(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _compare(model: nn.Module, names: dict, kind: Format, headers: dict, where: dict) -> None:
-    """Every tensor that the model wants is there in its shape, and nothing else is."""
-    for ours, parameter in model.named_parameters():
-        theirs = names[ours]
-        if theirs not in where:
-            files = list(headers)
-            place = files[0] if len(files) == 1 else files[0].parent / "model.safetensors.index.json"
-            raise CheckpointError(f"{place}: tensor {theirs} is missing")
-        entry = headers[where[theirs]][theirs]
-        if tuple(entry["shape"]) != tuple(parameter.shape):
-            raise CheckpointError(f"{where[theirs]}: tensor {theirs} has shape {entry['shape']}; "
-                                  f"config.json asks for {list(parameter.shape)}")
-        if entry["dtype"] not in _FLOATS:
-            raise CheckpointError(f"{where[theirs]}: tensor {theirs} is of type {entry['dtype']}, expected BF16 or F32")
-    unexpected = sorted(set(where) - set(names.values()) - set(kind.ignored))
-    if unexpected:
-        raise CheckpointError(f"{where[unexpected[0]]}: tensor {unexpected[0]} is unexpected; the model that config.json describes has none "
-                              "of that name")
+def _compare(contents: Contents) -> None:
+    """Raises CheckpointError unless every tensor that the model wants is there in its shape, and nothing else is."""
+    if contents.missing:
+        files = list(contents.headers)
+        place = files[0] if len(files) == 1 else files[0].parent / INDEX
+        raise CheckpointError(f"{place}: tensor {contents.missing[0]} is missing")
+    for name, wrong in contents.misshapen.items():
+        raise CheckpointError(f"{contents.where[name]}: tensor {name} {wrong}")
+    for name in contents.left_over:
+        raise CheckpointError(f"{contents.where[name]}: tensor {name} is unexpected; the model that config.json describes has none of that name")
 
 
 def choose_device(device) -> torch.device:
@@ -338,37 +385,6 @@ def free_memory(device: torch.device) -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return 4 * 2 ** 30
-
-
-# -- finding -----------------------------------------------------------------------------------------------------------
-
-BUILT_IN = {name: Path(__file__).parent / "checkpoints" / name for name in ("demo", "demo-article")}
-_PUBLISHED = {"glm-asr-nano-2512": "zai-org/GLM-ASR-Nano-2512"}
-
-
-def find(name_or_path) -> Path:
-    """The directory of a checkpoint: a path; `demo` or `demo-article`; or the name of a published one that lies in the local
-    hub cache."""
-    if str(name_or_path) in BUILT_IN:
-        return BUILT_IN[str(name_or_path)]
-    try:
-        path = Path(name_or_path).expanduser()
-        if path.is_dir():
-            return path
-    except (OSError, RuntimeError, ValueError) as error:        # a name too long, not permitted, with a NUL; ~nobody
-        raise CheckpointError(f"{str(name_or_path)!r} can't be a directory: {error}") from None
-    repository = _PUBLISHED.get(str(name_or_path).lower())
-    if repository is None:
-        raise CheckpointError(f"{name_or_path}: no such directory, and not a name that this package knows "
-                              f"({', '.join([*BUILT_IN, *_PUBLISHED])})")
-    home = Path(os.environ.get("HF_HOME", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{repository.replace('/', '--')}"
-    reference = cache / "refs" / "main"
-    snapshot = cache / "snapshots" / (reference.read_text().strip() if reference.is_file() else "none")
-    if (snapshot / "config.json").is_file():
-        return snapshot
-    raise CheckpointError(f"the weights of {name_or_path} are not on this machine. Get them (4.5 GB) with\n"
-                          f"  hf download {repository} --local-dir {name_or_path}   and run again, or try the built-in --model demo")
 
 
 # -- saving ------------------------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def test_importing_the_package_does_not_import_torch():
 
 def test_signatures():
     assert str(inspect.signature(glmasr.load)).startswith(
-        "(name_or_path='glm-asr-nano-2512', *, device='auto', dtype='auto')")
+        "(name_or_path='glm-asr-nano-2512', *, device='auto', dtype='auto', revision: str | None = None")
     parameters = inspect.signature(glmasr.Recogniser.transcribe).parameters
     assert list(parameters)[:3] == ["self", "audio", "language"] and parameters["language"].default == "auto"
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in list(parameters)[3:])
