@@ -49,7 +49,8 @@ def formats(text: str) -> list[str]:
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Recognises speech in Mandarin, Cantonese and English.")
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg), folders, patterns; - is standard input")
-    parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="demo, demo-article, glm-asr-nano-2512 (default), or a directory")
+    parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a directory, or owner/name of a model of the hub")
+    parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub (default: a pinned commit; of other models main)")
     parser.add_argument("--lang", default="auto", choices=["auto", "zh", "yue", "en"], help="the language token of an encoder-decoder (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)")
     parser.add_argument("--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English, where the model's vocabulary has it")
     parser.add_argument("--timestamps", action="store_true", help="segments with times, from the time tokens of an encoder-decoder")
@@ -188,7 +189,7 @@ class Work:
             there = [name for name in names if all(path.is_file() for path in outputs[name].values())]
             self.summary.skipped, names = len(there), [name for name in names if name not in there]
         try:
-            recogniser = glmasr.load(self.args.model, device=self.args.device, dtype=self.args.dtype) if names else None
+            recogniser = self.load() if names else None
         except glmasr.GlmAsrError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
@@ -208,6 +209,11 @@ class Work:
             raise
         self.report()
         return 1 if self.summary.failures else 0
+
+    def load(self):
+        import glmasr
+        args = self.args
+        return glmasr.load(args.model, device=args.device, dtype=args.dtype, revision=args.revision, progress=not args.quiet)
 
     def report(self) -> None:
         for line in self.summary.lines():
