@@ -6,9 +6,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "glmasr"
 ORDER = ["errors", "config", "audio", "tokenizer", "language", "script", "decode", "fallback", "layers", "conv_frontend", "encoder", "decoder", "model",
-         "weights", "cutting", "pipeline", "writers", "explain"]
+         "weights", "hub", "cutting", "pipeline", "writers", "explain", "check"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
-EXTRAS = {"script": {"opencc"}}         # imported only where they are used, with an error that names the extra
+EXTRAS = {"script": {"opencc"}, "hub": {"huggingface_hub"}}         # imported only where they are used, with an error that names the extra
 
 
 def imports(path):
