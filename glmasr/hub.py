@@ -183,7 +183,7 @@ def fetch(model: Model, progress: bool = True) -> Path:
         from huggingface_hub.utils import WeakFileLock
     except ImportError:
         raise CheckpointError(f"the weights of {model} are not on this machine, and fetching them needs the extra [hub]:  pip install -c "
-                              f"constraints.txt '.[hub]'  {_by_hand(model)}") from None
+                              f"constraints.txt '.[hub]'  {_others(model)}{_by_hand(model)}") from None
     with _explained(model):
         commit, listed = _listing(model)
         snapshot = model.snapshot(commit)
@@ -395,8 +395,8 @@ def _explained(model: Model):
         raise CheckpointError(f"{model} is given only to those who accept its terms: do so on {endpoint}/{model.repository}, then set "
                               "HF_TOKEN or run  hf auth login") from None
     except errors.RevisionNotFoundError:
-        raise CheckpointError(f"{model.repository} has no revision {model.revision!r}; expected a commit, a branch or a tag of it "
-                              "(--revision)") from None
+        raise CheckpointError(f"{model.repository} has no revision {model.revision!r}; expected a commit in all its 40 digits, a branch or "
+                              "a tag of it (--revision)") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if isinstance(error, errors.RepositoryNotFoundError) or status == 401:      # the hub says 401 of private models and of none
