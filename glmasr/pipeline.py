@@ -176,6 +176,7 @@ def load(name_or_path=hub.DEFAULT, *, device="auto", dtype="auto", revision: str
     revision  commit, branch or tag of a model of the hub (None: see `hub.find`)
     progress  show a bar on standard error while weights are fetched
     """
+    device, dtype = weights.choose_device(device), dtype if dtype == "auto" else weights.choose_dtype(dtype)    # before gigabytes are fetched
     directory = hub.find(name_or_path, revision, progress=progress)
     model = weights.load(directory, device=device, dtype=dtype)
     tokenizer = read_tokenizer(directory)
