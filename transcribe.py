@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from glmasr import writers                      # torch, which takes a second, only where it is needed
@@ -40,7 +39,9 @@ seconds.__name__ = "number of seconds"
 
 
 def formats(text: str) -> list[str]:
-    names = list(writers.WRITERS) if text == "all" else list(dict.fromkeys(text.split(",")))
+    names = list(dict.fromkeys(text.split(",")))
+    if "all" in names:
+        names = list(writers.WRITERS)
     if unknown := [name for name in names if name not in writers.WRITERS]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(writers.WRITERS)}, or all")
     return names
@@ -72,7 +73,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     files.add_argument("--max-line-width", type=positive, metavar="N", default=42, help="columns of a line of subtitles; a Chinese character takes two (default: 42)")
     files.add_argument("--max-line-count", type=positive, metavar="N", default=2, help="lines of subtitles at a time (default: 2)")
     parser.add_argument("--quiet", action="store_true", help="errors only on standard error")
-    args = parser.parse_intermixed_args(argv)   # options may stand between recordings
+    # Options may stand between recordings. TRAP: with `--`, behind which a name may begin with a dash, that doesn't work.
+    args = (parser.parse_args if "--" in (sys.argv[1:] if argv is None else argv) else parser.parse_intermixed_args)(argv)
     args.files = args.format is not None or args.output_dir is not None
     if args.explain and (len(args.audio) > 1 or args.json or args.files):
         parser.error("--explain takes one recording at a time, and goes without --json and without files")
@@ -107,6 +109,11 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(hundredths, 6000)
     hours, minutes = divmod(minutes, 60)
     return (f"{hours}:" if hours else "") + f"{minutes:02d}:{rest / 100:05.2f}"
+
+
+def shown(text: str) -> str:
+    """What a terminal would obey, as names of files may have it, is escaped."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def writable(text: str) -> str:
@@ -145,6 +152,8 @@ class Summary:
         if self.done + self.skipped + len(self.failures) > 1:
             found = [f"{self.done} done, {self.skipped} skipped, {len(self.failures)} failed"]
             found += [f"  failed: {reason}" for reason in self.failures.values()]
+        elif self.skipped:
+            found = ["1 skipped: its files are all there"]
         last = (f"{self.seconds:.1f} s of sound in {self.spent:.2f} s, real-time factor {self.spent / self.seconds if self.seconds else 0:.3f}; "
                 f"peak memory {peak_memory()}")
         last += f"; {self.silent:.1f} s were silent" if self.silent else ""
@@ -162,12 +171,13 @@ class Work:
 
     def say(self, text: str) -> None:
         from tqdm import tqdm
-        if not self.args.quiet:
-            tqdm.write(text, file=sys.stderr)
+        if not self.args.quiet and sys.stderr is not None:
+            tqdm.write(shown(text), file=sys.stderr)
 
     def fail(self, name: str, error: Exception) -> None:
         from tqdm import tqdm
-        tqdm.write(f"error: {error}", file=sys.stderr)
+        if sys.stderr is not None:
+            tqdm.write(f"error: {shown(str(error))}", file=sys.stderr)
         self.summary.failures[name] = str(error)
 
     def recordings(self) -> list[str]:
@@ -186,13 +196,17 @@ class Work:
         names = self.recordings()
         outputs = writers.plan_outputs(names, self.args.format or ["txt"], self.args.output_dir) if self.args.files else {}
         if self.args.skip_existing:
-            there = [name for name in names if all(path.is_file() for path in outputs[name].values())]
+            there = [name for name in names if all(os.path.isfile(path) for path in outputs[name].values())]
             self.summary.skipped, names = len(there), [name for name in names if name not in there]
         try:
+            if self.args.output_dir is not None and names:              # before hours of work
+                writers.prepare(self.args.output_dir)
             recogniser = self.load() if names else None
+            if recogniser is not None:
+                recogniser.check(self.args.lang, self.options())
         except glmasr.GlmAsrError as error:
             print(f"error: {error}", file=sys.stderr)
-            return 1
+            return 2 if isinstance(error, glmasr.OptionError) else 1
         try:
             for number, name in enumerate(names, 1):
                 start = time.perf_counter()
@@ -219,34 +233,19 @@ class Work:
         for line in self.summary.lines():
             self.say(line)
 
+    def options(self):
+        from glmasr.pipeline import Options
+        options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "script")}
+        return Options(**options, **({"max_duration": self.args.max_duration} if self.args.max_duration else {}))
+
     def recognise(self, recogniser, name: str, title: str):
-        """The transcript of a recording; to standard output its text goes as soon as a stretch is recognised."""
-        from glmasr import audio, explain
-        from glmasr.pipeline import Options, Transcript
+        """The transcript of a recording, which goes to standard output, if not into files."""
+        from glmasr.pipeline import Transcript
         from tqdm import tqdm
-        args, parts, start = self.args, [], time.perf_counter()
-        options = {name: getattr(args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "script")}
-        if args.max_duration:
-            options["max_duration"] = args.max_duration
-        hidden = args.quiet or not sys.stderr.isatty()
-        length = None if hidden else audio.stated_duration(name)
-        shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
-        with explain.observed(recogniser) if args.explain else nullcontext() as observation:
-            with tqdm(total=length, desc=title, disable=hidden, leave=False, bar_format=shape) as bar:
-                for part in recogniser.stream(name, args.lang, Options(**options)):
-                    parts.append(part)
-                    for warning in part.warnings:
-                        self.say(f"warning: {name}: {warning.removeprefix(f'{name}: ')}")
-                    if not (args.files or args.json or args.explain):
-                        self.print(part.segments)
-                    bar.update(part.end - bar.n)
-                    bar.set_postfix_str(f"{part.end / (time.perf_counter() - start):.1f} times as fast as sound", refresh=False)
-        transcript = Transcript.of(parts)
+        args = self.args
+        transcript = self.explained(recogniser, name) if args.explain else Transcript.of(self.listen(recogniser, name, title))
         if args.lang == "auto" and transcript.language:
             self.say(f"{name}: language {transcript.language}")
-        if args.explain:
-            tqdm.write(writable(explain.report(observation)), file=sys.stdout)
-            self.print(transcript.segments)
         if args.json:
             tqdm.write(as_line(writers.record(transcript, name)), file=sys.stdout)
         elif not (transcript.segments or args.files):
@@ -254,6 +253,37 @@ class Work:
         if not args.files:
             sys.stdout.flush()
         return transcript
+
+    def listen(self, recogniser, name: str, title: str) -> list:
+        """The parts of a recording, told as soon as they are recognised."""
+        from glmasr import audio
+        from tqdm import tqdm
+        parts, start, hidden = [], time.perf_counter(), self.args.quiet or sys.stderr is None or not sys.stderr.isatty()
+        length = None if hidden else audio.stated_duration(name)
+        shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
+        with tqdm(total=length, desc=title, disable=hidden, leave=False, bar_format=shape) as bar:
+            for part in recogniser.stream(name, self.args.lang, self.options()):
+                parts.append(part)
+                self.tell(name, part.warnings, part.segments)
+                bar.update(part.end - bar.n)
+                bar.set_postfix_str(f"{part.end / (time.perf_counter() - start):.1f} times as fast as sound", refresh=False)
+        return parts
+
+    def explained(self, recogniser, name: str):
+        """The transcript of a recording, and in front of its text how it came about."""
+        from glmasr import explain
+        from tqdm import tqdm
+        with explain.observed(recogniser) as observation:
+            transcript = recogniser.transcribe(name, self.args.lang, **vars(self.options()))
+        tqdm.write(writable(explain.report(observation)), file=sys.stdout)
+        self.tell(name, transcript.warnings, transcript.segments)
+        return transcript
+
+    def tell(self, name: str, warnings: list[str], segments: list) -> None:
+        for warning in warnings:
+            self.say(f"warning: {name}: {warning.removeprefix(f'{name}: ')}")
+        if not (self.args.files or self.args.json):
+            self.print(segments)
 
     def print(self, segments) -> None:
         from tqdm import tqdm

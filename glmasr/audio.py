@@ -11,6 +11,7 @@ What is unusual here:
 
 import io
 import math
+import mmap
 import numbers
 import os
 import re
@@ -117,12 +118,16 @@ def _open(source, sample_rate, max_duration, stack, warn):
         except TypeError:                 # TRAP: a file named .raw, for which soundfile wants to be told the rate
             trouble = "a .raw file has no header"
         else:
-            if file.subtype in FORMATS.get(file.format, ()):
+            known = file.subtype in FORMATS.get(file.format, ())
+            hidden = known and _hidden(file, path)
+            if known and (not hidden or shutil.which("ffmpeg") is None):
+                if hidden:
+                    warn(f"{name}: {hidden}; what is behind that is lost: install ffmpeg, which reads on, or convert it to WAV")
                 # PCM has a byte a sample or more: a length that the size bears out is no forgery, so nothing is read in vain.
                 if max_duration * _checked_rate(file.samplerate, name) < file.frames <= os.path.getsize(path) // file.channels:
                     raise _too_long(name, max_duration)
                 return name, file.samplerate, _decoded(file, name, warn)
-            trouble = f"{file.subtype} in {file.format} is not among the formats read directly"
+            trouble = hidden or f"{file.subtype} in {file.format} is not among the formats read directly"
     return _open_ffmpeg(path, name, trouble, stack, warn)
 
 
@@ -152,6 +157,68 @@ def _foreign(path) -> str:
         return ""
     kind = next((kind for beginning, kind in OTHERS.items() if start.startswith(beginning)), None)
     return f"{kind} is not among the formats read directly" if kind else "it begins like none of the formats read directly"
+
+
+def _hidden(file, path) -> str:
+    """Why libsndfile would stop before the end of a file; "" if it wouldn't."""
+    stated = file.frames / max(1, file.samplerate)
+    if file.format == "MP3":
+        # TRAP: without a Xing header libsndfile goes by the bit rate of the first frame, and stops where that says the end is.
+        length = _mpeg_seconds(path)
+        if length > 1.01 * stated + 0.5:
+            return f"its header makes it {stated:.1f} s long, but its frames are {length:.1f} s"
+    if file.format == "OGG" and _chained(path):
+        return f"it is several recordings, one behind the other, and the first is {stated:.1f} s long"
+    if file.format == "WAV" and file.frames == 0 and os.path.getsize(path) > 1000:
+        return "its header says that it holds no samples, as after a crash of the recorder"
+    return ""
+
+
+# Kilobits a second of MPEG audio by the index in a frame's header (ISO 11172-3 and 13818-3): (MPEG-1?, layer) -> rates.
+BIT_RATES = {(True, 1): range(0, 449, 32), (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+             (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+             (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+             (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}
+BIT_RATES[False, 3] = BIT_RATES[False, 2]
+
+
+def _mpeg_seconds(path) -> float:
+    """Seconds of sound in the frames of an MP3 file, whatever its header states."""
+    place, seconds, missed = 0, 0.0, 0
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        while place + 4 <= len(data):
+            head = int.from_bytes(data[place:place + 4], "big")
+            version, layer = head >> 19 & 3, 4 - (head >> 17 & 3)
+            index, rate, padding = head >> 12 & 15, head >> 10 & 3, head >> 9 & 1
+            if head >> 21 != 0x7ff or version == 1 or layer == 4 or index in (0, 15) or rate == 3:
+                tag = data[place:place + 3] == b"ID3"
+                if tag and place + 10 <= len(data):
+                    place += 10 + sum((byte & 0x7f) << 7 * digit for digit, byte in enumerate(reversed(data[place + 6:place + 10])))
+                    continue
+                missed = missed + 1
+                place = data.find(b"\xff", place + 1)
+                if place < 0 or missed > 100_000:   # damaged through and through: nothing is known
+                    break
+                continue
+            hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
+            bits = 1000 * BIT_RATES[version == 3, layer][index]
+            samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
+            seconds += samples / hertz
+            place += (12 * bits // hertz + padding) * 4 if layer == 1 else samples // 8 * bits // hertz + padding
+    return seconds
+
+
+def _chained(path) -> bool:
+    """Whether another stream begins in an OGG file behind the pages of the first ones."""
+    sound = False
+    with open(path, "rb") as file:
+        while len(head := file.read(27)) == 27 and head.startswith(b"OggS"):
+            first = head[5] & 2
+            if first and sound:
+                return True
+            sound = sound or not first
+            file.seek(sum(file.read(head[26])), os.SEEK_CUR)
+    return False
 
 
 def _open_array(source, sample_rate):
@@ -192,6 +259,8 @@ def _as_file(source, stack):
         raise AudioError(f"a recording cannot be a {type(source).__name__}; expected a path, '-', bytes, a binary file object, "
                          "or a float array with its sample_rate")
     name = os.fsdecode(source)
+    if not name:
+        raise AudioError("the name of the recording is empty; expected a file, or '-' for standard input")
     if "\0" in name:
         raise AudioError(f"{name!r}: cannot be opened: no file has a NUL in its name; check how the name was made")
     try:
@@ -214,13 +283,17 @@ def _as_file(source, stack):
 
 def _spooled(stream, name, stack):
     """Write the rest of a binary stream into a temporary file that lives as long as `stack`."""
-    path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="glmasr-")), "recording")
+    try:
+        path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="glmasr-")), "recording")
+    except OSError as error:
+        raise AudioError(f"{name}: no room for a temporary copy ({error}); make room, or name another folder in TMPDIR") from error
     with open(path, "wb") as file:
         try:
             while part := stream.read(VALUES):
                 file.write(part)
                 if file.tell() > MOST_BYTES:
                     raise AudioError(f"{name}: more than {MOST_BYTES / 2 ** 30:.0f} GiB; expected a recording, which has an end")
+            file.flush()                  # here, and not where the file is closed, a full disk has a name
         except (TypeError, UnicodeDecodeError) as error:
             raise AudioError(f"{name}: gives text; expected bytes: open it in binary mode, 'rb'") from error
         except (OSError, ValueError) as error:              # a closed file, a full disk
@@ -290,6 +363,8 @@ def _open_ffmpeg(path, name, trouble, stack, warn):
             return f"nothing for {PATIENCE:g} s, so it was ended"
         log.seek(max(0, os.fstat(log.fileno()).st_size - 4096))             # a damaged file can give a line a packet
         lines = log.read().decode("utf-8", "replace").strip().splitlines()
+        if any("matches no streams" in line for line in lines):
+            return "there is no sound in it"
         return lines[-1].replace(path, "input") if lines else f"exit status {process.returncode}"
 
     header = read(24)
@@ -341,7 +416,7 @@ def _limited(parts, name, rate, max_duration):
 
 def _too_long(name, max_duration) -> AudioError:
     return AudioError(f"{name}: is longer than {max_duration:g} s (max_duration); expected at most that: cut the recording, or raise "
-                      "the limit")
+                      "the limit with --max-duration")
 
 
 def _mono(parts, name):

@@ -279,9 +279,21 @@ def read_config(directory) -> "GlmAsrConfig | EncoderDecoderConfig":
                               "or original format) and 'whisper' (Whisper and the article's system)")
     optional = [read_json(directory / name) if (directory / name).is_file() else {} for name in (processor, "generation_config.json")]
     try:
-        return family.published(config, *optional)
+        result = family.published(config, *optional)
+        if family is EncoderDecoderConfig:
+            _check_steering(result, optional[1])
+        return result
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from None
+
+
+def _check_steering(config: EncoderDecoderConfig, generation: dict) -> None:
+    """TRAP: a Whisper for many languages without these ids would still talk, but wrongly."""
+    size = config.decoder.vocabulary
+    missing = [key for key in ("lang_to_id", "task_to_id", "no_timestamps_token_id") if not generation.get(key)]
+    if missing and (size > _ENGLISH_WHISPER or config.languages) and generation.get("is_multilingual", True):
+        raise CheckpointError(f"generation_config.json: {missing[0]} is missing, but the model with its {size} tokens is one for several languages; "
+                              "get the complete file from where it was published")
 
 
 def _is_original(config: dict) -> bool:
@@ -295,6 +307,7 @@ _SOUND = {"bands": "num_mel_bins", "width": "d_model", "layers": "encoder_layers
           "hidden": "encoder_ffn_dim", "positions": "max_source_positions", "convolutions": "convolutions"}
 _TEXT = {"vocabulary": "vocab_size", "width": "d_model", "layers": "decoder_layers", "heads": "decoder_attention_heads",
          "hidden": "decoder_ffn_dim", "positions": "max_target_positions"}
+_ENGLISH_WHISPER = 51_864       # vocabulary of Whisper for English alone; the others have more
 _STEER = ("decoder_start_token_id", "eos_token_id", "no_timestamps_token_id", "max_initial_timestamp_index", "suppress_tokens",
           "begin_suppress_tokens")
 _WHISPER = {"bands": "num_mel_bins", "width": "d_model", "layers": "encoder_layers", "heads": "encoder_attention_heads",

@@ -3,8 +3,8 @@
     blocks (any,) -> frames of 10 ms, each with a loudness -> Window, Window, ...
 
 A cut goes through the quietest point of the last third of a window, so that it doesn't go through a word. There is no voice
-detector: what is left out is silent, more than 55 dB below the loudest of the recording so far. Everything else is for the
-model to judge.
+detector: what is left out is silent, below -80 dB, or in a recording of a whisper 55 dB below the loudest of it so far.
+Everything else is for the model to judge.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .audio import HOP, SAMPLE_RATE, mel_power
 
-SILENT = 55.0                   # dB below the loudest frame so far
-SILENCE = -90.0                 # dB; below this everything is silent
+SILENT = -80.0                  # dB; a frame below this is silent, as pauses of digital recordings are
+DISTANCE = 55.0                 # dB below the loudest frame so far; nothing nearer is silent, however low it is
+SILENCE = -100.0                # dB; below this everything is silent
 FULL_SCALE = 25.9               # dB: the energy of all mel bands for a sine of full scale at 1 kHz
 MARGIN = 0.2                    # seconds of silence that stay at both ends of what is heard
 NEAR, FAR = 11, 41              # frames over which loudness is averaged to find a cut: a gap between words, a pause
@@ -42,9 +43,10 @@ class Window:
     def sounding(self) -> tuple[float, float]:
         """Seconds, from the start of the recording, between which there is sound; all of the window if there is none."""
         levels = loudness(self.samples)
-        first, last = sounding(levels, levels.max().item(), margin=0)
-        if last == 0:
+        places = (levels > max(levels.max().item() - DISTANCE, SILENCE)).nonzero()
+        if not len(places):
             return self.begin, self.begin + self.seconds
+        first, last = int(places[0]), int(places[-1]) + 1
         return self.begin + first * HOP / SAMPLE_RATE, self.begin + min(last * HOP, len(self.samples)) / SAMPLE_RATE
 
     def cut_point(self) -> int:
@@ -119,7 +121,7 @@ def cut_point(levels: Tensor) -> int:
 
 def sounding(levels: Tensor, loudest: float, margin: int = round(MARGIN * SAMPLE_RATE / HOP)) -> tuple[int, int]:
     """The first frame and the one behind the last that are not silent, with a margin of frames; (0, 0) if all are."""
-    places = (levels > max(loudest - SILENT, SILENCE)).nonzero()
+    places = (levels > max(min(SILENT, loudest - DISTANCE), SILENCE)).nonzero()
     if not len(places):
         return 0, 0
     return max(0, int(places[0]) - margin), min(len(levels), int(places[-1]) + 1 + margin)

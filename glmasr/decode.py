@@ -222,8 +222,9 @@ class Hypothesis:
 
     @property
     def mean_logprob(self) -> float:
-        """`logprob` for each token, where the stop id counts as a token."""
-        return self.logprob / (len(self.ids) + self.stopped)
+        """`logprob` for each token, where the stop id counts as a token, even if the limit came before it (openai/whisper,
+        decoding.py: avg_logprob)."""
+        return self.logprob / (len(self.ids) + 1)
 
 
 def greedy(

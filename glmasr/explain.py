@@ -273,7 +273,8 @@ def _judged(run: Observation, function: Callable) -> Callable:
 
 def _search(run: Observation, function: Callable) -> Callable:
     def search(model, audio, prompts, stop, budget, options, rules, temperature=0.0):
-        seen = Search(audio[0], prompts[0], options, temperature)
+        first = audio[0][0][0] if isinstance(audio[0], tuple) else audio[0]     # keys of the first layer; else audio rows
+        seen = Search(first, prompts[0], options, temperature)
         run.searches.append(seen)
         rules = [seen.first_rule, *rules, seen.last_rule]
         found = _timed(run, function, "search")(model, audio, prompts, stop, budget, options, rules, temperature)
@@ -327,6 +328,8 @@ def _file(module: nn.Module) -> str:
 
 def report(run: Observation) -> str:
     """What was observed, on a screen."""
+    if not run.searches:
+        return "\n".join([*_stages(run), "", "all of it is silent: nothing was heard, and no text searched for"])
     search, tokenizer = run.attempts[-1], run.recogniser.tokenizer
     lines = _stages(run) + ["", *_prompt(tokenizer, search)]
     if run.judged:

@@ -126,8 +126,9 @@ class EncoderDecoder(nn.Module):
         ids = [config.start]
         if config.languages:
             for kind, name, known in (("language", language, config.languages), ("task", task, config.tasks)):
-                if name not in known:
-                    raise OptionError(f"{kind} is {name!r}; this model has tokens for {', '.join(known)} only")
+                if not isinstance(name, str) or name not in known:
+                    some = [*known][:10] + ["..."] * (len(known) > 10)
+                    raise OptionError(f"{kind} is {name!r}; this model has tokens for {', '.join(some)} only")
                 ids.append(known[name])
         elif task != "transcribe":
             raise OptionError(f"task is {task!r}; this model knows 'transcribe' only")
@@ -153,14 +154,15 @@ class EncoderDecoder(nn.Module):
     def new_cache(self, rows: int, capacity: int) -> Cache:
         return self.decoder.new_cache(rows, capacity)
 
-    def prefill(self, audio: Tensor, prompt: list[list[int]], cache: Cache) -> Tensor:
-        """Reads the prompts for encoder states (A, T, D); returns the logits (A, V) of the first answer token.
+    def prefill(self, audio: Tensor | list[tuple[Tensor, Tensor]], prompt: list[list[int]], cache: Cache) -> Tensor:
+        """Reads the prompts for encoder states (A, T, D), or for what `decoder.hear` made of them, which can serve several
+        searches; returns the logits (A, V) of the first answer token.
 
         Learned positions can't be shifted, so the prompts of a batch are equally long. ValueError if they aren't.
         """
         if len({len(ids) for ids in prompt}) != 1:
             raise ValueError(f"prompts of {sorted({len(ids) for ids in prompt})} tokens in one batch; expected equal lengths")
-        cache.cross = self.decoder.hear(audio)
+        cache.cross = self.decoder.hear(audio) if isinstance(audio, Tensor) else audio
         return self._read(torch.tensor(prompt, device=self.device), cache)
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
@@ -171,13 +173,13 @@ class EncoderDecoder(nn.Module):
         return self.decoder.head(self.decoder(tokens, cache.cross, cache)[:, -1])
 
     @torch.inference_mode()
-    def judge(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoder states (A, T, D) -> the probability of each language of `config.languages` (A, L), and that nobody speaks (A,).
+    def judge(self, audio: Tensor | list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Encoder states (A, T, D), or what `decoder.hear` made of them -> the probability of each language of `config.languages` (A, L), and that nobody speaks (A,).
 
         One throw-away step behind <|startoftranscript|>. Languages share what they have among them; the probability that
         nobody speaks is that of all tokens (openai/whisper, decoding.py: detect_language, no_speech_prob).
         """
-        A = len(audio)
+        A = len(audio) if isinstance(audio, Tensor) else len(audio[0][0])
         logits = self.prefill(audio, [[self.config.start]] * A, self.new_cache(A, 1)).float()
         languages = logits[:, list(self.config.languages.values())].softmax(-1)
         if self.config.no_timestamps is None:

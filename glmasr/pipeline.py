@@ -24,7 +24,7 @@ from . import audio as sound
 from . import cutting, decode, hub, script, weights
 from .config import TIME_STEP, EncoderDecoderConfig, GlmAsrConfig
 from .cutting import Window
-from .errors import CheckpointError, OptionError
+from .errors import CheckpointError, GlmAsrError, OptionError
 from .fallback import TEMPERATURES, Limits, compression_ratio, fallback
 from .language import LANGUAGES, forbidden_ids, join, name_language
 from .model import EncoderDecoder, GlmAsr
@@ -38,6 +38,8 @@ MOST_BEAMS = 64                 # memory and time grow with them; nobody has see
 SAMPLES = 5                     # drawn for a window at temperatures above 0; the likeliest counts
 SPLIT_SECONDS = 2.0             # a shorter window is not split for another try
 MOST_ROWS = 32                  # windows in a batch, if the caller sets no number and memory allows more
+MOST_BATCH = 4096
+FIRST_ROWS = 4                  # windows in the first batch, so that the first text is soon there
 # The special tokens of GLM-ASR's prompt.
 MARKERS = ("<|user|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|assistant|>")
 FLAGS = {                       # of a segment -> what the warning says
@@ -46,6 +48,7 @@ FLAGS = {                       # of a segment -> what the warning says
     "incomplete": "the limit of tokens was reached, so the text is incomplete",
     "sampled": "the first answer couldn't be right; this one was sampled",
     "split": "no answer could be right; the halves were recognised separately",
+    "dropped": "no answer could be right, and in its halves nobody seems to speak; there is no text",
 }
 
 
@@ -82,6 +85,7 @@ class Part:
     segments: list[Segment]
     warnings: list[str]
     failed: bool = False        # the text can't be right, whatever was tried
+    resume: float = 0.0         # seconds: where the last sentence that is complete ends, or `end`; for `--long seek`
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class Transcript:
     seconds     length of the recording
     heard       seconds of it that the model heard
     silent      seconds of it that were skipped as silent; what is neither heard nor silent is named in the warnings
+    wordless    seconds that were heard, and in which nobody speaks
     failed      stretches whose text can't be right, whatever was tried
     warnings    sentences for the user, such as that the text is incomplete
     """
@@ -105,6 +110,7 @@ class Transcript:
     heard: float = 0.0
     silent: float = 0.0
     failed: int = 0
+    wordless: float = 0.0
 
     @classmethod
     def of(cls, parts: list[Part]) -> "Transcript":
@@ -115,7 +121,8 @@ class Transcript:
         language = next((part.language for part in reversed(parts) if part.language), name_language(text))
         heard = sum(part.end - part.start for part in parts[:-1])
         return cls(text, language, segments, parts[-1].end, [warning for part in parts for warning in part.warnings],
-                   round(heard, 3), round(max(0.0, parts[-1].start - heard), 3), sum(part.failed for part in parts))
+                   round(heard, 3), round(max(0.0, parts[-1].start - heard), 3), sum(part.failed for part in parts),
+                   round(sum(part.end - part.start for part in parts[:-1] if not part.segments), 3))
 
 
 @dataclass(frozen=True)
@@ -154,13 +161,15 @@ class Options:
         for name, value in (("beams", self.beams), ("max_new_tokens", self.max_new_tokens), ("batch_size", self.batch_size)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise OptionError(f"{name} is {value!r}, expected a positive integer")
+        if self.batch_size is not None and self.batch_size > MOST_BATCH:
+            raise OptionError(f"batch_size is {self.batch_size}, expected at most {MOST_BATCH}")
         if self.max_new_tokens is not None and self.max_new_tokens > positions:     # memory for all of them is taken at once
             raise OptionError(f"max_new_tokens is {self.max_new_tokens}, expected at most {positions}, the positions that the model knows")
         if not isinstance(self.length_penalty, (int, float)) or not abs(self.length_penalty) <= 100:
             raise OptionError(f"length_penalty is {self.length_penalty!r}, expected a number from -100 to 100")
         if self.beams is not None and self.beams > MOST_BEAMS:
             raise OptionError(f"beams is {self.beams}, expected at most {MOST_BEAMS}")
-        if not self.temperatures or not all(isinstance(value, (int, float)) and 0 <= value <= 10 for value in self.temperatures):
+        if not isinstance(self.temperatures, (tuple, list)) or not self.temperatures or not all(isinstance(value, (int, float)) and 0 <= value <= 10 for value in self.temperatures):
             raise OptionError(f"temperatures is {self.temperatures!r}, expected numbers from 0 to 10, at least one")
         script.converter(self.script)
         if self.long not in ("cut", "whole", "seek"):
@@ -212,14 +221,17 @@ class Job:
 class Heard:
     """What the model heard of some windows, ready for the search: `audio` as `model.prefill` takes it."""
 
-    audio: list[Tensor] | Tensor
+    audio: list[Tensor] | list[tuple[Tensor, Tensor]]
     prompts: list[list[int]]
     languages: list[str]
     no_speech: list[float] | None = None    # None: the search knows
 
     def pick(self, chosen: list[int]):
         """(audio, prompts) of some of the windows."""
-        audio = self.audio[chosen] if isinstance(self.audio, Tensor) else [self.audio[index] for index in chosen]
+        audio = self.audio
+        if len(chosen) < len(self.prompts):
+            keys = isinstance(audio[0], tuple)      # those of a layer for all windows; else the rows of a window
+            audio = [(key[chosen], value[chosen]) for key, value in audio] if keys else [audio[index] for index in chosen]
         return audio, [self.prompts[index] for index in chosen]
 
 
@@ -249,7 +261,7 @@ class Recogniser:
 
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
         """
-        options = Options(task, timestamps, beams, length_penalty, max_new_tokens, tuple(temperatures), long, batch_size, guards, script, max_duration)
+        options = Options(task, timestamps, beams, length_penalty, max_new_tokens, temperatures, long, batch_size, guards, script, max_duration)
         return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)))
 
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None) -> Iterator[Part]:
@@ -274,6 +286,10 @@ class Recogniser:
         ends = [len(samples) / sound.SAMPLE_RATE for samples in recordings]
         return [Transcript.of([*islice(parts, len(some)), Part(end, end, "", [], [])]) for some, end in zip(jobs, ends, strict=True)]
 
+    def check(self, language: str = "auto", options: Options = Options()) -> None:
+        """Raises OptionError for what this model can't do."""
+        self._checked(language, options)
+
     def _checked(self, language: str, options: Options) -> Options:
         """The options with this model's defaults. What can't be had is said before anything is read."""
         options.check(self.config.decoder.positions)
@@ -295,9 +311,18 @@ class Recogniser:
     # -- decoding ------------------------------------------------------------------------------------------------------
 
     def _decode_all(self, jobs: Iterable[Job], options: Options) -> Iterator[Part]:
-        """The parts of the jobs, in their order."""
-        jobs, size, convert = iter(jobs), options.batch_size or self._batch_size(options), script.converter(options.script)
-        while batch := list(islice(jobs, size)):
+        """The parts of the jobs, in their order. An error while they are read comes behind what was read before."""
+        jobs, most, convert = iter(jobs), options.batch_size or self._batch_size(options), script.converter(options.script)
+        size, error = options.batch_size or min(FIRST_ROWS, most), None
+        while error is None:
+            batch: list[Job] = []
+            try:
+                batch.extend(islice(jobs, size))
+            except GlmAsrError as late:
+                error = late
+            if not batch:
+                break
+            size = min(2 * size, most)          # the first text is soon there
             found: dict[int, Part] = {}
             kinds = [self.rules(job.hearing.language, options) for job in batch]
             for rules in {id(kind): kind for kind in kinds}.values():       # what has other rules is decoded apart
@@ -306,6 +331,8 @@ class Recogniser:
             for index in range(len(batch)):
                 segments = [replace(segment, text=convert(segment.text)) for segment in found[index].segments]
                 yield replace(found[index], segments=segments)
+        if error is not None:
+            raise error
 
     @torch.inference_mode()
     def _decode(self, jobs: list[Job], rules: list[decode.Rule], options: Options, halves: bool = False) -> list[Part]:
@@ -342,9 +369,10 @@ class Recogniser:
             names = doubts + (("incomplete",) if cut_off else ()) + (("sampled",) if temperature > 0 else ())
             seen = {"mean_logprob": round(hypothesis.mean_logprob, 4), "compression_ratio": round(compression_ratio(self._text(hypothesis.ids)), 3),
                     "no_speech": round(silence, 4), "temperature": float(temperature), "flags": names}
-            segments = [] if options.guards and limits.silent(hypothesis, silence) else self._segments(job.window, hypothesis.ids)
-            segments = [Segment(start, end, text, **seen) for start, end, text in segments]
-            parts.append(self._part(job.window, heard.languages[index], segments, bool(doubts and segments), options))
+            nobody = options.guards and limits.silent(hypothesis, silence)
+            segments = [] if nobody else [Segment(*found, **seen) for found in self._segments(job.window, hypothesis.ids)]
+            part = self._part(job.window, heard.languages[index], segments, bool(doubts), options, () if nobody else names)
+            parts.append(replace(part, resume=part.end if nobody else self._resume(job.window, hypothesis.ids)))
         return parts
 
     def _split(self, job: Job, rules: list[decode.Rule], options: Options) -> Part:
@@ -353,14 +381,19 @@ class Recogniser:
         parts = self._decode([replace(job, window=window.part(0, half)), replace(job, window=window.part(half, len(window.samples)))],
                              rules, options, halves=True)
         segments = [replace(segment, flags=(*segment.flags, "split")) for part in parts for segment in part.segments]
-        return self._part(window, parts[0].language, segments, any(part.failed for part in parts), options)
+        failed = any(part.failed for part in parts) or not segments     # there was a text, and now there is none
+        return self._part(window, parts[0].language, segments, failed, options, ("split",) if segments else ("dropped",))
 
-    def _part(self, window: Window, language: str, segments: list[Segment], failed: bool, options: Options) -> Part:
+    def _part(self, window: Window, language: str, segments: list[Segment], failed: bool, options: Options, names: tuple[str, ...]) -> Part:
+        """`names`: flags of the window, which are told even if there is no segment to carry them."""
         end = window.begin + window.seconds
-        names = dict.fromkeys(name for segment in segments for name in segment.flags)
+        names = dict.fromkeys([*(name for segment in segments for name in segment.flags), *names])
         warnings = [f"{window.begin:.1f} s to {end:.1f} s: {FLAGS[name]}"
                     + ("; --max-new-tokens raises it" if name == "incomplete" and options.max_new_tokens else "") for name in names]
-        return Part(window.begin, end, language, segments, warnings, failed)
+        return Part(window.begin, end, language, segments, warnings, failed, resume=end)
+
+    def _resume(self, window: Window, ids: list[int]) -> float:
+        return window.begin + window.seconds
 
     def _budget(self, window: Window, prompt: int, options: Options) -> int:
         """Tokens that an answer may have."""
@@ -376,7 +409,8 @@ class Recogniser:
         cache = 2 * decoder.layers * key_heads * decoder.head_size * tokens * size * options.beams
         encoding = config.window // sound.HOP * (encoder.hidden + 4 * encoder.width) * size
         logits = 4 * decoder.vocabulary * 4 * options.beams
-        return max(1, min(MOST_ROWS, int(0.25 * weights.free_memory(self.model.device) / (cache + encoding + logits))))
+        cross = 2 * decoder.layers * decoder.width * config.window // sound.HOP * size if isinstance(self.model, EncoderDecoder) else 0
+        return max(1, min(MOST_ROWS, int(0.25 * weights.free_memory(self.model.device) / (cache + encoding + logits + cross))))
 
 
 class GlmAsrRecogniser(Recogniser):
@@ -463,7 +497,9 @@ class EncoderDecoderRecogniser(Recogniser):
         """The decoding rules; they are the same for all languages. Raises OptionError for what the model has no tokens for."""
         known = ["auto", *self.config.languages]
         if not isinstance(language, str) or language not in known:
-            raise OptionError(f"language is {language!r}; this model has tokens for {', '.join(known[1:]) or 'none'} only, and 'auto'")
+            some = ", ".join(known[1:11] + ["..."] * (len(known) > 11))
+            raise OptionError(f"language is {language!r}; " + (f"this model has tokens for {some}, and 'auto'" if some else
+                              "this model knows one language only and has no tokens for others: 'auto' is all that it takes"))
         self.model.prompt(next(iter(self.config.languages), None), options.task, options.timestamps)
         if options.timestamps not in self._rules:
             self._rules[options.timestamps] = self.model.rules(options.timestamps)
@@ -482,11 +518,9 @@ class EncoderDecoderRecogniser(Recogniser):
         hearing, place, length = Hearing(language), 0, self.config.window
         while len(samples := reader.peek(length)):
             [part] = self._decode_all([Job(Window(place, samples), hearing)], options)
-            # The last sentence may be cut: it is heard again, from its start, unless nothing else was said in this window.
-            complete = [segment for segment in part.segments if segment.end < part.end - TIME_STEP]
-            if reader.more(length) and complete and len(complete) < len(part.segments):
-                end = complete[-1].end
-                part = replace(part, end=end, segments=complete)
+            if reader.more(length) and part.start < part.resume < part.end:
+                # What comes behind the last complete sentence is heard again, from there.
+                part = replace(part, end=part.resume, segments=[segment for segment in part.segments if segment.end <= part.resume + TIME_STEP / 2])
             count = min(len(samples), max(sound.HOP, round((part.end - part.start) * sound.SAMPLE_RATE)))
             reader.skip(count)
             place += count
@@ -495,8 +529,8 @@ class EncoderDecoderRecogniser(Recogniser):
     def _hear(self, jobs: list[Job], options: Options) -> Heard:
         """A recording whose language is "auto" gets that of its first window with speech; windows before that one are each taken
         for what they sound like."""
-        states = self.encode([job.window.samples for job in jobs])
-        likely, no_speech = self.model.judge(states)
+        heard = self.model.decoder.hear(self.encode([job.window.samples for job in jobs]))     # once, for all that follows
+        likely, no_speech = self.model.judge(heard)
         names = list(self.config.languages)
         judged = [names[index] for index in likely.argmax(-1).tolist()] if names else [""] * len(jobs)
         languages = []
@@ -505,7 +539,7 @@ class EncoderDecoderRecogniser(Recogniser):
                 job.hearing.language = name
             languages.append(name if job.hearing.language == "auto" else job.hearing.language)
         prompts = [self.model.prompt(language, options.task, options.timestamps) for language in languages]
-        return Heard(states, prompts, languages, no_speech.tolist())
+        return Heard(heard, prompts, languages, no_speech.tolist())
 
     def _room(self, prompt: int) -> int:
         return self.config.decoder.positions - prompt
@@ -531,6 +565,19 @@ class EncoderDecoderRecogniser(Recogniser):
             since = time
         texts = [(start, end, self._text(words)) for start, end, words in pieces]
         return [(round(begin + start, 3), round(begin + end, 3), text) for start, end, text in texts if text]
+
+
+    def _resume(self, window: Window, ids: list[int]) -> float:
+        """As openai/whisper, transcribe.py: behind `<|2.40|><|2.40|>`, a sentence ended there and another began. If the last time
+        stands alone, at the end, the rest of the window says nothing."""
+        config, end = self.config, window.begin + window.seconds
+        if config.no_timestamps is None:
+            return end
+        times = [id >= config.times for id in ids]
+        pairs = [index for index in range(len(ids) - 1) if times[index] and times[index + 1]]
+        if not pairs or times[-2:] == [False, True]:
+            return end
+        return min(end, window.begin + (ids[pairs[-1]] - config.times) * TIME_STEP)
 
 
 class Reader:

@@ -1,7 +1,8 @@
-"""Chinese characters as they are written in mainland China, or in Taiwan and Hong Kong: the same text, other characters.
+"""Simplified Chinese characters, as in mainland China, or traditional ones: the same text, other characters.
 
 The model writes what it has seen most; `converter` makes all of it one or the other. The tables are those of the package
-OpenCC, which knows whole words: one simplified character may stand for several traditional ones.
+OpenCC, which knows whole words, for one simplified character may stand for several traditional ones. Traditional is OpenCC's own
+standard, which is not in all characters that of Taiwan or Hong Kong.
 """
 
 from collections.abc import Callable

@@ -452,6 +452,18 @@ def plan_outputs(inputs: list[str], formats: Iterable[str], output_dir: str | os
             attempts[name] += 1
 
 
+def prepare(folder: str | os.PathLike) -> None:
+    """Makes the folder that results go into. Raises OutputError where it can't be made or written to."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileExistsError:
+        raise OutputError(f"{folder}: is a file; expected a folder for the results: name another one") from None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{folder}: can't be made ({error}); name another folder for the results") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder}: you may not write there; expected a folder for the results: name another one, or ask for permission")
+
+
 def write_whole(path: str | os.PathLike, text: str) -> None:
     """Writes a file, in UTF-8, whole or not at all: what was there before stays until all of the new text is on the disk.
     Folders on the way are made. Raises OutputError, and leaves nothing behind."""

@@ -419,7 +419,7 @@ def test_stereo():
     (7, None, "cannot be a int"),
     ("no/such/file.wav", None, "no/such/file.wav: no such file"),
     ("nul\0.wav", None, "cannot be opened"),
-    ("", None, "directory|no such file"),
+    ("", None, "directory|no such file|is empty"),
 ])
 def test_unusable_sources(source, rate, message):
     with pytest.raises(AudioError, match=message), warnings.catch_warnings():
@@ -716,3 +716,54 @@ def test_windows():
     assert audio.windows(samples[:0], 4).tolist() == [[0, 0, 0, 0]]
     assert audio.windows(torch.zeros(480_001)).shape == (2, 480_000)
     same(audio.windows(samples[::3], 4), torch.tensor([[1.0, 4, 7, 10]]))
+
+
+# ---- files that are longer than their header says -----------------------------------------------------------------------
+
+def joined(format, subtype, times, seconds=3.0):
+    """The bytes of `times` files, one behind the other."""
+    file = io.BytesIO()
+    sound = np.random.default_rng(0).normal(0, 0.05, int(seconds * 16_000)).astype(np.float32)
+    soundfile.write(file, sound, 16_000, format=format, subtype=subtype)
+    return file.getvalue() * times
+
+
+def unfinished():
+    """A WAV as a recorder leaves it that was switched off."""
+    whole = bytearray(joined("WAV", "PCM_16", 1))
+    whole[40:44] = bytes(4)
+    return bytes(whole)
+
+
+LONGER = {"two MP3": (lambda: joined("MP3", "MPEG_LAYER_III", 2), 6.0), "two OGG": (lambda: joined("OGG", "VORBIS", 2), 6.0),
+          "two OGG Opus": (lambda: joined("OGG", "OPUS", 2), 6.0), "WAV without a length": (unfinished, 3.0)}
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@pytest.mark.parametrize("name", LONGER)
+def test_files_longer_than_their_header_says_are_read_to_the_end(name):
+    make, seconds = LONGER[name]
+    warnings = []
+    assert len(audio.load(make(), warn=warnings.append)) / 16_000 == pytest.approx(seconds, abs=0.2) and warnings == []
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_without_ffmpeg_it_is_said_that_something_is_lost(monkeypatch, name):
+    monkeypatch.setattr(audio.shutil, "which", lambda name: None)
+    warnings = []
+    try:
+        assert len(audio.load(LONGER[name][0](), warn=warnings.append)) / 16_000 == pytest.approx(3.0, abs=0.2)
+    except AudioError as error:
+        assert "holds no samples" in str(error) and name == "WAV without a length"
+    [warning] = warnings
+    assert "what is behind that is lost: install ffmpeg" in warning
+
+
+@pytest.mark.parametrize("seconds", [0.5, 7.0])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
+def test_the_frames_of_an_mp3_are_counted(tmp_path, seconds, rate):
+    soundfile.write(tmp_path / "a.mp3", np.random.default_rng(0).normal(0, 0.05, int(seconds * rate)), rate)
+    assert audio._mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)
+    tagged = b"ID3\x04\0\0\0\0\x10\0" + bytes(2048) + (tmp_path / "a.mp3").read_bytes() + b"TAG" + bytes(125)
+    (tmp_path / "a.mp3").write_bytes(tagged)
+    assert audio._mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)

@@ -132,3 +132,11 @@ def test_loudness_is_that_of_a_sine():
     for level in (1.0, 0.1, 0.01):
         assert abs(loudness(tone(1, level, 1000)).median() - 20 * np.log10(level)) < 0.2
     assert loudness(torch.zeros(161)).tolist() == pytest.approx([-145.9] * 2, abs=0.2)
+
+
+def test_quiet_speech_behind_a_loud_sound_is_heard():
+    """A beep of full scale, then speech 50 dB below it."""
+    beep = torch.sin(torch.arange(16_000) * 0.4)
+    speech = 10 ** (-50 / 20) * torch.randn(5 * 16_000, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    windows = list(cut([torch.cat((beep, torch.zeros(16_000), speech))], 3 * 16_000))
+    assert sum(len(window.samples) for window in windows) > len(beep) + len(speech)

@@ -129,7 +129,7 @@ def test_greedy_is_the_obvious_loop():
         assert found.stopped == (new[-1] in (1, 3))
         assert found.ids == (new[:-1] if found.stopped else new)
         assert found.logprob == pytest.approx(logprob_of(model, 1, [0, 2], new)[0], abs=1e-4)
-        assert found.mean_logprob == pytest.approx(found.logprob / len(new))
+        assert found.mean_logprob == pytest.approx(found.logprob / (len(found.ids) + 1))
         assert model.prefills == 1 and model.steps == len(new) - 1 and model.capacity == 2 + 7
 
 

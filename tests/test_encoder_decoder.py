@@ -150,6 +150,7 @@ def test_the_judged_language_equals_transformers(pair):
     theirs, ours, case = pair
     mel = features(case, rows=8, seed=3)
     likely, no_speech = ours.judge(ours.encode(mel))
+    assert all(torch.equal(x, y) for x, y in zip(ours.judge(ours.decoder.hear(ours.encode(mel))), (likely, no_speech)))
     ids = torch.tensor(list(ours.config.languages.values()))
     assert ids[likely.argmax(-1)].tolist() == theirs.detect_language(mel).tolist()
     with torch.inference_mode():
@@ -295,35 +296,39 @@ def test_the_article_has_the_parameters_that_its_numbers_give():
     assert count["article-waveform"] == encoder + decoder - 3 * (bands + width) * width - 2 * width + 1500 * width + stack
 
 
-def test_the_article_trains_a_step_saves_loads_and_decodes(tmp_path):
-    """In small: the preset, with 1 of its widths and layers each made smaller, goes the whole way."""
-    for convolutions in ((), ((16, 10, 5), (16, 8, 4), (16, 4, 2), (16, 4, 2), (16, 3, 2))):
-        encoder = SinusoidalEncoderConfig(width=32, layers=2, heads=4, hidden=64, positions=200 if convolutions else 100, convolutions=convolutions)
-        config = EncoderDecoderConfig(encoder, CrossDecoderConfig(vocabulary=51_865, width=32, layers=1, heads=2, hidden=64), window_seconds=2)
-        torch.manual_seed(0)
-        model = EncoderDecoder(config)
-        windows, tokens = torch.randn(2, 32_000), torch.tensor([[*model.prompt("zh"), 5, 6, config.end]] * 2)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-        losses = []
-        for _ in range(3):
-            hidden = model.decoder(tokens[:, :-1], model.decoder.hear(model.encode(model.features(windows))))
-            loss = F.cross_entropy(model.decoder.head(hidden).flatten(0, 1), tokens[:, 1:].flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-            optimizer.step()
-            losses.append(loss.item())
-        assert losses[-1] < losses[0]
-        folder = tmp_path / ("waveform" if convolutions else "mel")
-        weights.save(model, folder, torch.float32)
-        again = weights.load(folder, device="cpu", dtype="float32")
-        assert again.config == config and read_config(folder) == config
-        expected = model.eval().state_dict()
-        assert expected.keys() == again.state_dict().keys()
-        assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
-        found = [decode.greedy(m, m.encode(m.features(windows)), [m.prompt("en", timestamps=True)] * 2, stop=config.stop, max_new=8,
-                               rules=m.rules(True)) for m in (model, again)]
-        assert found[0] == found[1]
+def small(convolutions):
+    encoder = SinusoidalEncoderConfig(width=32, layers=2, heads=4, hidden=64, positions=200 if convolutions else 100, convolutions=convolutions)
+    return EncoderDecoderConfig(encoder, CrossDecoderConfig(vocabulary=51_865, width=32, layers=1, heads=2, hidden=64), window_seconds=2)
+
+
+@pytest.mark.parametrize("config, steps", [
+    pytest.param(small(()), 3, id="small"), pytest.param(small(((16, 10, 5), (16, 8, 4), (16, 4, 2), (16, 4, 2), (16, 3, 2))), 3, id="small, waveform"),
+    *(pytest.param(PRESETS[name], 2, id=name, marks=pytest.mark.slow) for name in ("article", "article-waveform"))])
+def test_the_article_trains_saves_loads_and_decodes(tmp_path, config, steps):
+    torch.manual_seed(0)
+    model = EncoderDecoder(config)
+    rows = 2 if config.window_seconds < 30 else 1
+    windows, tokens = torch.randn(rows, config.window), torch.tensor([[*model.prompt("zh"), 5, 6, config.end]] * rows)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2 / config.encoder.width)
+    losses = []
+    for _ in range(steps):
+        hidden = model.decoder(tokens[:, :-1], model.decoder.hear(model.encode(model.features(windows))))
+        loss = F.cross_entropy(model.decoder.head(hidden).flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    weights.save(model, tmp_path, torch.float32)
+    again = weights.load(tmp_path, device="cpu", dtype="float32")
+    assert again.config == config and read_config(tmp_path) == config
+    expected = model.eval().state_dict()
+    assert expected.keys() == again.state_dict().keys()
+    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+    found = [decode.greedy(m, m.encode(m.features(windows)), [m.prompt("en", timestamps=True)] * rows, stop=config.stop, max_new=8,
+                           rules=m.rules(True)) for m in (model, again)]
+    assert found[0] == found[1]
 
 
 # ---- files --------------------------------------------------------------------------------------------------------------

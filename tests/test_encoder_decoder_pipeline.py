@@ -66,7 +66,7 @@ def answering(monkeypatch, answers):
     asked, left = [], list(answers)
 
     def search(model, audio, prompts, stop, budget, options, rules, temperature=0.0):
-        asked.append({"rows": len(audio), "prompts": prompts, "budget": budget, "temperature": temperature, "rules": rules})
+        asked.append({"rows": len(prompts), "prompts": prompts, "budget": budget, "temperature": temperature, "rules": rules})
         return [left.pop(0) for _ in prompts]
     monkeypatch.setattr(pipeline, "search", search)
     return asked
@@ -110,13 +110,28 @@ def test_hanzi_are_joined_without_spaces(recogniser, monkeypatch):
 def test_languages_are_given_or_judged_also_in_a_batch(recogniser, monkeypatch):
     config = recogniser.config
     likely = torch.tensor([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.9, 0.1, 0.0]])
-    monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (likely[:len(audio)], torch.tensor([0.0, 0.9, 0.1, 0.2])[:len(audio)]))
+    monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (likely[:len(audio[0][0])], torch.tensor([0.0, 0.9, 0.1, 0.2])[:len(audio[0][0])]))
     asked = answering(monkeypatch, [said("x") for _ in range(4)])
     recordings = [torch.from_numpy(samples) for samples in (sound(1), talk(2), sound(1))]
     transcripts = recogniser.recognise(recordings, ["auto", "auto", "zh"])
     # The second recording's first window is silent, so its second one says what language it is.
     assert [t.language for t in transcripts] == ["en", "yue", "zh"]
     assert [prompt[1] for prompt in asked[0]["prompts"]] == [config.languages[name] for name in ("en", "zh", "yue", "zh")]
+
+
+def test_seeking_goes_on_where_the_last_complete_sentence_ended(recogniser, monkeypatch):
+    """As openai-whisper: a pair of times says that another sentence begins there; a single one at the end, that nothing follows."""
+    starts = []
+    monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.0])))
+    encode = recogniser.encode
+    monkeypatch.setattr(recogniser, "encode", lambda windows: starts.append(len(windows[0]) / 16_000) or encode(windows))
+    answering(monkeypatch, [said(at(0.0), "a", at(0.5), at(0.5)), said(at(0.0), "b", at(1.0), at(1.2), "c"), said(at(0.0), "d", at(1.5)),
+                            said("e"), said(at(0.0), "f", at(1.0))])
+    parts = list(recogniser.stream(sound(6.5), "zh", Options(timestamps=True, long="seek"), sample_rate=16_000))
+    found = [(part.start, part.end, [(segment.start, segment.end, segment.text) for segment in part.segments]) for part in parts[:-1]]
+    assert found == [(0.0, 0.5, [(0.0, 0.5, "a")]), (0.5, 1.5, [(0.5, 1.5, "b")]), (1.5, 3.5, [(1.5, 3.0, "d")]),
+                     (3.5, 5.5, [(3.5, 5.5, "e")]), (5.5, 6.5, [(5.5, 6.5, "f")])]
+    assert starts == [2.0, 2.0, 2.0, 2.0, 1.0]
 
 
 def test_a_silent_recording_has_a_language_still(recogniser, monkeypatch):
@@ -169,7 +184,7 @@ def test_time_tokens_are_no_text(recogniser, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"language": "de"}, "language is 'de'; this model has tokens for zh, yue, en only"), ({"language": None}, "language is None"),
+    ({"language": "de"}, "language is 'de'; this model has tokens for zh, yue, en, and 'auto'"), ({"language": None}, "language is None"),
     ({"task": "summarise"}, "task is 'summarise'"), ({"beams": 0}, "beams is 0"), ({"max_new_tokens": 81}, "at most 80"),
     ({"temperatures": ()}, "temperatures is"), ({"temperatures": (-1.0,)}, "temperatures is"),
 ])
@@ -200,6 +215,29 @@ def test_the_tokenizer_of_another_model_is_refused(folder, tmp_path):
         glmasr.load(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["lang_to_id", "task_to_id", "no_timestamps_token_id"])
+def test_a_file_that_lost_its_steering_ids(folder, tmp_path, key):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    data = json.loads((tmp_path / "generation_config.json").read_text())
+    lost = {name: value for name, value in data.items() if name != key}
+    if key == "lang_to_id":             # what is left looks like a model for one language, but for its size
+        (tmp_path / "generation_config.json").write_text(json.dumps(lost))
+        assert glmasr.load(tmp_path).config.languages == {}
+        return
+    (tmp_path / "generation_config.json").write_text(json.dumps(lost))
+    with pytest.raises(CheckpointError, match=f"{key} is missing"):
+        glmasr.load(tmp_path)
+
+
+def test_what_was_heard_is_projected_once(recogniser, monkeypatch):
+    """Whatever is done with a window: judging its language, searching, trying again."""
+    calls, hear = [], recogniser.model.decoder.hear
+    monkeypatch.setattr(recogniser.model.decoder, "hear", lambda states: calls.append(len(states)) or hear(states))
+    recogniser.recognise([torch.from_numpy(sound(1)), torch.from_numpy(sound(1))], ["auto", "zh"], Options(max_new_tokens=20, temperatures=(0.0, 0.5, 1.0)))
+    assert calls[0] == 2 and sum(calls) <= 2 + 2 * 2            # both together; the halves of what wouldn't do, again
+
+
 def test_a_model_of_one_language_needs_no_language(recogniser, monkeypatch):
     model = EncoderDecoder(replace(recogniser.config, languages={}, tasks={}))
     model.load_state_dict(recogniser.model.state_dict())
@@ -207,7 +245,7 @@ def test_a_model_of_one_language_needs_no_language(recogniser, monkeypatch):
     asked = answering(monkeypatch, [said(" one two")])
     transcript = single.transcribe(sound(1), sample_rate=16_000)
     assert asked[0]["prompts"] == [[257, 264]] and transcript.language == "en"
-    with pytest.raises(OptionError, match="tokens for none only"):
+    with pytest.raises(OptionError, match="knows one language only"):
         single.transcribe(sound(1), "zh", sample_rate=16_000)
 
 

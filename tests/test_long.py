@@ -159,6 +159,30 @@ def test_what_nothing_mends_is_kept_and_named(demo, monkeypatch):
     assert any(FLAGS["repeats"] in warning for warning in transcript.warnings)
 
 
+def test_a_text_that_is_given_up_is_told(demo, monkeypatch):
+    """The whole window is doubtful at every temperature; in its halves nobody seems to speak."""
+    def answer(number, temperature, prompts):
+        whole = len(prompts) == 1 and number < 6
+        return [Hypothesis(said(demo, "一二三").ids, -12.0, True, empty=0.0 if whole else 0.9) for _ in prompts]
+    answering(monkeypatch, answer)
+    transcript = demo.transcribe(talk(1, 4.0, 0.5), sample_rate=RATE)
+    assert (transcript.text, transcript.segments, transcript.failed) == ("", [], 1) and transcript.wordless == pytest.approx(4.5)
+    [warning] = transcript.warnings
+    assert FLAGS["dropped"] in warning
+
+
+def test_an_empty_answer_that_is_doubtful_is_told(demo, monkeypatch):
+    answering(monkeypatch, lambda number, temperature, prompts: [Hypothesis([], -5.0, True) for _ in prompts])
+    transcript = demo.transcribe(talk(1, 1.0, 0.5), sample_rate=RATE)
+    assert transcript.text == "" and transcript.failed == 1 and any(FLAGS["doubtful"] in warning for warning in transcript.warnings)
+
+
+def test_the_first_text_is_soon_there(demo, monkeypatch):
+    calls = answering(monkeypatch, lambda number, temperature, prompts: [said(demo, "一") for _ in prompts])
+    demo.transcribe(talk(30), sample_rate=RATE)
+    assert [rows for rows, _ in calls][:3] == [4, 8, 16]
+
+
 def test_a_short_window_is_not_split(demo, monkeypatch):
     calls = answering(monkeypatch, lambda number, temperature, prompts: [said(demo, "one", -4.0)])
     transcript = demo.transcribe(talk(1, 1.0, 0.5), sample_rate=RATE)
@@ -222,7 +246,8 @@ def test_several_recordings_share_their_batches(demo):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"long": "seek"}, "knows 'cut' and 'whole'"), ({"long": "fast"}, "long is 'fast'"), ({"batch_size": 0}, "batch_size is 0"),
+    ({"temperatures": 0.0}, "temperatures is 0.0"), ({"temperatures": None}, "temperatures is None"), ({"task": ["x"]}, "task is"),
+    ({"long": "seek"}, "knows 'cut' and 'whole'"), ({"long": "fast"}, "long is 'fast'"), ({"batch_size": 0}, "batch_size is 0"), ({"batch_size": 10 ** 30}, "at most 4096"),
 ])
 def test_wrong_options(demo, arguments, message):
     with pytest.raises(OptionError, match=message):

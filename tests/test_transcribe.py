@@ -23,7 +23,7 @@ from glmasr.pipeline import Options, Part
 from test_pipeline import HAN, RATE, ROOT, damage, make_checkpoint, melody
 
 PROGRAM = [sys.executable, str(ROOT / "transcribe.py")]
-KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed"]
+KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed", "wordless"]
 CLOSING = re.compile(r"^(\d+\.\d) s of sound in (\d+\.\d\d) s, real-time factor (\d+\.\d+); peak memory \d+ MiB", re.MULTILINE)
 
 
@@ -125,6 +125,9 @@ def test_options_reach_the_library(call, monkeypatch):
     calls = []
 
     class Recogniser:
+        def check(self, *args):
+            pass
+
         def stream(self, *args):
             calls.append(args)
             yield Part(1.0, 1.0, "en", [], [])
@@ -276,6 +279,34 @@ def test_a_long_recording_appears_line_by_line(call, room):
     assert code == 1 and "longer than 10 s" in err
     code, out, err = call("long.flac", "--batch-size", "2")
     assert code == 0 and len(out) > 1
+
+
+def test_an_option_that_the_model_does_not_know_is_wrong_usage(call):
+    for option in (["--timestamps"], ["--long", "seek"], ["--task", "translate"]):
+        code, out, err = call("0.wav", "1.wav", *option)
+        assert (code, out) == (2, []) and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_an_output_folder_that_is_a_file(call, room):
+    code, out, err = call("0.wav", "--output-dir", "bad.wav")
+    assert code == 1 and err == "error: bad.wav: is a file; expected a folder for the results: name another one\n"
+
+
+def test_names_that_a_terminal_would_obey_or_take_for_options(call, room, texts, tmp_path):
+    for name in ("a\x1b[31mb.wav", "-x.wav"):
+        shutil.copy(room / "0.wav", tmp_path / name)
+    code, out, err = call(str(tmp_path / "a\x1b[31mb.wav"), str(tmp_path / "no\nne.wav"))
+    assert code == 1 and out == texts[:1] and "\x1b" not in err and "a\\x1b[31mb.wav" in err and "no\\nne.wav" in err
+    os.chdir(tmp_path)
+    assert transcribe.main(["--model", str(room / "model"), "--quiet", "--max-new-tokens", "6", "--", "-x.wav"]) == 0
+
+
+def test_what_was_read_before_an_error_is_recognised(call, room):
+    sound = np.concatenate([np.concatenate((melody(1.7, seed=seed), np.zeros(4000, np.float32))) for seed in range(40)])
+    sound[-2000] = np.nan
+    soundfile.write(room / "nan.wav", sound, RATE, subtype="FLOAT")
+    code, out, err = call("nan.wav")
+    assert code == 1 and len(out) > 10 and "NaN or infinite" in err
 
 
 # ---- terminals and pipes ------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class Score:
         return errors
 
 
-def evaluate(recogniser: Recogniser, rows: list[dict], options: Options = Options(temperatures=(0.0,)), *, language: str = "auto",
+def evaluate(recogniser: Recogniser, rows: list[dict], options: Options = Options(beams=1, temperatures=(0.0,), guards=False), *, language: str = "auto",
              batch: int = 16, show=None, progress: bool = True) -> Score:
     """Scores the recordings of a manifest. `language`: "auto", "given" (as the manifest says), or one for all.
     `show(row, text)` is called for each recording with an error."""
@@ -136,7 +136,7 @@ def main() -> None:
     language = args.language
     if language == "given" and not getattr(recogniser.config, "languages", None):
         language = "auto"
-    options = Options(timestamps=args.timestamps, beams=args.beams, temperatures=(0.0,))
+    options = Options(timestamps=args.timestamps, beams=args.beams, temperatures=(0.0,), guards=False)
     total = Score()
 
     def show(row, text):

@@ -22,6 +22,7 @@ from glmasr.model import GlmAsr
 from augment import mask_mel
 
 IGNORE = -100                   # a target that has no loss
+TIME_WEIGHT = 0.2               # of a time in the loss, where a word has 1
 
 
 @dataclass
@@ -64,6 +65,7 @@ def _rows(tokens: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 class GlmAsrFamily:
     longest = float("inf")      # seconds; a long recording has several windows
+    weight = None               # of each token in the loss: all alike
 
     def __init__(self, model, tokenizer):
         self.model, self.config, self.tokenizer = model, model.config, tokenizer
@@ -101,6 +103,10 @@ class EncoderDecoderFamily:
         self.longest = self.config.window_seconds
         convolutions = self.config.encoder.convolutions
         self.step = total_stride(convolutions) if convolutions else 2 * HOP
+        # Nobody can tell a border to 20 ms, so the loss of a time stays high, and would drown that of the words.
+        self.weight = torch.ones(self.config.decoder.vocabulary, device=model.device)
+        if self.config.no_timestamps is not None:
+            self.weight[self.config.times:] = TIME_WEIGHT
 
     def collate(self, clips: list[Clip], whole: bool, masked: bool, misread: float, rng: np.random.Generator) -> Batch:
         clips = [self.shifted(clip, whole, rng) for clip in clips]

@@ -167,7 +167,8 @@ def losses(family, labels: Labels, batch: Batch) -> tuple[Tensor, Tensor]:
     hidden, spoken = family.forward(batch)
     answers = batch.targets != IGNORE
     logits = family.model.decoder.head(hidden[answers]).float()
-    return F.cross_entropy(logits, batch.targets[answers], label_smoothing=0.05), labels.loss(spoken, batch.labels)
+    answer = F.cross_entropy(logits, batch.targets[answers], weight=family.weight, label_smoothing=0.05)
+    return answer, labels.loss(spoken, batch.labels)
 
 
 # -- the run -----------------------------------------------------------------------------------------------------------
