@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 
 from glmasr import writers                      # torch, which takes a second, only where it is needed
+from glmasr.errors import printable
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------------
@@ -111,11 +112,6 @@ def clock(seconds: float) -> str:
     return (f"{hours}:" if hours else "") + f"{minutes:02d}:{rest / 100:05.2f}"
 
 
-def shown(text: str) -> str:
-    """What a terminal would obey, as names of files may have it, is escaped."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
 def writable(text: str) -> str:
     """Letters that standard output can't hold are escaped: no text is lost."""
     encoding = sys.stdout.encoding or "utf-8"
@@ -134,7 +130,7 @@ class Summary:
 
     done: int = 0
     skipped: int = 0
-    failures: dict[str, str] = field(default_factory=dict)      # recording -> why
+    failures: list[str] = field(default_factory=list)           # why, of each that failed
     seconds: float = 0.0
     silent: float = 0.0
     doubtful: int = 0                                           # stretches
@@ -151,7 +147,7 @@ class Summary:
         found = []
         if self.done + self.skipped + len(self.failures) > 1:
             found = [f"{self.done} done, {self.skipped} skipped, {len(self.failures)} failed"]
-            found += [f"  failed: {reason}" for reason in self.failures.values()]
+            found += [f"  failed: {reason}" for reason in self.failures]
         elif self.skipped:
             found = ["1 skipped: its files are all there"]
         last = (f"{self.seconds:.1f} s of sound in {self.spent:.2f} s, real-time factor {self.spent / self.seconds if self.seconds else 0:.3f}; "
@@ -172,13 +168,13 @@ class Work:
     def say(self, text: str) -> None:
         from tqdm import tqdm
         if not self.args.quiet and sys.stderr is not None:
-            tqdm.write(shown(text), file=sys.stderr)
+            tqdm.write(printable(text), file=sys.stderr)
 
-    def fail(self, name: str, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         from tqdm import tqdm
         if sys.stderr is not None:
-            tqdm.write(f"error: {shown(str(error))}", file=sys.stderr)
-        self.summary.failures[name] = str(error)
+            tqdm.write(f"error: {printable(str(error))}", file=sys.stderr)
+        self.summary.failures.append(str(error))
 
     def recordings(self) -> list[str]:
         """Folders and patterns opened up. One that gives nothing doesn't stop the others."""
@@ -188,7 +184,7 @@ class Work:
             try:
                 names += writers.expand([path], self.args.recursive)
             except GlmAsrError as error:
-                self.fail(path, error)
+                self.fail(error)
         return writers.expand(names) if self.args.files else names      # each file is written once
 
     def run(self) -> int:
@@ -216,7 +212,7 @@ class Work:
                         self.write(name, transcript, outputs[name])
                     self.summary.add(transcript, time.perf_counter() - start)
                 except glmasr.GlmAsrError as error:
-                    self.fail(name, error)
+                    self.fail(error)
         except KeyboardInterrupt:               # what was finished is written already
             if self.summary.done:
                 self.report()

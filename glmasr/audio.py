@@ -109,8 +109,7 @@ def _open(source, sample_rate, max_duration, stack, warn):
     trouble = _foreign(path)
     if not trouble:
         try:
-            # TRAP: on Linux a name need not be UTF-8, and soundfile encodes text as UTF-8; bytes it takes as they are.
-            file = stack.enter_context(soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path)))
+            file = stack.enter_context(_sound_file(path))
         except soundfile.LibsndfileError as error:
             trouble = error.error_string.rstrip(".")
             if "SF_INFO" in trouble:
@@ -119,15 +118,14 @@ def _open(source, sample_rate, max_duration, stack, warn):
             trouble = "a .raw file has no header"
         else:
             known = file.subtype in FORMATS.get(file.format, ())
-            hidden = known and _hidden(file, path)
-            if known and (not hidden or shutil.which("ffmpeg") is None):
-                if hidden:
-                    warn(f"{name}: {hidden}; what is behind that is lost: install ffmpeg, which reads on, or convert it to WAV")
+            trouble = _cut_short(file, path) if known else f"{file.subtype} in {file.format} is not among the formats read directly"
+            if known and not (trouble and shutil.which("ffmpeg")):
+                if trouble:
+                    warn(f"{name}: {trouble}; what is behind that is lost: install ffmpeg, which reads on, or convert it to WAV")
                 # PCM has a byte a sample or more: a length that the size bears out is no forgery, so nothing is read in vain.
                 if max_duration * _checked_rate(file.samplerate, name) < file.frames <= os.path.getsize(path) // file.channels:
                     raise _too_long(name, max_duration)
                 return name, file.samplerate, _decoded(file, name, warn)
-            trouble = hidden or f"{file.subtype} in {file.format} is not among the formats read directly"
     return _open_ffmpeg(path, name, trouble, stack, warn)
 
 
@@ -136,10 +134,15 @@ def stated_duration(source) -> float | None:
     try:
         if source == "-" or not os.path.isfile(source) or _foreign(os.fspath(source)):
             return None
-        with soundfile.SoundFile(source if os.name == "nt" else os.fsencode(source)) as file:
+        with _sound_file(source) as file:
             return file.frames / file.samplerate if 0 < file.frames < 2 ** 62 else None
     except (OSError, TypeError, ValueError, ZeroDivisionError, soundfile.LibsndfileError):
         return None
+
+
+def _sound_file(path) -> soundfile.SoundFile:
+    # TRAP: on Linux a name need not be UTF-8, and soundfile encodes text as UTF-8; bytes it takes as they are.
+    return soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path))
 
 
 def _foreign(path) -> str:
@@ -147,8 +150,8 @@ def _foreign(path) -> str:
     with open(path, "rb") as file:
         start, place = file.read(20), 0
         for _ in range(9):
-            if start[:3] == b"ID3":       # a tag in front of an MP3; its length is 4 times 7 bits
-                place += 10 + sum((byte & 0x7f) << 7 * digit for digit, byte in enumerate(reversed(start[6:10])))
+            if start[:3] == b"ID3":       # a tag in front of an MP3
+                place += _tag_length(start)
                 file.seek(place)
                 start = file.read(20)
         if path.lower().endswith(".mp3") and not any(start):                # libsndfile goes by the name then
@@ -159,7 +162,12 @@ def _foreign(path) -> str:
     return f"{kind} is not among the formats read directly" if kind else "it begins like none of the formats read directly"
 
 
-def _hidden(file, path) -> str:
+def _tag_length(head: bytes) -> int:
+    """Bytes of the ID3 tag that begins so: 10, and what its last four say in 7 bits each."""
+    return 10 + sum((byte & 0x7f) << 7 * digit for digit, byte in enumerate(reversed(head[6:10])))
+
+
+def _cut_short(file, path) -> str:
     """Why libsndfile would stop before the end of a file; "" if it wouldn't."""
     stated = file.frames / max(1, file.samplerate)
     if file.format == "MP3":
@@ -191,13 +199,12 @@ def _mpeg_seconds(path) -> float:
             version, layer = head >> 19 & 3, 4 - (head >> 17 & 3)
             index, rate, padding = head >> 12 & 15, head >> 10 & 3, head >> 9 & 1
             if head >> 21 != 0x7ff or version == 1 or layer == 4 or index in (0, 15) or rate == 3:
-                tag = data[place:place + 3] == b"ID3"
-                if tag and place + 10 <= len(data):
-                    place += 10 + sum((byte & 0x7f) << 7 * digit for digit, byte in enumerate(reversed(data[place + 6:place + 10])))
+                if data[place:place + 3] == b"ID3":
+                    place += _tag_length(data[place:place + 10])
                     continue
-                missed = missed + 1
+                missed += 1
                 place = data.find(b"\xff", place + 1)
-                if place < 0 or missed > 100_000:   # damaged through and through: nothing is known
+                if place < 0 or missed > 100_000:   # no further frame, or damaged through and through
                     break
                 continue
             hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]

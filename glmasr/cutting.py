@@ -18,7 +18,7 @@ from .audio import HOP, SAMPLE_RATE, mel_power
 
 SILENT = -80.0                  # dB; a frame below this is silent, as pauses of digital recordings are
 DISTANCE = 55.0                 # dB below the loudest frame so far; nothing nearer is silent, however low it is
-SILENCE = -100.0                # dB; below this everything is silent
+LOWEST = -100.0                 # dB; below this everything is silent, whatever the distance
 FULL_SCALE = 25.9               # dB: the energy of all mel bands for a sine of full scale at 1 kHz
 MARGIN = 0.2                    # seconds of silence that stay at both ends of what is heard
 NEAR, FAR = 11, 41              # frames over which loudness is averaged to find a cut: a gap between words, a pause
@@ -43,10 +43,9 @@ class Window:
     def sounding(self) -> tuple[float, float]:
         """Seconds, from the start of the recording, between which there is sound; all of the window if there is none."""
         levels = loudness(self.samples)
-        places = (levels > max(levels.max().item() - DISTANCE, SILENCE)).nonzero()
-        if not len(places):
+        first, last = above(levels, max(levels.max().item() - DISTANCE, LOWEST))
+        if last == 0:
             return self.begin, self.begin + self.seconds
-        first, last = int(places[0]), int(places[-1]) + 1
         return self.begin + first * HOP / SAMPLE_RATE, self.begin + min(last * HOP, len(self.samples)) / SAMPLE_RATE
 
     def cut_point(self) -> int:
@@ -121,7 +120,11 @@ def cut_point(levels: Tensor) -> int:
 
 def sounding(levels: Tensor, loudest: float, margin: int = round(MARGIN * SAMPLE_RATE / HOP)) -> tuple[int, int]:
     """The first frame and the one behind the last that are not silent, with a margin of frames; (0, 0) if all are."""
-    places = (levels > max(min(SILENT, loudest - DISTANCE), SILENCE)).nonzero()
-    if not len(places):
-        return 0, 0
-    return max(0, int(places[0]) - margin), min(len(levels), int(places[-1]) + 1 + margin)
+    first, last = above(levels, max(min(SILENT, loudest - DISTANCE), LOWEST))
+    return (max(0, first - margin), min(len(levels), last + margin)) if last else (0, 0)
+
+
+def above(levels: Tensor, threshold: float) -> tuple[int, int]:
+    """The first frame that is louder, and the one behind the last; (0, 0) if none is."""
+    places = (levels > threshold).nonzero()
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)

@@ -9,18 +9,23 @@ import re
 LONGEST = 1000                  # characters of a message
 
 
+def printable(text: str) -> str:
+    """The text with what a terminal would obey escaped: control characters, breaks of lines, changes of direction."""
+    return re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]|[\u2028-\u202e\u2066-\u2069]", lambda found: repr(found[0])[1:-1], text)
+
+
 class GlmAsrError(Exception):
     """Base of all errors that the package raises on purpose.
 
-    A message may quote a hostile file: control characters, which a terminal would obey, are escaped, and the middle of an
-    endless one is left out.
+    A message may quote a hostile file: control characters but line breaks are escaped, and the middle of an endless one is
+    left out.
     """
 
     def __str__(self) -> str:
         text = super().__str__()
         if len(text) > LONGEST:
             text = f"{text[:LONGEST // 2]} ... {text[-LONGEST // 2:]}"
-        return re.sub(r"[^\n\x20-\x7e\xa0-\U0010ffff]", lambda found: repr(found[0])[1:-1], text)
+        return "\n".join(map(printable, text.split("\n")))
 
 
 class AudioError(GlmAsrError):

@@ -174,7 +174,8 @@ class EncoderDecoder(nn.Module):
 
     @torch.inference_mode()
     def judge(self, audio: Tensor | list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Encoder states (A, T, D), or what `decoder.hear` made of them -> the probability of each language of `config.languages` (A, L), and that nobody speaks (A,).
+        """Encoder states (A, T, D), or what `decoder.hear` made of them -> the probability of each language of
+        `config.languages` (A, L), and that nobody speaks (A,).
 
         One throw-away step behind <|startoftranscript|>. Languages share what they have among them; the probability that
         nobody speaks is that of all tokens (openai/whisper, decoding.py: detect_language, no_speech_prob).

@@ -119,10 +119,10 @@ class Transcript:
         text = join([segment.text for segment in segments])
         # The last one knows: see `EncoderDecoderRecogniser._hear`.
         language = next((part.language for part in reversed(parts) if part.language), name_language(text))
-        heard = sum(part.end - part.start for part in parts[:-1])
+        heard = sum((part.end - part.start for part in parts[:-1]), 0.0)
         return cls(text, language, segments, parts[-1].end, [warning for part in parts for warning in part.warnings],
                    round(heard, 3), round(max(0.0, parts[-1].start - heard), 3), sum(part.failed for part in parts),
-                   round(sum(part.end - part.start for part in parts[:-1] if not part.segments), 3))
+                   round(sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0), 3))
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,8 @@ class Options:
             raise OptionError(f"length_penalty is {self.length_penalty!r}, expected a number from -100 to 100")
         if self.beams is not None and self.beams > MOST_BEAMS:
             raise OptionError(f"beams is {self.beams}, expected at most {MOST_BEAMS}")
-        if not isinstance(self.temperatures, (tuple, list)) or not self.temperatures or not all(isinstance(value, (int, float)) and 0 <= value <= 10 for value in self.temperatures):
+        if not (isinstance(self.temperatures, (tuple, list)) and self.temperatures
+                and all(isinstance(value, (int, float)) and 0 <= value <= 10 for value in self.temperatures)):
             raise OptionError(f"temperatures is {self.temperatures!r}, expected numbers from 0 to 10, at least one")
         script.converter(self.script)
         if self.long not in ("cut", "whole", "seek"):
@@ -267,7 +268,7 @@ class Recogniser:
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None) -> Iterator[Part]:
         """The same, part by part as they are recognised; the last part is empty and says where the recording ends. Memory
         doesn't grow with the recording. Options are checked before the first part."""
-        options = self._checked(language, options)
+        options = self.check(language, options)
         warnings: list[str] = []
         blocks = sound.blocks(audio, sample_rate, max_duration=options.max_duration, warn=warnings.append)
         reader = Reader(blocks, self.config.window)
@@ -280,18 +281,14 @@ class Recogniser:
         """Samples (S,) at 16 kHz of some recordings -> their transcripts. Their windows are decoded in common batches."""
         jobs = []
         for samples, language in zip(recordings, languages, strict=True):
-            self._checked(language, options)
+            options = self.check(language, options)
             jobs.append([Job(window, hearing) for hearing in [Hearing(language)] for window in self._windows(Reader([samples], self.config.window), options)])
-        parts = self._decode_all((job for some in jobs for job in some), replace(options, beams=options.beams or self.config.beams))
+        parts = self._decode_all((job for some in jobs for job in some), options)
         ends = [len(samples) / sound.SAMPLE_RATE for samples in recordings]
         return [Transcript.of([*islice(parts, len(some)), Part(end, end, "", [], [])]) for some, end in zip(jobs, ends, strict=True)]
 
-    def check(self, language: str = "auto", options: Options = Options()) -> None:
-        """Raises OptionError for what this model can't do."""
-        self._checked(language, options)
-
-    def _checked(self, language: str, options: Options) -> Options:
-        """The options with this model's defaults. What can't be had is said before anything is read."""
+    def check(self, language: str = "auto", options: Options = Options()) -> Options:
+        """The options with this model's defaults. Raises OptionError for what it can't do."""
         options.check(self.config.decoder.positions)
         self.rules(language, options)
         if options.long not in self.ways:

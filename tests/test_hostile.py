@@ -170,29 +170,13 @@ def _(room):
     return room.read(Endless())
 
 
-@row("no such file", "AudioError: nothing.wav: no such file; …")
-def _(room):
-    return room.read("nothing.wav")
-
-
-@row("a directory", "AudioError: .: is a directory; expected an audio file: …")
-def _(room):
-    return room.read(".")
-
-
-@row("a device", "AudioError: /dev/zero: is a device or a socket; expected an audio file, or '-' for standard input")
-def _(room):
-    return room.read("/dev/zero")
-
-
-@row("a name with NUL in it", "AudioError: 'a\\x00.wav': cannot be opened: …")
-def _(room):
-    return room.read("a\0.wav")
-
-
-@row("the address of a page", "AudioError: https://example.org/talk.wav: no such file; …")
-def _(room):
-    return room.read("https://example.org/talk.wav")
+for what, name, outcome in (
+        ("no such file", "nothing.wav", "AudioError: nothing.wav: no such file; …"),
+        ("a directory", ".", "AudioError: .: is a directory; expected an audio file: …"),
+        ("a device", "/dev/zero", "AudioError: /dev/zero: is a device or a socket; expected an audio file, or '-' for standard input"),
+        ("a name with NUL in it", "a\0.wav", "AudioError: 'a\\x00.wav': cannot be opened: …"),
+        ("the address of a page", "https://example.org/talk.wav", "AudioError: https://example.org/talk.wav: no such file; …")):
+    row(what, outcome)(lambda room, name=name: room.read(name))
 
 
 @row("a file that is named like an option of ffmpeg", "read, 0.5 s")

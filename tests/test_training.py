@@ -1,5 +1,6 @@
 """The trainer on a task of seconds: two tones are two words. It learns, resumes, fine-tunes, and refuses bad data."""
 
+import itertools
 import json
 import random
 import subprocess
@@ -147,3 +148,24 @@ def test_joined_recordings(task, monkeypatch):
         assert clip.samples[round(start * 16_000):round(end * 16_000)].abs().mean() > 0.1
     for (_, end, _), (start, _, _) in zip(clip.phrases, clip.phrases[1:]):
         assert start - end >= train.PAUSE
+
+
+def test_where_ctc_hears_each_word(monkeypatch):
+    """`Labels.places` against the sum over all paths; a word said twice has two places, and an impossible text none."""
+    monkeypatch.syspath_prepend(str(Path(TRAIN[1]).parent))
+    import train
+    labels, texts, lengths = train.Labels(8, [[5, 6, 7]], 10), [[5, 5, 6], [], [7], [5, 6, 7, 5]], [6, 5, 4, 3]
+    log_probs = torch.randn(6, 4, 4, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    found = labels.places(log_probs, lengths, [torch.tensor(text, dtype=torch.long) for text in texts])
+    wanted = torch.zeros(4, 4, 6)
+    for row, (text, length) in enumerate(zip(texts, lengths)):
+        total = 0.0
+        for path in itertools.product(range(len(text) + 1), repeat=length):
+            if [word for word, _ in itertools.groupby(path) if word] == list(range(1, len(text) + 1)):
+                chance = np.prod([log_probs[t, row, labels.label[text[word - 1]] if word else 0].exp().item() for t, word in enumerate(path)])
+                total += chance
+                for t, word in enumerate(path):
+                    wanted[row, word - 1, t] += chance if word else 0.0
+        wanted[row] /= max(total, 1e-30)
+    assert wanted[0].sum() > 3 and wanted[3].sum() == 0
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)

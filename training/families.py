@@ -166,3 +166,7 @@ class EncoderDecoderFamily:
         states = model.encoder(batch.features)
         spoken = [state[:max(1, -(-count // self.step))] for state, (count,) in zip(states, batch.samples)]
         return model.decoder(batch.tokens, model.decoder.hear(states)), spoken
+
+    def words(self, batch: Batch) -> Tensor:
+        """(B, T), True where a word of the text is to be learned, not a time, the language or the end."""
+        return (batch.targets != IGNORE) & (batch.targets < self.config.end)

@@ -7,7 +7,8 @@ MODEL_DIR holds config.json and tokenizer.json; where it holds weights too, they
 `state.safetensors` (to go on from: the same command again resumes).
 
 Two losses: cross-entropy of the answer after the trained prompt, and, while training only, CTC between the encoder's states
-and the text, which teaches a fresh encoder to listen long before the decoder could.
+and the text, which teaches a fresh encoder to listen long before the decoder could. A decoder with cross-attention gets a third
+one, or it loses its place after six words for thousands of steps: one head of each layer is shown where CTC hears the next word.
 
 From scratch, a model finds nothing in long and changed recordings for thousands of steps; --ramp begins with short clean ones,
 in which it finds the words within hundreds. And for a part of the steps (--short) a batch is padded to its longest recording,
@@ -33,6 +34,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from glmasr import audio, weights                                                     # noqa: E402
 from glmasr.config import read_config                                                 # noqa: E402
+from glmasr.decoder import CrossDecoder                                               # noqa: E402
 from glmasr.errors import GlmAsrError                                                 # noqa: E402
 from glmasr.language import join                                                      # noqa: E402
 from glmasr.model import EncoderDecoder, GlmAsr                                       # noqa: E402
@@ -156,19 +158,73 @@ class Labels(nn.Module):
             (torch.tensor(used),), torch.arange(1, len(used) + 1)), persistent=False)
         self.head = nn.Linear(width, len(used) + 1)
 
-    def loss(self, states: list[Tensor], texts: list[Tensor]) -> Tensor:
-        logits = self.head(nn.utils.rnn.pad_sequence(states)).float().log_softmax(-1)        # (T, B, labels)
-        return F.ctc_loss(logits, self.label[torch.cat(texts)], torch.tensor([len(x) for x in states]),
-                          torch.tensor([len(x) for x in texts]), zero_infinity=True)
+    def forward(self, states: list[Tensor]) -> Tensor:
+        """Log-probabilities (T, B, labels)."""
+        return self.head(nn.utils.rnn.pad_sequence(states)).float().log_softmax(-1)
+
+    def loss(self, heard: Tensor, lengths: list[int], texts: list[Tensor]) -> Tensor:
+        return F.ctc_loss(heard, self.label[torch.cat(texts)], torch.tensor(lengths), torch.tensor([len(x) for x in texts]),
+                          zero_infinity=True)
+
+    def places(self, heard: Tensor, lengths: list[int], texts: list[Tensor]) -> Tensor:
+        """(B, L, T): for each word of each text, how likely CTC hears it in each frame; zeros where it can't be.
+
+        These posteriors are what the gradient of the CTC loss is made of. With a label for each word of a text, instead of one
+        for equal words, they can be read from it: gradient = probability - posterior.
+        """
+        own = nn.utils.rnn.pad_sequence([F.pad(self.label[text], (1, 0)) for text in texts], batch_first=True)
+        counts, ends = torch.tensor([len(text) for text in texts]), torch.tensor(lengths)
+        with torch.enable_grad():
+            heard = heard.detach().gather(2, own.expand(len(heard), *own.shape)).requires_grad_()
+            order = torch.arange(1, own.shape[1], device=own.device).expand(len(texts), -1)
+            loss = F.ctc_loss(heard, order, ends, counts, reduction="none")
+            gradient, = torch.autograd.grad(loss.sum(), heard)
+        posterior = (heard.detach().exp() - gradient).permute(1, 2, 0)[:, 1:]
+        inside = (torch.arange(posterior.shape[1]) < counts[:, None])[:, :, None] & (torch.arange(len(heard)) < ends[:, None])[:, None]
+        return torch.where(inside.to(heard.device) & loss.isfinite()[:, None, None], posterior.clamp(min=0), 0.0)
 
 
-def losses(family, labels: Labels, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(cross-entropy of the answer, CTC)."""
+class Guide:
+    """Shows the first head of each cross-attention where the next word is heard.
+
+    `scores` are the logits (B, T, S) of these heads in the last forward pass, one for each layer.
+    """
+
+    def __init__(self, decoder: CrossDecoder):
+        self.scores: list[Tensor] = []
+        for block in decoder.blocks:
+            block.cross.register_forward_hook(self.keep)
+
+    def keep(self, attention, inputs, _) -> None:
+        if not attention.training:
+            return
+        x, key, _ = inputs
+        size = key.shape[-1]
+        query = F.linear(x, attention.query.weight[:size], attention.query.bias[:size])
+        self.scores.append(query @ key[:, 0].transpose(1, 2) * size ** -0.5)
+
+    def loss(self, places: Tensor, words: Tensor) -> Tensor:
+        """Cross-entropy between where CTC hears a word, (B, L, T), and where the heads look when it is next: at `words` (B, T)."""
+        scores, self.scores = self.scores, []
+        mass = places.sum(-1)                                       # at least 1 where there is a word: it may last for frames
+        whole = ((mass > 0).sum(-1) == words.sum(-1))[:, None]      # not where CTC can't hear it, or the answer has other pieces
+        wanted, looks = (places / mass[..., None])[whole & (mass > 0)], words & whole
+        if not len(wanted):
+            return places.new_zeros(())
+        found = [score[looks].float().log_softmax(-1)[:, :wanted.shape[-1]] for score in scores]
+        return -torch.stack([(wanted * look).sum(-1).mean() for look in found]).mean()
+
+
+def losses(family, labels: Labels, guide: Guide | None, batch: Batch) -> Tensor:
+    """(cross-entropy of the answer, CTC, where cross-attention looks)."""
     hidden, spoken = family.forward(batch)
     answers = batch.targets != IGNORE
     logits = family.model.decoder.head(hidden[answers]).float()
     answer = F.cross_entropy(logits, batch.targets[answers], weight=family.weight, label_smoothing=0.05)
-    return answer, labels.loss(spoken, batch.labels)
+    heard, lengths = labels(spoken), [len(states) for states in spoken]
+    ctc = labels.loss(heard, lengths, batch.labels)
+    look = guide.loss(labels.places(heard, lengths, batch.labels), family.words(batch)) if guide else answer.new_zeros(())
+    return torch.stack((answer, ctc, look))
 
 
 # -- the run -----------------------------------------------------------------------------------------------------------
@@ -271,6 +327,7 @@ def arguments():
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate (default 1.5e-3; fine-tuning: 1e-4)")
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--ctc", type=float, default=0.5, help="weight of the CTC loss (default 0.5)")
+    parser.add_argument("--guide", type=float, default=0.2, help="cross-attention: weight of the loss that shows it its place (default 0.2)")
     parser.add_argument("--decay", type=float, default=0.05, help="weight decay of the matrices (default 0.05)")
     parser.add_argument("--silence", type=float, default=0.0, help="share of the clips that are replaced by noise or silence (default 0)")
     parser.add_argument("--join", type=float, default=0.0, help="share of the clips that are put one behind the other, as in long recordings (default 0)")
@@ -293,6 +350,7 @@ def main() -> None:
     tokenizer = read_tokenizer(args.model)
     model = start_model(args.model, args.from_scratch).train()
     family = family_of(model, tokenizer)
+    guide = Guide(model.decoder) if isinstance(model, EncoderDecoder) else None
     known = len(rows)
     rows = [row for row in rows if row["seconds"] / 0.9 <= family.longest]      # slowed down they have to fit still
     if not rows:
@@ -313,14 +371,14 @@ def main() -> None:
 
     stream = Stream(rows, family, args, first)
     batches = iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4))
-    shown = np.zeros(2)
+    share, shown = torch.tensor([1.0, args.ctc, args.guide], device=model.device), np.zeros(3)
     with tqdm(total=args.steps, initial=first, mininterval=10) as bar:
         for step in range(first, args.steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate(step, args)
             with torch.autocast(model.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-                answer, ctc = losses(family, labels, next(batches).to(model.device))
-            (answer + args.ctc * ctc).backward()
+                each = losses(family, labels, guide, next(batches).to(model.device))
+            (each * share).sum().backward()
             nn.utils.clip_grad_norm_(learned, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -328,9 +386,9 @@ def main() -> None:
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     mean[name].lerp_(parameter, 1 - decay)
-            shown = 0.98 * shown + 0.02 * np.array([answer.item(), ctc.item()])
+            shown = 0.98 * shown + 0.02 * each.detach().cpu().numpy()
             known = shown / (1 - 0.98 ** (step - first + 1))
-            bar.set_postfix_str(f"answer {known[0]:.3f} ctc {known[1]:.3f}", refresh=False)
+            bar.set_postfix_str(f"answer {known[0]:.3f} ctc {known[1]:.3f} look {known[2]:.3f}", refresh=False)
             bar.update()
             if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
                 report(model, tokenizer, mean, args, step + 1)
