@@ -53,17 +53,18 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg), folders, patterns; - is standard input")
     parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a directory, or owner/name of a model of the hub")
     parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub (default: a pinned commit; of other models main)")
-    parser.add_argument("--lang", default="auto", choices=["auto", "zh", "yue", "en"], help="the language token of an encoder-decoder (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)")
+    parser.add_argument("--lang", default="auto", metavar="LANGUAGE", help="auto (default), zh, yue, en, or another one that an encoder-decoder has a token for (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)")
     parser.add_argument("--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English, where the model's vocabulary has it")
     parser.add_argument("--timestamps", action="store_true", help="segments with times, from the time tokens of an encoder-decoder")
     parser.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="recordings longer than a window: cut where it is quiet (default); all in one prompt, as GLM-ASR was published; or, of an encoder-decoder with --timestamps, go on where the last sentence ended")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="windows that are decoded together (default: what memory allows)")
+    parser.add_argument("--pad-to", default="window", choices=["window", "speech"], help="what the encoder hears of a window: all of it, padded with silence, as published (default), or up to a second behind the last sound, which is faster")
     parser.add_argument("--beams", type=positive, metavar="N", help="width of the beam search, 1 is greedy (default: 5 for an encoder-decoder, else 1)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="limit for the text of a window, in tokens (default: by its length)")
     parser.add_argument("--max-duration", type=seconds, metavar="SECONDS", help="refuse longer recordings (default: 43200, 12 hours)")
     parser.add_argument("--script", choices=["simplified", "traditional"], help="write all Chinese characters so (needs the extra [zh])")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="default: bfloat16 where the machine is fast at it")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32", "int8"], help="default: bfloat16 where the machine is fast at it, else float32; int8: weights of 8 bits, on a CPU")
     parser.add_argument("--json", action="store_true", help="to standard output one JSON object a recording, instead of its text")
     parser.add_argument("--explain", action="store_true", help="before the text of a recording, how it came about: stages, shapes, times, prompt, search")
     files = parser.add_argument_group("files", "With --format or --output-dir, results go into files named after the recordings.")
@@ -73,6 +74,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     files.add_argument("--skip-existing", action="store_true", help="leave out recordings whose files are all there: go on with a batch that was stopped")
     files.add_argument("--max-line-width", type=positive, metavar="N", default=42, help="columns of a line of subtitles; a Chinese character takes two (default: 42)")
     files.add_argument("--max-line-count", type=positive, metavar="N", default=2, help="lines of subtitles at a time (default: 2)")
+    parser.add_argument("--verbose", action="store_true", help="also say what it runs on, and how")
     parser.add_argument("--quiet", action="store_true", help="errors only on standard error")
     # Options may stand between recordings. TRAP: with `--`, behind which a name may begin with a dash, that doesn't work.
     args = (parser.parse_args if "--" in (sys.argv[1:] if argv is None else argv) else parser.parse_intermixed_args)(argv)
@@ -170,21 +172,20 @@ class Work:
         if not self.args.quiet and sys.stderr is not None:
             tqdm.write(printable(text), file=sys.stderr)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: Exception, name: str = "") -> None:
         from tqdm import tqdm
+        text, name = printable(str(error)), printable(name)
+        if name and not text.startswith(f"{name}: "):           # such as an error of the model: it doesn't know the recording
+            text = f"{name}: {text}"
         if sys.stderr is not None:
-            tqdm.write(f"error: {printable(str(error))}", file=sys.stderr)
-        self.summary.failures.append(str(error))
+            tqdm.write(f"error: {text}", file=sys.stderr)
+        self.summary.failures.append(text)
 
     def recordings(self) -> list[str]:
         """Folders and patterns opened up. One that gives nothing doesn't stop the others."""
-        from glmasr import GlmAsrError
         names = []
         for path in self.args.audio:
-            try:
-                names += writers.expand([path], self.args.recursive)
-            except GlmAsrError as error:
-                self.fail(error)
+            names += writers.expand([path], self.args.recursive, self.fail)
         return writers.expand(names) if self.args.files else names      # each file is written once
 
     def run(self) -> int:
@@ -200,6 +201,8 @@ class Work:
             recogniser = self.load() if names else None
             if recogniser is not None:
                 recogniser.check(self.args.lang, self.options())
+                if self.args.verbose:
+                    self.say(", ".join(f"{name} {value}" for name, value in recogniser.how(self.options()).items()))
         except glmasr.GlmAsrError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2 if isinstance(error, glmasr.OptionError) else 1
@@ -212,7 +215,7 @@ class Work:
                         self.write(name, transcript, outputs[name])
                     self.summary.add(transcript, time.perf_counter() - start)
                 except glmasr.GlmAsrError as error:
-                    self.fail(error)
+                    self.fail(error, name)
         except KeyboardInterrupt:               # what was finished is written already
             if self.summary.done:
                 self.report()
@@ -223,7 +226,8 @@ class Work:
     def load(self):
         import glmasr
         args = self.args
-        return glmasr.load(args.model, device=args.device, dtype=args.dtype, revision=args.revision, progress=not args.quiet)
+        return glmasr.load(args.model, device=args.device, dtype=args.dtype, packed=False if args.explain else None,    # `explain` tells of plain ones
+                           revision=args.revision, progress=not args.quiet)
 
     def report(self) -> None:
         for line in self.summary.lines():
@@ -231,7 +235,7 @@ class Work:
 
     def options(self):
         from glmasr.pipeline import Options
-        options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "script")}
+        options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "pad_to", "script")}
         return Options(**options, **({"max_duration": self.args.max_duration} if self.args.max_duration else {}))
 
     def recognise(self, recogniser, name: str, title: str):
@@ -239,7 +243,7 @@ class Work:
         from glmasr.pipeline import Transcript
         from tqdm import tqdm
         args = self.args
-        transcript = self.explained(recogniser, name) if args.explain else Transcript.of(self.listen(recogniser, name, title))
+        transcript = self.explained(recogniser, name) if args.explain else Transcript.of(self.listen(recogniser, name, title), recogniser.how(self.options()))
         if args.lang == "auto" and transcript.language:
             self.say(f"{name}: language {transcript.language}")
         if args.json:
@@ -261,6 +265,8 @@ class Work:
             for part in recogniser.stream(name, self.args.lang, self.options()):
                 parts.append(part)
                 self.tell(name, part.warnings, part.segments)
+                if bar.total:                   # TRAP: beyond the end tqdm forgets the total, and the bar can't be made
+                    bar.total = max(bar.total, part.end)        # it was only what the header states
                 bar.update(part.end - bar.n)
                 bar.set_postfix_str(f"{part.end / (time.perf_counter() - start):.1f} times as fast as sound", refresh=False)
         return parts
@@ -289,10 +295,19 @@ class Work:
         sys.stdout.flush()
 
     def write(self, name: str, transcript, outputs: dict) -> None:
-        layout = writers.Layout(self.args.max_line_width, self.args.max_line_count)
-        for form, path in outputs.items():
-            writers.write_whole(path, writers.WRITERS[form](transcript, layout, name))
-        self.say(f"{name} -> {', '.join(str(path) for path in outputs.values())}")
+        from glmasr.errors import OutputError
+        layout, written, errors = writers.Layout(self.args.max_line_width, self.args.max_line_count), [], {}
+        for form, path in outputs.items():      # one that can't be written doesn't stop the others
+            try:
+                writers.write_whole(path, writers.WRITERS[form](transcript, layout, name))
+                written.append(str(path))
+            except OutputError as error:
+                errors[path.name] = error
+        if written:
+            self.say(f"{name} -> {', '.join(written)}")
+        if errors:
+            [(_, first), *others] = errors.items()
+            raise OutputError(f"{first}" + (f"; nor could {', '.join(file for file, _ in others)}" if others else ""))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,11 +11,11 @@ What is unusual here:
 
 import io
 import math
-import mmap
 import numbers
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -23,8 +23,8 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
-from functools import lru_cache
+from contextlib import ExitStack, suppress
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,8 @@ BINS = FFT_SIZE // 2 + 1                  # 201 frequencies, SAMPLE_RATE / FFT_S
 WINDOW = 30 * SAMPLE_RATE                 # 480,000 samples, 3000 frames: what the models take at once
 
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000   # Hz; outside of it a header is damaged or forged, or the sound is no speech
-ODD_RATE = 96_000                         # Hz; above it only whole hundreds: the kernels of others take seconds and 300 MB
+ODD_RATE = 50_000                         # Hz; above it only whole hundreds: the kernels of others take seconds and 300 MB
+LOUDEST = 1000.0                          # times full scale; the text of sounds that are so loud is wrong, and soon empty
 MOST_CHANNELS = 255                       # more than any array of microphones that people speak into
 VALUES = 2 ** 20                          # samples x channels decoded at once: 4 MiB of float32, whatever a header claims
 MAX_DURATION = 12 * 3600.0                # seconds of a recording, if the caller sets no other limit
@@ -58,7 +59,8 @@ BEGINNINGS = re.compile(rb"(RIFF|RIFX|RF64)....WAVE|FORM....AIF[FC]|fLaC|OggS|\.
 # And those of others that have a name. (ffmpeg reads some of them.)
 OTHERS = {b"riff": "W64", b"Creative Voice": "VOC", b"NIST_1A": "NIST", b"PVF1": "PVF", b" paf": "PAF", b"fap ": "PAF", b"2BIT": "AVR",
           b"MATLAB 5": "MAT5", b"ALawSoundFile": "WVE", b"Extended Instrument": "XI", b"\xf0\x7e": "SDS", b"\x64\xa3": "IRCAM",
-          b"FORM": "IFF", b"MThd": "MIDI", b"#!AMR": "AMR", b"\x1aE\xdf\xa3": "Matroska", b"0&\xb2u": "ASF", b"wvpk": "WavPack"}
+          b"FORM": "IFF", b"MThd": "MIDI", b"#!AMR": "AMR", b"\x1aE\xdf\xa3": "Matroska", b"0&\xb2u": "ASF", b"wvpk": "WavPack",
+          b"\x01\x04": "MPC2K", b"\0\0\x03\xe8": "MAT4", b"\0\0\0\0\1\0\0\0\1\0\0\0": "MAT4"}
 # What ffmpeg may open: media files only. TRAP: without the list a text file can be a playlist that names other files.
 CONTAINERS = ("aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,"
               "ogg,rm,tak,tta,voc,w64,wav,wv")
@@ -82,7 +84,7 @@ def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION,
 
     Raises AudioError, at the first block for what the header shows and later for what is inside: a recording that is
     missing, empty, not audio, outside 4..384 kHz, of more than MOST_CHANNELS, longer than `max_duration` seconds or MOST_BYTES
-    when decoded, or that holds NaN or infinite samples. One that breaks off in the middle is read up to there, and `warn` is
+    when decoded, or that holds samples that are NaN, infinite or above LOUDEST. One that breaks off in the middle is read up to there, and `warn` is
     called with a sentence that says so. What counts is what was decoded: a header may claim any length.
     """
     if not 1 <= seconds * SAMPLE_RATE < math.inf:
@@ -177,7 +179,7 @@ def _cut_short(file, path) -> str:
             return f"its header makes it {stated:.1f} s long, but its frames are {length:.1f} s"
     if file.format == "OGG" and _chained(path):
         return f"it is several recordings, one behind the other, and the first is {stated:.1f} s long"
-    if file.format == "WAV" and file.frames == 0 and os.path.getsize(path) > 1000:
+    if FORMATS[file.format] is PCM and file.frames == 0 and os.path.getsize(path) > 1000:
         return "its header says that it holds no samples, as after a crash of the recorder"
     return ""
 
@@ -193,18 +195,21 @@ BIT_RATES[False, 3] = BIT_RATES[False, 2]
 def _mpeg_seconds(path) -> float:
     """Seconds of sound in the frames of an MP3 file, whatever its header states."""
     place, seconds, missed = 0, 0.0, 0
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        while place + 4 <= len(data):
-            head = int.from_bytes(data[place:place + 4], "big")
+    # Not mapped: the pages would count as memory. In so large a buffer most steps from frame to frame stay inside of it.
+    with open(path, "rb", buffering=VALUES) as file:
+        while len(start := _at(file, place, 10)) >= 4:
+            head = int.from_bytes(start[:4], "big")
             version, layer = head >> 19 & 3, 4 - (head >> 17 & 3)
             index, rate, padding = head >> 12 & 15, head >> 10 & 3, head >> 9 & 1
             if head >> 21 != 0x7ff or version == 1 or layer == 4 or index in (0, 15) or rate == 3:
-                if data[place:place + 3] == b"ID3":
-                    place += _tag_length(data[place:place + 10])
+                if start[:3] == b"ID3":
+                    place += _tag_length(start)
                     continue
-                missed += 1
-                place = data.find(b"\xff", place + 1)
-                if place < 0 or missed > 100_000:   # no further frame, or damaged through and through
+                missed, place = missed + 1, place + 1
+                while (piece := _at(file, place, 4096)) and b"\xff" not in piece:
+                    place += len(piece)
+                place += piece.find(b"\xff")
+                if not piece or missed > 100_000:   # no further frame, or damaged through and through
                     break
                 continue
             hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
@@ -213,6 +218,11 @@ def _mpeg_seconds(path) -> float:
             seconds += samples / hertz
             place += (12 * bits // hertz + padding) * 4 if layer == 1 else samples // 8 * bits // hertz + padding
     return seconds
+
+
+def _at(file, place, count) -> bytes:
+    file.seek(place)
+    return file.read(count)
 
 
 def _chained(path) -> bool:
@@ -233,8 +243,11 @@ def _open_array(source, sample_rate):
     name = f"the {type(source).__name__} of shape {tuple(source.shape)}"
     if isinstance(source, Tensor):
         floating = source.is_floating_point()
-        array = source.detach().cpu()
-        array = array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()   # numpy has no bfloat16
+        try:
+            array = source.detach().cpu().float().numpy()       # numpy has no bfloat16
+        except (RuntimeError, TypeError):
+            raise AudioError(f"{name} holds {source.dtype} as {source.layout} on {source.device}, which can't be read; expected a "
+                             "dense tensor with its samples in memory: pass `samples.to_dense().float()`") from None
     else:
         array, floating = source, np.issubdtype(source.dtype, np.floating)
     if not floating:
@@ -344,28 +357,38 @@ def _open_ffmpeg(path, name, trouble, stack, warn):
     if program is None:
         raise AudioError(f"{name}: not readable ({trouble}), and there is no ffmpeg on the PATH that could; if it is a "
                          "recording, install ffmpeg or convert it to WAV")
-    log = stack.enter_context(tempfile.TemporaryFile())     # TRAP: a pipe that nobody reads would stop ffmpeg at 64 KiB
     # No -ac: ffmpeg's own downmix weighs the channels. AU is the simplest header that carries rate and channels.
     command = [program, "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-format_whitelist", CONTAINERS,
                "-i", path, "-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
-    process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log))
-    stack.callback(process.kill)          # runs before the wait of the line above
+    try:
+        log = stack.enter_context(tempfile.TemporaryFile())     # TRAP: a pipe that nobody reads would stop ffmpeg at 64 KiB
+        process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+                                                       start_new_session=True))
+    except OSError as error:
+        raise AudioError(f"{name}: not readable ({trouble}), and {program} can't be started ({error}); mend that, or convert it to "
+                         "WAV") from error
     stopped = threading.Event()
 
     def stop():
+        """TRAP: ffmpeg may be a script, and what it has started holds the pipe open: all of its session is ended."""
         stopped.set()
-        process.kill()
+        if process.returncode is None:    # else its number may be another one's by now
+            with suppress(ProcessLookupError, PermissionError):             # macOS: not permitted, of one that has just ended
+                os.killpg(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
 
-    def read(size):
+    def limited(action, *arguments):
         timer = threading.Timer(PATIENCE, stop)
         timer.start()
         try:
-            return process.stdout.read(size)
+            return action(*arguments)
         finally:
             timer.cancel()
 
+    stack.callback(stop)                  # runs before the wait that `Popen` ends with
+    read = partial(limited, process.stdout.read)
+
     def complaint():
-        process.wait()
+        limited(process.wait)
         if stopped.is_set():
             return f"nothing for {PATIENCE:g} s, so it was ended"
         log.seek(max(0, os.fstat(log.fileno()).st_size - 4096))             # a damaged file can give a line a packet
@@ -387,7 +410,7 @@ def _open_ffmpeg(path, name, trouble, stack, warn):
             part = np.frombuffer(raw, ">f4", len(raw) // width * channels)
             count += len(part) // channels
             yield part.reshape(-1, channels)
-        if process.wait() != 0 and count:
+        if limited(process.wait) != 0 and count:
             warn(_damage(name, count / rate, complaint()))
 
     return name, rate, parts()
@@ -440,6 +463,10 @@ def _mono(parts, name):
             first = read + int(finite.logical_not().nonzero()[0])
             raise AudioError(f"{name}: sample {first} is NaN or infinite; expected finite floats in -1..1: the file is damaged "
                              "or was written by a step that overflowed")
+        if mono.abs().max() > LOUDEST:
+            first = read + int((mono.abs() > LOUDEST).nonzero()[0])
+            raise AudioError(f"{name}: sample {first} is {mono[first - read]:g}; expected floats in about -1..1: divide them by their "
+                             "full scale, 32768 for 16 bits, or record again if the file is damaged")
         read += len(mono)
         yield mono
     if read == 0:

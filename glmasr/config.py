@@ -12,6 +12,9 @@ computed differently from how it was trained would still talk, only wrongly.
 """
 
 import json
+import math
+import os
+import stat
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from .errors import CheckpointError
 
 SAMPLE_RATE = 16_000
 HOP = 160                       # samples between two mel frames: 10 ms
+LARGEST_FILE = 50_000_000       # bytes, of configurations and tokenizers: as JSON they take up to thirty times as much memory
 STRIDE = 2 * 4                  # mel frames for each row that the decoder hears: conv stride 2, then 4 states stacked
 
 
@@ -127,6 +131,11 @@ Convolution = tuple[int, int, int]          # channels, kernel, stride
 # Of the article's raw-waveform frontend, in front of any width: 160 samples, 10 ms, from frame to frame, and each is made
 # of 385 samples, 24 ms. The article gives the scheme and the stride; these numbers are ours.
 CONVOLUTIONS: tuple[Convolution, ...] = ((512, 10, 5), (512, 8, 4), (512, 4, 2), (512, 4, 2), (512, 3, 2))
+
+
+def total_stride(convolutions: tuple[Convolution, ...]) -> int:
+    """Samples between two frames: 160, 10 ms, for the article's."""
+    return math.prod(stride for _, _, stride in convolutions)
 TIME_STEP = 0.02                            # seconds from one time token to the next
 
 
@@ -142,6 +151,11 @@ class SinusoidalEncoderConfig:
     positions: int = 1500       # states of a window
     convolutions: tuple[Convolution, ...] = ()
     eps: float = 1e-5
+
+    @property
+    def stride(self) -> int:
+        """Samples between two states."""
+        return total_stride(self.convolutions) if self.convolutions else 2 * HOP
 
     @property
     def head_size(self) -> int:
@@ -176,11 +190,12 @@ class EncoderDecoderConfig:
 
     encoder: SinusoidalEncoderConfig = SinusoidalEncoderConfig()
     decoder: CrossDecoderConfig = CrossDecoderConfig()
-    window_seconds: int = 30
+    window_seconds: float = 30
     start: int = 50_357                         # <|startoftranscript|>
     end: int = 50_356                           # <|endoftranscript|>, in Whisper <|endoftext|>
     languages: dict[str, int] = field(default_factory=lambda: {"zh": 50_358, "yue": 50_359, "en": 50_360})
     tasks: dict[str, int] = field(default_factory=lambda: {"transcribe": 50_361})
+    several_languages: bool = True              # False: the files say that it was trained for one
     no_timestamps: int | None = 50_363          # the id before it says that nobody speaks, the ids behind it are the times
     suppress: tuple[int, ...] = ()              # ids that never come
     suppress_first: tuple[int, ...] = ()        # ids that don't come first
@@ -193,7 +208,7 @@ class EncoderDecoderConfig:
     @property
     def window(self) -> int:
         """Samples in a window."""
-        return self.window_seconds * SAMPLE_RATE
+        return round(self.window_seconds * SAMPLE_RATE)
 
     @property
     def stop(self) -> tuple[int, ...]:
@@ -223,12 +238,13 @@ class EncoderDecoderConfig:
         steer = {theirs: generation.get(theirs, config.get(theirs)) for theirs in _STEER}
         found = {"start": steer["decoder_start_token_id"], "end": steer["eos_token_id"], "window_seconds": features.get("chunk_length")}
         found = {name: value for name, value in found.items() if value is not None}
-        if generation.get("is_multilingual", True):
-            languages, tasks = (_table_of_ids(generation, key) for key in ("lang_to_id", "task_to_id"))
-        else:
-            languages, tasks = {}, {}
+        several = bool(generation.get("is_multilingual", True))
+        languages, tasks = (_table_of_ids(generation, key) if several else {} for key in ("lang_to_id", "task_to_id"))
+        if "window_seconds" not in found and _is_integer(encoder.get("positions")):     # `save_pretrained` of the model alone
+            seconds = encoder["positions"] * SinusoidalEncoderConfig(**encoder).stride / SAMPLE_RATE
+            found["window_seconds"] = int(seconds) if seconds.is_integer() else seconds
         result = cls(SinusoidalEncoderConfig(**encoder), CrossDecoderConfig(**decoder), **found,
-                     languages={name.strip("<|>"): number for name, number in languages.items()}, tasks=tasks,
+                     languages={name.strip("<|>"): number for name, number in languages.items()}, tasks=tasks, several_languages=several,
                      no_timestamps=steer["no_timestamps_token_id"], latest_first_time=steer["max_initial_timestamp_index"],
                      suppress=_ids(steer["suppress_tokens"] or ()), suppress_first=_ids(steer["begin_suppress_tokens"] or ()))
         bands = features.get("feature_size", result.encoder.bands)
@@ -253,7 +269,7 @@ class EncoderDecoderConfig:
                     "nb_max_frames": self.window // HOP, "sampling_rate": SAMPLE_RATE, "hop_length": HOP, "n_fft": 400,
                     "padding_side": "right", "padding_value": 0.0, "return_attention_mask": False}
         generation = {"bos_token_id": self.end, "eos_token_id": self.end, "pad_token_id": self.end,
-                      "decoder_start_token_id": self.start, "is_multilingual": bool(self.languages),
+                      "decoder_start_token_id": self.start, "is_multilingual": self.several_languages and bool(self.languages),
                       "lang_to_id": {f"<|{name}|>": number for name, number in self.languages.items()},
                       "task_to_id": self.tasks, "no_timestamps_token_id": self.no_timestamps,
                       "max_initial_timestamp_index": self.latest_first_time, "max_length": decoder.positions,
@@ -278,22 +294,12 @@ def read_config(directory) -> "GlmAsrConfig | EncoderDecoderConfig":
         raise CheckpointError(f"{directory}: config.json: model_type is {kind!r}; this package runs 'glmasr' (GLM-ASR, in Transformers "
                               "or original format) and 'whisper' (Whisper and the article's system)")
     optional = [read_json(directory / name) if (directory / name).is_file() else {} for name in (processor, "generation_config.json")]
+    if family is EncoderDecoderConfig and not optional[0] and (directory / "processor_config.json").is_file():     # Transformers >= 5
+        optional[0] = read_json(directory / "processor_config.json").get("feature_extractor", {})
     try:
-        result = family.published(config, *optional)
-        if family is EncoderDecoderConfig:
-            _check_steering(result, optional[1])
-        return result
+        return family.published(config, *optional)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from None
-
-
-def _check_steering(config: EncoderDecoderConfig, generation: dict) -> None:
-    """TRAP: a Whisper for many languages without these ids would still talk, but wrongly."""
-    size = config.decoder.vocabulary
-    missing = [key for key in ("lang_to_id", "task_to_id", "no_timestamps_token_id") if not generation.get(key)]
-    if missing and (size > _ENGLISH_WHISPER or config.languages) and generation.get("is_multilingual", True):
-        raise CheckpointError(f"generation_config.json: {missing[0]} is missing, but the model with its {size} tokens is one for several languages; "
-                              "get the complete file from where it was published")
 
 
 def _is_original(config: dict) -> bool:
@@ -494,13 +500,8 @@ def check_encoder_decoder(config: EncoderDecoderConfig) -> None:
             raise CheckpointError(f"{name}: width {part.width}, expected an even multiple of the number of heads, {part.heads}")
     if encoder.width != decoder.width:
         raise CheckpointError(f"encoder and decoder are {encoder.width} and {decoder.width} wide, expected the same")
-    stride = 2 * HOP
-    if encoder.convolutions:
-        stride = 1
-        for _, _, step in encoder.convolutions:
-            stride *= step
-    if encoder.positions * stride != config.window:
-        raise CheckpointError(f"a window of {config.window_seconds} s gives {config.window / stride:g} states, but the encoder has "
+    if encoder.positions * encoder.stride != config.window:
+        raise CheckpointError(f"a window of {config.window_seconds} s gives {config.window / encoder.stride:g} states, but the encoder has "
                               f"{encoder.positions} positions (max_source_positions)")
     special = {"start": (config.start,), "end": (config.end,), "languages": config.languages.values(), "tasks": config.tasks.values(),
                "no_timestamps": () if config.no_timestamps is None else (config.no_timestamps,),
@@ -514,6 +515,16 @@ def check_encoder_decoder(config: EncoderDecoderConfig) -> None:
                               "end, no speech, no timestamps, times")
     if config.latest_first_time is not None and not (_is_integer(config.latest_first_time) and 0 <= config.latest_first_time <= _LARGEST):
         raise CheckpointError(f"max_initial_timestamp_index is {config.latest_first_time!r}, expected a positive integer")
+
+
+def check_steering(config: EncoderDecoderConfig) -> None:
+    """TRAP: a Whisper for many languages without these ids would still talk, but wrongly. Raises CheckpointError."""
+    size = config.decoder.vocabulary
+    ids = {"lang_to_id": config.languages, "task_to_id": config.tasks, "no_timestamps_token_id": config.no_timestamps}
+    missing = [key for key, value in ids.items() if not value]
+    if missing and config.several_languages and (size > _ENGLISH_WHISPER or config.languages):
+        raise CheckpointError(f"generation_config.json: {missing[0]} is missing, but the model with its {size} tokens is one for several languages; "
+                              "get the complete file from where it was published")
 
 
 def check(config: GlmAsrConfig) -> None:
@@ -549,10 +560,20 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
+def read_file(path: Path) -> bytes:
+    """The bytes of a small file of a checkpoint. Raises OSError, also for what is no file (a pipe, a device) or above LARGEST_FILE."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):                        # TRAP: to open a pipe waits, and a device may have no end
+        raise OSError("it is a directory, a pipe or a device, expected a file")
+    if status.st_size > LARGEST_FILE:
+        raise OSError(f"{status.st_size} bytes, expected at most {LARGEST_FILE}")
+    return Path(path).read_bytes()
+
+
 def read_json(path: Path) -> dict:
     """The JSON object in a file. Raises CheckpointError naming the file."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
+        data = json.loads(read_file(path).decode("utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a checkpoint directory needs it") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -6,7 +6,6 @@
 Unusual: no position is added here (that is the encoder's affair), and padding is kept as sound.
 """
 
-import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,11 +56,6 @@ class WaveformFrontend(nn.Module):
     def forward(self, samples: Tensor) -> Tensor:
         """samples (B, 1, S) -> (B, S / stride, D)"""
         return self.project(self.layers(samples).transpose(1, 2))
-
-
-def total_stride(convolutions: tuple[Convolution, ...]) -> int:
-    """Samples between two frames: 160, 10 ms, for the article's."""
-    return math.prod(stride for _, _, stride in convolutions)
 
 
 def receptive_field(convolutions: tuple[Convolution, ...]) -> int:

@@ -8,8 +8,8 @@ of loops that the best token falls into. Beam search keeps the W best beginnings
 first token need not begin the best sentence.
 
 Unusual: `beam` finds the ids that `generate(num_beams=W, do_sample=False, early_stopping=False)` of Transformers 5.23
-finds, oddities included; each is marked TRAP. A recording that is finished stays in the batch and its further tokens
-are ignored. A step copies one number to the host: whether all recordings are finished.
+finds, oddities included; each is marked TRAP. Recordings that are finished leave the batch as soon as they are a quarter
+of it: sooner, and moving the cache would cost more than it saves. A step copies one row of flags to the host.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ Rule = Callable[[Tensor, Tensor], None]
 A rule sees new tokens only, never the prompt. Logits are defined up to a constant for each row (`beam` passes
 log-probabilities): a rule may compare ids of a row with each other, and has to leave at least one of them possible."""
 
-Watch = Callable[[Tensor, Tensor, Tensor, Tensor], None]
-"""watch(ids (A, N, max_new), score (A, N), length (A, N), stopped (A, N)): called after each step with what is kept.
+Watch = Callable[[list[int], Tensor, Tensor, Tensor, Tensor], None]
+"""watch(recordings, ids (A, N, max_new), score (A, N), length (A, N), stopped (A, N)): called after each step with what is
+kept of the A recordings that are still in the batch, named by their places in `prompt`.
 
-N sequences of each recording, those that go on and those that ended before or now. `length` says how many of the ids
+N sequences of each, those that go on and those that ended before or now. `length` says how many of the ids
 are tokens, the stop id included; a score of -inf is an empty place. The search goes on writing into these tensors, so
 a watcher copies what it wants to keep."""
 
@@ -45,6 +46,9 @@ class Cache(Protocol):
 
     def reorder(self, rows: Tensor) -> None:
         """rows (B,) int64: row i becomes what row rows[i] was, in place. Only slots behind the prompt have to move."""
+
+    def keep(self, recordings: Tensor) -> None:
+        """recordings (M,) int64, in order: all rows of the others go, in place."""
 
 
 class Model(Protocol):
@@ -184,19 +188,6 @@ class StopLoops:
             _end(logits, _looping(new_tokens), self.stop)
 
 
-class Budgets:
-    """Rule: the answer of recording a ends after limits[a] tokens, so that recordings of different length can share a batch."""
-
-    def __init__(self, limits: Sequence[int], stop: int):
-        self.limits, self.least, self.stop = limits, min(limits), stop
-
-    def __call__(self, logits: Tensor, new_tokens: Tensor) -> None:
-        t = new_tokens.shape[1]
-        if t >= self.least:
-            over = torch.tensor([t >= limit for limit in self.limits], device=logits.device)
-            _end(logits, over.repeat_interleave(len(logits) // len(over)), self.stop)
-
-
 def _end(logits: Tensor, rows: Tensor, stop: int) -> None:
     """Leaves nothing but the stop id in some rows."""
     logits.masked_fill_(rows[:, None], -math.inf)
@@ -233,11 +224,12 @@ def greedy(
     prompt: Sequence[Sequence[int]],
     *,
     stop: Sequence[int],
-    max_new: int,
+    max_new: int | Sequence[int],
     rules: Sequence[Rule] = (),
     watch: Watch | None = None,
 ) -> list[Hypothesis]:
-    """The best next token, again and again, until it is a stop id or `max_new` tokens are there (a stop id counts).
+    """The best next token, again and again, until it is a stop id or `max_new` tokens are there (a stop id counts; one
+    limit for all, or one for each recording).
 
     `audio` goes to `model.prefill` untouched. One hypothesis for each of the A prompts. On a tie the lower id wins.
     ValueError: max_new < 1, no prompt, or a step that left no possible token.
@@ -252,7 +244,7 @@ def sample(
     prompt: Sequence[Sequence[int]],
     *,
     stop: Sequence[int],
-    max_new: int,
+    max_new: int | Sequence[int],
     temperature: float,
     seed: int,
     rules: Sequence[Rule] = (),
@@ -275,40 +267,80 @@ def sample(
         raise ValueError(f"temperature is {temperature}; it has to be 0 (greedy search) or a finite number above")
     if best_of < 1 or best_of > 1 and temperature == 0:
         raise ValueError(f"best_of is {best_of}; it has to be at least 1, and 1 at temperature 0: all draws are alike")
-    logits, cache = _prefill(model, audio, prompt, max_new, best_of)
+    logits, cache, limits = _prefill(model, audio, prompt, max_new, best_of)
     B, V, device = *logits.shape, logits.device
     stop_ids = torch.tensor(sorted(set(stop)), dtype=torch.long, device=device)
-    ids = torch.zeros(B, max_new, dtype=torch.long, device=device)
-    length = torch.zeros(B, dtype=torch.long, device=device)
-    logprob = torch.zeros(B, device=device)
-    stopped = torch.zeros(B, dtype=torch.bool, device=device)
+    state = _Drawn(
+        ids=torch.zeros(B, max(limits), dtype=torch.long, device=device),
+        length=torch.zeros(B, dtype=torch.long, device=device),
+        logprob=torch.zeros(B, device=device),
+        stopped=torch.zeros(B, dtype=torch.bool, device=device),
+        empty=torch.zeros(B, device=device),
+        limit=torch.tensor(limits, device=device).repeat_interleave(best_of),
+    )
     generator = torch.Generator(device).manual_seed(seed)
+    batch = list(range(len(prompt)))  # the recordings that are still in it, by their place in `prompt`
+    result: list[Any] = [None] * len(prompt)
 
-    for t in range(max_new):
+    for t in range(max(limits)):
+        ids, length, logprob, stopped, empty, limit = state
         logits = logits.to(torch.float32, copy=True)  # rules write, and the model may still own its logits
         for rule in rules:
             rule(logits, ids[:, :t])
         if t == 0:
-            empty = logits.softmax(-1)[:, stop_ids].sum(-1)
+            empty += logits.softmax(-1)[:, stop_ids].sum(-1)
         noisy = logits
         if temperature > 0:
-            noisy = logits + temperature * _gumbel(best_of, V, generator).repeat(len(prompt), 1)
+            noisy = logits + temperature * _gumbel(best_of, V, generator).repeat(len(batch), 1)
         token = noisy.argmax(-1)
         chosen = logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
         ids[:, t] = token
-        length += ~stopped
-        logprob += chosen.masked_fill(stopped, 0.0)  # a finished row goes on, and counts no more
-        stopped |= _is_in(token, stop_ids)
+        over = stopped | (limit <= t)  # a finished row goes on until it leaves, and counts no more
+        length += ~over
+        logprob += chosen.masked_fill(over, 0.0)
+        stopped |= _is_in(token, stop_ids) & ~over
         if watch is not None:
-            watch(*(x.unflatten(0, (-1, best_of)) for x in (ids, logprob, length, stopped)))
-        if t + 1 == max_new or stopped.all():
-            break
-        logits = model.step(token, cache)
+            watch(batch, *(x.unflatten(0, (-1, best_of)) for x in (ids, logprob, length, stopped)))
 
-    rows = zip(*(x.tolist() for x in (ids, length, logprob, stopped, empty)), strict=True)
-    found = [_hypothesis(*row) for row in rows]
-    groups = [found[first : first + best_of] for first in range(0, B, best_of)]
-    return [max(group, key=lambda h: h.logprob / max(1, len(h.ids))) for group in groups]
+        leaving, staying = _leaving((stopped | (limit <= t + 1)).view(-1, best_of).all(1))
+        for place in leaving:
+            drawn = [_hypothesis(*row) for row in state.rows([place], best_of).listed()]
+            result[batch[place]] = max(drawn, key=lambda h: h.logprob / max(1, len(h.ids)))
+        if not staying:
+            return result
+        if leaving:
+            token = token.view(-1, best_of)[staying].flatten()
+            batch, state = [batch[place] for place in staying], state.rows(staying, best_of)
+            cache.keep(torch.tensor(staying, device=device))
+        logits = model.step(token, cache)
+    raise AssertionError("a recording outlived its limit")
+
+
+class _Drawn(NamedTuple):
+    """B rows that are drawn token by token."""
+
+    ids: Tensor  # (B, max_new)
+    length: Tensor  # (B,) tokens, the stop id included
+    logprob: Tensor  # (B,)
+    stopped: Tensor  # (B,)
+    empty: Tensor  # (B,)
+    limit: Tensor  # (B,) tokens at most
+
+    def rows(self, recordings: Sequence[int], best_of: int) -> _Drawn:
+        return _Drawn(*(x.unflatten(0, (-1, best_of))[list(recordings)].flatten(0, 1) for x in self))
+
+    def listed(self) -> list[tuple]:
+        """For each row what `_hypothesis` takes."""
+        return list(zip(*(x.tolist() for x in (self.ids, self.length, self.logprob, self.stopped, self.empty)), strict=True))
+
+
+def _leaving(done: Tensor) -> tuple[list[int], list[int]]:
+    """done (A,) -> the places of those that leave now, and of those that stay. None leave before a quarter is done."""
+    flags = done.tolist()
+    leaving = [place for place, end in enumerate(flags) if end]
+    if 4 * len(leaving) < len(flags):
+        return [], list(range(len(flags)))
+    return leaving, [place for place, end in enumerate(flags) if not end]
 
 
 def _gumbel(rows: int, columns: int, generator: torch.Generator) -> Tensor:
@@ -347,7 +379,7 @@ def beam(
     prompt: Sequence[Sequence[int]],
     *,
     stop: Sequence[int],
-    max_new: int,
+    max_new: int | Sequence[int],
     width: int,
     length_penalty: float = 1.0,
     rules: Sequence[Rule] = (),
@@ -364,14 +396,13 @@ def beam(
     """
     if width < 1:
         raise ValueError(f"width is {width}; a beam search needs at least 1 beam (1 is greedy search)")
-    logits, cache = _prefill(model, audio, prompt, max_new, width)
+    logits, cache, limits = _prefill(model, audio, prompt, max_new, width)
     A, device = len(prompt), logits.device
     stop_ids = torch.tensor(sorted(set(stop)), dtype=torch.long, device=device)
-    first_row = torch.arange(0, A * width, width, device=device)[:, None]  # (A, 1) of each recording
 
     minus_inf = torch.full((A, width), -math.inf, device=device)
     finished = _Beams(  # the best so far, sorted by rank; rank -inf is an empty place
-        ids=torch.zeros(A, width, max_new, dtype=torch.long, device=device),
+        ids=torch.zeros(A, width, max(limits), dtype=torch.long, device=device),
         score=minus_inf,
         allowed=torch.zeros_like(minus_inf),
         length=torch.zeros_like(minus_inf, dtype=torch.long),
@@ -383,8 +414,11 @@ def beam(
     only_first[:, 0] = 0.0
     running = finished._replace(score=only_first)
     done = torch.zeros(A, dtype=torch.bool, device=device)
+    limit = torch.tensor(limits, device=device)
+    batch = list(range(A))  # the recordings that are still in it, by their place in `prompt`
+    result: list[Any] = [None] * A
 
-    for t in range(1, max_new + 1):
+    for t in range(1, max(limits) + 1):
         # 1. How likely is each next token of each beam?
         # TRAP: the log-softmax comes before the rules and is not repeated after them, as in the reference: a beam whose
         # likely ids were forbidden falls behind. `Hypothesis.logprob` is renormalised, by way of `allowed`.
@@ -392,8 +426,8 @@ def beam(
         for rule in rules:
             rule(logp, running.ids.flatten(0, 1)[:, : t - 1])
         if t == 1:
-            empty = (logp.softmax(-1)[::width, stop_ids].sum(-1)).tolist()
-        V = logp.shape[-1]
+            empty = logp.softmax(-1)[::width, stop_ids].sum(-1)
+        A, V = len(batch), logp.shape[-1]
         allowed = running.allowed + logp.logsumexp(-1).view(A, width)
         total = running.score[..., None] + logp.view(A, width, V)
 
@@ -409,7 +443,7 @@ def beam(
         # 3. Which candidates are finished, and are they among the best finished ones?
         # TRAP: a stop id counts only in one of the first `width` candidates; farther behind the sequence is dropped.
         # TRAP: at the limit, sequences without a stop id are finished too and may win against stopped ones.
-        ends = is_stop if t < max_new else torch.ones_like(is_stop)
+        ends = is_stop | (limit == t)[:, None]
         ended = ends & (torch.arange(ends.shape[1], device=device) < width) & ~done[:, None]
         rank = (score / t**length_penalty).masked_fill(~ended, -math.inf)
         merged = finished.join(candidates._replace(rank=rank))
@@ -422,41 +456,56 @@ def beam(
         # 5. A recording is done when no beam can push a finished sequence out.
         # TRAP: the reference asks whether the best beam, if it ended now at no cost, would beat the worst of `width`
         # finished sequences. With length_penalty > 0 a beam may still gain by growing: an estimate, not a bound.
-        done = done | (running.score[:, 0] / t**length_penalty <= finished.rank[:, -1])
+        done = done | (running.score[:, 0] / t**length_penalty <= finished.rank[:, -1]) | (limit == t)
         if watch is not None:
             going_on = running._replace(score=running.score.masked_fill(done[:, None], -math.inf))
             complete = finished._replace(score=finished.score.masked_fill(finished.rank.isneginf(), -math.inf))
             kept = going_on.join(complete)
-            watch(kept.ids, kept.score, kept.length, kept.stopped)
-        if t == max_new or done.all():
-            break
-        if width > 1:
-            cache.reorder((first_row + parent.take_along_dim(best.indices, 1)).flatten())
-        logits = model.step(running.ids[..., t - 1].flatten(), cache)
+            watch(batch, kept.ids, kept.score, kept.length, kept.stopped)
 
-    hosted = finished._replace(score=finished.score - finished.allowed)
-    ids, logprob, _, length, stopped, rank = (x.tolist() for x in hosted)
-    result = []
-    for a in range(A):
-        places = [n for n in range(width) if n == 0 or rank[a][n] > -math.inf]
-        result.append([_hypothesis(ids[a][n], length[a][n], logprob[a][n], stopped[a][n], empty[a]) for n in places])
-    return result
+        # 6. Those that are done leave; the others take over what their parents had in the cache.
+        leaving, staying = _leaving(done)
+        for place in leaving:
+            result[batch[place]] = _ranked(finished, empty, place)
+        if not staying:
+            return result
+        if width > 1:
+            first_row = torch.arange(0, A * width, width, device=device)[:, None]  # of each recording
+            cache.reorder((first_row + parent.take_along_dim(best.indices, 1)).flatten())
+        if leaving:
+            batch, chosen = [batch[place] for place in staying], torch.tensor(staying, device=device)
+            running, finished = (_Beams(*(x[chosen] for x in beams)) for beams in (running, finished))
+            done, limit, empty = done[chosen], limit[chosen], empty[chosen]
+            cache.keep(chosen)
+        logits = model.step(running.ids[..., t - 1].flatten(), cache)
+    raise AssertionError("a recording outlived its limit")
+
+
+def _ranked(finished: _Beams, empty: Tensor, place: int) -> list[Hypothesis]:
+    """The finished sequences of one recording, best first."""
+    kept = finished._replace(score=finished.score - finished.allowed)
+    ids, logprob, _, length, stopped, rank = (x[place].tolist() for x in kept)
+    silent = empty[place].tolist()
+    places = [n for n in range(len(rank)) if n == 0 or rank[n] > -math.inf]
+    return [_hypothesis(ids[n], length[n], logprob[n], stopped[n], silent) for n in places]
 
 
 def _prefill(
-    model: Model, audio: Any, prompt: Sequence[Sequence[int]], max_new: int, width: int
-) -> tuple[Tensor, Cache]:
-    """Reads the A prompts and continues each in `width` rows -> logits (B, V) of the first new token, and the cache."""
-    if max_new < 1:
-        raise ValueError(f"max_new is {max_new}; at least 1 new token has to be allowed")
+    model: Model, audio: Any, prompt: Sequence[Sequence[int]], max_new: int | Sequence[int], width: int
+) -> tuple[Tensor, Cache, list[int]]:
+    """Reads the A prompts and continues each in `width` rows -> logits (B, V) of the first new token, the cache, and the
+    most new tokens of each recording."""
     if not prompt:
         raise ValueError("prompt is empty; it has to be a list with the ids of one prompt for each recording")
-    cache = model.new_cache(len(prompt), max(map(len, prompt)) + max_new)
+    limits = [max_new] * len(prompt) if isinstance(max_new, int) else list(max_new)
+    if len(limits) != len(prompt) or min(limits) < 1:
+        raise ValueError(f"max_new is {max_new}; at least 1 new token has to be allowed, for each of {len(prompt)} recordings")
+    cache = model.new_cache(len(prompt), max(map(len, prompt)) + max(limits))
     logits = model.prefill(audio, prompt, cache)
     if width > 1:
         cache.fork(width)
         logits = logits.repeat_interleave(width, 0)  # (A, V) -> (B, V)
-    return logits, cache
+    return logits, cache, limits
 
 
 def _is_in(tokens: Tensor, ids: Tensor) -> Tensor:

@@ -92,8 +92,10 @@ class Search:
         if new_tokens.shape[1] == 0:
             self.after = logits[0].log_softmax(-1).cpu()
 
-    def watch(self, ids: Tensor, score: Tensor, length: Tensor, stopped: Tensor) -> None:
-        """A `decode.Watch`. What ended in an earlier step is left out; the search may go on for others of its batch."""
+    def watch(self, recordings: list[int], ids: Tensor, score: Tensor, length: Tensor, stopped: Tensor) -> None:
+        """A `decode.Watch` of the first recording. What ended in an earlier step is left out; the search may go on for others."""
+        if recordings[0] != 0:
+            return
         step = len(self.steps) + 1
         rows = zip(ids[0].tolist(), score[0].tolist(), length[0].tolist())
         kept = [Kept(row[:count], value) for row, value, count in rows if count == step and value > -math.inf]
@@ -272,12 +274,12 @@ def _judged(run: Observation, function: Callable) -> Callable:
 
 
 def _search(run: Observation, function: Callable) -> Callable:
-    def search(model, audio, prompts, stop, budget, options, rules, temperature=0.0):
+    def search(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
         first = audio[0][0][0] if isinstance(audio[0], tuple) else audio[0]     # keys of the first layer; else audio rows
         seen = Search(first, prompts[0], options, temperature)
         run.searches.append(seen)
         rules = [seen.first_rule, *rules, seen.last_rule]
-        found = _timed(run, function, "search")(model, audio, prompts, stop, budget, options, rules, temperature)
+        found = _timed(run, function, "search")(model, audio, prompts, stop, budgets, options, rules, temperature)
         seen.result = found[0]
         return found
     return search
@@ -334,7 +336,8 @@ def report(run: Observation) -> str:
     lines = _stages(run) + ["", *_prompt(tokenizer, search)]
     if run.judged:
         likely = sorted(run.judged[0].items(), key=lambda item: -item[1])[:3]
-        lines.append("judged: " + ", ".join(f"{name} {value:.3f}" for name, value in likely) + f"; that nobody speaks {run.judged[1]:.3f}")
+        cells = [f"{name} {value:.3f}" for name, value in likely] + [f"that nobody speaks {run.judged[1]:.3f}"]
+        lines.append("judged: " + ", ".join(cells))
     return "\n".join([*lines, *_first_token(tokenizer, search), *_kept(tokenizer, search), *_results(run)])
 
 
@@ -408,6 +411,8 @@ def _results(run: Observation) -> list[str]:
                      + ("a stop token" if result.stopped else "the limit"))
     if run.judged and Limits().silent(result, run.judged[1]):
         lines.append("taken for silence, so it is left out")
+    if others := len(run.searches) - len(run.attempts):
+        lines.append(f"not shown: {others} more {'search' if others == 1 else 'searches'}, in other windows or in the halves of this one")
     return lines
 
 

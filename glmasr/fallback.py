@@ -67,13 +67,14 @@ class Limits:
     mean_logprob: float = -1.0
     no_speech: float = 0.6
 
-    def good(self, hypothesis: Hypothesis, text: str, no_speech: float) -> bool:
-        """Whether no further attempt is needed. `text` is that of the hypothesis, stripped and without times;
-        `no_speech` is the probability of silence, 0..1."""
+    def doubts(self, hypothesis: Hypothesis, text: str, no_speech: float) -> tuple[str, ...]:
+        """Why another attempt is needed, "repeats", "doubtful" or both; empty if none is. `text` is that of the hypothesis,
+        stripped and without times; `no_speech` is the probability of silence, 0..1."""
         guess = hypothesis.mean_logprob < self.mean_logprob
         if guess and no_speech > self.no_speech:
-            return True  # silence: further attempts would only guess again
-        return not guess and compression_ratio(text) <= self.compression_ratio
+            return ()  # silence: further attempts would only guess again
+        found = {"repeats": compression_ratio(text) > self.compression_ratio, "doubtful": guess}
+        return tuple(name for name, holds in found.items() if holds)
 
     def silent(self, hypothesis: Hypothesis, no_speech: float) -> bool:
         """Whether the window is to be skipped, whatever the text: probably nobody speaks, and the text is a guess."""

@@ -82,7 +82,7 @@ def local(name_or_path, revision: str | None = None) -> "Path | Model":
     name = str(name_or_path)
     try:
         path = BUILT_IN.get(name, Path(name_or_path).expanduser())
-        if name in BUILT_IN or path.is_dir():
+        if name in BUILT_IN or name and path.is_dir():                # TRAP: Path("") is the current directory
             if revision is not None:
                 raise OptionError(f"revision is {revision!r}, but {name} is a directory of this machine; a model of the hub has revisions")
             return path

@@ -66,8 +66,12 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """x (B, T, D) looks at itself and, with a cache, at what came before it -> (B, T, D)."""
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query (B, H, T, K), key and value (B, G, T, K)."""
+        return self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
+
     def forward(self, x: Tensor, rope=None, cache: "Cache | None" = None, layer: int = 0, mask: Tensor | None = None) -> Tensor:
-        query, key, value = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
+        query, key, value = self.project(x)
         if rope is not None:
             query, key = rotate(query, rope), rotate(key, rope)
         if cache is not None:
@@ -130,6 +134,7 @@ class Cache:
         self.keys, self.values = (torch.zeros(layers, rows, key_heads, capacity, head_size, dtype=dtype, device=device)
                                   for _ in range(2))
         self.length = 0                         # slots in use
+        self.beams = 1                          # rows of each recording
         self.shared = 0                         # slots that all beams of a recording have in common: the prompt
         self.padding: Tensor | None = None      # (B,) slots at the left that hold nothing, or None
         self.mask: Tensor | None = None
@@ -161,15 +166,23 @@ class Cache:
     def fork(self, beams: int) -> None:
         """Repeats each row `beams` times: A rows after the prompt become A * beams."""
         if beams > 1:
-            self.keys, self.values = (self._forked(x, beams) for x in (self.keys, self.values))
-            self.padding = None if self.padding is None else self.padding.repeat_interleave(beams)
-        self.shared = self.length
+            self._pick(torch.arange(self.keys.shape[1], device=self.keys.device).repeat_interleave(beams))
+        self.beams, self.shared = beams, self.length
 
-    def _forked(self, x: Tensor, beams: int) -> Tensor:
-        layers, rows, *rest = x.shape
-        forked = x.new_zeros(layers, rows * beams, *rest)
-        forked[:, :, :, :self.length] = x[:, :, :, :self.length].repeat_interleave(beams, dim=1)
-        return forked
+    def keep(self, recordings: Tensor) -> None:
+        """The rows of these recordings (M,) stay, in this order, and what was heard of them."""
+        beams = torch.arange(self.beams, device=recordings.device)
+        self._pick((recordings[:, None] * self.beams + beams).flatten())
+        self.cross = [(key[recordings], value[recordings]) for key, value in self.cross]
+
+    def _pick(self, rows: Tensor) -> None:
+        self.keys, self.values = (self._picked(x, rows) for x in (self.keys, self.values))
+        self.padding = None if self.padding is None else self.padding[rows]
+
+    def _picked(self, x: Tensor, rows: Tensor) -> Tensor:
+        picked = x.new_zeros(len(x), len(rows), *x.shape[2:])       # slots that are not in use stay untouched memory
+        picked[:, :, :, :self.length] = x[:, rows, :, :self.length]
+        return picked
 
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row `rows[i]` was. Beams of one recording share their prompt, so only what follows moves."""

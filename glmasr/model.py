@@ -24,6 +24,8 @@ from .layers import Cache
 
 
 class GlmAsr(nn.Module):
+    linears = "plain"           # how they are computed: see `fast`
+
     def __init__(self, config: GlmAsrConfig):
         super().__init__()
         self.config = config
@@ -91,6 +93,8 @@ class GlmAsr(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
+    linears = "plain"           # how they are computed: see `fast`
+
     def __init__(self, config: EncoderDecoderConfig):
         super().__init__()
         self.config = config

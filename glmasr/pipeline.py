@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import audio as sound
 from . import cutting, decode, hub, script, weights
-from .config import TIME_STEP, EncoderDecoderConfig, GlmAsrConfig
+from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
 from .cutting import Window
 from .errors import CheckpointError, GlmAsrError, OptionError
 from .fallback import TEMPERATURES, Limits, compression_ratio, fallback
@@ -34,6 +34,8 @@ from .tokenizer import read_tokenizer
 TOKENS_A_SECOND, TOKENS_AT_LEAST = 16, 32
 # Shorter recordings make no row that the decoder could hear; they are padded with silence up to here.
 SHORTEST = 961
+AFTER_SPEECH = 1.0              # seconds that are heard behind the last sound, where a window is not heard to its end
+LENGTHS = 0.8                   # seconds, about; windows are heard to a multiple of it, so that there are batches of equal length
 MOST_BEAMS = 64                 # memory and time grow with them; nobody has seen a gain beyond ten
 SAMPLES = 5                     # drawn for a window at temperatures above 0; the likeliest counts
 SPLIT_SECONDS = 2.0             # a shorter window is not split for another try
@@ -92,13 +94,14 @@ class Part:
 class Transcript:
     """What was recognised.
 
-    language    as it was asked for; for "auto" the one that the model hears, or where it has no tokens for languages, the one
-                that the text is written in: "zh", "yue", "en", or "" where that says nothing
+    language    as it was asked for; for "auto" the one that the model hears, of those that it has tokens for, or where it has none, the
+                one that the text is written in: "zh", "yue", "en". "" where that says nothing
     seconds     length of the recording
-    heard       seconds of it that the model heard
+    heard       seconds of it that the model heard, at most `seconds`
     silent      seconds of it that were skipped as silent; what is neither heard nor silent is named in the warnings
     wordless    seconds that were heard, and in which nobody speaks
     failed      stretches whose text can't be right, whatever was tried
+    how         what it was computed on: device, type of the numbers, kind of linears (`fast`), and what the encoder heard (`pad_to`)
     warnings    sentences for the user, such as that the text is incomplete
     """
 
@@ -111,18 +114,20 @@ class Transcript:
     silent: float = 0.0
     failed: int = 0
     wordless: float = 0.0
+    how: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parts: list[Part]) -> "Transcript":
+    def of(cls, parts: list[Part], how: dict[str, str] = {}) -> "Transcript":
         """All parts of a stream, joined. The last one reaches from what was listened to up to the end of the recording."""
         segments = [segment for part in parts for segment in part.segments]
         text = join([segment.text for segment in segments])
         # The last one knows: see `EncoderDecoderRecogniser._hear`.
         language = next((part.language for part in reversed(parts) if part.language), name_language(text))
-        heard = sum((part.end - part.start for part in parts[:-1]), 0.0)
-        return cls(text, language, segments, parts[-1].end, [warning for part in parts for warning in part.warnings],
-                   round(heard, 3), round(max(0.0, parts[-1].start - heard), 3), sum(part.failed for part in parts),
-                   round(sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0), 3))
+        seconds, heard = parts[-1].end, sum((part.end - part.start for part in parts[:-1]), 0.0)
+        wordless = sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0)
+        heard, silent, wordless = (min(round(value, 3), seconds) for value in (heard, max(0.0, parts[-1].start - heard), wordless))
+        return cls(text, language, segments, seconds, [warning for part in parts for warning in part.warnings], heard, silent,
+                   sum(part.failed for part in parts), wordless, dict(how))
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,8 @@ class Options:
                     its last sentence ended
     batch_size      windows that are decoded together; by default what memory allows
     guards          False: every answer is taken as it comes
+    pad_to          what the encoder hears of a window: "window", with silence up to its full length, as published, or "speech",
+                    up to a second behind the last sound, which is several times cheaper for short recordings, and another result
     script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
     max_duration    seconds that a recording may have at most
     """
@@ -153,14 +160,18 @@ class Options:
     long: str = "cut"
     batch_size: int | None = None
     guards: bool = True
+    pad_to: str = "window"
     script: str | None = None
     max_duration: float = sound.MAX_DURATION
 
     def check(self, positions: int) -> None:
         """Raises OptionError for a value out of range."""
         for name, value in (("beams", self.beams), ("max_new_tokens", self.max_new_tokens), ("batch_size", self.batch_size)):
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise OptionError(f"{name} is {value!r}, expected a positive integer")
+        for name, value in (("timestamps", self.timestamps), ("guards", self.guards)):
+            if not isinstance(value, bool):
+                raise OptionError(f"{name} is {value!r}, expected True or False")
         if self.batch_size is not None and self.batch_size > MOST_BATCH:
             raise OptionError(f"batch_size is {self.batch_size}, expected at most {MOST_BATCH}")
         if self.max_new_tokens is not None and self.max_new_tokens > positions:     # memory for all of them is taken at once
@@ -170,26 +181,37 @@ class Options:
         if self.beams is not None and self.beams > MOST_BEAMS:
             raise OptionError(f"beams is {self.beams}, expected at most {MOST_BEAMS}")
         if not (isinstance(self.temperatures, (tuple, list)) and self.temperatures
-                and all(isinstance(value, (int, float)) and 0 <= value <= 10 for value in self.temperatures)):
+                and all(isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 10 for value in self.temperatures)):
             raise OptionError(f"temperatures is {self.temperatures!r}, expected numbers from 0 to 10, at least one")
         script.converter(self.script)
         if self.long not in ("cut", "whole", "seek"):
             raise OptionError(f"long is {self.long!r}, expected 'cut', 'whole' or 'seek'")
+        if self.pad_to not in ("window", "speech"):
+            raise OptionError(f"pad_to is {self.pad_to!r}, expected 'window' or 'speech'")
 
 
-def load(name_or_path=hub.DEFAULT, *, device="auto", dtype="auto", revision: str | None = None, progress: bool = True) -> "Recogniser":
+def load(name_or_path=hub.DEFAULT, *, device="auto", dtype="auto", packed: bool | None = None, revision: str | None = None,
+         progress: bool = True) -> "Recogniser":
     """A recogniser from a checkpoint directory, or by name: "glm-asr-nano-2512", "demo", "demo-article", or "owner/name" of a model
     of the hub, which is fetched if it isn't on this machine. Raises CheckpointError, OptionError.
 
     device    "auto" (a GPU where there is one), "cpu", "cuda"
-    dtype     "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"
+    dtype     "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"; "int8": weights of 8 bits, on the CPU
+    packed    weights laid out for the CPU's kernels; by default where that is faster. `recogniser.how()` says what was chosen
     revision  commit, branch or tag of a model of the hub (None: see `hub.find`)
     progress  show a bar on standard error while weights are fetched
     """
-    device, dtype = weights.choose_device(device), dtype if dtype == "auto" else weights.choose_dtype(dtype)    # before gigabytes are fetched
+    device = weights.choose_device(device)                      # before gigabytes are fetched
+    if dtype not in ("auto", "int8"):
+        dtype = weights.choose_dtype(dtype)
     directory = hub.find(name_or_path, revision, progress=progress)
-    model = weights.load(directory, device=device, dtype=dtype)
+    model = weights.load(directory, device=device, dtype=dtype, packed=packed)
     tokenizer = read_tokenizer(directory)
+    if isinstance(model.config, EncoderDecoderConfig):
+        try:
+            check_steering(model.config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{directory}: {error}") from None
     recogniser = make_recogniser(model, tokenizer)
     try:
         recogniser.check_tokenizer()
@@ -248,10 +270,15 @@ class Recogniser:
     def config(self) -> GlmAsrConfig | EncoderDecoderConfig:
         return self.model.config
 
+    def how(self, options: Options = Options()) -> dict[str, str]:
+        """What `Transcript.how` says: "linears" are "plain", "packed" or "int8"."""
+        return {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch."), "linears": self.model.linears,
+                "pad_to": options.pad_to}
+
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
                    timestamps: bool = False, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
                    temperatures: tuple[float, ...] = TEMPERATURES, long: str = "cut", batch_size: int | None = None, guards: bool = True,
-                   script: str | None = None, max_duration: float = sound.MAX_DURATION) -> Transcript:
+                   pad_to: str = "window", script: str | None = None, max_duration: float = sound.MAX_DURATION) -> Transcript:
         """Recognises one recording.
 
         audio       path, "-" (standard input), bytes, binary file, or a float array (S,) or (S, channels), about -1..1, with its
@@ -262,8 +289,9 @@ class Recogniser:
 
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
         """
-        options = Options(task, timestamps, beams, length_penalty, max_new_tokens, temperatures, long, batch_size, guards, script, max_duration)
-        return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)))
+        options = Options(task, timestamps, beams, length_penalty, max_new_tokens, temperatures, long, batch_size, guards, pad_to, script,
+                          max_duration)
+        return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)), self.how(options))
 
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None) -> Iterator[Part]:
         """The same, part by part as they are recognised; the last part is empty and says where the recording ends. Memory
@@ -285,7 +313,8 @@ class Recogniser:
             jobs.append([Job(window, hearing) for hearing in [Hearing(language)] for window in self._windows(Reader([samples], self.config.window), options)])
         parts = self._decode_all((job for some in jobs for job in some), options)
         ends = [len(samples) / sound.SAMPLE_RATE for samples in recordings]
-        return [Transcript.of([*islice(parts, len(some)), Part(end, end, "", [], [])]) for some, end in zip(jobs, ends, strict=True)]
+        return [Transcript.of([*islice(parts, len(some)), Part(end, end, "", [], [])], self.how(options))
+                for some, end in zip(jobs, ends, strict=True)]
 
     def check(self, language: str = "auto", options: Options = Options()) -> Options:
         """The options with this model's defaults. Raises OptionError for what it can't do."""
@@ -293,6 +322,8 @@ class Recogniser:
         self.rules(language, options)
         if options.long not in self.ways:
             raise OptionError(f"long is {options.long!r}; this model knows {' and '.join(map(repr, self.ways))}")
+        if options.long == "seek" and not options.timestamps:
+            raise OptionError("long is 'seek', which goes by the model's time tokens; it needs timestamps (--timestamps)")
         return replace(options, beams=options.beams or self.config.beams)
 
     def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
@@ -320,36 +351,51 @@ class Recogniser:
             if not batch:
                 break
             size = min(2 * size, most)          # the first text is soon there
-            found: dict[int, Part] = {}
-            kinds = [self.rules(job.hearing.language, options) for job in batch]
-            for rules in {id(kind): kind for kind in kinds}.values():       # what has other rules is decoded apart
-                members = [index for index, kind in enumerate(kinds) if kind is rules]
-                found |= zip(members, self._decode([batch[index] for index in members], rules, options), strict=True)
-            for index in range(len(batch)):
-                segments = [replace(segment, text=convert(segment.text)) for segment in found[index].segments]
-                yield replace(found[index], segments=segments)
+            for part in self._decode(batch, options):
+                yield replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments])
         if error is not None:
             raise error
 
+    def _decode(self, jobs: list[Job], options: Options, halves: bool = False) -> list[Part]:
+        """The parts of some jobs. What has other rules, or is heard to another length, is decoded apart."""
+        groups: dict[tuple, list[int]] = {}
+        for index, job in enumerate(jobs):
+            rules, length = self.rules(job.hearing.language, options), self._length(job.window, options)
+            groups.setdefault((id(rules), length), []).append(index)
+        found: dict[int, Part] = {}
+        for (_, length), members in groups.items():
+            rules = self.rules(jobs[members[0]].hearing.language, options)
+            found |= zip(members, self._decode_alike([jobs[index] for index in members], length, rules, options, halves), strict=True)
+        return [found[index] for index in range(len(jobs))]
+
+    def _length(self, window: Window, options: Options) -> int:
+        """The samples that the encoder hears of a window, padding counted."""
+        if options.pad_to == "window":
+            return self.config.window
+        _, end = window.sounding()
+        unit = round(LENGTHS * sound.SAMPLE_RATE / self.unit) * self.unit
+        samples = round((end - window.begin + AFTER_SPEECH) * sound.SAMPLE_RATE)
+        return min(self.config.window, -(-samples // unit) * unit)
+
     @torch.inference_mode()
-    def _decode(self, jobs: list[Job], rules: list[decode.Rule], options: Options, halves: bool = False) -> list[Part]:
+    def _decode_alike(self, jobs: list[Job], length: int, rules: list[decode.Rule], options: Options, halves: bool) -> list[Part]:
         """One batch. `halves`: these are halves of a window, which are not split again."""
         limits, stop = Limits(), self.config.stop
-        heard = self._hear(jobs, options)
+        heard = self._hear(jobs, length, options)
         budgets = [self._budget(job.window, len(prompt), options) for job, prompt in zip(jobs, heard.prompts)]
 
         def attempt(chosen: list[int], temperature: float) -> list[decode.Hypothesis]:
             limited = [budgets[index] for index in chosen]
             guards = [decode.StopLoops(stop[0])] if options.guards else []
-            return search(self.model, *heard.pick(chosen), stop, max(limited), options, [*rules, decode.Budgets(limited, stop[0]), *guards], temperature)
+            return search(self.model, *heard.pick(chosen), stop, limited, options, [*rules, *guards], temperature)
 
         def flags(index: int, hypothesis: decode.Hypothesis) -> tuple[str, ...]:
-            text, silence = self._text(hypothesis.ids), no_speech(index, hypothesis)
-            if limits.silent(hypothesis, silence) or not options.guards:
+            """Why the answer can't be right."""
+            silence = no_speech(index, hypothesis)
+            if not options.guards or limits.silent(hypothesis, silence):
                 return ()
-            found = {"repeats": compression_ratio(text) > limits.compression_ratio or decode.loops(hypothesis.ids),
-                     "doubtful": hypothesis.mean_logprob < limits.mean_logprob}
-            return tuple(name for name, holds in found.items() if holds)
+            found = limits.doubts(hypothesis, self._text(hypothesis.ids), silence)
+            return found if "repeats" in found or not decode.loops(hypothesis.ids) else ("repeats", *found)
 
         def no_speech(index: int, hypothesis: decode.Hypothesis) -> float:
             return heard.no_speech[index] if heard.no_speech is not None else hypothesis.empty
@@ -360,10 +406,9 @@ class Recogniser:
         for index, (job, (hypothesis, temperature)) in enumerate(zip(jobs, tried, strict=True)):
             doubts, silence = flags(index, hypothesis), no_speech(index, hypothesis)
             if doubts and not halves and job.window.seconds >= SPLIT_SECONDS:
-                parts.append(self._split(job, rules, options))
+                parts.append(self._split(job, options))
                 continue
-            cut_off = not hypothesis.stopped or len(hypothesis.ids) >= budgets[index]
-            names = doubts + (("incomplete",) if cut_off else ()) + (("sampled",) if temperature > 0 else ())
+            names = doubts + (() if hypothesis.stopped else ("incomplete",)) + (("sampled",) if temperature > 0 else ())
             seen = {"mean_logprob": round(hypothesis.mean_logprob, 4), "compression_ratio": round(compression_ratio(self._text(hypothesis.ids)), 3),
                     "no_speech": round(silence, 4), "temperature": float(temperature), "flags": names}
             nobody = options.guards and limits.silent(hypothesis, silence)
@@ -372,11 +417,11 @@ class Recogniser:
             parts.append(replace(part, resume=part.end if nobody else self._resume(job.window, hypothesis.ids)))
         return parts
 
-    def _split(self, job: Job, rules: list[decode.Rule], options: Options) -> Part:
+    def _split(self, job: Job, options: Options) -> Part:
         """The window once more, in two halves."""
         window, half = job.window, job.window.cut_point()
         parts = self._decode([replace(job, window=window.part(0, half)), replace(job, window=window.part(half, len(window.samples)))],
-                             rules, options, halves=True)
+                             options, halves=True)
         segments = [replace(segment, flags=(*segment.flags, "split")) for part in parts for segment in part.segments]
         failed = any(part.failed for part in parts) or not segments     # there was a text, and now there is none
         return self._part(window, parts[0].language, segments, failed, options, ("split",) if segments else ("dropped",))
@@ -413,6 +458,11 @@ class Recogniser:
 class GlmAsrRecogniser(Recogniser):
     ways = ("cut", "whole")
 
+    @property
+    def unit(self) -> int:
+        """Samples of which the decoder hears one row."""
+        return sound.HOP * STRIDE * self.config.merge
+
     def check_tokenizer(self) -> None:
         """TRAP: with the tokenizer of another model the prompt has ids that mean something else, or nothing."""
         for name in MARKERS:
@@ -437,10 +487,11 @@ class GlmAsrRecogniser(Recogniser):
         return self._rules[language]
 
     @torch.inference_mode()
-    def hear(self, samples: Tensor) -> Tensor:
-        """Samples (S,) at 16 kHz -> the rows (N, D) that the decoder hears, those of all windows one after the other."""
+    def hear(self, samples: Tensor, window: int | None = None) -> Tensor:
+        """Samples (S,) at 16 kHz -> the rows (N, D) that the decoder hears, those of all windows one after the other. Windows are
+        padded up to `window` samples; by default as published."""
         samples = F.pad(samples, (0, max(0, SHORTEST - len(samples))))
-        window = self.config.window
+        window = window or self.config.window
         counts = [min(window, len(samples) - start) for start in range(0, len(samples), window)]
         heard = []
         # One window after the other: the encoder's memory then doesn't grow with the recording.
@@ -460,8 +511,12 @@ class GlmAsrRecogniser(Recogniser):
                             f"the last {reader.left_out:.1f} s of the recording are left out")
         yield from self._decode_all([Job(Window(0, samples), Hearing(language))], options)
 
-    def _hear(self, jobs: list[Job], options: Options) -> Heard:
-        audio = [self.hear(job.window.samples) for job in jobs]
+    def _length(self, window: Window, options: Options) -> int:
+        return self.config.window if len(window.samples) > self.config.window else super()._length(window, options)
+
+    def _hear(self, jobs: list[Job], length: int, options: Options) -> Heard:
+        heard = [job.window.samples if len(job.window.samples) > self.config.window else job.window.samples[:length] for job in jobs]
+        audio = [self.hear(samples, length) for samples in heard]
         prompts = [self.model.prompt(self.tokenizer, len(rows)) for rows in audio]
         return Heard(audio, prompts, ["" if job.hearing.language == "auto" else job.hearing.language for job in jobs])
 
@@ -480,6 +535,11 @@ class GlmAsrRecogniser(Recogniser):
 class EncoderDecoderRecogniser(Recogniser):
     ways = ("cut", "seek")
 
+    @property
+    def unit(self) -> int:
+        """Samples of which the decoder hears one state."""
+        return self.config.encoder.stride
+
     def check_tokenizer(self) -> None:
         """TRAP: with the tokenizer of another model the prompt has ids that mean something else, or nothing."""
         config = self.config
@@ -492,20 +552,22 @@ class EncoderDecoderRecogniser(Recogniser):
 
     def rules(self, language: str, options: Options = Options()) -> list[decode.Rule]:
         """The decoding rules; they are the same for all languages. Raises OptionError for what the model has no tokens for."""
-        known = ["auto", *self.config.languages]
-        if not isinstance(language, str) or language not in known:
-            some = ", ".join(known[1:11] + ["..."] * (len(known) > 11))
-            raise OptionError(f"language is {language!r}; " + (f"this model has tokens for {some}, and 'auto'" if some else
-                              "this model knows one language only and has no tokens for others: 'auto' is all that it takes"))
+        known = self.config.languages
+        if not isinstance(language, str) or language not in (*known, "auto", *([] if known else ["en"])):
+            ours = [name for name in LANGUAGES if name in known]
+            others = sorted(name for name in known if name not in ours)
+            some = ", ".join([*ours, *others[:8], *["..."] * (len(others) > 8)])
+            raise OptionError(f"language is {language!r}; " + (f"this model has tokens for {some}, and 'auto' lets it judge" if known else
+                              "this model knows one language only and has no tokens for others; expected 'auto' or 'en'"))
         self.model.prompt(next(iter(self.config.languages), None), options.task, options.timestamps)
         if options.timestamps not in self._rules:
             self._rules[options.timestamps] = self.model.rules(options.timestamps)
         return self._rules[options.timestamps]
 
-    def encode(self, windows: list[Tensor]) -> Tensor:
-        """Samples (S,) of windows, no longer than one -> encoder states (A, T, D)."""
-        length = self.config.window
-        padded = torch.stack([F.pad(samples, (0, length - len(samples))) for samples in windows])
+    def encode(self, windows: list[Tensor], length: int | None = None) -> Tensor:
+        """Samples (S,) of windows -> encoder states (A, T, D). They are padded, or cut, to `length` samples; by default as published."""
+        length = length or self.config.window
+        padded = torch.stack([F.pad(samples[:length], (0, max(0, length - len(samples)))) for samples in windows])
         return self.model.encode(self.model.features(padded.to(self.model.device)))
 
     def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
@@ -523,10 +585,10 @@ class EncoderDecoderRecogniser(Recogniser):
             place += count
             yield part
 
-    def _hear(self, jobs: list[Job], options: Options) -> Heard:
+    def _hear(self, jobs: list[Job], length: int, options: Options) -> Heard:
         """A recording whose language is "auto" gets that of its first window with speech; windows before that one are each taken
         for what they sound like."""
-        heard = self.model.decoder.hear(self.encode([job.window.samples for job in jobs]))     # once, for all that follows
+        heard = self.model.decoder.hear(self.encode([job.window.samples for job in jobs], length))     # once, for all that follows
         likely, no_speech = self.model.judge(heard)
         names = list(self.config.languages)
         judged = [names[index] for index in likely.argmax(-1).tolist()] if names else [""] * len(jobs)
@@ -625,9 +687,9 @@ class Reader:
                 return
 
 
-def search(model, audio, prompts: list[list[int]], stop, budget: int, options: Options, rules, temperature: float = 0.0) -> list[decode.Hypothesis]:
+def search(model, audio, prompts: list[list[int]], stop, budgets: list[int], options: Options, rules, temperature: float = 0.0) -> list[decode.Hypothesis]:
     """The best hypothesis for each prompt, by the search that the options ask for. Above temperature 0 it is drawn, not searched."""
-    how = {"stop": stop, "max_new": budget, "rules": rules}
+    how = {"stop": stop, "max_new": budgets, "rules": rules}
     try:
         if temperature > 0:
             return decode.sample(model, audio, prompts, temperature=temperature, seed=0, best_of=SAMPLES, **how)

@@ -38,7 +38,7 @@ from pathlib import Path
 
 import regex
 
-from .config import TIME_STEP, unique
+from .config import TIME_STEP, read_file, unique
 from .errors import TokenizerError
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -282,7 +282,7 @@ def _check_id(number, token) -> int:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise TokenizerError(f"cannot read the tokenizer file {str(path)!r}: {error.strerror or error}") from error
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from . import fast
 from .config import EncoderDecoderConfig, GlmAsrConfig, read_config, read_json, unique
 from .errors import CheckpointError, OptionError
 from .model import EncoderDecoder, GlmAsr
@@ -129,6 +130,8 @@ _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2,
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _LONGEST_HEADER = 100_000_000
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"      # the weights in one file, or the list of their files
+_MOST_MARKS = 1_000_000         # commas and brackets of a header; a tensor has ten, and millions of them take minutes and gigabytes
+_MOST_AXES = 32
 
 
 def read_header(path: Path) -> dict[str, dict]:
@@ -151,6 +154,9 @@ def read_header(path: Path) -> dict[str, dict]:
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
+    marks = sum(map(text.count, (b"{", b"[", b",")))
+    if marks > _MOST_MARKS:
+        raise broken(f"its header has {marks} commas and brackets; expected at most {_MOST_MARKS}, which is about 100,000 tensors")
     try:
         header = json.loads(text, object_pairs_hook=unique)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -162,8 +168,10 @@ def read_header(path: Path) -> dict[str, dict]:
     for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1])):
         first, last = _offsets(entry)
         shape, dtype = entry.get("shape") if isinstance(entry, dict) else None, entry.get("dtype") if isinstance(entry, dict) else None
+        if isinstance(shape, list) and len(shape) > _MOST_AXES:
+            raise broken(f"tensor {name} has {len(shape)} axes; expected at most {_MOST_AXES}")
         if (not isinstance(dtype, str) or dtype not in _SIZES or not isinstance(shape, list)
-                or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)):
+                or not all(_is_size(n) and n >= 0 for n in shape)):
             raise broken(f"tensor {name} has dtype {dtype!r} and shape {shape!r}")
         count = _SIZES[dtype]
         for n in shape:
@@ -178,9 +186,14 @@ def read_header(path: Path) -> dict[str, dict]:
 
 def _offsets(entry) -> tuple[int, int]:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(n, int) and not isinstance(n, bool) for n in offsets):
+    if isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets)):
         return tuple(offsets)
     return (-1, -1)
+
+
+def _is_size(value) -> bool:
+    # TRAP: products of numbers of thousands of digits take minutes, and Python refuses to write them.
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2 ** 63
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -227,6 +240,9 @@ def build(config: GlmAsrConfig | EncoderDecoderConfig) -> GlmAsr | EncoderDecode
     return GlmAsr(config) if isinstance(config, GlmAsrConfig) else EncoderDecoder(config)
 
 
+SCALE = "_scale"                # behind the name of an int8 weight: the float32 scales of its rows
+
+
 @dataclass(frozen=True)
 class Contents:
     """What a checkpoint directory holds, without the weights themselves."""
@@ -244,17 +260,30 @@ class Contents:
 
     @property
     def left_over(self) -> list[str]:
-        return sorted(set(self.where) - set(self.names.values()) - set(FORMATS[self.format].ignored))
+        scales = {f"{theirs}{SCALE}" for theirs in self.names.values() if self.is_int8(theirs)}
+        return sorted(set(self.where) - set(self.names.values()) - set(FORMATS[self.format].ignored) - scales)
+
+    @property
+    def linears(self) -> set[str]:
+        """The weights of linears, by our names."""
+        return {f"{name}.weight" for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
+
+    def is_int8(self, theirs: str) -> bool:
+        return (self.entry(theirs) or {}).get("dtype") == "I8"
 
     @property
     def misshapen(self) -> dict[str, str]:
         """Their tensor -> what is wrong with its shape or type."""
-        found = {}
+        found, linears = {}, self.linears
         for ours, parameter in self.model.named_parameters():
             theirs = self.names[ours]
             entry = self.entry(theirs)
             if entry and tuple(entry["shape"]) != tuple(parameter.shape):
                 found[theirs] = f"has shape {entry['shape']}; config.json asks for {list(parameter.shape)}"
+            elif entry and entry["dtype"] == "I8" and ours in linears:
+                scale = self.entry(theirs + SCALE) or {}
+                if (scale.get("dtype"), scale.get("shape")) != ("F32", entry["shape"][:1]):
+                    found[theirs] = f"is of type I8 and needs {theirs}{SCALE}, F32 of shape {entry['shape'][:1]}"
             elif entry and entry["dtype"] not in _FLOATS:
                 found[theirs] = f"is of type {entry['dtype']}, expected BF16 or F32"
         return found
@@ -289,35 +318,63 @@ def examine(directory) -> Contents:
     return Contents(config, format, headers, where, names, model)
 
 
-def load(directory, *, device="auto", dtype="auto") -> GlmAsr | EncoderDecoder:
+def load(directory, *, device="auto", dtype="auto", packed: bool | None = False) -> GlmAsr | EncoderDecoder:
     """The model of a checkpoint directory, ready to run. Raises CheckpointError, OptionError.
 
     device  "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
-    dtype   "auto" (bfloat16 where it is fast, else float32), "bfloat16", "float32" or the torch type
+    dtype   "auto" (bfloat16 where it is fast, else float32; int8 where the files hold it), "bfloat16", "float32" or the torch type;
+            "int8": linears with weights of 8 bits, on the CPU
+    packed  whether linears are laid out for the CPU's kernels; None: where it pays. See `fast`; `model.linears` says what they are
     """
-    device, dtype = choose_device(device), dtype if dtype == "auto" else choose_dtype(dtype)
+    device = choose_device(device)
+    if dtype not in ("auto", "int8"):
+        dtype = choose_dtype(dtype)
     contents = examine(directory)
     _compare(contents)
-    model, config, kind = contents.model, contents.config, FORMATS[contents.format]
-    if dtype == "auto":
-        dtype = fast_dtype(device)
-
-    state = {}
-    for path in contents.headers:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for ours, theirs in contents.names.items():
-                    if contents.where[theirs] == path:
-                        tensor = file.get_tensor(theirs)
-                        if kind.interleaved and re.search(r"^encoder\..*\.attn\.(query|key)\.", ours):
-                            tensor = _half_split(tensor, config.encoder.head_size, config.encoder.rotary)
-                        state[ours] = tensor.to(device, dtype)      # the mapped pages themselves, if nothing changes
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: {error}") from None
-    model.load_state_dict(state, strict=False, assign=True)     # `_compare` was stricter; only a tied head is not in it
+    model, config, kind, where = contents.model, contents.config, FORMATS[contents.format], contents.where
+    if any(map(contents.is_int8, contents.names.values())):
+        if dtype not in ("auto", "int8"):
+            raise OptionError(f"{directory} holds int8 weights, and dtype is {dtype}; expected 'int8' or 'auto', or the directory that they were made from")
+        dtype = "int8"
+    if dtype == "int8" and device.type != "cpu":
+        raise OptionError(f"dtype is 'int8' and the device {str(device)!r}; int8 is for the CPU, expected bfloat16 there")
+    floats = fast_dtype(device) if dtype in ("auto", "int8") else dtype
+    linears = "int8" if dtype == "int8" else "packed" if packed or packed is None and fast.pays(model, device, floats) else "plain"
+    later = contents.linears if linears != "plain" else set()   # weights that are converted one by one, when they are laid out
+    files, state = Files(apart=linears != "plain"), {}
+    for ours, theirs in contents.names.items():
+        tensor = files.read(where[theirs], theirs)
+        if kind.interleaved and re.search(r"^encoder\..*\.attn\.(query|key)\.", ours):
+            tensor = _half_split(tensor, config.encoder.head_size, config.encoder.rotary)
+        if tensor.dtype == torch.int8:
+            model.get_submodule(ours.rpartition(".")[0]).scale = files.read(where[theirs + SCALE], theirs + SCALE)
+        elif ours not in later:
+            tensor = tensor.to(device, floats)                  # the mapped pages themselves, if nothing changes
+        state[ours] = tensor
+    model.requires_grad_(False).load_state_dict(state, strict=False, assign=True)   # `_compare` was stricter; only a tied head is not in it
     if isinstance(model, GlmAsr):
         model.decoder.tie()
-    return model.requires_grad_(False).eval()
+    if linears != "plain":
+        state.clear()
+        fast.prepare(model, linears, floats)
+    model.linears = linears
+    return model.eval()
+
+
+class Files:
+    """Tensors of safetensors files, as mapped pages. With `apart` each tensor has a mapping of its own, so that its pages are
+    given back as soon as it is let go."""
+
+    def __init__(self, apart: bool):
+        self.apart, self._open = apart, {}
+
+    def read(self, path: Path, name: str) -> Tensor:
+        try:
+            if self.apart or path not in self._open:
+                self._open[path] = safe_open(path, framework="pt")
+            return self._open[path].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: {error}") from None
 
 
 class _NoInit(TorchFunctionMode):
@@ -360,11 +417,11 @@ def choose_device(device) -> torch.device:
 
 def choose_dtype(dtype) -> torch.dtype:
     if dtype in ("float16", "fp16", "half", torch.float16):
-        raise OptionError("dtype float16 is refused: this model was trained in bfloat16 and its activations overflow float16 "
-                          "(the text becomes garbage); use bfloat16 or float32")
+        raise OptionError("dtype float16 is refused: models trained in bfloat16, as GLM-ASR was, overflow it (the text becomes garbage); "
+                          "use bfloat16 or float32")
     types = {"bfloat16": torch.bfloat16, "float32": torch.float32, torch.bfloat16: torch.bfloat16, torch.float32: torch.float32}
     if not isinstance(dtype, (str, torch.dtype)) or dtype not in types:
-        raise OptionError(f"dtype is {dtype!r}, expected 'auto', 'bfloat16' or 'float32'")
+        raise OptionError(f"dtype is {dtype!r}, expected 'auto', 'bfloat16', 'float32' or 'int8'")
     return types[dtype]
 
 
@@ -389,13 +446,23 @@ def free_memory(device: torch.device) -> int:
 
 # -- saving ------------------------------------------------------------------------------------------------------------
 
-def save(model: GlmAsr | EncoderDecoder, directory, dtype: torch.dtype = torch.bfloat16) -> None:
+def save(model: GlmAsr | EncoderDecoder, directory, dtype: torch.dtype = torch.bfloat16, *, int8: bool = False) -> None:
     """Writes the model as Transformers would: `model.safetensors`, `config.json`, `generation_config.json` and
-    what the processor wants. The tokenizer's files are the caller's."""
+    what the processor wants. The tokenizer's files are the caller's.
+
+    With `int8` the weights of linears are written as int8 numbers, and beside each its scales: this package alone reads that.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     table = FORMATS["transformers" if isinstance(model, GlmAsr) else "whisper"].table
-    state = {their_name(table, ours): parameter.detach().to("cpu", dtype).contiguous() for ours, parameter in model.named_parameters()}
+    linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)} if int8 else set()
+    state = {}
+    for ours, parameter in model.named_parameters():
+        theirs = their_name(table, ours)
+        if ours in linears:
+            state[theirs], state[theirs + SCALE] = fast.quantise(parameter.detach().cpu())
+        else:
+            state[theirs] = parameter.detach().to("cpu", dtype).contiguous()
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)      # save_file leaves it to the owner alone
     for name, values in model.config.to_published(dtype).items():

@@ -361,42 +361,51 @@ EXTENSIONS = frozenset(
     "ra rm tak tta voc w64 wv".split())
 
 
-def expand(paths: Iterable[str], recursive: bool = False) -> list[str]:
+def _refuse(error: AudioError) -> None:
+    raise error
+
+
+def expand(paths: Iterable[str], recursive: bool = False, fail: Callable[[AudioError], None] = _refuse) -> list[str]:
     """The recordings that some paths name, each once, where it is named first.
 
     A folder stands for the audio files in it, by name (and with `recursive`, for those in its folders), in order; hidden ones
     are left out. A pattern (`*`, `?`, `[...]`, and `**` for any depth) stands for what it matches, for shells that leave that
     to the program. Everything else stays as it is: "-", and also what is not there, which `audio.blocks` will say.
 
-    Raises AudioError for a folder without an audio file, for one that can't be read, and for a pattern that matches nothing.
+    A folder without an audio file, one that can't be read, and a pattern that matches nothing are each an AudioError. It is raised,
+    or `fail` is called with it, and the recordings that were found are given all the same.
     """
     found: dict[str, str] = {}
     for path in paths:
-        for name in _expanded(path, recursive):
+        for name in _expanded(path, recursive, fail):
             found.setdefault(name if name == "-" else os.path.normcase(os.path.abspath(name)), name)
     return list(found.values())
 
 
-def _expanded(path: str, recursive: bool) -> list[str]:
+def _expanded(path: str, recursive: bool, fail: Callable[[AudioError], None]) -> list[str]:
+    errors: list[AudioError] = []
     if os.path.isdir(path):
-        files = list(_audio_files(path, recursive))
-        if not files:
-            raise AudioError(f"{path}: no audio files are in this folder (.wav, .mp3, .flac, ...); name them one by one"
-                             + ("" if recursive else ", or search its folders as well with --recursive"))
-        return files
+        files = list(_audio_files(path, recursive, errors))
+        nothing = ("no audio files are in this folder (.wav, .mp3, .flac, ...); name them one by one"
+                   + ("" if recursive else ", or search its folders as well with --recursive"))
     # TRAP: a file can be called "talk [1].wav".
-    if set("*?[").isdisjoint(path) or os.path.lexists(path) or "\0" in path:
+    elif set("*?[").isdisjoint(path) or os.path.lexists(path) or "\0" in path:
         return [path]
-    matches = sorted(glob.glob(path, recursive=True))
-    files = [file for match in matches for file in (_audio_files(match, recursive) if os.path.isdir(match) else [match])]
-    if not files:
-        raise AudioError(f"{path}: the pattern matches no file; check the spelling and the current directory ({os.getcwd()})")
+    else:
+        matches = sorted(glob.glob(path, recursive=True))
+        files = [file for match in matches for file in (_audio_files(match, recursive, errors) if os.path.isdir(match) else [match])]
+        nothing = f"the pattern matches no file; check the spelling and the current directory ({os.getcwd()})"
+    if not (files or errors):
+        errors = [AudioError(f"{path}: {nothing}")]
+    for error in errors:
+        fail(error)
     return files
 
 
-def _audio_files(folder: str, recursive: bool) -> Iterator[str]:
+def _audio_files(folder: str, recursive: bool, errors: list[AudioError]) -> Iterator[str]:
+    """`errors` gets one for each folder that can't be read."""
     def refuse(error):
-        raise AudioError(f"{error.filename}: the folder cannot be read ({error.strerror}); check its permissions") from error
+        errors.append(AudioError(f"{error.filename}: the folder cannot be read ({error.strerror}); check its permissions"))
 
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
@@ -431,7 +440,7 @@ def plan_outputs(inputs: list[str], formats: Iterable[str], output_dir: str | os
 
     def files(name: str, attempt: int) -> dict[str, Path]:
         place = places.get(name, Path("stdin"))
-        top, inner = os.path.dirname(name), ""
+        top, inner = Path(name).parent, ""          # of "talk.wav/" too, which opens as "talk.wav" does
         if output_dir is not None:
             # TRAP: on Windows the first part may be a drive, and to join it would lead out of the folder.
             top, inner = output_dir, os.path.join("", *place.parent.parts[max(1, common):])
@@ -459,7 +468,7 @@ def prepare(folder: str | os.PathLike) -> None:
     except FileExistsError:
         raise OutputError(f"{folder}: is a file; expected a folder for the results: name another one") from None
     except (OSError, ValueError) as error:
-        raise OutputError(f"{folder}: can't be made ({error}); name another folder for the results") from None
+        raise OutputError(f"{str(folder)!r}: can't be made ({error}); name another folder for the results") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{folder}: you may not write there; expected a folder for the results: name another one, or ask for permission")
 
@@ -481,5 +490,5 @@ def write_whole(path: str | os.PathLike, text: str) -> None:
             part.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); make room, check the permissions of its folder, "
-                          "or name another one") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); make room, check the permissions of its folder "
+                          "and the length of its name, or name another one") from error

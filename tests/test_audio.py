@@ -6,7 +6,9 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,9 +69,9 @@ def write(path, samples, rate, format, subtype):
     return path
 
 
-def bytes_of(samples, rate=16000, format="WAV", subtype="PCM_16"):
+def bytes_of(samples, rate=16000, format="WAV", subtype="PCM_16", endian=None):
     file = io.BytesIO()
-    soundfile.write(file, samples, rate, format=format, subtype=subtype)
+    soundfile.write(file, samples, rate, format=format, subtype=subtype, endian=endian)
     return file.getvalue()
 
 
@@ -198,13 +200,14 @@ def test_a_file_for_ffmpeg_cannot_be_longer_than_allowed(tmp_path):
 def test_only_files_that_begin_like_those_of_the_list_reach_libsndfile(tmp_path, monkeypatch):
     """Its memory bugs are in the code that opens a file."""
     others = sorted(set(soundfile.available_formats()) - set(audio.FORMATS) - {"RAW", "SD2"})       # which do not begin in any way
-    others = [bytes_of(speech(0.1), 8000, format, {"XI": "DPCM_16", "WVE": "ALAW"}.get(format, "PCM_16")) for format in others]
+    others = [(format, bytes_of(speech(0.1), 8000, format, {"XI": "DPCM_16", "WVE": "ALAW"}.get(format, "PCM_16"))) for format in others]
+    others += [("MAT4", bytes_of(speech(0.1), endian=endian, format="MAT4", subtype="PCM_16")) for endian in ("BIG", "LITTLE")]
     opened = []
     monkeypatch.setattr(soundfile, "SoundFile", lambda path: opened.append(path) or {}["opened"])
     monkeypatch.setenv("PATH", "")
-    for content in others:
+    for format, content in others:            # HTK begins like nothing
         for tag in (b"", b"ID3\4\0\0\0\0\1\0" + bytes(128)):
-            with pytest.raises(AudioError, match="formats read directly"):
+            with pytest.raises(AudioError, match="formats read directly" if format == "HTK" else f"({format}|IFF) is not among the formats"):
                 audio.load(tag + content)
     assert not opened
     for format in audio.FORMATS:
@@ -270,10 +273,10 @@ def test_an_absurd_rate_is_not_taken_for_a_long_recording():
 
 
 def test_odd_rates():
-    """Their kernels are as large as the rate is high: those above 96 kHz are no device's."""
-    for rate in (4001, 95_999, 96_000, 176_400, 352_800, 384_000):
+    """Their kernels are as large as the rate is high: those above 50 kHz are no device's."""
+    for rate in (4001, 47_952, 48_048, 49_999, 64_000, 88_200, 96_000, 176_400, 352_800, 384_000):
         assert len(audio.load(np.zeros(rate, np.float32), rate)) == 16000
-    for rate in (96_001, 192_050, 383_983):
+    for rate in (50_001, 95_999, 96_001, 192_050, 383_983):
         with pytest.raises(AudioError, match="whole hundreds"):
             audio.load(np.zeros(100), rate)
 
@@ -286,6 +289,11 @@ def test_a_forged_rate_does_not_help(monkeypatch):
         audio.load(forged, max_duration=1)
     monkeypatch.setattr(audio, "MOST_BYTES", 32_000 * 4)
     assert len(audio.load(forged, max_duration=1)) == 1334
+
+
+def test_sound_far_above_full_scale_is_sound():
+    samples = torch.from_numpy(speech(0.5))
+    same(audio.load(bytes_of((samples * 900).numpy(), subtype="FLOAT")), samples * 900)
 
 
 def test_a_stream_is_not_copied_without_end(tmp_path, monkeypatch):
@@ -365,6 +373,23 @@ def test_tensors():
     same(audio.load(torch.stack([samples, -samples], 1), 16000), torch.zeros(8000))
 
 
+@pytest.mark.parametrize("make", [
+    lambda samples: samples.to_sparse(), lambda samples: samples.to("meta"), lambda samples: samples[None].to_sparse_csr(),
+    lambda samples: torch.quantize_per_tensor(samples, 0.1, 0, torch.qint8)])
+def test_tensors_that_hold_no_samples(make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")   # PyTorch's own, of sparse tensors
+        tensor = make(torch.from_numpy(speech(0.1)))
+    with pytest.raises(AudioError, match="the Tensor of shape .*can't be read; expected a dense tensor"):
+        audio.load(tensor, 16000)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_tensors_of_eight_bits(dtype):
+    samples = torch.from_numpy(speech(0.5)).to(dtype)
+    same(audio.load(samples, 16000), samples.float())
+
+
 def test_the_argument_is_not_a_view_of_the_result():
     samples = speech(0.5)
     audio.load(samples, 16000).zero_()
@@ -402,6 +427,7 @@ def test_stereo():
     (np.array([0, np.nan]), 16000, "sample 1 is NaN or infinite"),
     (np.array([[0.0, np.inf], [0, 0], [0, 0]]), 16000, "sample 0 is NaN or infinite"),
     (np.array([1e300]), 16000, "NaN or infinite"),
+    (np.array([0, -1001.5]), 16000, r"sample 1 is -1001\.5; expected floats in about -1\.\.1: divide them by their full scale"),
     (np.zeros(100), 1, "4000 to 384000"),
     (np.zeros(100), 3999, "4000 to 384000"),
     (np.zeros(100), 384001, "4000 to 384000"),
@@ -443,6 +469,7 @@ WAV = bytes_of(speech(0.5))
     (bytes_of(np.array([0, np.nan, 0]), subtype="FLOAT"), "sample 1 is NaN"),
     (bytes_of(np.array([0, -np.inf, 0]), subtype="DOUBLE"), "sample 1 is NaN or infinite"),
     (bytes_of(np.array([0, 1e200, 0]), subtype="DOUBLE"), "sample 1 is NaN or infinite"),
+    *[(bytes_of(np.array([0, value, 0]), subtype="FLOAT"), "sample 1 is .*; expected floats in about") for value in (32767.0, -1e20, 3e38)],
     (bytes_of(speech(0.5), format="FLAC")[:60], "not.* readable|cannot be decoded"),
 ])
 @pytest.mark.parametrize("ffmpeg", ["ffmpeg", "no ffmpeg"])
@@ -735,8 +762,16 @@ def unfinished():
     return bytes(whole)
 
 
+def sun(length):
+    """An AU whose header states another length."""
+    whole = bytearray(joined("AU", "PCM_16", 1))
+    struct.pack_into(">I", whole, 8, length)
+    return bytes(whole)
+
+
 LONGER = {"two MP3": (lambda: joined("MP3", "MPEG_LAYER_III", 2), 6.0), "two OGG": (lambda: joined("OGG", "VORBIS", 2), 6.0),
-          "two OGG Opus": (lambda: joined("OGG", "OPUS", 2), 6.0), "WAV without a length": (unfinished, 3.0)}
+          "two OGG Opus": (lambda: joined("OGG", "OPUS", 2), 6.0), "WAV without a length": (unfinished, 3.0),
+          **{f"AU of {length:#x} without a length": (lambda length=length: sun(length), 3.0) for length in (0, 1, 0x7fffffff)}}
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
@@ -747,6 +782,15 @@ def test_files_longer_than_their_header_says_are_read_to_the_end(name):
     assert len(audio.load(make(), warn=warnings.append)) / 16_000 == pytest.approx(seconds, abs=0.2) and warnings == []
 
 
+@needs_ffmpeg
+@pytest.mark.parametrize("length", [-1, 0, 2 ** 62])
+def test_a_caf_without_a_length_is_read_by_ffmpeg(length):
+    """-1 is up to the end of the file, which libsndfile doesn't know."""
+    content = bytearray(FILES["CAF"])
+    struct.pack_into(">q", content, content.find(b"data") + 4, length)
+    same(audio.load(bytes(content)), audio.load(FILES["CAF"]))
+
+
 @pytest.mark.parametrize("name", LONGER)
 def test_without_ffmpeg_it_is_said_that_something_is_lost(monkeypatch, name):
     monkeypatch.setattr(audio.shutil, "which", lambda name: None)
@@ -754,7 +798,7 @@ def test_without_ffmpeg_it_is_said_that_something_is_lost(monkeypatch, name):
     try:
         assert len(audio.load(LONGER[name][0](), warn=warnings.append)) / 16_000 == pytest.approx(3.0, abs=0.2)
     except AudioError as error:
-        assert "holds no samples" in str(error) and name == "WAV without a length"
+        assert "holds no samples" in str(error) and name.endswith("without a length")
     [warning] = warnings
     assert "what is behind that is lost: install ffmpeg" in warning
 
@@ -767,3 +811,65 @@ def test_the_frames_of_an_mp3_are_counted(tmp_path, seconds, rate):
     tagged = b"ID3\x04\0\0\0\0\x10\0" + bytes(2048) + (tmp_path / "a.mp3").read_bytes() + b"TAG" + bytes(125)
     (tmp_path / "a.mp3").write_bytes(tagged)
     assert audio._mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)
+
+
+def test_the_frames_of_an_mp3_are_counted_in_pieces(tmp_path, monkeypatch):
+    """Whatever lies between them, and wherever the pieces that are read at once end."""
+    frames = joined("MP3", "MPEG_LAYER_III", 1)
+    seconds = audio._mpeg_seconds(write_bytes(tmp_path / "a", frames))
+    assert seconds == pytest.approx(3.0, abs=0.2)
+    for size in (2, 17, 2 ** 20):
+        monkeypatch.setattr(audio, "VALUES", size)
+        for junk in (bytes(10_000), bytes(4095) + b"\xff", b"\xff" * 5000, b"\xff\xfa\x90", b"", b"ID3\4\0\0\0\0\x10\0" + b"\xff" * 2048):
+            content = frames + junk + frames + junk[:3]
+            assert audio._mpeg_seconds(write_bytes(tmp_path / "a", content)) == pytest.approx(2 * seconds, abs=0.1)
+
+
+def test_memory_does_not_grow_with_the_frames_of_an_mp3(tmp_path):
+    """100 MB of them, counted in a second."""
+    pytest.importorskip("resource")
+    write_bytes(tmp_path / "a.mp3", joined("MP3", "MPEG_LAYER_III", 1) * 8000)
+    code = ("import resource, sys; from glmasr import audio\n"
+            "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "before = peak(); print(audio._mpeg_seconds(sys.argv[1]), peak() - before)\n")
+    output = subprocess.run([sys.executable, "-c", code, tmp_path / "a.mp3"], capture_output=True, text=True, check=True,
+                            cwd=Path(__file__).parent.parent).stdout
+    seconds, growth = map(float, output.split())
+    assert seconds > 8000 and growth < 8000 * (1024 if sys.platform == "darwin" else 1)
+
+
+def write_bytes(path, content):
+    path.write_bytes(content)
+    return path
+
+
+# ---- an ffmpeg that misbehaves ------------------------------------------------------------------------------------------
+
+def fake_ffmpeg(folder, monkeypatch, script, patience=0.5):
+    """It is the only program on the PATH, so scripts name others in full."""
+    folder.mkdir()
+    (folder / "ffmpeg").write_bytes(script)
+    (folder / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(audio, "PATIENCE", patience)
+
+
+@pytest.mark.skipif(not os.path.exists("/bin/sleep"), reason="needs a shell")
+@pytest.mark.parametrize("script", [b"/bin/sleep 20", b"exec /bin/sleep 20", b"exec >&-; exec /bin/sleep 20", b"/bin/sleep 20 & exit 0"])
+def test_the_time_limit_holds_for_all_that_ffmpeg_starts(tmp_path, monkeypatch, script):
+    fake_ffmpeg(tmp_path / "bin", monkeypatch, b"#!/bin/sh\n" + script)
+    start = time.monotonic()
+    with pytest.raises(AudioError, match="the recording in memory: .*ffmpeg says: nothing for 0.5 s, so it was ended"):
+        audio.load(b"no sound")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions, and a folder that is none")
+def test_an_ffmpeg_that_cannot_be_started(tmp_path, monkeypatch):
+    fake_ffmpeg(tmp_path / "bin", monkeypatch, b"not a program")
+    (tmp_path / "x.m4a").write_bytes(b"no sound")
+    with pytest.raises(AudioError, match=r"x\.m4a: not readable \(.*\), and .*ffmpeg can't be started \(.*Exec format error.*convert it to WAV"):
+        audio.load(tmp_path / "x.m4a")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(AudioError, match=r"x\.m4a: not readable \(.*\), and .*ffmpeg can't be started \(.*nowhere"):
+        audio.load(tmp_path / "x.m4a")

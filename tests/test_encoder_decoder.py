@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from glmasr import audio as sound
 from glmasr import decode, weights
-from glmasr.config import CONVOLUTIONS, PRESETS, CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig, read_config
-from glmasr.conv_frontend import WaveformFrontend, receptive_field, total_stride
+from glmasr.config import (CONVOLUTIONS, PRESETS, CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig, read_config,
+                           total_stride)
+from glmasr.conv_frontend import WaveformFrontend, receptive_field
 from glmasr.encoder import sinusoids
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.model import EncoderDecoder

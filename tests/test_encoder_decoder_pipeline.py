@@ -65,8 +65,8 @@ def answering(monkeypatch, answers):
     """The search gives these hypotheses, one batch after the other; returns what it was asked for."""
     asked, left = [], list(answers)
 
-    def search(model, audio, prompts, stop, budget, options, rules, temperature=0.0):
-        asked.append({"rows": len(prompts), "prompts": prompts, "budget": budget, "temperature": temperature, "rules": rules})
+    def search(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
+        asked.append({"rows": len(prompts), "prompts": prompts, "budget": max(budgets), "temperature": temperature, "rules": rules})
         return [left.pop(0) for _ in prompts]
     monkeypatch.setattr(pipeline, "search", search)
     return asked
@@ -124,7 +124,7 @@ def test_seeking_goes_on_where_the_last_complete_sentence_ended(recogniser, monk
     starts = []
     monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.0])))
     encode = recogniser.encode
-    monkeypatch.setattr(recogniser, "encode", lambda windows: starts.append(len(windows[0]) / 16_000) or encode(windows))
+    monkeypatch.setattr(recogniser, "encode", lambda windows, length: starts.append(len(windows[0]) / 16_000) or encode(windows, length))
     answering(monkeypatch, [said(at(0.0), "a", at(0.5), at(0.5)), said(at(0.0), "b", at(1.0), at(1.2), "c"), said(at(0.0), "d", at(1.5)),
                             said("e"), said(at(0.0), "f", at(1.0))])
     parts = list(recogniser.stream(sound(6.5), "zh", Options(timestamps=True, long="seek"), sample_rate=16_000))
@@ -221,6 +221,7 @@ def test_a_file_that_lost_its_steering_ids(folder, tmp_path, key):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     data = json.loads((tmp_path / "generation_config.json").read_text())
     lost = {name: value for name, value in data.items() if name != key}
+    weights.load(tmp_path)              # its numbers can be looked at
     if key == "lang_to_id":             # what is left looks like a model for one language, but for its size
         (tmp_path / "generation_config.json").write_text(json.dumps(lost))
         assert glmasr.load(tmp_path).config.languages == {}
@@ -263,3 +264,53 @@ def test_the_command_line(folder, tmp_path, capsys):
     record = json.loads(capsys.readouterr().out)
     assert plain.rstrip("\n") == "\n".join(f"[00:{s['start']:05.2f} --> 00:{s['end']:05.2f}] {s['text']}" for s in record["segments"])
     assert [transcribe.clock(seconds) for seconds in (0, 59.999, 61.5, 3600, 7325.25)] == ["00:00.00", "01:00.00", "01:01.50", "1:00:00.00", "2:02:05.25"]
+
+
+def test_recordings_padded_to_different_lengths_share_nothing(recogniser):
+    """What is heard to other lengths is decoded apart: each as if it were alone."""
+    recordings = [torch.from_numpy(sound(seconds, number)) for number, seconds in enumerate((0.3, 1.5, 0.4, 1.9, 0.5))]
+    options = Options(pad_to="speech", max_new_tokens=6, guards=False)
+    shapes, encode = [], recogniser.model.encode
+    recogniser.model.encode = lambda features: shapes.append(tuple(features.shape[::2])) or encode(features)
+    try:
+        together = recogniser.recognise(recordings, ["zh"] * 5, options)
+    finally:
+        del recogniser.model.encode
+    assert together == [recogniser.recognise([samples], ["zh"], options)[0] for samples in recordings]
+    assert {frames for _, frames in shapes} == {160, 200} and len(shapes) < 5 == sum(rows for rows, _ in shapes)
+
+
+def test_a_model_that_was_saved_without_its_processor(folder, tmp_path):
+    """`save_pretrained` of Transformers writes no window length with the model, and the processor's settings elsewhere."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").unlink()
+    assert glmasr.load(tmp_path).config.window_seconds == SECONDS
+    (tmp_path / "processor_config.json").write_text(json.dumps({"feature_extractor": {**settings, "feature_size": 128}}))
+    with pytest.raises(CheckpointError, match="feature_size is 128"):
+        glmasr.load(tmp_path)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"feature_extractor": settings}))
+    assert glmasr.load(tmp_path).config.window_seconds == SECONDS
+
+
+def test_a_window_of_less_than_a_second(tmp_path):
+    config = EncoderDecoderConfig(
+        SinusoidalEncoderConfig(width=16, layers=1, heads=2, hidden=32, positions=30), CrossDecoderConfig(vocabulary=90, width=16, layers=1, heads=2, hidden=32, positions=20),
+        window_seconds=0.6, start=71, end=70, languages={}, tasks={}, no_timestamps=None, several_languages=False)
+    weights.save(EncoderDecoder(config), tmp_path)
+    assert weights.load(tmp_path).config == config
+    (tmp_path / "preprocessor_config.json").unlink()
+    model = weights.load(tmp_path, dtype="float32")
+    assert model.config.window == 9600 and model.encode(model.features(torch.zeros(1, 9600))).shape == (1, 30, 16)
+
+
+def test_one_language_without_a_token_may_be_named(recogniser):
+    one = pipeline.EncoderDecoderRecogniser(EncoderDecoder(replace(recogniser.config, languages={}, tasks={}, several_languages=False)).eval(), recogniser.tokenizer)
+    assert one.rules("en") is one.rules("auto")
+    with pytest.raises(OptionError, match="expected 'auto' or 'en'"):
+        one.rules("zh")
+    with pytest.raises(OptionError, match="has tokens for zh, yue, en, and 'auto'"):
+        recogniser.rules("ja")
+    with pytest.raises(OptionError, match="needs timestamps"):
+        recogniser.check("zh", Options(long="seek"))

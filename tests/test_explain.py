@@ -313,7 +313,7 @@ def test_the_first_tokens_are_those_of_prefill(recogniser, options):
     if not glm:
         likely, no_speech = recogniser.model.judge(audio)
         order = sorted(zip(recogniser.config.languages, likely[0].tolist()), key=lambda item: -item[1])
-        line = "judged: " + ", ".join(f"{name} {value:.3f}" for name, value in order) + f"; that nobody speaks {no_speech[0]:.3f}"
+        line = "judged: " + ", ".join([*(f"{name} {value:.3f}" for name, value in order), f"that nobody speaks {no_speech[0]:.3f}"])
         assert line in report(run).splitlines()
         assert transcript.language == options.get("language", order[0][0])
 

@@ -108,21 +108,26 @@ sound("a sample rate of 1 Hz", lambda: wav(rate=1), "AudioError: talk.wav: sampl
 sound("3999 Hz", lambda: wav(rate=3999), "AudioError: talk.wav: sample rate 3999 Hz; expected 4000 to 384000: …")
 sound("384,001 Hz", lambda: wav(rate=384_001), "AudioError: talk.wav: sample rate 384001 Hz; expected 4000 to 384000: …")
 sound("1 MHz", lambda: wav(rate=10 ** 6), "AudioError: talk.wav: sample rate 1000000 Hz; expected 4000 to 384000: …")
-sound("383,983 Hz", lambda: wav(rate=383_983), "AudioError: talk.wav: sample rate 383983 Hz; expected whole hundreds above 96000: …")
+sound("383,983 Hz", lambda: wav(rate=383_983), "AudioError: talk.wav: sample rate 383983 Hz; expected whole hundreds above 50000: …")
+sound("95,999 Hz", lambda: wav(rate=95_999), "AudioError: talk.wav: sample rate 95999 Hz; expected whole hundreds above 50000: …")
 sound("0 channels", lambda: wav(channels=0), f"AudioError: talk.wav: not readable (Channel count is zero), {NO_FFMPEG}")
 sound("300 channels", lambda: bytes_of(np.zeros((100, 300))), "AudioError: talk.wav: 300 channels; expected 1 to 255: …")
 sound("65,535 channels", lambda: wav(channels=65_535), f"AudioError: talk.wav: not readable (Too many channels specified), {NO_FFMPEG}")
 sound("NaN among the samples", damaged(np.nan), "AudioError: talk.wav: sample 1 is NaN or infinite; …")
 sound("an infinite sample", damaged(-np.inf), "AudioError: talk.wav: sample 1 is NaN or infinite; …")
 sound("a sample beyond float32", damaged(1e200, "DOUBLE"), "AudioError: talk.wav: sample 1 is NaN or infinite; …")
+sound("samples of 16 bits, written as floats without a division", damaged(32767.0), "AudioError: talk.wav: sample 1 is 32767; expected floats in about -1..1: divide them by their full scale, …")
+sound("a sample of 10^20", damaged(1e20), "AudioError: talk.wav: sample 1 is 1e+20; expected floats in about -1..1: …")
 sound("one sample", lambda: bytes_of(np.array([0.5])), "read, 6.25e-05 s")
 sound("A-law", kind("WAV", "ALAW"), "read, 0.5 s")
 sound("mu-law", kind("WAV", "ULAW"), "read, 0.5 s")
 sound("MS ADPCM in WAV", kind("WAV", "MS_ADPCM"), f"AudioError: talk.wav: not readable (MS_ADPCM in WAV is not among the formats read directly), {NO_FFMPEG}")
 sound("GSM in WAV", kind("WAV", "GSM610"), f"AudioError: talk.wav: not readable (GSM610 in WAV is not among the formats read directly), {NO_FFMPEG}")
 sound("ALAC in CAF", kind("CAF", "ALAC_16"), f"AudioError: talk.wav: not readable (ALAC_16 in CAF is not among the formats read directly), {NO_FFMPEG}")
-for format in ("W64", "VOC", "NIST", "PVF", "MAT5"):
+for format in ("W64", "VOC", "NIST", "PVF", "MAT4", "MAT5", "MPC2K"):
     sound(f"{format}, which libsndfile would read", kind(format), f"AudioError: talk.wav: not readable ({format} is not among …), {NO_FFMPEG}")
+sound("an AU that claims 0 bytes", lambda: bytes_of(speech(0.5), format="AU")[:8] + bytes(4) + bytes_of(speech(0.5), format="AU")[12:],
+      "AudioError: talk.wav: holds no samples …; …")
 sound("a FLAC that claims 2^36 - 1 samples", lambda: flac(2 ** 36 - 1), "read, 0.5 s; warning: talk.wav: breaks off after 0.5 s (4294967.3 s announced); …")
 sound("a FLAC that does not say how long it is", lambda: flac(0), "read, 0.5 s")
 sound("a FLAC header and nothing behind it", lambda: flac(0)[:42], "AudioError: talk.wav: …")
@@ -221,6 +226,11 @@ def _(room):
     return room.read(np.zeros((300, 900)), 16_000)
 
 
+@row("a sparse tensor", "AudioError: the Tensor of shape (9,) holds torch.float32 as torch.sparse_coo on cpu, which can't be read; expected a dense tensor …")
+def _(room):
+    return room.read(torch.zeros(9).to_sparse(), 16_000)
+
+
 @row("a sample rate of NaN", "AudioError: the ndarray of shape (9,): sample rate nan; expected a whole number of Hz")
 def _(room):
     return room.read(np.zeros(9), float("nan"))
@@ -235,10 +245,10 @@ for samples in (1, 160, 1600):
 
 # ---- through ffmpeg --------------------------------------------------------------------------------------------------------
 
-def ffmpeg(what, script, outcome, **options):
+def ffmpeg(what, script, outcome, shell="#!/bin/sh\n", **options):
     def run(room):
         Path("bin").mkdir()
-        Path("bin/ffmpeg").write_text(f"#!/bin/sh\n{script}\n")
+        Path("bin/ffmpeg").write_text(f"{shell}{script}\n")
         Path("bin/ffmpeg").chmod(0o755)
         room.patch.setenv("PATH", str(Path("bin").absolute()))
         room.patch.setattr(audio, "PATIENCE", 0.3)
@@ -249,7 +259,11 @@ def ffmpeg(what, script, outcome, **options):
 
 HEADER = r"printf '.snd\000\000\000\030\377\377\377\377\000\000\000\006\000\000\076\200\000\000\000\001'"
 ffmpeg("cannot read the file", "echo moov atom not found >&2; exit 1", "AudioError: talk.m4a: not a readable recording (…); ffmpeg says: moov atom not found; …")
-ffmpeg("never answers", "exec /bin/sleep 60", "AudioError: talk.m4a: not a readable recording (…); ffmpeg says: nothing for 0.3 s, so it was ended; …")
+NOTHING = "AudioError: talk.m4a: not a readable recording (…); ffmpeg says: nothing for 0.3 s, so it was ended; …"
+ffmpeg("never answers", "exec /bin/sleep 60", NOTHING)
+ffmpeg("is a script, and what it starts never answers", "/bin/sleep 60", NOTHING)
+ffmpeg("closes its output and never ends", "exec >&-; exec /bin/sleep 60", NOTHING)
+ffmpeg("is no program", "nonsense", "AudioError: talk.m4a: not readable (…), and …/bin/ffmpeg can't be started (…); …", shell="")
 ffmpeg("stops answering", f"{HEADER}; /bin/head -c 64000 /dev/zero; exec /bin/sleep 60",
        "read, 1 s; warning: talk.m4a: breaks off after 1.0 s (nothing for 0.3 s, so it was ended); what comes before is used")
 ffmpeg("never ends", f"{HEADER}; exec /bin/cat /dev/zero", "AudioError: talk.m4a: is longer than 100 s (max_duration); …", max_duration=100)
@@ -309,6 +323,10 @@ def only(name):
     return run
 
 
+def huge(file):
+    return lambda folder: os.truncate(folder / file, 3 * 10 ** 9)           # sparse
+
+
 def endless_header(folder):
     (folder / WEIGHTS).write_bytes(struct.pack("<Q", 100_000_001))
     os.truncate(folder / WEIGHTS, 100_000_100)          # sparse
@@ -330,7 +348,10 @@ checkpoint("a gap between tensors", header({"a": entry(0, 4, [1]), "b": entry(8,
 checkpoint("tensors that overlap", header({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}), "CheckpointError: model/model.safetensors: tensor b of shape [2] and type F32 lies at bytes 4 to 12; expected 8 to 16; …")
 checkpoint("an offset below 0", header({"a": entry(-8, 0, [2])}), "CheckpointError: model/model.safetensors: tensor a of shape [2] and type F32 lies at bytes -8 to 0; …")
 checkpoint("a tensor larger than its bytes", header({"a": entry(0, 8, [3])}), "CheckpointError: model/model.safetensors: tensor a of shape [3] and type F32 lies at bytes 0 to 8; expected 0 to 12; …")
-checkpoint("a tensor of 2^70 bytes", header({"a": entry(0, 2 ** 70, [2 ** 68])}), "CheckpointError: model/model.safetensors: its tensors end at byte …; …")
+checkpoint("a tensor of 2^70 bytes", header({"a": entry(0, 2 ** 70, [2 ** 68])}), "CheckpointError: model/model.safetensors: tensor a has dtype 'F32' and shape [295147905179352825856]; …")
+checkpoint("a shape of thousands of digits", header('{"a": {"dtype": "U8", "shape": [1%s, 1%s], "data_offsets": [0, 4]}}' % (("0" * 4000,) * 2)), "CheckpointError: model/model.safetensors: tensor a has dtype 'U8' and shape [1000… ... …")
+checkpoint("2000 axes of 4000 digits each", header('{"a": {"dtype": "U8", "shape": [%s], "data_offsets": [0, 4]}}' % ", ".join(["9" * 4000] * 2000)), f"CheckpointError: model/model.safetensors: tensor a has 2000 axes; expected at most 32; {DAMAGED}")
+checkpoint("200,000 tensors", header({str(number): entry(0, 0, [0]) for number in range(200_000)}), "CheckpointError: model/model.safetensors: its header has … commas and brackets; expected at most 1000000, which is about 100,000 tensors; …")
 checkpoint("a shape below 0", header({"a": entry(0, 8, [-2, -1])}), "CheckpointError: model/model.safetensors: tensor a has dtype 'F32' and shape [-2, -1]; …")
 checkpoint("an unknown type", header({"a": entry(0, 8, [2], "F31")}), "CheckpointError: model/model.safetensors: tensor a has dtype 'F31' and shape [2]; …")
 checkpoint("a name that a terminal would obey", tensors(lambda held: held.update({"\x1b[2J": torch.zeros(1)})), "CheckpointError: model/model.safetensors: tensor \\x1b[2J is unexpected; …")
@@ -343,6 +364,10 @@ checkpoint("an index that names /etc/passwd", index("/etc/passwd"), "CheckpointE
 checkpoint("an index that names a file that is not there", index("b.safetensors"), "CheckpointError: model/b.safetensors: no such file, but model.safetensors.index.json names it; …")
 checkpoint("an index that names what no file can be called", index("x" * 5000), "CheckpointError: model/xxx…xxx: no such file, …")
 checkpoint("config.json is empty", write(CONFIG, b""), "CheckpointError: model/config.json: not readable as JSON (…)")
+checkpoint("config.json is of 3 GB", huge(CONFIG), "CheckpointError: model/config.json: not readable as JSON (3000000000 bytes, expected at most 50000000)")
+checkpoint("config.json is a pipe", lambda folder: ((folder / CONFIG).unlink(), os.mkfifo(folder / CONFIG)), "CheckpointError: model/config.json: not readable as JSON (it is a directory, a pipe or a device, expected a file)")
+checkpoint("config.json is a link to /dev/zero", lambda folder: ((folder / CONFIG).unlink(), (folder / CONFIG).symlink_to("/dev/zero")),
+           "CheckpointError: model/config.json: not readable as JSON (it is a directory, a pipe or a device, expected a file)")
 checkpoint("config.json is 100,000 brackets", write(CONFIG, b"[" * 100_000), "CheckpointError: model/config.json: not readable as JSON (…)")
 checkpoint("config.json has a key twice", write(CONFIG, b'{"model_type": "glmasr", "model_type": "bart"}'), "CheckpointError: model/config.json: not readable as JSON ('model_type' twice in one object)")
 checkpoint("another kind of model", put(CONFIG, "model_type", "bart"), "CheckpointError: model: config.json: model_type is 'bart'; this package runs …")
@@ -395,6 +420,7 @@ def pieces(added):
 TOKENIZER = "tokenizer.json"
 tokenizer("none", lambda folder: (folder / TOKENIZER).unlink(), "TokenizerError: 'model' has neither tokenizer.json (byte-level BPE) nor tokenizer.model (SentencePiece); …")
 tokenizer("tokenizer.json is no JSON", write(TOKENIZER, b"{"), "TokenizerError: 'model/tokenizer.json' is not valid JSON: …; download it again")
+tokenizer("tokenizer.json is of 3 GB", huge(TOKENIZER), "TokenizerError: cannot read the tokenizer file 'model/tokenizer.json': 3000000000 bytes, expected at most 50000000")
 tokenizer("a key twice", write(TOKENIZER, b'{"model": 1, "model": 2}'), "TokenizerError: 'model/tokenizer.json' is not valid JSON: 'model' twice in one object; …")
 tokenizer("an id of -1", put(TOKENIZER, "model", "vocab", "!", -1), "TokenizerError: the token '!' has the id -1; expected an integer from 0 to 16777216")
 tokenizer("an id of 10^9", put(TOKENIZER, "model", "vocab", "!", 10 ** 9), "TokenizerError: the token '!' has the id 1000000000; expected …")
@@ -407,6 +433,7 @@ tokenizer("a pattern that is unknown here", split(r"\w+"), "TokenizerError: the 
 tokenizer("2000 steps inside of each other", nested, "TokenizerError: 'model/tokenizer.json' …")
 tokenizer("the one of another model", put(TOKENIZER, "added_tokens", 1, "content", "<|bot|>"), "CheckpointError: model/tokenizer.json: the vocabulary has no token '<|user|>'; …")
 tokenizer("tokenizer.model breaks off", lambda folder: (pieces({})(folder), os.truncate(folder / "tokenizer.model", 50)), "TokenizerError: model: tokenizer.model is damaged or no SentencePiece model: …")
+tokenizer("tokenizer.model is of 3 GB", lambda folder: (pieces({})(folder), huge("tokenizer.model")(folder)), "TokenizerError: cannot read the tokenizer file 'model/tokenizer.model': 3000000000 bytes, expected at most 50000000")
 tokenizer("added_tokens.json with a gap", pieces({"<|user|>": 1000}), "TokenizerError: model: added_tokens.json: '<|user|>' has the id 1000, expected …: special tokens follow the … pieces of tokenizer.model, …")
 tokenizer("added_tokens.json with 10^9", pieces({"<|user|>": 10 ** 9}), "TokenizerError: model: the token '<|user|>' has the id 1000000000; expected …")
 
@@ -428,7 +455,7 @@ option("a length penalty of NaN", "OptionError: length_penalty is nan, expected 
 row = others("Options")
 
 
-@row("a model that is not there", "CheckpointError: nothing: no such directory, and not a name that this package knows …")
+@row("a model that is not there", "CheckpointError: 'nothing': no such directory, and not a name that this package knows …")
 def _(room):
     return glmasr.load("nothing")
 

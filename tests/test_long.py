@@ -1,6 +1,7 @@
 """Long recordings and doubtful answers, in both families, with the search replaced by what it could find."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import glmasr
 from glmasr import decode, pipeline
-from glmasr.decode import Budgets, Hypothesis, StopLoops, loops
+from glmasr.decode import Hypothesis, StopLoops, loops
 from glmasr.errors import OptionError
 from glmasr.pipeline import FLAGS, Options
 
@@ -17,7 +18,9 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def demo():
-    return glmasr.load("demo", device="cpu", dtype="float32")
+    recogniser = glmasr.load("demo", device="cpu", dtype="float32")
+    recogniser.model.config = replace(recogniser.config, window_seconds=10)     # which the numbers below go by; nothing else does
+    return recogniser
 
 
 def talk(stretches, seconds=8.0, gap=1.0):
@@ -36,7 +39,7 @@ def answering(monkeypatch, answer):
     """answer(batch number, temperature, prompts) -> hypotheses; returns the calls."""
     calls = []
 
-    def search(model, audio, prompts, stop, budget, options, rules, temperature=0.0):
+    def search(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
         calls.append((len(prompts), temperature))
         return answer(len(calls) - 1, temperature, prompts)
     monkeypatch.setattr(pipeline, "search", search)
@@ -69,9 +72,12 @@ class Table:
         self.nexts, self.vocabulary = nexts, vocabulary
 
     def new_cache(self, rows, capacity):
+        model = self
+
         class Cache:
             def fork(self, beams): ...
             def reorder(self, rows): ...
+            def keep(self, recordings): model.rows = [model.rows[number] for number in recordings.tolist()]
         return Cache()
 
     def logits(self, rows, tokens):
@@ -104,13 +110,18 @@ def test_a_loop_ends_there_and_other_rows_go_on(beams):
     assert len(found[0].ids) <= 30 and found[0].stopped
 
 
-def test_each_row_has_its_own_budget():
-    model = Table(lambda row, token: 10 + (token - 9) % 30)
-    rules = [Budgets([5, 12, 20], 0)]
-    found = decode.greedy(model, "abc", [[9]] * 3, stop=[0], max_new=20, rules=rules)
-    assert [len(hypothesis.ids) for hypothesis in found] == [5, 12, 20]
-    alone = [decode.greedy(model, "a", [[9]], stop=[0], max_new=limit)[0].ids for limit in (5, 12, 20)]
-    assert [hypothesis.ids for hypothesis in found] == alone
+@pytest.mark.parametrize("beams", [1, 3])
+def test_each_recording_has_its_own_budget(beams):
+    model, limits = Table(lambda row, token: 10 + (token - 9) % 30), [5, 20, 12, 20, 20, 1]
+
+    def found(rows, max_new):
+        prompts = [[9]] * len(rows)
+        return [decode.greedy(model, rows, prompts, stop=[0], max_new=max_new)] if beams == 1 else decode.beam(
+            model, rows, prompts, stop=[0], max_new=max_new, width=beams)
+    together = found("abcdef", limits)
+    together = together[0] if beams == 1 else [some[0] for some in together]
+    assert [len(hypothesis.ids) for hypothesis in together] == limits and not any(hypothesis.stopped for hypothesis in together)
+    assert together == [found("a", limit)[0][0] for limit in limits]
 
 
 @pytest.mark.parametrize("name", ["zh.wav", "yue.flac", "en.mp3"])
@@ -231,7 +242,7 @@ def test_whole_is_one_prompt(demo, monkeypatch):
 def test_a_recording_of_one_window_is_heard_as_it_is(demo, monkeypatch):
     """Silence around it stays, whatever `long` is."""
     heard, hear = [], demo.hear
-    monkeypatch.setattr(demo, "hear", lambda samples: heard.append(len(samples)) or hear(samples))
+    monkeypatch.setattr(demo, "hear", lambda samples, length: heard.append(len(samples)) or hear(samples, length))
     sound = np.concatenate([np.zeros(RATE), talk(1)]).astype(np.float32)
     for long in ("cut", "whole"):
         demo.transcribe(sound, sample_rate=RATE, long=long, guards=False)
@@ -259,3 +270,26 @@ def test_a_transcript_is_plain_data(demo):
     record = json.loads(json.dumps(asdict(demo.transcribe("examples/zh.wav"))))
     assert record["segments"][0]["text"] == record["text"] and record["segments"][0]["flags"] == []
     assert 0 < record["heard"] <= record["seconds"] and -0.5 < record["segments"][0]["mean_logprob"] < 0
+
+
+# ---- how much of a window is heard --------------------------------------------------------------------------------------
+
+def test_padding_to_speech(demo, monkeypatch):
+    """The encoder hears a second behind the last sound, rounded up, and no more than a window; the text is that of less padding."""
+    frames, encoder = [], demo.model.encoder.forward
+    monkeypatch.setattr(demo.model.encoder, "forward", lambda mel: frames.append(mel.shape[-1]) or encoder(mel))
+    clip = glmasr.audio.load("examples/zh.wav").numpy()
+    length = len(clip) / RATE
+    late = np.concatenate([clip, np.zeros(int((9.9 - length) * RATE), np.float32)])
+    window, speech = (demo.transcribe(late, sample_rate=RATE, pad_to=pad_to) for pad_to in ("window", "speech"))
+    assert frames[0] == 1000 and 100 * (length - 1) < frames[1] <= 100 * (length + 1.8) < 1000 and frames[1] % 8 == 0
+    assert window.text == speech.text and speech.heard == window.heard
+    frames.clear()
+    assert demo.transcribe(talk(1, 9.5), sample_rate=RATE, pad_to="speech", guards=False) and frames == [1000, 1000][:len(frames)]
+    with pytest.raises(OptionError, match="expected 'window' or 'speech'"):
+        demo.transcribe(clip, sample_rate=RATE, pad_to="sound")
+
+
+def test_padding_to_speech_with_long_whole_keeps_all_windows(demo):
+    sound, how = talk(2), {"sample_rate": RATE, "long": "whole", "guards": False, "max_new_tokens": 5}
+    assert demo.transcribe(sound, pad_to="speech", **how) == demo.transcribe(sound, **how)

@@ -280,6 +280,12 @@ def test_transcript(recogniser, says):
     assert transcript == glmasr.Transcript("零一 ok", "zh", [segment], 0.5, [], heard=0.5)
 
 
+def test_no_rounding_makes_more_heard_than_there_is():
+    for seconds in (0.0005, 0.0006, 1.0009):
+        transcript = glmasr.Transcript.of([pipeline.Part(0.0, seconds, "", [], []), pipeline.Part(seconds, seconds, "", [], [])])
+        assert max(transcript.heard, transcript.wordless) <= transcript.seconds == seconds and transcript.silent == 0
+
+
 @pytest.mark.parametrize("text, language", [("零一二", "zh"), ("唔係呀，佢哋喺度", "yue"), ("one two", "en"), ("1 2 3", ""), ("", "")])
 def test_auto_names_the_language(recogniser, says, text, language):
     says(text)
@@ -331,7 +337,7 @@ def test_default_token_limit_grows_with_the_recording(recogniser, monkeypatch):
     monkeypatch.setattr(pipeline.decode, "greedy", lambda *args, **more: limits.append(more["max_new"]) or search(*args, **more))
     for seconds in (0.5, 2.0):
         warnings = recogniser.transcribe(melody(seconds), sample_rate=RATE, guards=False).warnings
-        assert limits[-1] == 32 + round(16 * seconds) and len(warnings) == 1 and "incomplete" in warnings[0]
+        assert limits[-1] == [32 + round(16 * seconds)] and len(warnings) == 1 and "incomplete" in warnings[0]
 
 
 def test_a_stop_id_ends_the_text_without_a_warning(copy, recogniser, monkeypatch):

@@ -10,20 +10,23 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import tqdm
 
 import glmasr
 import transcribe
 from glmasr import writers
 from glmasr.pipeline import Options, Part
+from test_writers import locked
 from test_pipeline import HAN, RATE, ROOT, damage, make_checkpoint, melody
 
 PROGRAM = [sys.executable, str(ROOT / "transcribe.py")]
-KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed", "wordless"]
+KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed", "wordless", "how"]
 CLOSING = re.compile(r"^(\d+\.\d) s of sound in (\d+\.\d\d) s, real-time factor (\d+\.\d+); peak memory \d+ MiB", re.MULTILINE)
 
 
@@ -148,6 +151,17 @@ def test_progress_on_a_terminal(call, texts, monkeypatch):
     assert (code, out) == (0, texts[:2]) and "1/2 0.wav" in terminal.getvalue() and "2/2 1.wav: " in terminal.getvalue() and "1.5 s of sound" in terminal.getvalue()
 
 
+@pytest.mark.parametrize("stated", [0.4, 60.0, None])
+def test_progress_of_a_recording_that_is_longer_than_its_header_states(call, texts, monkeypatch, stated):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(glmasr.audio, "stated_duration", lambda name: stated)
+    monkeypatch.setattr(tqdm.tqdm, "__init__", partialmethod(tqdm.tqdm.__init__, mininterval=0, miniters=0))
+    assert call("2.wav", "0.wav")[:2] == (0, [texts[2], texts[0]])
+    assert {0.4: "100%|", 60.0: "of 60 s, ", None: "1/2 2.wav: 2 s, "}[stated] in terminal.getvalue()
+
+
 def test_a_warning_names_its_recording_once(call, room):
     soundfile.write(room / "torn.flac", melody(3), RATE)
     whole = (room / "torn.flac").read_bytes()
@@ -168,13 +182,31 @@ def test_a_bad_recording_does_not_stop_the_others(call, texts):
     assert "2 done, 0 skipped, 3 failed" in err and err.count("  failed: ") == 3 and CLOSING.search(err)[1] == "1.5"
 
 
+def test_an_error_that_does_not_know_the_recording_names_it(call, monkeypatch):
+    def stream(*arguments):
+        raise glmasr.errors.CheckpointError("the model gives no usable answer")
+        yield
+
+    monkeypatch.setattr(glmasr.pipeline.Recogniser, "stream", stream)
+    code, out, err = call("0.wav", "1.wav")
+    assert code == 1 and all(f"{place}: {number}.wav: the model gives no usable answer\n" in err for place in ("error", "  failed") for number in (0, 1))
+
+
 def test_only_bad_recordings(call):
     code, out, err = call("bad.wav")
     assert (code, out) == (1, []) and CLOSING.search(err)
 
 
+@pytest.mark.parametrize("arguments, message", [
+    (["--lang", "xx"], "language is 'xx'"), (["--timestamps"], "no time tokens"), (["--long", "seek"], "'seek'"), (["--task", "translate"], "task is 'translate'")])
+def test_what_the_model_cannot_do_is_wrong_usage(room, monkeypatch, call, arguments, message):
+    monkeypatch.chdir(room)
+    code, out, err = call("0.wav", *arguments)
+    assert code == 2 and out == [] and err.startswith("error: ") and message in err and len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("arguments", [[], ["--lang", "zh"], ["0.wav", "--nothing"], ["0.wav", "--beams", "0"], ["0.wav", "--beams", "two"],
-                                       ["0.wav", "--beams", "-1"], ["0.wav", "--lang", "xx"], ["0.wav", "--max-new-tokens", "0"],
+                                       ["0.wav", "--beams", "-1"], ["0.wav", "--max-new-tokens", "0"],
                                        ["0.wav", "--device", "toaster"], ["0.wav", "--dtype", "float16"], ["0.wav", "--model"]])
 def test_wrong_usage(capsys, arguments):
     with pytest.raises(SystemExit) as leave:
@@ -262,6 +294,42 @@ def test_a_file_that_cannot_be_written(call, room, tmp_path):
     (tmp_path / "0" / "0.txt").mkdir()                          # a folder is where the file should go
     code, out, err = call("0.wav", "1.wav", "--output-dir", str(tmp_path / "0"))
     assert code == 1 and "error: " in err and "0.txt" in err and "1 done, 0 skipped, 1 failed" in err and (tmp_path / "0" / "1.txt").is_file()
+
+
+def test_a_format_that_cannot_be_written_does_not_drop_the_others(call, tmp_path):
+    for form in ("srt", "tsv"):
+        (tmp_path / f"0.{form}").mkdir()
+    code, out, err = call("0.wav", "1.wav", "--output-dir", str(tmp_path), "--format", "all")
+    assert code == 1 and "1 done, 0 skipped, 1 failed" in err and all((tmp_path / f"{number}.{form}").is_file() for number in (0, 1) for form in ("txt", "vtt", "json", "lrc"))
+    [line] = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: 0.wav: {tmp_path / '0.srt'}: cannot be written (") and line.endswith("; nor could 0.tsv")
+    assert f"0.wav -> {tmp_path / '0.txt'}, {tmp_path / '0.vtt'}, " in err
+
+
+def test_one_folder_that_cannot_be_read_does_not_stop_the_others(call, room, texts, tmp_path, monkeypatch):
+    for place in ("tree/ok", "tree/locked"):
+        (tmp_path / place).mkdir(parents=True)
+        shutil.copy(room / "0.wav", tmp_path / place)
+    shutil.copy(room / "1.wav", tmp_path / "tree")
+    locked(monkeypatch)
+    for arguments in ([str(tmp_path / "tree"), "--recursive"], [str(tmp_path / "tree" / "*")]):
+        code, out, err = call(*arguments)
+        assert code == 1 and sorted(out) == sorted(texts[:2]) and "2 done, 0 skipped, 1 failed" in err
+        assert err.count(f"{tmp_path / 'tree' / 'locked'}: the folder cannot be read (Permission denied); check its permissions") == 2
+    code, out, err = call(str(tmp_path / "tree" / "locked"), "0.wav", "--output-dir", str(tmp_path / "out"))
+    assert code == 1 and err.count("error: ") == 1 and os.listdir(tmp_path / "out") == ["0.txt"]
+
+
+def test_a_slash_behind_the_name(call, room, texts, tmp_path):
+    shutil.copy(room / "0.wav", tmp_path / "talk.wav")
+    assert call(f"{tmp_path / 'talk.wav'}/", "--format", "txt")[0] == 0
+    assert (tmp_path / "talk.txt").read_text(encoding="utf-8") == f"{texts[0]}\n"
+
+
+@pytest.mark.parametrize("arguments, message", [(["--output-dir", ""], "'': can't be made "), (["--output-dir", "out", "--model", ""], "'': no such directory, ")])
+def test_empty_names_are_seen(capsys, arguments, message):
+    assert transcribe.main(["0.wav", "--model", "model", *arguments]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize("arguments", [["--format", "doc"], ["--format", ""], ["--skip-existing"], ["--format", "srt", "--max-line-width", "1"],

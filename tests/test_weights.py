@@ -401,7 +401,7 @@ def test_another_model_under_the_right_config(folder):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
 def test_integer_weights_are_refused(folder, dtype):
     rewrite(folder, lambda tensors: tensors.update({KEY: torch.zeros(16, 16, dtype=dtype)}))
-    refused(folder, FILE, KEY, "expected BF16 or F32")
+    refused(folder, FILE, KEY, "is of type I8 and needs" if dtype == torch.int8 else "expected BF16 or F32")
 
 
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 100, -1, -1000])
@@ -457,12 +457,46 @@ def entry(first, last, shape, dtype="F32"):
     pytest.param({"a": {"dtype": "F32", "shape": [2]}}, id="no offsets"),
     pytest.param({"a": [1, 2]}, id="no object"),
     pytest.param({"a": entry(0, 2 ** 70, [2 ** 68])}, id="larger than any file"),
+    pytest.param('{"a": {"dtype": "U8", "shape": [1%s, 1%s], "data_offsets": [0, 4]}}' % (("0" * 4000,) * 2), id="a shape of thousands of digits"),
+    pytest.param('{"a": {"dtype": "U8", "shape": [%s], "data_offsets": [0, %s]}}' % (("9" * 4300,) * 2), id="an offset of thousands of digits"),
+    pytest.param({"a": entry(0, 10 ** 4000, [2])}, id="another one"),
+    pytest.param('{"a": {"dtype": "U8", "shape": [%s], "data_offsets": [0, 4]}}' % ", ".join(["9" * 4000] * 2000), id="a shape that would take minutes"),
+    pytest.param({"a": entry(0, 4, [1] * 33)}, id="33 axes"),
     pytest.param({"a": entry(0, 0, [0]), "b": entry(0, 4, [1])}, id="an empty tensor and a short end"),
 ])
 def test_headers_that_make_no_sense(folder, header):
     raw(folder, header, b"\0" * 8 if "short end" in str(header) else b"\0" * 12 if '"b"' in json.dumps(header) else b"\0" * 8)
     message = refused(folder, FILE, "damaged")
     assert "tensor" in message or "twice" in message
+
+
+def test_a_header_of_too_many_tensors(folder):
+    raw(folder, {f"t{number}": entry(0, 0, [0]) for number in range(200_000)}, b"")
+    refused(folder, FILE, "commas and brackets", "100,000 tensors")
+    raw(folder, {f"t{number}": entry(0, 0, [1, 1, 1, 0]) for number in range(20_000)}, b"")
+    assert len(weights.read_header(folder / FILE)) == 20_000
+
+
+@pytest.mark.parametrize("digits", [4301, 100_000])
+def test_a_header_with_numbers_that_python_does_not_read(folder, digits):
+    raw(folder, '{"a": {"dtype": "U8", "shape": [%s], "data_offsets": [0, 4]}}' % ("9" * digits))
+    refused(folder, FILE, "not valid JSON", "damaged")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "model.safetensors.index.json"])
+def test_configurations_that_are_no_files_or_huge(folder, name):
+    (folder / FILE).unlink()
+    (folder / name).write_bytes(b"")
+    os.truncate(folder / name, 3 * 2 ** 30)             # sparse
+    refused(folder, str(folder / name), "3221225472 bytes, expected at most 50000000")
+    (folder / name).unlink()
+    if name == "config.json":
+        os.mkfifo(folder / name)
+        refused(folder, str(folder / name), "a pipe or a device, expected a file")
+        (folder / name).unlink()
+        (folder / name).symlink_to("/dev/zero")
+        refused(folder, str(folder / name), "a pipe or a device, expected a file")
 
 
 def test_an_unreadable_file(folder):

@@ -441,16 +441,32 @@ def test_expand_finds_nothing(folder, path, recursive, words):
         expand(["b.wav", path], recursive)
 
 
-def test_expand_says_which_folder_cannot_be_read(folder, monkeypatch):
+def locked(monkeypatch, names=("deep", "locked")):
+    """Folders of these names can't be read, also by root."""
     real = os.scandir
 
     def scandir(path):
-        if str(path).endswith("deep"):
+        if os.path.basename(path) in names:
             raise PermissionError(13, "Permission denied", path)
         return real(path)
     monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_expand_says_which_folder_cannot_be_read(folder, monkeypatch):
+    locked(monkeypatch)
     with pytest.raises(AudioError, match="sub/deep: the folder cannot be read .Permission denied."):
         expand(["."], recursive=True)
+
+
+def test_expand_gives_what_it_can_read(folder, monkeypatch):
+    everything = expand(["."], recursive=True)
+    locked(monkeypatch)
+    for paths in (["."], ["[!n]*", "sub/*", "nothing*"]):
+        errors = []
+        found = expand(paths, recursive=True, fail=errors.append)
+        assert {os.path.normpath(name) for name in found} == {os.path.normpath(name) for name in everything if "deep" not in name}
+        assert [str(error).split(": ")[1].split(" (")[0] for error in errors] == (
+            ["the folder cannot be read"] if paths == ["."] else ["the folder cannot be read"] * 2 + ["the pattern matches no file; check the spelling and the current directory"])
 
 
 def test_extensions_are_those_of_the_formats_that_are_read(tmp_path):
@@ -480,6 +496,7 @@ def test_extensions_are_those_of_the_formats_that_are_read(tmp_path):
     (["a.wav", "A.wav"], "out", ["out/a.wav-2", "out/A.wav-1"]),                 # in any order
     (["caf\u00e9.wav", "cafe\u0301.wav"], None, None),
     (["a.wav.flac", "a.wav", "a.mp3"], "out", None),
+    (["x/a.wav/", "b.wav/"], None, ["x/a", "b"]),                             # which open as "x/a.wav" does
     (["a.srt"], None, ["a.srt"]),                                                # "a.srt" is the recording itself
     (["a.srt", "a.srt.srt"], None, None),
     (["noextension", ".wav", "..", "/", ""], "out", None),

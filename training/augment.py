@@ -26,19 +26,33 @@ def augment(samples: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, 
 
 
 def nothing_said(seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """Sound without speech, or hardly any sound: digital silence, noise, hum and its overtones, a few tones."""
+    """Sound without speech, or hardly any sound: digital silence, noise, hum and its overtones, a few tones, a tune."""
     count = int(seconds * RATE)
     time = np.arange(count) / RATE
-    kind = rng.choice(["silence", "noise", "hum", "tones"])
+    kind = rng.choice(["silence", "noise", "hum", "tones", "tune"])
     if kind == "silence":
         return np.zeros(count, np.float32)
     if kind == "noise":
         sound = noise(count, rng)
+    elif kind == "tune":
+        sound = tune(count, rng)
     else:
         pitches = rng.choice([50.0, 60.0]) * np.arange(1, 6) if kind == "hum" else rng.uniform(100, 2000, rng.integers(1, 5))
         sound = sum(rng.uniform(0.1, 1) * np.sin(2 * np.pi * pitch * time + rng.uniform(0, 6)) for pitch in pitches)
     sound = sound + noise(count, rng) * 10 ** rng.uniform(-3, -1)
     return (sound / (np.abs(sound).max() + 1e-9) * 10 ** rng.uniform(-3, 0)).astype(np.float32)
+
+
+def tune(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Notes of the twelve-tone scale, some with overtones, struck or held: it changes as often as speech does."""
+    pace = int(rng.uniform(0.1, 0.5) * RATE)
+    notes = rng.integers(0, 48, count // pace + 1)
+    place = np.arange(count)
+    phase = 2 * np.pi * np.cumsum(110 * 2 ** (notes[place // pace] / 12)) / RATE
+    fall = rng.choice([0.0, rng.uniform(1, 8)])
+    overtones = rng.integers(1, 6)
+    sound = sum(np.sin((k + 1) * phase) / (k + 1) ** rng.uniform(0.5, 2) for k in range(overtones))
+    return sound * np.exp(-fall * (place % pace) / pace)
 
 
 def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:

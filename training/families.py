@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from glmasr import audio
 from glmasr.config import HOP, STRIDE, TIME_STEP
-from glmasr.conv_frontend import audio_rows, conv_frames, mel_frames, total_stride
+from glmasr.conv_frontend import audio_rows, conv_frames, mel_frames
 from glmasr.model import GlmAsr
 
 from augment import mask_mel
@@ -96,13 +96,26 @@ class GlmAsrFamily:
         joined = [torch.cat([next(spoken) for _ in recording]) for recording in batch.samples]
         return model.decoder(model.embed(batch.tokens, heard)), joined
 
+    def words(self, batch: Batch) -> Tensor:
+        """(B, T), True where a word is to be learned, not the end."""
+        return (batch.targets != IGNORE) & (batch.targets != self.end.to(batch.targets.device))
+
+    def places(self, places: Tensor, batch: Batch) -> Tensor:
+        """(B, L, encoder states) -> (B, L, T): the same over the tokens. Recordings of several windows get zeros."""
+        found = places.new_zeros(*places.shape[:2], batch.tokens.shape[1])
+        for row, (samples, tokens) in enumerate(zip(batch.samples, batch.tokens)):
+            heard = (tokens == self.config.audio_token).nonzero()[:, 0]
+            if len(samples) == 1 and len(heard):
+                states = torch.arange(places.shape[-1], device=places.device) // self.config.merge
+                found[row].index_add_(1, heard[states.clamp(max=len(heard) - 1)], places[row])
+        return found
+
 
 class EncoderDecoderFamily:
     def __init__(self, model, tokenizer):
         self.model, self.config, self.tokenizer = model, model.config, tokenizer
         self.longest = self.config.window_seconds
-        convolutions = self.config.encoder.convolutions
-        self.step = total_stride(convolutions) if convolutions else 2 * HOP
+        self.step = self.config.encoder.stride
         # Nobody can tell a border to 20 ms, so the loss of a time stays high, and would drown that of the words.
         self.weight = torch.ones(self.config.decoder.vocabulary, device=model.device)
         if self.config.no_timestamps is not None:
@@ -170,3 +183,7 @@ class EncoderDecoderFamily:
     def words(self, batch: Batch) -> Tensor:
         """(B, T), True where a word of the text is to be learned, not a time, the language or the end."""
         return (batch.targets != IGNORE) & (batch.targets < self.config.end)
+
+    def places(self, places: Tensor, batch: Batch) -> Tensor:
+        """(B, L, encoder states): what cross-attention sees."""
+        return places

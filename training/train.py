@@ -7,8 +7,9 @@ MODEL_DIR holds config.json and tokenizer.json; where it holds weights too, they
 `state.safetensors` (to go on from: the same command again resumes).
 
 Two losses: cross-entropy of the answer after the trained prompt, and, while training only, CTC between the encoder's states
-and the text, which teaches a fresh encoder to listen long before the decoder could. A decoder with cross-attention gets a third
-one, or it loses its place after six words for thousands of steps: one head of each layer is shown where CTC hears the next word.
+and the text, which teaches a fresh encoder to listen long before the decoder could. And a third one, for a decoder that has to
+find its place by itself loses it after six words for thousands of steps: a head of its last layer is shown where CTC hears the
+next word, and a head of each other layer where it hears the last one, for one has to know where one is before one goes on.
 
 From scratch, a model finds nothing in long and changed recordings for thousands of steps; --ramp begins with short clean ones,
 in which it finds the words within hundreds. And for a part of the steps (--short) a batch is padded to its longest recording,
@@ -34,9 +35,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from glmasr import audio, weights                                                     # noqa: E402
 from glmasr.config import read_config                                                 # noqa: E402
-from glmasr.decoder import CrossDecoder                                               # noqa: E402
+from glmasr.decoder import CrossDecoder, LlamaDecoder                                 # noqa: E402
 from glmasr.errors import GlmAsrError                                                 # noqa: E402
 from glmasr.language import join                                                      # noqa: E402
+from glmasr.layers import CrossAttention, SelfAttention, rotate                       # noqa: E402
 from glmasr.model import EncoderDecoder, GlmAsr                                       # noqa: E402
 from glmasr.pipeline import make_recogniser                                           # noqa: E402
 from glmasr.tokenizer import read_tokenizer                                           # noqa: E402
@@ -46,6 +48,7 @@ from evaluate import TrainingError, evaluate, read_manifest                     
 from families import IGNORE, Batch, Clip, EncoderDecoderFamily, GlmAsrFamily, family_of        # noqa: E402
 
 GAPS = 0.15, 0.8                # seconds between recordings that are joined
+EDGE = 0.05                     # seconds of a joined recording around what is said in it
 PAUSE = 0.5                     # seconds; a shorter gap doesn't end a phrase, as in make_digits.py
 
 
@@ -97,11 +100,15 @@ def read_clip(row: dict, changed: float, silence: float, rng: np.random.Generato
     sounds, phrases, length = [], [], 0
     parts = row.get("parts", [row])
     for part, gap in zip(parts, row.get("gaps", [0.0])):
-        sounds += [np.zeros(round(gap * audio.SAMPLE_RATE), np.float32), audio.load(part["audio"]).numpy()]
-        begin = (length + len(sounds[-2])) / audio.SAMPLE_RATE
-        length += len(sounds[-2]) + len(sounds[-1])
-        for phrase in part.get("phrases", []):
-            start, end = begin + phrase["start"], begin + phrase["end"]
+        samples, said = audio.load(part["audio"]).numpy(), part.get("phrases", [])
+        begin = max(0.0, said[0]["start"] - EDGE) if said and len(parts) > 1 else 0.0          # the gap is the silence that is wanted
+        end = said[-1]["end"] + EDGE if said and len(parts) > 1 else part["seconds"]
+        samples = samples[round(begin * audio.SAMPLE_RATE):round(end * audio.SAMPLE_RATE)]
+        sounds += [np.zeros(round(gap * audio.SAMPLE_RATE), np.float32), samples]
+        later = (length + len(sounds[-2])) / audio.SAMPLE_RATE - begin
+        length += len(sounds[-2]) + len(samples)
+        for phrase in said:
+            start, end = later + phrase["start"], later + phrase["end"]
             if phrases and start - phrases[-1][1] < PAUSE:
                 phrases[-1] = (phrases[-1][0], end, join([phrases[-1][2], phrase["text"]]))
             else:
@@ -185,45 +192,60 @@ class Labels(nn.Module):
 
 
 class Guide:
-    """Shows the first head of each cross-attention where the next word is heard.
+    """Shows the first head of each layer that looks at the sound its place: that of the next word in the last layer, else that of
+    the word before.
 
     `scores` are the logits (B, T, S) of these heads in the last forward pass, one for each layer.
     """
 
-    def __init__(self, decoder: CrossDecoder):
+    def __init__(self, decoder: CrossDecoder | LlamaDecoder):
         self.scores: list[Tensor] = []
         for block in decoder.blocks:
-            block.cross.register_forward_hook(self.keep)
+            (block.cross if isinstance(decoder, CrossDecoder) else block.attn).register_forward_hook(self.keep)
 
-    def keep(self, attention, inputs, _) -> None:
+    def keep(self, attention: CrossAttention | SelfAttention, inputs, _) -> None:
         if not attention.training:
             return
-        x, key, _ = inputs
-        size = key.shape[-1]
-        query = F.linear(x, attention.query.weight[:size], attention.query.bias[:size])
-        self.scores.append(query @ key[:, 0].transpose(1, 2) * size ** -0.5)
+        size, mask = attention.head_size, None
+        query = self.first(attention.query, inputs[0], size)
+        if isinstance(attention, CrossAttention):
+            key = inputs[1][:, :1]
+        else:
+            _, rope, _, _, mask = inputs
+            query, key = rotate(query, rope), rotate(self.first(attention.key, inputs[0], size), rope)
+        scores = query @ key.transpose(2, 3) * size ** -0.5
+        self.scores.append((scores if mask is None else scores.masked_fill(~mask, -1e4))[:, 0])
+
+    @staticmethod
+    def first(linear: nn.Linear, x: Tensor, size: int) -> Tensor:
+        """x (B, T, D) -> what a projection gives its first head, (B, 1, T, K)."""
+        return F.linear(x, linear.weight[:size], None if linear.bias is None else linear.bias[:size])[:, None]
 
     def loss(self, places: Tensor, words: Tensor) -> Tensor:
-        """Cross-entropy between where CTC hears a word, (B, L, T), and where the heads look when it is next: at `words` (B, T)."""
+        """Cross-entropy between where CTC hears a word, (B, L, S), and where the heads look; at `words` (B, T) one is to be learned."""
         scores, self.scores = self.scores, []
-        mass = places.sum(-1)                                       # at least 1 where there is a word: it may last for frames
-        whole = ((mass > 0).sum(-1) == words.sum(-1))[:, None]      # not where CTC can't hear it, or the answer has other pieces
-        wanted, looks = (places / mass[..., None])[whole & (mass > 0)], words & whole
-        if not len(wanted):
-            return places.new_zeros(())
-        found = [score[looks].float().log_softmax(-1)[:, :wanted.shape[-1]] for score in scores]
-        return -torch.stack([(wanted * look).sum(-1).mean() for look in found]).mean()
+        mass = places.sum(-1)                                   # at least 1 where there is a word: it may last for frames
+        whole = (mass > 0).sum(-1) == words.sum(-1)             # not where CTC can't hear it, or the answer has other pieces
+        places = (places / mass.clamp(min=1)[..., None])[whole]
+        words, first = words[whole], words[whole].cumsum(1) == 1
+        losses = []
+        for layer, score in enumerate(scores):
+            lag = layer < len(scores) - 1
+            looks = score[whole][words & ~first if lag else words].float().log_softmax(-1)[:, :places.shape[-1]]
+            wanted = places[:, :-1][(mass > 0)[whole][:, 1:]] if lag else places[(mass > 0)[whole]]
+            losses.append(-(wanted * looks).sum() / max(1, len(wanted)))
+        return torch.stack(losses).mean()
 
 
-def losses(family, labels: Labels, guide: Guide | None, batch: Batch) -> Tensor:
-    """(cross-entropy of the answer, CTC, where cross-attention looks)."""
+def losses(family, labels: Labels, guide: Guide, batch: Batch) -> Tensor:
+    """(cross-entropy of the answer, CTC, where the decoder looks)."""
     hidden, spoken = family.forward(batch)
     answers = batch.targets != IGNORE
     logits = family.model.decoder.head(hidden[answers]).float()
     answer = F.cross_entropy(logits, batch.targets[answers], weight=family.weight, label_smoothing=0.05)
     heard, lengths = labels(spoken), [len(states) for states in spoken]
     ctc = labels.loss(heard, lengths, batch.labels)
-    look = guide.loss(labels.places(heard, lengths, batch.labels), family.words(batch)) if guide else answer.new_zeros(())
+    look = guide.loss(family.places(labels.places(heard, lengths, batch.labels), batch), family.words(batch))
     return torch.stack((answer, ctc, look))
 
 
@@ -317,6 +339,7 @@ def arguments():
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--train", required=True, nargs="+", metavar="MANIFEST")
     parser.add_argument("--without", default=[], nargs="+", metavar="SPEAKER", help="leave out recordings of these speakers, changed ones too")
+    parser.add_argument("--longest", type=float, default=float("inf"), metavar="SECONDS", help="leave out longer recordings")
     parser.add_argument("--eval", default=[], nargs="+", metavar="MANIFEST")
     parser.add_argument("--out", required=True, type=Path, metavar="RUN")
     parser.add_argument("--from-scratch", action="store_true", help="random weights, even if MODEL_DIR has some")
@@ -327,7 +350,7 @@ def arguments():
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate (default 1.5e-3; fine-tuning: 1e-4)")
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--ctc", type=float, default=0.5, help="weight of the CTC loss (default 0.5)")
-    parser.add_argument("--guide", type=float, default=0.2, help="cross-attention: weight of the loss that shows it its place (default 0.2)")
+    parser.add_argument("--guide", type=float, default=0.5, help="weight of the loss that shows the decoder its place (default 0.5)")
     parser.add_argument("--decay", type=float, default=0.05, help="weight decay of the matrices (default 0.05)")
     parser.add_argument("--silence", type=float, default=0.0, help="share of the clips that are replaced by noise or silence (default 0)")
     parser.add_argument("--join", type=float, default=0.0, help="share of the clips that are put one behind the other, as in long recordings (default 0)")
@@ -350,11 +373,12 @@ def main() -> None:
     tokenizer = read_tokenizer(args.model)
     model = start_model(args.model, args.from_scratch).train()
     family = family_of(model, tokenizer)
-    guide = Guide(model.decoder) if isinstance(model, EncoderDecoder) else None
+    guide = Guide(model.decoder)
     known = len(rows)
-    rows = [row for row in rows if row["seconds"] / 0.9 <= family.longest]      # slowed down they have to fit still
+    # Slowed down they have to fit still.
+    rows = [row for row in rows if row["seconds"] <= args.longest and row["seconds"] / 0.9 <= family.longest]
     if not rows:
-        raise TrainingError(f"none of {known} recordings is left: all are of left-out speakers, or longer than {family.longest} s")
+        raise TrainingError(f"none of {known} recordings is left: all are of left-out speakers, or longer than {min(args.longest, family.longest)} s")
     labels = Labels(model.config.encoder.width, [tokenizer.encode(row["text"]) for row in rows], model.config.decoder.vocabulary)
     labels.to(model.device)
     learned = [p for part in (model, labels) for p in part.parameters() if p.requires_grad]

@@ -1,0 +1,148 @@
+"""The same model with weights as a CPU's kernels want them. The names and interfaces are those of the modules replaced.
+
+    PackedLinear    bfloat16 or float32, laid out for oneDNN once instead of at each call
+    Int8Linear      each row of the weight as 8-bit numbers with a scale: half the bytes, and bytes are what decoding costs
+
+`prepare` replaces the linears of a model in place. Queries, keys and values share one product, as gate and up do.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .decoder import SwiGLU
+from .layers import SelfAttention
+
+ROWS = 1024                     # of a weight, that are quantised at a time: a vocabulary's head in float32 is 0.5 GB
+
+
+class PackedLinear(nn.Module):
+    """x (..., in) -> (..., out), for weight (out, in) and bias (out,) or None of one type."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        # Not parameters: such a tensor has no memory that could be saved, moved or cast.
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight (out, in) -> int8 (out, in), and the scale (out,) float32 of each row: weight = numbers * scale, -127..127."""
+    numbers, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+    for start in range(0, len(weight), ROWS):
+        rows = weight[start:start + ROWS].float()
+        scale = rows.abs().amax(1).clamp(min=1e-12) / 127
+        numbers[start:start + ROWS] = (rows / scale[:, None]).round_()
+        scales[start:start + ROWS] = scale
+    return numbers, scales
+
+
+class Int8Linear(nn.Module):
+    """x (B, T, in) -> (B, T, out), for what `quantise` gives.
+
+    The kernel multiplies 8-bit numbers and adds up exactly, so x has to be rounded too: each of its rows to 8 bits by a scale
+    of its own, so that a result doesn't depend on the other rows of its batch. Of a single step (T = 1), where the time goes
+    into reading weights, each row is two such numbers, a coarse one and the rest: what is lost is lost in the weights alone.
+
+    TRAP: `onednn.qlinear_pointwise` takes int8 for x too, but then runs a reference kernel that is a thousand times slower.
+    """
+
+    def __init__(self, numbers: Tensor, scale: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.out_features, self.in_features = numbers.shape
+        self.weight = torch.ops.onednn.qlinear_prepack(numbers.contiguous(), None)
+        self.scale = scale
+        self.zero = torch.zeros(len(scale), dtype=torch.int32)
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features).float()
+        scale = rows.abs().amax(1, keepdim=True).clamp_(min=1e-12) / 127
+        rows = rows / scale
+        coarse = rows.round()
+        if x.shape[-2] == 1:
+            fine = rows.sub_(coarse).mul_(254).round_()                 # what is left is at most half a unit
+            y = self._multiply(torch.cat((coarse, fine)))
+            y = y[:len(scale)].add_(y[len(scale):], alpha=1 / 254)
+        else:
+            y = self._multiply(coarse)
+        y = y.mul_(scale).to(x.dtype)
+        if self.bias is not None:
+            y += self.bias
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _multiply(self, numbers: Tensor) -> Tensor:
+        """Whole numbers (M, in) from -127 to 127 -> their products with the rows of the weight (M, out), float32."""
+        return torch.ops.onednn.qlinear_pointwise(numbers.add_(128).to(torch.uint8), 1.0, 128, self.weight, self.scale, self.zero,
+                                                  None, 1.0, 0, torch.float32, "none", [], "")
+
+
+# -- products that are made together -------------------------------------------------------------------------------------
+
+class FusedSelfAttention(SelfAttention):
+    """Query, key and value as one linear."""
+
+    def __init__(self, attention: SelfAttention, joined: nn.Module, out: nn.Module):
+        nn.Module.__init__(self)
+        self.head_size = attention.head_size
+        self.sizes = [linear.out_features for linear in (attention.query, attention.key, attention.value)]
+        self.joined, self.out = joined, out
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(self.split(part) for part in self.joined(x).split(self.sizes, dim=-1))
+
+
+class FusedSwiGLU(nn.Module):
+    """Gate and up as one linear."""
+
+    def __init__(self, joined: nn.Module, down: nn.Module):
+        super().__init__()
+        self.joined, self.down = joined, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.joined(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+# -- replacing -----------------------------------------------------------------------------------------------------------
+
+LARGE = 50_000_000              # parameters; a smaller model lies in the processor's cache, and gains nothing
+
+
+def pays(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether packed linears are faster than plain ones: of a large model, on a CPU for which PyTorch has oneDNN."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available() or sum(p.numel() for p in model.parameters()) < LARGE:
+        return False
+    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def prepare(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
+    """Replaces the linears of a model on the CPU, in place: "packed" or "int8". `dtype` is that of what they give.
+
+    Each weight is let go before the next is asked for, so that there are never two copies of a model in memory.
+    """
+    for name, child in model.named_children():
+        if isinstance(child, SelfAttention):
+            joined, out = _linear(kind, dtype, child.query, child.key, child.value), _linear(kind, dtype, child.out)
+            setattr(model, name, FusedSelfAttention(child, joined, out))
+        elif isinstance(child, SwiGLU):
+            setattr(model, name, FusedSwiGLU(_linear(kind, dtype, child.gate, child.up), _linear(kind, dtype, child.down)))
+        elif isinstance(child, nn.Linear):
+            setattr(model, name, _linear(kind, dtype, child))
+        else:
+            prepare(child, kind, dtype)
+
+
+def _linear(kind: str, dtype: torch.dtype, *linears: nn.Linear) -> nn.Module:
+    """One linear for several that take the same x."""
+    bias = None
+    if any(linear.bias is not None for linear in linears):
+        bias = torch.cat([torch.zeros(linear.out_features, dtype=dtype) if linear.bias is None else linear.bias for linear in linears])
+    if kind == "packed":
+        return PackedLinear(torch.cat([linear.weight.to(dtype) for linear in linears]), bias)
+    numbers, scales = zip(*((linear.weight, linear.scale) if linear.weight.dtype == torch.int8 else quantise(linear.weight) for linear in linears))
+    return Int8Linear(torch.cat(numbers), torch.cat(scales), bias)

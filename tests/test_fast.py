@@ -1,0 +1,144 @@
+"""The fast pieces against the plain ones: the same names, shapes and numbers; int8 near them, and the same in any batch."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+import glmasr
+from glmasr import decode, fast, hub
+from glmasr.errors import CheckpointError
+from glmasr.quantize import main, quantise_directory
+
+EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
+
+
+def prepared(kind, dtype):
+    if kind == "packed":
+        return glmasr.load("demo", device="cpu", dtype=dtype, packed=True)
+    recogniser = glmasr.load("demo", device="cpu", dtype=dtype)
+    fast.prepare(recogniser.model, kind, recogniser.model.dtype)
+    return recogniser
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 48), (3, 1, 48), (2, 7, 48), (1, 300, 48)])
+def test_packed_linears_are_linears(dtype, bias, shape):
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(size, generator=generator).to(dtype) for size in ((80, 48), shape))
+    bias = torch.randn(80, generator=generator).to(dtype) if bias else None
+    packed = fast.PackedLinear(weight, bias)
+    found = packed(x)
+    assert found.dtype == dtype and found.shape == (*shape[:2], 80) and (packed.in_features, packed.out_features) == (48, 80)
+    expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert (found.double() - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.15)
+
+
+def test_quantised_weights_are_near():
+    weight = torch.randn(2500, 64, generator=torch.Generator().manual_seed(1)) * torch.logspace(-6, 3, 2500)[:, None]
+    weight[7] = 0
+    numbers, scale = fast.quantise(weight.bfloat16())
+    assert numbers.dtype == torch.int8 and numbers.abs().max() == 127 and scale.shape == (2500,)
+    error = (numbers.float() * scale[:, None] - weight.bfloat16().float()).abs()
+    assert (error <= 0.5001 * scale[:, None]).all() and not error[7].any()
+
+
+@pytest.mark.parametrize("time", [1, 5])
+def test_int8_linears_lose_little_beyond_the_weights(time):
+    """Of a single step only what the weights lost; of several rows at once also what 8 bits of x lose, outliers or not."""
+    generator = torch.Generator().manual_seed(2)
+    weight, x, bias = (torch.randn(size, generator=generator) for size in ((96, 256), (4, time, 256), (96,)))
+    x[1, :, 3] = 40.0
+    x[2] = 0
+    numbers, scale = fast.quantise(weight)
+    found = fast.Int8Linear(numbers, scale, bias)(x)
+    exact = F.linear(x.double(), (numbers.double() * scale[:, None].double()), bias.double())
+    lost = (found.double() - exact).abs().amax(-1) / x.abs().amax(-1).clamp(min=1e-9)
+    assert lost.max() < (2e-3 if time == 1 else 0.3) and torch.equal(found[2], bias.expand(time, 96))
+
+
+@pytest.mark.parametrize("time", [1, 5])
+def test_int8_results_do_not_depend_on_batch_mates(time):
+    generator = torch.Generator().manual_seed(3)
+    linear = fast.Int8Linear(*fast.quantise(torch.randn(64, 128, generator=generator)), None)
+    x = torch.randn(9, time, 128, generator=generator) * torch.logspace(-3, 3, 9)[:, None, None]
+    assert torch.equal(linear(x), torch.cat([linear(row[None]) for row in x]))
+
+
+@pytest.mark.parametrize("kind, dtype, near", [("packed", "float32", 1e-4), ("packed", "bfloat16", 0.25), ("int8", "float32", 1.5), ("int8", "bfloat16", 1.5)])
+def test_the_model_stays_the_same(kind, dtype, near):
+    """Logits of the first token, whose range is about 30, and the texts."""
+    plain, quick = glmasr.load("demo", device="cpu", dtype=dtype), prepared(kind, dtype)
+    for name in EXAMPLES:
+        samples = glmasr.audio.load(name)
+        logits = []
+        for recogniser in (plain, quick):
+            with torch.inference_mode():
+                rows = recogniser.hear(samples)
+                prompt = recogniser.model.prompt(recogniser.tokenizer, len(rows))
+                logits.append(recogniser.model.prefill([rows], [prompt], recogniser.model.new_cache(1, len(prompt))).float())
+        assert (logits[0] - logits[1]).abs().max() < near
+        assert plain.transcribe(name).text == quick.transcribe(name).text
+
+
+@pytest.mark.parametrize("kind", ["packed", "int8"])
+def test_ids_do_not_depend_on_the_batch(kind):
+    recogniser = prepared(kind, "float32")
+    sounds = [glmasr.audio.load(name) for name in EXAMPLES]
+    rows = [recogniser.hear(sound) for sound in sounds]
+    prompts = [recogniser.model.prompt(recogniser.tokenizer, len(heard)) for heard in rows]
+    how = {"stop": recogniser.config.stop, "max_new": 30}
+    together = decode.greedy(recogniser.model, rows, prompts, **how)
+    assert [found.ids for found in together] == [decode.greedy(recogniser.model, [heard], [prompt], **how)[0].ids for heard, prompt in zip(rows, prompts)]
+
+
+# -- int8 files ------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("int8") / "demo"
+    quantise_directory(hub.BUILT_IN["demo"], folder)
+    return folder
+
+
+def test_int8_files_are_half_as_large_and_give_the_same(quantised):
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (quantised, hub.BUILT_IN["demo"])]
+    assert 0.4 < sizes[0] / sizes[1] < 0.6
+    stored, made = glmasr.load(quantised), glmasr.load("demo", dtype="int8")
+    assert stored.how() == made.how() and stored.how()["linears"] == "int8"
+    for name in EXAMPLES:
+        assert stored.transcribe(name) == made.transcribe(name)
+
+
+def test_int8_is_said_on_the_command_line(quantised):
+    done = subprocess.run([sys.executable, "transcribe.py", EXAMPLES[0], "--model", quantised, "--json", "--verbose"], capture_output=True, text=True, check=True)
+    assert "linears int8" in done.stderr and json.loads(done.stdout)["how"]["linears"] == "int8"
+    done = subprocess.run([sys.executable, "transcribe.py", EXAMPLES[0], "--model", quantised, "--dtype", "float32"], capture_output=True, text=True)
+    assert done.returncode == 2 and "holds int8 weights" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda tensors, name: tensors.pop(name + "_scale"), "needs"),
+    (lambda tensors, name: tensors.update({name + "_scale": torch.ones(3)}), "needs"),
+    (lambda tensors, name: tensors.update({name + "_scale": tensors[name + "_scale"].double()}), "needs"),
+    (lambda tensors, name: tensors.update({"audio_tower.norm.weight": tensors["audio_tower.norm.weight"].to(torch.int8)}), "expected BF16 or F32"),
+    (lambda tensors, name: tensors.update({"audio_tower.norm.weight_scale": torch.ones(192)}), "unexpected"),
+])
+def test_damaged_int8_files_are_named_errors(quantised, tmp_path, change, message):
+    shutil.copytree(quantised, tmp_path / "bad")
+    tensors = load_file(quantised / "model.safetensors")
+    change(tensors, "audio_tower.layers.0.mlp.fc1.weight")
+    save_file(tensors, tmp_path / "bad" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        glmasr.load(tmp_path / "bad")
+
+
+def test_a_checkpoint_is_not_quantised_onto_itself(quantised, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["glmasr-quantize", str(quantised), str(quantised)])
+    assert main() == 1 and "error: " in capsys.readouterr().err
