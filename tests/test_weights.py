@@ -681,7 +681,7 @@ def test_float16_is_refused_with_the_reason(folder, dtype):
     refused(folder, "float16", "overflow", "bfloat16 or float32", error=OptionError, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "", None, torch.int64, torch.float64, 16, ["bfloat16"]])
+@pytest.mark.parametrize("dtype", ["", None, torch.int64, torch.float64, 16, ["bfloat16"]])
 def test_unknown_types(folder, dtype):
     refused(folder, repr(dtype), "'bfloat16'", error=OptionError, dtype=dtype)
 
