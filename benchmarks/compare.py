@@ -1,12 +1,12 @@
 """Compares this package with Transformers on the same weights and the same sound: time, memory and, with --check, the numbers.
 
     python benchmarks/make_checkpoint.py full
-    python benchmarks/compare.py full                   a Markdown table: medians (least-greatest) of runs turn about
+    python benchmarks/compare.py full                   a Markdown table: medians (least-greatest) of runs turn about; 25 minutes
+    python benchmarks/compare.py full --device cuda     the same on a GPU
     python benchmarks/compare.py full --check           float32: the same encoder output, the same greedy ids
 
-Both do what their users do: `greedy` here, there `generate` with its key-value cache and
-`scaled_dot_product_attention`; batch 1, inference mode, no compilation. Each is timed at the same four moments: before the encoder,
-behind the projector, when the first logits are there, and when the last ones are.
+Both do what their users do: `greedy` and `beam` here, there `generate` with its key-value cache and
+`scaled_dot_product_attention`, in inference mode. On a GPU there is a third: `generate` with a static cache, which compiles its step.
 Load time and peak memory are those of fresh processes, one implementation in each, weights in the disk cache.
 """
 
@@ -18,8 +18,11 @@ import platform
 import resource
 import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -37,6 +40,9 @@ from glmasr.weights import weight_files                                         
 
 CHECKED_IDS = 16
 NEAR = 1e-4                                     # greatest difference of encoder outputs in float32, as part of the greatest value
+ROWS = 8                                        # decoded together: the windows of a file
+BEAMS, BEAM_SECONDS, BEAM_TOKENS = 5, 10, 40
+TEXT_TOKENS = 100                               # of a window of 30 s
 
 
 def sound(seconds: float) -> Tensor:
@@ -66,37 +72,42 @@ class Clock:
             self.tick()
 
 
-# -- the two implementations: `run` gives the audio rows that the decoder hears and `tokens` greedy ids ------------------
+# -- the implementations: recordings -> what the encoder takes -> what the decoder hears -> so many ids for each -> texts ------
 
 class Ours:
-    name = "glmasr"
-
     def __init__(self, directory: Path, device: str, dtype: str):
         from glmasr import audio, decode, load
-        self.audio, self.greedy = audio, decode.greedy
+        self.audio, self.decode = audio, decode
         start = time.perf_counter()                             # imports are not counted, here and there
         self.recogniser = load(directory, device=device, dtype=dtype)
         self.load_seconds = time.perf_counter() - start
-        self.model = self.recogniser.model
+        self.model, self.device = self.recogniser.model, device
 
-    def prepare(self, samples: Tensor):
-        window = self.model.config.window
-        counts = [min(window, len(samples) - start) for start in range(0, len(samples), window)]
-        mel = self.audio.log_mel(self.audio.windows(samples, window), self.model.config.encoder.bands)
-        return mel.to(self.model.device, self.model.dtype), counts
+    def features(self, recordings: list[Tensor]):
+        model, features = self.model, []
+        for samples in recordings:
+            counts = [min(model.config.window, len(samples) - start) for start in range(0, len(samples), model.config.window)]
+            windows = self.audio.windows(samples, model.config.window).to(model.device)
+            features.append((self.audio.log_mel(windows, model.config.encoder.bands).to(model.dtype), counts))
+        return features
 
-    def run(self, inputs, tokens: int, clock: Clock) -> tuple[Tensor, list[int]]:
-        mel, counts = inputs
-        clock.tick()
-        rows = torch.cat([self.model.encode(window[None], [count])[0] for window, count in zip(mel, counts, strict=True)])
-        clock.tick()
-        prompt = self.model.prompt(self.recogniser.tokenizer, len(rows))
-        found = self.greedy(self.model, [rows], [prompt], stop=(), max_new=tokens, rules=[lambda logits, ids: clock.logits(tokens)])
-        return rows, found[0].ids
+    def hear(self, features) -> list[Tensor]:
+        return [torch.cat([self.model.encode(window[None], [count])[0] for window, count in zip(mel, counts, strict=True)])
+                for mel, counts in features]
+
+    def search(self, heard: list[Tensor], features, tokens: int, clock: Clock, beams: int = 1) -> list[list[int]]:
+        prompts = [self.model.prompt(self.recogniser.tokenizer, len(rows)) for rows in heard]
+        how = {"stop": (), "max_new": tokens, "rules": [lambda logits, ids: clock.logits(tokens)]}
+        if beams == 1:
+            return [found.ids for found in self.decode.greedy(self.model, heard, prompts, **how)]
+        return [found[0].ids for found in self.decode.beam(self.model, heard, prompts, width=beams, **how)]
+
+    def texts(self, ids: list[list[int]]) -> list[str]:
+        return [self.recogniser.tokenizer.decode(each) for each in ids]
 
 
 class Theirs:
-    name = "Transformers"
+    cache = None
 
     def __init__(self, directory: Path, device: str, dtype: str):
         from transformers import AutoProcessor, GlmAsrForConditionalGeneration
@@ -105,26 +116,38 @@ class Theirs:
         self.model = GlmAsrForConditionalGeneration.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa").to(device).eval()
         self.load_seconds = time.perf_counter() - start
 
-    def prepare(self, samples: Tensor):
-        return self.processor.apply_transcription_request(samples.numpy()).to(self.model.device, dtype=self.model.dtype)
+    def features(self, recordings: list[Tensor]):
+        inputs = self.processor.apply_transcription_request([samples.numpy() for samples in recordings])
+        return inputs.to(self.model.device, dtype=self.model.dtype)
 
-    def run(self, inputs, tokens: int, clock: Clock) -> tuple[Tensor, list[int]]:
+    def hear(self, features) -> list[Tensor]:
+        return [self.model.get_audio_features(features["input_features"], features["input_features_mask"]).pooler_output]
+
+    def search(self, heard: list[Tensor], features, tokens: int, clock: Clock, beams: int = 1) -> list[list[int]]:
         def look(ids: Tensor, logits: Tensor) -> Tensor:
             clock.logits(tokens)
             return logits
 
-        clock.tick()
-        rows = self.model.get_audio_features(inputs["input_features"], inputs["input_features_mask"]).pooler_output
-        clock.tick()
-        ids = inputs["input_ids"]
+        ids = features["input_ids"]
         places = (ids == self.model.config.audio_token_id)[..., None]
-        embeddings = self.model.get_input_embeddings()(ids).masked_scatter(places, rows)
-        found = self.model.generate(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"], do_sample=False,
-                                    min_new_tokens=tokens, max_new_tokens=tokens, logits_processor=[look])
-        return rows, found[0].tolist()
+        embeddings = self.model.get_input_embeddings()(ids).masked_scatter(places, torch.cat(heard))
+        found = self.model.generate(inputs_embeds=embeddings, attention_mask=features["attention_mask"], do_sample=False, num_beams=beams,
+                                    min_new_tokens=tokens, max_new_tokens=tokens, logits_processor=[look], cache_implementation=self.cache)
+        return found.tolist()
+
+    def texts(self, ids: list[list[int]]) -> list[str]:
+        return self.processor.batch_decode(ids, skip_special_tokens=True)
 
 
-# -- measuring -------------------------------------------------------------------------------------------------------------
+class TheirsStatic(Theirs):
+    cache = "static"
+
+
+KINDS: dict[str, tuple[type, str | None]] = {
+    "glmasr": (Ours, None), "glmasr int8": (Ours, "int8"), "Transformers": (Theirs, None), "Transformers, static": (TheirsStatic, None)}
+
+
+# -- what is measured --------------------------------------------------------------------------------------------------------
 
 def alone(function, *arguments):
     """The result of a function in a fresh process. TRAP: a child's peak begins at the parent's, so the parent has to be small."""
@@ -132,12 +155,18 @@ def alone(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
+def make(name: str, args):
+    kind, dtype = KINDS[name]
+    directory = args.int8 if dtype == "int8" else args.model
+    return kind(directory, args.device, dtype or args.dtype)
+
+
 @torch.inference_mode()
-def load_and_memory(kind, args) -> dict[str, float]:
+def load_and_memory(name: str, args) -> dict[str, float]:
     """Seconds to load, and GiB at the most, of a process that loads and recognises the sound once."""
     torch.set_num_threads(args.threads)
-    implementation = kind(args.model, args.device, args.dtype)
-    implementation.run(implementation.prepare(sound(args.seconds)), args.tokens, Clock(args.device))
+    implementation = make(name, args)
+    text(implementation, args, 1)
     if args.device == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
@@ -145,73 +174,152 @@ def load_and_memory(kind, args) -> dict[str, float]:
     return {"load": implementation.load_seconds, "memory": peak / 2**30}
 
 
-def time_stages(implementation, inputs, args) -> dict[str, float]:
+def stages(implementation, args) -> dict[str, float]:
+    """One window, step by step."""
+    features, clock = implementation.features([sound(args.seconds)]), Clock(args.device)
+    clock.tick()
+    heard = implementation.hear(features)
+    clock.tick()
+    implementation.search(heard, features, args.tokens, clock)
+    start, end, first, last = clock.moments
+    return {"encoder": end - start, "prefill": first - end, "decode": (args.tokens - 1) / (last - first)}
+
+
+def rows(implementation, args) -> dict[str, float]:
+    """Several windows of the same recording at once: tokens a second of all of them."""
+    features, clock = implementation.features([sound(args.seconds)] * ROWS), Clock(args.device)
+    one = implementation.hear(implementation.features([sound(args.seconds)]))
+    implementation.search(one * ROWS, features, args.tokens, clock)
+    first, last = clock.moments
+    return {"rows": ROWS * (args.tokens - 1) / (last - first)}
+
+
+def beams(implementation, args) -> dict[str, float]:
+    """Seconds from samples to ids."""
     clock = Clock(args.device)
-    implementation.run(inputs, args.tokens, clock)
-    start, heard, first, last = clock.moments
-    return {"encoder": heard - start, "prefill": first - heard, "decode": (args.tokens - 1) / (last - first)}
+    clock.tick()
+    features = implementation.features([sound(BEAM_SECONDS)])
+    implementation.search(implementation.hear(features), features, BEAM_TOKENS, clock, BEAMS)
+    clock.tick()
+    return {"beams": clock.moments[-1] - clock.moments[0]}
+
+
+def text(implementation, args, count: int = 1) -> dict[str, float]:
+    """Seconds from samples to text, for one or more windows at once."""
+    clock = Clock(args.device)
+    clock.tick()
+    features = implementation.features([sound(args.seconds)] * count)
+    implementation.texts(implementation.search(implementation.hear(features), features, TEXT_TOKENS, clock))
+    clock.tick()
+    return {"text" if count == 1 else "texts": clock.moments[-1] - clock.moments[0]}
+
+
+def texts(implementation, args) -> dict[str, float]:
+    return text(implementation, args, ROWS)
+
+
+@dataclass
+class Line:
+    """A line of the table. `ratios`: (name, what is divided, by what), each "key of an implementation"."""
+
+    key: str
+    title: str
+    ratios: list[tuple[str, Callable]]
+
+
+def lines(args) -> list[Line]:
+    def ratio(label, key, over, under, other=None, factor=1.0):
+        return label, lambda turn: factor * turn[over][key] / turn[under][other or key]
+
+    A, B, T = "glmasr", "glmasr int8", "Transformers"
+    return [
+        Line("load", "load, s", [ratio("glmasr / Transformers", "load", A, T)]),
+        Line("encoder", f"encoder and projector, {args.seconds:g} s of sound, s", [ratio("glmasr / Transformers", "encoder", A, T)]),
+        Line("prefill", "prefill, s", [ratio("glmasr / Transformers", "prefill", A, T)]),
+        Line("decode", "decode, one row, tokens/s", [ratio("glmasr / Transformers", "decode", A, T), ratio("int8 / bfloat16", "decode", B, A)]),
+        Line("rows", f"decode, {ROWS} rows, tokens/s", [ratio("to one row", "rows", A, A, "decode"), ratio("int8 to its one row", "rows", B, B, "decode")]),
+        Line("beams", f"{BEAMS} beams, {BEAM_SECONDS} s of sound, {BEAM_TOKENS} tokens, s", [ratio("Transformers / glmasr", "beams", T, A)]),
+        Line("text", f"samples to text, {args.seconds:g} s, {TEXT_TOKENS} tokens, s",
+             [ratio("Transformers / glmasr", "text", T, A), ratio("bfloat16 / int8", "text", A, B)]),
+        Line("texts", f"the same, {ROWS} windows at once, s", [ratio(f"{ROWS} one by one / at once", "text", A, A, "texts", ROWS),
+                                                               ratio("int8", "text", B, B, "texts", ROWS),
+                                                               ratio("bfloat16 one by one / int8 at once", "text", A, B, "texts", ROWS)]),
+        Line("memory", f"peak memory{' on the GPU' if args.device == 'cuda' else ''}, GiB", [ratio("glmasr / Transformers", "memory", A, T)]),
+    ]
+
+
+TASKS = {"stages": stages, "rows": rows, "beams": beams, "text": text, "texts": texts}
 
 
 @torch.inference_mode()
-def measure(args) -> list[list[dict[str, float]]]:
-    """For each run the figures of both implementations. The machine's speed drifts, so they take turns."""
-    kinds = (Ours, Theirs)
-    with tqdm(total=4 * args.runs + 2, unit="run") as progress:
+def measure(args, names: list[str]) -> list[dict[str, dict[str, float]]]:
+    """For each turn the figures of all implementations. The machine's speed drifts, so they take turns."""
+    tasks = [TASKS[name] for name in args.tasks]
+    with tqdm(total=len(names) * ((len(tasks) + 1) * args.runs + 1), unit="run") as progress:
         def step(function, *arguments):
             result = function(*arguments)
             progress.update()
             return result
 
-        figures = [[step(alone, load_and_memory, kind, args) for kind in kinds] for _ in range(args.runs)]
-        both = [kind(args.model, args.device, args.dtype) for kind in kinds]
-        pairs = [(implementation, implementation.prepare(sound(args.seconds))) for implementation in both]
-        for pair in pairs:
-            step(time_stages, *pair, args)                      # reads the weights and prepares the kernels: not counted
-        for run in figures:
-            for figure, pair in zip(run, pairs, strict=True):
-                figure |= step(time_stages, *pair, args)
-    return figures
+        turns = [{name: step(alone, load_and_memory, name, args) for name in names} for _ in range(args.runs)]
+        implementations = {name: make(name, args) for name in names}
+        for implementation in implementations.values():
+            step(stages, implementation, args)                  # reads the weights and prepares the kernels: not counted
+        for turn in turns:
+            for task in tasks:
+                for name, implementation in implementations.items():
+                    turn[name] |= step(task, implementation, args)
+    return turns
 
 
-def table(figures: list[list[dict[str, float]]], args) -> str:
-    rows = {"load": "load, s", "encoder": f"encoder and projector, {args.seconds:g} s of sound, s", "prefill": "prefill, s",
-            "decode": f"decode, {args.tokens} tokens, tokens/s (more is better)",
-            "memory": f"peak memory{' on the GPU' if args.device == 'cuda' else ''}, GiB"}
-    lines = ["| | glmasr | Transformers | ratio |", "|---|---|---|---|"]
-    for key, title in rows.items():
-        values = list(zip(*[[figure[key] for figure in run] for run in figures], strict=True))
-        cells = [f"{statistics.median(each):.3g} ({min(each):.3g}-{max(each):.3g})" for each in values]
-        ratios = [ours / theirs for ours, theirs in zip(*values, strict=True)]
-        lines.append(f"| {title} | {' | '.join(cells)} | {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |")
-    return "\n".join(lines)
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.3g} ({min(values):.3g}-{max(values):.3g})"
+
+
+def table(turns: list[dict[str, dict[str, float]]], names: list[str], args) -> str:
+    out = [f"| | {' | '.join(names)} | ratios |", "|---" * (len(names) + 2) + "|"]
+    for line in lines(args):
+        if not all(line.key in turn[name] for turn in turns for name in names):
+            continue
+        cells = [spread([turn[name][line.key] for turn in turns]) for name in names]
+        ratios = []
+        for label, divide in line.ratios:
+            try:
+                ratios.append(f"{label} {spread([divide(turn) for turn in turns])}")
+            except KeyError:                                    # of an implementation or a task that was left out
+                continue
+        out.append(f"| {line.title} | {' | '.join(cells)} | {'; '.join(ratios)} |")
+    return "\n".join(out)
 
 
 def machine(args) -> str:
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
-        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        name = names[0] if names else name
+        found = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        name = found[0] if found else name
     if args.device == "cuda":
         name = f"{torch.cuda.get_device_name()}, {name}"
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers"))
     return (f"{name}, {os.cpu_count()} cores, {args.threads} threads; {args.dtype}; Python {platform.python_version()}, {versions}; "
-            f"{args.runs} runs turn about, median (least-greatest); ratios are glmasr / Transformers of one turn")
+            f"{args.runs} runs turn about, median (least-greatest); ratios are of one turn")
 
 
 # -- checking --------------------------------------------------------------------------------------------------------------
 
 @torch.inference_mode()
-def rows_and_ids(kind, args):
+def rows_and_ids(name: str, args):
     """Audio rows as a NumPy array (N, D), which goes between processes by value, and greedy ids."""
     torch.set_num_threads(args.threads)
-    implementation = kind(args.model, args.device, "float32")
-    rows, ids = implementation.run(implementation.prepare(sound(args.seconds)), CHECKED_IDS, Clock(args.device))
-    return rows.float().cpu().numpy(), ids
+    implementation = KINDS[name][0](args.model, args.device, "float32")
+    features = implementation.features([sound(args.seconds)])
+    heard = implementation.hear(features)
+    [ids] = implementation.search(heard, features, CHECKED_IDS, Clock(args.device))
+    return torch.cat(heard).float().cpu().numpy(), ids
 
 
 def check(args) -> bool:
     """One after the other, as two full-size models in float32 need 18 GB."""
-    (ours, our_ids), (theirs, their_ids) = (alone(rows_and_ids, kind, args) for kind in tqdm((Ours, Theirs), unit="model"))
+    (ours, our_ids), (theirs, their_ids) = (alone(rows_and_ids, name, args) for name in tqdm(("glmasr", "Transformers"), unit="model"))
     print(f"encoder and projector: greatest difference {abs(ours - theirs).max():.2e} among values up to {abs(theirs).max():.2f}")
     print(f"greedy ids, glmasr:       {our_ids}\ngreedy ids, Transformers: {their_ids}")
     return ours.shape == theirs.shape and abs(ours - theirs).max() <= NEAR * abs(theirs).max() and our_ids == their_ids
@@ -221,8 +329,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--seconds", type=float, default=30, help="of sound (default: 30, one window)")
-    parser.add_argument("--tokens", type=int, default=32, help="to be decoded, 2 or more (default: 32)")
+    parser.add_argument("--tokens", type=int, default=32, help="to be decoded where the decoder alone is timed, 2 or more (default: 32)")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=f"some of {', '.join(TASKS)} (default: all)")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -235,13 +344,23 @@ def main() -> int:
         same = check(args)
         print("the same" if same else "DIFFERENT")
         return 0 if same else 1
-    for path in weight_files(args.model):                       # into the disk cache
-        with open(path, "rb") as file:
-            while file.read(2**24):
-                pass
-    print(table(measure(args), args))
+    names = ["glmasr", "Transformers", "Transformers, static"] if args.device == "cuda" else ["glmasr", "glmasr int8", "Transformers"]
+    with tempfile.TemporaryDirectory() as folder:
+        args.int8 = Path(folder) / "int8"
+        if "glmasr int8" in names:
+            alone(quantise, args.model, args.int8)
+        for path in [*weight_files(args.model), *(weight_files(args.int8) if args.int8.exists() else [])]:     # into the disk cache
+            with open(path, "rb") as file:
+                while file.read(2**24):
+                    pass
+        print(table(measure(args, names), names, args))
     print(f"\n{machine(args)}")
     return 0
+
+
+def quantise(directory: Path, out: Path) -> None:
+    from glmasr.quantize import quantise_directory
+    quantise_directory(directory, out)
 
 
 if __name__ == "__main__":

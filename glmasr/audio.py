@@ -84,8 +84,8 @@ def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION,
 
     Raises AudioError, at the first block for what the header shows and later for what is inside: a recording that is
     missing, empty, not audio, outside 4..384 kHz, of more than MOST_CHANNELS, longer than `max_duration` seconds or MOST_BYTES
-    when decoded, or that holds samples that are NaN, infinite or above LOUDEST. One that breaks off in the middle is read up to there, and `warn` is
-    called with a sentence that says so. What counts is what was decoded: a header may claim any length.
+    when decoded, or that holds samples that are NaN, infinite or above LOUDEST. One that breaks off in the middle is read up
+    to there, and `warn` is called with a sentence that says so. What counts is what was decoded: a header may claim any length.
     """
     if not 1 <= seconds * SAMPLE_RATE < math.inf:
         raise OptionError(f"seconds is {seconds}; a block needs at least one sample and an end: give, for example, 30.0")

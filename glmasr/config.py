@@ -131,12 +131,12 @@ Convolution = tuple[int, int, int]          # channels, kernel, stride
 # Of the article's raw-waveform frontend, in front of any width: 160 samples, 10 ms, from frame to frame, and each is made
 # of 385 samples, 24 ms. The article gives the scheme and the stride; these numbers are ours.
 CONVOLUTIONS: tuple[Convolution, ...] = ((512, 10, 5), (512, 8, 4), (512, 4, 2), (512, 4, 2), (512, 3, 2))
+TIME_STEP = 0.02                            # seconds from one time token to the next
 
 
 def total_stride(convolutions: tuple[Convolution, ...]) -> int:
     """Samples between two frames: 160, 10 ms, for the article's."""
     return math.prod(stride for _, _, stride in convolutions)
-TIME_STEP = 0.02                            # seconds from one time token to the next
 
 
 @dataclass(frozen=True)

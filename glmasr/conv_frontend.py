@@ -6,7 +6,6 @@
 Unusual: no position is added here (that is the encoder's affair), and padding is kept as sound.
 """
 
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -435,6 +435,7 @@ class Recogniser:
         return Part(window.begin, end, language, segments, warnings, failed, resume=end)
 
     def _resume(self, window: Window, ids: list[int]) -> float:
+        """Seconds: where the last complete sentence ends. Without time tokens nobody knows, so it is the end of the window."""
         return window.begin + window.seconds
 
     def _budget(self, window: Window, prompt: int, options: Options) -> int:
@@ -624,7 +625,6 @@ class EncoderDecoderRecogniser(Recogniser):
             since = time
         texts = [(start, end, self._text(words)) for start, end, words in pieces]
         return [(round(begin + start, 3), round(begin + end, 3), text) for start, end, text in texts if text]
-
 
     def _resume(self, window: Window, ids: list[int]) -> float:
         """As openai/whisper, transcribe.py: behind `<|2.40|><|2.40|>`, a sentence ended there and another began. If the last time

@@ -55,14 +55,6 @@ def test_segments_have_times_of_the_sound(demo, name):
         assert segment.start / TIME_STEP == pytest.approx(round(segment.start / TIME_STEP), abs=1e-6)
 
 
-def test_a_pause_makes_two_segments(demo):
-    parts = [audio.load(EXAMPLES / "zh.wav"), torch.zeros(16_000), audio.load(EXAMPLES / "yue.flac")]
-    transcript = demo.transcribe(torch.cat(parts).numpy(), "zh", timestamps=True, sample_rate=16_000)
-    first, second = transcript.segments
-    middle = (len(parts[0]) + 8_000) / 16_000
-    assert first.end < middle < second.start
-
-
 def test_a_forced_language_is_a_token_in_the_prompt(demo):
     """`yue` on Mandarin speech: the same ids as those of the forced token; an English clip is written in words."""
     states = demo.encode([audio.load(EXAMPLES / "zh.wav")])

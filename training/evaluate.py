@@ -130,13 +130,14 @@ def main() -> None:
                         help="what the model is told: what the manifest says (default; for models without language tokens it is auto), or this")
     parser.add_argument("--timestamps", action="store_true", help="with times, and how near they are to the manifest's")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--pad-to", default="window", choices=["window", "speech"], help="what the encoder hears of a window (default: all of it)")
     parser.add_argument("--errors", action="store_true", help="print each recording that was not recognised without errors")
     args = parser.parse_args()
     recogniser = load(args.model, dtype=args.dtype)
     language = args.language
     if language == "given" and not getattr(recogniser.config, "languages", None):
         language = "auto"
-    options = Options(timestamps=args.timestamps, beams=args.beams, temperatures=(0.0,), guards=False)
+    options = Options(timestamps=args.timestamps, beams=args.beams, temperatures=(0.0,), guards=False, pad_to=args.pad_to)
     total = Score()
 
     def show(row, text):

@@ -22,7 +22,9 @@ from glmasr.model import GlmAsr
 from augment import mask_mel
 
 IGNORE = -100                   # a target that has no loss
-TIME_WEIGHT = 0.2               # of a time in the loss, where a word has 1
+SMOOTHING = 0.05                # of the labels
+TIME_WEIGHT = 0.2               # of a time in the loss, where a word has 1; more is right once the words are known (train.py --times)
+TIME_SPREAD = 4                 # steps of 20 ms: a time this near is right as well, the less the farther, or neighbours learn nothing of each other
 
 
 @dataclass
@@ -48,8 +50,9 @@ class Batch:
                        labels=[label.to(device) for label in self.labels])
 
 
-def family_of(model, tokenizer) -> "GlmAsrFamily | EncoderDecoderFamily":
-    return (GlmAsrFamily if isinstance(model, GlmAsr) else EncoderDecoderFamily)(model, tokenizer)
+def family_of(model, tokenizer, times: float = TIME_WEIGHT) -> "GlmAsrFamily | EncoderDecoderFamily":
+    """`times`: the weight of a time in the loss, where a word has 1."""
+    return (GlmAsrFamily if isinstance(model, GlmAsr) else EncoderDecoderFamily)(model, tokenizer, times)
 
 
 def misheard(text: Tensor, everything: Tensor, share: float, rng: np.random.Generator) -> Tensor:
@@ -65,9 +68,8 @@ def _rows(tokens: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 class GlmAsrFamily:
     longest = float("inf")      # seconds; a long recording has several windows
-    weight = None               # of each token in the loss: all alike
 
-    def __init__(self, model, tokenizer):
+    def __init__(self, model, tokenizer, times: float):
         self.model, self.config, self.tokenizer = model, model.config, tokenizer
         self.end = torch.tensor([tokenizer.special.get("<|user|>", self.config.stop[0])])
 
@@ -96,6 +98,10 @@ class GlmAsrFamily:
         joined = [torch.cat([next(spoken) for _ in recording]) for recording in batch.samples]
         return model.decoder(model.embed(batch.tokens, heard)), joined
 
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits (N, V), ids (N,) -> cross-entropy."""
+        return F.cross_entropy(logits, targets, label_smoothing=SMOOTHING)
+
     def words(self, batch: Batch) -> Tensor:
         """(B, T), True where a word is to be learned, not the end."""
         return (batch.targets != IGNORE) & (batch.targets != self.end.to(batch.targets.device))
@@ -112,14 +118,10 @@ class GlmAsrFamily:
 
 
 class EncoderDecoderFamily:
-    def __init__(self, model, tokenizer):
-        self.model, self.config, self.tokenizer = model, model.config, tokenizer
+    def __init__(self, model, tokenizer, times: float):
+        self.model, self.config, self.tokenizer, self.times = model, model.config, tokenizer, times
         self.longest = self.config.window_seconds
         self.step = self.config.encoder.stride
-        # Nobody can tell a border to 20 ms, so the loss of a time stays high, and would drown that of the words.
-        self.weight = torch.ones(self.config.decoder.vocabulary, device=model.device)
-        if self.config.no_timestamps is not None:
-            self.weight[self.config.times:] = TIME_WEIGHT
 
     def collate(self, clips: list[Clip], whole: bool, masked: bool, misread: float, rng: np.random.Generator) -> Batch:
         clips = [self.shifted(clip, whole, rng) for clip in clips]
@@ -179,6 +181,20 @@ class EncoderDecoderFamily:
         states = model.encoder(batch.features)
         spoken = [state[:max(1, -(-count // self.step))] for state, (count,) in zip(states, batch.samples)]
         return model.decoder(batch.tokens, model.decoder.hear(states)), spoken
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits (N, V), ids (N,) -> cross-entropy, in which a time weighs less than a word: nobody can tell it to 20 ms, so its loss
+        stays high, and would drown that of the words. For the same reason the times next to it are right as well."""
+        config = self.config
+        if config.no_timestamps is None:
+            return F.cross_entropy(logits, targets, label_smoothing=SMOOTHING)
+        is_time = targets >= config.times
+        words = F.cross_entropy(logits[~is_time], targets[~is_time], label_smoothing=SMOOTHING, reduction="sum")
+        steps = torch.arange(-TIME_SPREAD, TIME_SPREAD + 1, device=logits.device)
+        near = (targets[is_time][:, None] + steps).clamp(config.times, config.decoder.vocabulary - 1)
+        share = (TIME_SPREAD + 1.0 - steps.abs()) / (TIME_SPREAD + 1) ** 2
+        times = -(logits[is_time].log_softmax(-1).gather(1, near) * share).sum()
+        return (words + self.times * times) / ((~is_time).sum() + self.times * is_time.sum())
 
     def words(self, batch: Batch) -> Tensor:
         """(B, T), True where a word of the text is to be learned, not a time, the language or the end."""

@@ -6,10 +6,13 @@ MODEL_DIR holds config.json and tokenizer.json; where it holds weights too, they
 --from-scratch is given. RUN gets `model/` (a complete checkpoint: what is evaluated, the running mean of the weights) and
 `state.safetensors` (to go on from: the same command again resumes).
 
-Two losses: cross-entropy of the answer after the trained prompt, and, while training only, CTC between the encoder's states
-and the text, which teaches a fresh encoder to listen long before the decoder could. And a third one, for a decoder that has to
-find its place by itself loses it after six words for thousands of steps: a head of its last layer is shown where CTC hears the
-next word, and a head of each other layer where it hears the last one, for one has to know where one is before one goes on.
+Three losses, the second and the third while training only:
+
+    answer      cross-entropy of the answer after the trained prompt
+    CTC         between the encoder's states and the text: it teaches a fresh encoder to listen long before the decoder could
+    guide       a head of the decoder's last layer is shown where CTC hears the next word, and a head of each other layer where it
+                hears the last one, for one has to know where one is before one goes on. A decoder that has to find its place by
+                itself loses it after six words for thousands of steps
 
 From scratch, a model finds nothing in long and changed recordings for thousands of steps; --ramp begins with short clean ones,
 in which it finds the words within hundreds. And for a part of the steps (--short) a batch is padded to its longest recording,
@@ -45,7 +48,7 @@ from glmasr.tokenizer import read_tokenizer                                     
 
 from augment import augment, nothing_said                                             # noqa: E402
 from evaluate import TrainingError, evaluate, read_manifest                           # noqa: E402
-from families import IGNORE, Batch, Clip, EncoderDecoderFamily, GlmAsrFamily, family_of        # noqa: E402
+from families import IGNORE, TIME_WEIGHT, Batch, Clip, EncoderDecoderFamily, GlmAsrFamily, family_of        # noqa: E402
 
 GAPS = 0.15, 0.8                # seconds between recordings that are joined
 EDGE = 0.05                     # seconds of a joined recording around what is said in it
@@ -242,7 +245,7 @@ def losses(family, labels: Labels, guide: Guide, batch: Batch) -> Tensor:
     hidden, spoken = family.forward(batch)
     answers = batch.targets != IGNORE
     logits = family.model.decoder.head(hidden[answers]).float()
-    answer = F.cross_entropy(logits, batch.targets[answers], weight=family.weight, label_smoothing=0.05)
+    answer = family.loss(logits, batch.targets[answers])
     heard, lengths = labels(spoken), [len(states) for states in spoken]
     ctc = labels.loss(heard, lengths, batch.labels)
     look = guide.loss(family.places(labels.places(heard, lengths, batch.labels), batch), family.words(batch))
@@ -351,6 +354,7 @@ def arguments():
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--ctc", type=float, default=0.5, help="weight of the CTC loss (default 0.5)")
     parser.add_argument("--guide", type=float, default=0.5, help="weight of the loss that shows the decoder its place (default 0.5)")
+    parser.add_argument("--times", type=float, default=TIME_WEIGHT, help=f"weight of a time in the loss, where a word has 1 (default {TIME_WEIGHT}; more once the words are known)")
     parser.add_argument("--decay", type=float, default=0.05, help="weight decay of the matrices (default 0.05)")
     parser.add_argument("--silence", type=float, default=0.0, help="share of the clips that are replaced by noise or silence (default 0)")
     parser.add_argument("--join", type=float, default=0.0, help="share of the clips that are put one behind the other, as in long recordings (default 0)")
@@ -372,7 +376,7 @@ def main() -> None:
             if row.get("speaker", "").partition("*")[0] not in args.without]
     tokenizer = read_tokenizer(args.model)
     model = start_model(args.model, args.from_scratch).train()
-    family = family_of(model, tokenizer)
+    family = family_of(model, tokenizer, args.times)
     guide = Guide(model.decoder)
     known = len(rows)
     # Slowed down they have to fit still.
