@@ -310,7 +310,7 @@ class Recogniser:
         jobs = []
         for samples, language in zip(recordings, languages, strict=True):
             options = self.check(language, options)
-            jobs.append([Job(window, hearing) for hearing in [Hearing(language)] for window in self._windows(Reader([samples], self.config.window), options)])
+            jobs.append(list(self.jobs(Reader([samples], self.config.window), language)))
         parts = self._decode_all((job for some in jobs for job in some), options)
         ends = [len(samples) / sound.SAMPLE_RATE for samples in recordings]
         return [Transcript.of([*islice(parts, len(some)), Part(end, end, "", [], [])], self.how(options))
@@ -326,21 +326,31 @@ class Recogniser:
             raise OptionError("long is 'seek', which goes by the model's time tokens; it needs timestamps (--timestamps)")
         return replace(options, beams=options.beams or self.config.beams)
 
-    def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
+    def jobs(self, reader: "Reader", language: str) -> Iterator[Job]:
+        """The windows of a recording, cut where it is quiet."""
         hearing = Hearing(language)
-        yield from self._decode_all((Job(window, hearing) for window in self._windows(reader, options)), options)
+        # A recording of one window is heard as it is.
+        for window in [Window(0, reader.first)] if reader.fits else cutting.cut(reader, self.config.window):
+            yield Job(window, hearing)
 
-    def _windows(self, reader: "Reader", options: Options) -> Iterator[Window]:
-        if reader.fits:             # a recording of one window is heard as it is
-            yield Window(0, reader.first)
-        else:
-            yield from cutting.cut(reader, self.config.window)
+    def decode_together(self, jobs: list[Job], options: Options) -> list[Part]:
+        """The parts of some windows, of one recording or of several, decoded together; `options` as `check` gives them."""
+        convert = script.converter(options.script)
+        return [replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments])
+                for part in self._decode(jobs, options)]
+
+    def batch_size(self, options: Options) -> int:
+        """Windows that are decoded together, at most; `options` as `check` gives them."""
+        return options.batch_size or self._batch_size(options)
+
+    def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
+        yield from self._decode_all(self.jobs(reader, language), options)
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
     def _decode_all(self, jobs: Iterable[Job], options: Options) -> Iterator[Part]:
         """The parts of the jobs, in their order. An error while they are read comes behind what was read before."""
-        jobs, most, convert = iter(jobs), options.batch_size or self._batch_size(options), script.converter(options.script)
+        jobs, most = iter(jobs), self.batch_size(options)
         size, error = options.batch_size or min(FIRST_ROWS, most), None
         while error is None:
             batch: list[Job] = []
@@ -351,8 +361,7 @@ class Recogniser:
             if not batch:
                 break
             size = min(2 * size, most)          # the first text is soon there
-            for part in self._decode(batch, options):
-                yield replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments])
+            yield from self.decode_together(batch, options)
         if error is not None:
             raise error
 
