@@ -26,6 +26,7 @@ from typing import Any
 
 from . import worker
 from .errors import CheckpointError, GlmAsrError
+from .metrics import Figures
 from .pipeline import Options, Part, Transcript
 from .worker import Batch, Began, Broken, Cancel, Done, Failed, Heard, Ready, Recording
 
@@ -80,11 +81,10 @@ class Ticket:
 
 
 class Desk:
-    """`model`: arguments of `pipeline.load`. `time_limit`: seconds for a recording, the waiting included. `figures`: what is told of
-    each recording, see `metrics.Figures`."""
+    """`model`: arguments of `pipeline.load`. `time_limit`: seconds for a recording, the waiting included."""
 
-    def __init__(self, model: dict[str, Any], queue: int = 20, time_limit: float = 600.0, figures=None):
-        self.model, self.queue, self.time_limit, self.figures = model, queue, time_limit, figures
+    def __init__(self, model: dict[str, Any], queue: int = 20, time_limit: float = 600.0):
+        self.model, self.queue, self.time_limit, self.figures = model, queue, time_limit, Figures(self)
         self.waiting: deque[Ticket] = deque()
         self.running: dict[int, Ticket] = {}
         self.ready: Ready | None = None             # None while no worker can work
@@ -140,8 +140,7 @@ class Desk:
             else:
                 self._first.set_exception(CheckpointError(message.reason))
         elif isinstance(message, Batch):
-            if self.figures:
-                self.figures.batch(message.windows, message.recordings)
+            self.figures.batch(message.windows, message.recordings)
         elif ticket := self.running.get(message.number):
             if isinstance(message, (Done, Failed)):
                 self._release(ticket)
@@ -254,8 +253,7 @@ class Desk:
         now, seconds = time.monotonic(), transcript.seconds if transcript else 0.0
         waited, worked = (ticket.started or now) - ticket.came, now - (ticket.started or now)
         log.info("recording %d: %s, %.1f s of sound, waited %.2f s, took %.2f s", ticket.recording.number, outcome, seconds, waited, worked)
-        if self.figures:
-            self.figures.recording(outcome, seconds, waited, worked)
+        self.figures.recording(outcome, seconds, waited, worked)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Figures:
-    """Of one `Desk`, which calls `recording` and `batch`."""
+    """Of one `batching.Desk`, which calls `recording` and `batch`; what it holds right now is looked up when somebody asks."""
 
-    def __init__(self):
+    def __init__(self, desk):
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._ended = Counter("glmasr_recordings", "Recordings that left, by what became of them", ["outcome"], registry=self.registry)
@@ -18,9 +18,6 @@ class Figures:
         self._worked = Histogram("glmasr_working_seconds", "Time from the queue to the end", buckets=SECONDS, registry=self.registry)
         self._windows = Histogram("glmasr_batch_windows", "Windows decoded together", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry)
         self._together = Histogram("glmasr_batch_recordings", "Recordings in a batch", buckets=(1, 2, 4, 8, 16, 32), registry=self.registry)
-
-    def watch(self, desk) -> None:
-        """Shows the state of a desk as well."""
         for name, text, value in (("waiting", "Recordings in the queue", lambda: len(desk.waiting)),
                                   ("running", "Recordings with the worker", lambda: len(desk.running)),
                                   ("ready", "1 while the model is loaded", lambda: int(desk.ready is not None)),
