@@ -16,18 +16,22 @@ import html
 import importlib.util
 import os
 import re
+import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 
+import gradio.queueing
+import gradio.routes
 import gradio as gr
 from gradio.data_classes import FileData
 from gradio.utils import is_in_or_equal
-from gradio_client.utils import is_http_url_like
-from pydantic import ValidationInfo, model_validator
+from gradio_client.utils import is_file_obj_with_meta, is_http_url_like
 
 from . import writers
+from .api import Problem
 from .batching import Desk, Finished, Refused
 from .errors import GlmAsrError
 from .language import join
@@ -36,13 +40,12 @@ from .worker import Began, Heard
 
 KEEP = 3600                     # seconds that uploads and results of the page are kept, for players and downloads
 BARS = 400                      # columns of the waveform
+INLINE = "uri-"                 # how the folders of recordings that came as data URIs begin
 FORMATS = ("txt", "srt", "vtt", "json")
 CHOICES = {"auto": "Auto 自动", "zh": "普通话 Mandarin", "yue": "粤语 Cantonese", "en": "English 英语"}
 TEXTS = {                       # name -> English, Chinese
-    "title": ("Speech to text", "语音转文字"),
-    "intro": ("Mandarin, Cantonese and English. Your recording stays on this server and is deleted after an hour.",
-              "支持普通话、粤语和英语。录音只保存在本服务器上，一小时后删除。"),
-    "audio": ("Recording", "录音"),
+    "intro": ("# Speech to text\n\nMandarin, Cantonese and English. Your recording stays on this server and is deleted after an hour.",
+              "# 语音转文字\n\n支持普通话、粤语和英语。录音只保存在本服务器上，一小时后删除。"),
     "language": ("Language", "语言"),
     "more": ("Model and options", "模型与选项"),
     "model": ("Model", "模型"),
@@ -81,9 +84,12 @@ CSS = """
 .glm-wave { width: 100%; height: 90px; display: block; background: var(--background-fill-secondary); border-radius: 6px; }
 .glm-ends { display: flex; justify-content: space-between; font-size: .8em; color: var(--body-text-color-subdued); }
 .glm-table { max-height: 22em; overflow-y: auto; margin-top: .5em; } .glm-table table { width: 100%; border-collapse: collapse; }
-.glm-table td, .glm-table th { text-align: left; padding: .35em .6em; border-bottom: 1px solid var(--border-color-primary); vertical-align: top; }
+.glm-table table, .glm-table tr { border-width: 0 !important; }
+.glm-table td, .glm-table th { text-align: left; padding: .35em .6em; vertical-align: top; border-width: 0 0 1px !important;
+  border-color: var(--border-color-primary) !important; }
 .glm-table td.time { white-space: nowrap; font-variant-numeric: tabular-nums; } .glm-table td:last-child { width: 100%; overflow-wrap: anywhere; }
 .glm-table tr.doubt td { background: color-mix(in srgb, #d97706 12%, transparent); }
+.glm-files { display: grid !important; grid-template-columns: repeat(4, 1fr); gap: .5em; }
 @media (max-width: 640px) { .gradio-container { padding: 8px !important; } }
 """
 
@@ -100,37 +106,28 @@ def speaker(request: gr.Request | None) -> Callable[[str], str]:
     return lambda name: TEXTS[name][index]
 
 
+class Discreet:
+    """In place of the module `traceback` in Gradio, which prints errors with their messages; and those may quote what a user sent."""
+
+    @staticmethod
+    def print_exc() -> None:
+        Problem.of(sys.exc_info()[1])                   # logs the place
+
+
 # ---- what comes in --------------------------------------------------------------------------------------------------------
 
 def refused(message: str) -> gr.Error:
     return gr.Error(message, print_exception=False)     # the log is not for what users send
 
 
-class Uploaded(FileData):
-    """A file that was uploaded, or a data URI, which becomes one."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def of_data_uri(cls, value, info: ValidationInfo):
-        if isinstance(value, dict) and isinstance(value.get("data"), str) and not value.get("path"):        # as Gradio 3 sent it
-            value = value["data"]
-        if not isinstance(value, str):
-            return value
-        found = re.match(r"data:[\w.+-]+/([\w.+-]+)[\w=;.+-]*;base64,", value)
-        try:
-            if not found:
-                raise ValueError
-            content = base64.b64decode(value[found.end():], validate=True)
-        except (binascii.Error, ValueError):
-            raise refused(f"the recording begins with {value[:20]!r}; expected a data URI, data:audio/wav;base64,..., or an uploaded file") from None
-        return {"path": stored(f"recording.{found[1].removeprefix('x-')[:8]}", content), "meta": {"_type": "gradio.FileData"}}
-
-
 class Input(gr.Audio):
-    """`gr.Audio` for a file of the user's own."""
+    """`gr.Audio` for a file of the user's own: one that was uploaded, or a data URI, which becomes one. `preprocess` gives its path."""
 
     is_template = True                                  # the same for the browser
-    data_model = Uploaded
+    data_model = None                                   # so that a data URI comes as far as `preprocess`
+
+    def api_info(self) -> dict:
+        return FileData.model_json_schema()
 
     async def async_move_resource_to_block_cache(self, url_or_file_path):
         path = str(url_or_file_path)
@@ -140,10 +137,26 @@ class Input(gr.Audio):
             raise refused("the recording is a file of the server; expected an uploaded file or a data URI")
         return await super().async_move_resource_to_block_cache(path)
 
+    def preprocess(self, payload) -> str | None:
+        if isinstance(payload, dict) and is_file_obj_with_meta(payload):        # `async_move_resource_to_block_cache` has seen it
+            return super().preprocess(FileData(**payload))
+        if isinstance(payload, dict):                   # as Gradio 3 sent it
+            payload = payload.get("data")
+        if payload is None:
+            return None
+        found = isinstance(payload, str) and re.match(r"data:[\w.+-]+/([\w.+-]+)[\w=;.+-]*;base64,", payload)
+        try:
+            content = base64.b64decode(payload[found.end():], validate=True) if found else None
+        except binascii.Error:
+            content = None
+        if content is None:
+            raise refused(f"the recording is {str(payload)[:20]!r}...; expected a data URI, data:audio/wav;base64,..., or an uploaded file")
+        return stored(f"recording.{found[1].removeprefix('x-')[:8]}", content, INLINE)
 
-def stored(name: str, content: bytes) -> str:
+
+def stored(name: str, content: bytes, prefix: str = "result-") -> str:
     """The path of a new file of this name, where Gradio keeps its files."""
-    folder = tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])
+    folder = tempfile.mkdtemp(prefix=prefix, dir=os.environ["GRADIO_TEMP_DIR"])
     path = os.path.join(folder, name)
     Path(path).write_bytes(content)
     return path
@@ -208,7 +221,7 @@ def result(found: Finished, name: str, say: Callable[[str], str]) -> tuple:
 def add(app, desk: Desk, name: str, *, most_bytes: int, max_duration: float) -> Callable[[], None]:
     """Mounts the page of a model called `name` at "/". -> a function that ends the streams to open pages, for the server's end."""
     os.makedirs(os.environ["GRADIO_TEMP_DIR"], mode=0o700, exist_ok=True)
-    # The temporary folder that Gradio knows was made for this server only.
+    gradio.queueing.traceback = gradio.routes.traceback = Discreet
     said, facts = translations(), desk.facts
     nothing = (gr.update(value=None, interactive=False),) * len(FORMATS)
 
@@ -225,6 +238,9 @@ def add(app, desk: Desk, name: str, *, most_bytes: int, max_duration: float) -> 
                     yield event.transcript.text if isinstance(event, Finished) else text
         except (GlmAsrError, Refused) as error:
             raise refused(str(error)) from None
+        finally:
+            if Path(recording).parent.name.startswith(INLINE):          # nobody will ask for it again
+                shutil.rmtree(Path(recording).parent, ignore_errors=True)
 
     async def show(recording: str | None, language: str, timestamps: bool, beams: int, fast: bool, script: str, request: gr.Request):
         """The same with all that the page shows, while it works."""
@@ -251,12 +267,11 @@ def add(app, desk: Desk, name: str, *, most_bytes: int, max_duration: float) -> 
             yield alert(f"{say('failed')}: {error}"), text, "", *nothing
 
     with gr.Blocks(title="glmasr", analytics_enabled=False, delete_cache=(KEEP // 4, KEEP)) as blocks:
-        gr.HTML(said("title"), elem_id="title")
         gr.Markdown(said("intro"))
         with gr.Row(equal_height=False):
             with gr.Column(min_width=320):
-                recording = Input(sources=["upload", "microphone"], type="filepath", label=said("audio"), elem_id="recording", editable=False,
-                                  buttons=[])
+                recording = Input(sources=["upload", "microphone"], type="filepath", label="Recording 录音", elem_id="recording",       # TRAP: it alone can't be translated
+                                  editable=False, buttons=[])
                 language = gr.Radio([(CHOICES[code], code) for code in CHOICES if code in facts.languages], value="auto", label=said("language"),
                                     elem_id="language")
                 with gr.Accordion(said("more"), open=False, elem_id="more"):
@@ -273,8 +288,8 @@ def add(app, desk: Desk, name: str, *, most_bytes: int, max_duration: float) -> 
                 status = gr.HTML(elem_id="status")
                 text = gr.Textbox(label=said("text"), placeholder=said("empty"), lines=5, max_lines=15, buttons=["copy"], interactive=False, elem_id="text")
                 details = gr.HTML(elem_id="details")
-                with gr.Row():
-                    files = [gr.DownloadButton(form, interactive=False, size="sm", min_width=70, elem_id=f"download-{form}") for form in FORMATS]
+                with gr.Row(elem_classes="glm-files"):
+                    files = [gr.DownloadButton(form, interactive=False, size="sm", min_width=50, elem_id=f"download-{form}") for form in FORMATS]
         # TRAP: the article's call names the function by its number, 0: this one has to be the first.
         gr.Button(visible=False).click(transcribe, [recording, language], gr.Textbox(visible=False), api_name="transcribe", concurrency_limit=None,
                                        show_progress="hidden")

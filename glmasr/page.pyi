@@ -128,10 +128,13 @@ class Uploaded(FileData):
 from gradio.events import Dependency
 
 class Input(gr.Audio):
-    """`gr.Audio` for a file of the user's own."""
+    """`gr.Audio` for a file of the user's own: one that was uploaded, or a data URI, which becomes one. `preprocess` gives its path."""
 
     is_template = True                                  # the same for the browser
-    data_model = Uploaded
+    data_model = None                                   # so that a data URI comes as far as `preprocess`
+
+    def api_info(self) -> dict:
+        return FileData.model_json_schema()
 
     async def async_move_resource_to_block_cache(self, url_or_file_path):
         path = str(url_or_file_path)
@@ -140,6 +143,22 @@ class Input(gr.Audio):
         if not is_in_or_equal(path, self.GRADIO_CACHE):
             raise refused("the recording is a file of the server; expected an uploaded file or a data URI")
         return await super().async_move_resource_to_block_cache(path)
+
+    def preprocess(self, payload) -> str | None:
+        if isinstance(payload, dict) and is_file_obj_with_meta(payload):        # `async_move_resource_to_block_cache` has seen it
+            return super().preprocess(FileData(**payload))
+        if isinstance(payload, dict):                   # as Gradio 3 sent it
+            payload = payload.get("data")
+        if payload is None:
+            return None
+        found = isinstance(payload, str) and re.match(r"data:[\w.+-]+/([\w.+-]+)[\w=;.+-]*;base64,", payload)
+        try:
+            content = base64.b64decode(payload[found.end():], validate=True) if found else None
+        except binascii.Error:
+            content = None
+        if content is None:
+            raise refused(f"the recording is {str(payload)[:20]!r}...; expected a data URI, data:audio/wav;base64,..., or an uploaded file")
+        return stored(f"recording.{found[1].removeprefix('x-')[:8]}", content, INLINE)
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
     if TYPE_CHECKING:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "glmasr"
 ORDER = ["errors", "config", "audio", "tokenizer", "language", "script", "decode", "fallback", "layers", "conv_frontend", "encoder", "decoder", "model",
-         "weights", "hub", "cutting", "pipeline", "writers", "explain", "check"]
+         "weights", "hub", "cutting", "pipeline", "writers", "explain", "check", "metrics", "worker",
+         "batching", "api", "page", "serve"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
-EXTRAS = {"script": {"opencc"}, "hub": {"huggingface_hub"}}         # imported only where they are used, with an error that names the extra
+# Imported only where they are used, with an error that names the extra. Nothing but `serve` imports the modules of the server.
+EXTRAS = {"script": {"opencc"}, "hub": {"huggingface_hub"}, "metrics": {"prometheus_client"}, "api": {"anyio", "fastapi", "pydantic", "starlette"},
+          "page": {"gradio", "gradio_client"}, "serve": {"uvicorn"}}
 
 
 def imports(path):
