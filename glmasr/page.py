@@ -141,7 +141,7 @@ class Input(gr.Audio):
         if isinstance(payload, dict) and is_file_obj_with_meta(payload):        # `async_move_resource_to_block_cache` has seen it
             return super().preprocess(FileData(**payload))
         if isinstance(payload, dict):                   # as Gradio 3 sent it
-            payload = payload.get("data")
+            payload = payload.get("data", payload)
         if payload is None:
             return None
         found = isinstance(payload, str) and re.match(r"data:[\w.+-]+/([\w.+-]+)[\w=;.+-]*;base64,", payload)

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from selenium import webdriver
@@ -14,9 +15,9 @@ PATIENCE = 90                   # seconds: a busy machine
 
 
 class Page:
-    """A browser of its own with one open page. `microphone`: a WAV file that its fake microphone plays, again and again."""
+    """A browser of its own with one open page. `microphone`: a WAV file that its fake microphone plays."""
 
-    def __init__(self, url: str, language: str = "en-GB", width: int = 1100, height: int = 1000, microphone: Path | None = None):
+    def __init__(self, url: str, language: str = "en-GB", width: int = 1100, height: int = 1000, microphone: str | None = None):
         self.downloads = Path(tempfile.mkdtemp(prefix="glmasr-browser-"))
         options = Options()
         options.binary_location = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -52,11 +53,40 @@ class Page:
         self.find("#recording input[type=file]").send_keys(str(path))
         self.find("#recording audio, #recording #waveform")
 
+    def record(self, seconds: float) -> None:
+        self.find("#recording [aria-label='Record audio'], #recording button[aria-label*='icrophone']").click()
+        self.find("#recording button.record-button, #recording .record-button").click()
+        time.sleep(seconds)
+        self.find("#recording button.stop-button, #recording .stop-button").click()
+        self.find("#recording audio, #recording #waveform")
+
     def transcribe(self) -> str:
         """Presses the button and waits for the end: the text."""
         self.find("#go").click()
-        self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, "#details svg, #status .glm-alert"), "an end")
+        return self.finished()
+
+    def finished(self) -> str:
+        self.wait(lambda: self.all("#details svg, #status .glm-alert"), "an end")
         return self.text
+
+    def all(self, selector: str) -> list:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def script(self, source: str):
+        return self.driver.execute_script(source)
+
+    def errors(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+    def tab(self, handle: str = "", new: str = "") -> str:
+        """Goes to a tab, or opens a new one; the handle of the one that is shown."""
+        if new:
+            self.driver.switch_to.new_window("tab")
+            self.driver.get(new)
+            self.find("#go")
+        elif handle:
+            self.driver.switch_to.window(handle)
+        return self.driver.current_window_handle
 
     @property
     def text(self) -> str:
