@@ -10,6 +10,7 @@ What is unusual here:
   nothing else.
 """
 
+import asyncio
 import base64
 import binascii
 import html
@@ -19,8 +20,10 @@ import re
 import shutil
 import sys
 import tempfile
+import time
+from abc import ABCMeta
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import gradio.queueing
@@ -31,7 +34,7 @@ from gradio.utils import is_in_or_equal
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like
 
 from . import writers
-from .api import Problem
+from .api import STALL, Problem
 from .batching import Desk, Finished, Refused
 from .errors import GlmAsrError
 from .language import join
@@ -120,7 +123,14 @@ def refused(message: str) -> gr.Error:
     return gr.Error(message, print_exception=False)     # the log is not for what users send
 
 
-class Input(gr.Audio):
+class Plain(type(gr.Audio)):
+    """TRAP: Gradio's own metaclass writes a file .pyi beside the source of every new component."""
+
+    def __new__(cls, name, bases, attributes):
+        return ABCMeta.__new__(cls, name, bases, attributes)
+
+
+class Input(gr.Audio, metaclass=Plain):
     """`gr.Audio` for a file of the user's own: one that was uploaded, or a data URI, which becomes one. `preprocess` gives its path."""
 
     is_template = True                                  # the same for the browser
@@ -154,12 +164,50 @@ class Input(gr.Audio):
         return stored(f"recording.{found[1].removeprefix('x-')[:8]}", content, INLINE)
 
 
+async def ticking(events: AsyncIterator) -> AsyncIterator:
+    """The same events, and None in every second without one. TRAP: Gradio looks whether a user is still there when a function yields, and
+    at no other time."""
+    task = None
+    try:
+        while True:
+            task = task or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait([task], timeout=1.0)
+            if done:
+                task, found = None, task
+                try:
+                    yield found.result()
+                except StopAsyncIteration:
+                    return
+            else:
+                yield None
+    finally:
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await events.aclose()
+
+
 def stored(name: str, content: bytes, prefix: str = "result-") -> str:
     """The path of a new file of this name, where Gradio keeps its files."""
     folder = tempfile.mkdtemp(prefix=prefix, dir=os.environ["GRADIO_TEMP_DIR"])
     path = os.path.join(folder, name)
     Path(path).write_bytes(content)
     return path
+
+
+async def tidy() -> None:
+    """Removes what is no longer needed, for ever. Gradio leaves the beginning of an upload where it broke off, or where there was no room
+    for the rest; one that grows no more is such a beginning, for the gate ends those that rest."""
+    while True:
+        now = time.time()
+        for path in Path(os.environ["GRADIO_TEMP_DIR"]).iterdir():
+            with suppress(OSError):                     # it has just gone
+                age = now - path.stat().st_mtime
+                if path.is_dir() and age > KEEP:
+                    shutil.rmtree(path)
+                elif path.is_file() and age > STALL + 5:
+                    path.unlink()
+        await asyncio.sleep(5)
 
 
 # ---- what is shown --------------------------------------------------------------------------------------------------------
@@ -231,7 +279,7 @@ def add(app, desk: Desk, name: str, *, most_bytes: int, max_duration: float) -> 
             raise refused("the recording is missing; expected an uploaded file, or a data URI as the first value")
         text = ""
         try:
-            async with aclosing(desk.recognise(recording, language, Options(max_duration=max_duration))) as events:
+            async with aclosing(ticking(desk.recognise(recording, language, Options(max_duration=max_duration)))) as events:
                 async for event in events:
                     if isinstance(event, Heard):
                         text = join([text, *(segment.text for segment in event.part.segments)])
@@ -252,8 +300,11 @@ def add(app, desk: Desk, name: str, *, most_bytes: int, max_duration: float) -> 
                           max_duration=max_duration)
         yield progress(say("waiting"), None), "", "", *nothing
         try:
-            async with aclosing(desk.recognise(recording, language, options)) as events:
+            async with aclosing(ticking(desk.recognise(recording, language, options))) as events:
                 async for event in events:
+                    if event is None:
+                        yield gr.skip()
+                        continue
                     if isinstance(event, Finished):
                         yield result(event, os.path.basename(recording), say)
                         return
@@ -266,7 +317,7 @@ def add(app, desk: Desk, name: str, *, most_bytes: int, max_duration: float) -> 
         except (GlmAsrError, Refused) as error:
             yield alert(f"{say('failed')}: {error}"), text, "", *nothing
 
-    with gr.Blocks(title="glmasr", analytics_enabled=False, delete_cache=(KEEP // 4, KEEP)) as blocks:
+    with gr.Blocks(title="glmasr", analytics_enabled=False) as blocks:
         gr.Markdown(said("intro"))
         with gr.Row(equal_height=False):
             with gr.Column(min_width=320):

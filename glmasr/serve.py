@@ -101,13 +101,16 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
         most_bytes = round(args.max_upload * 2 ** 20)
         application = api.make_app(desk, folder, names=tuple(dict.fromkeys([name, *(args.name or [])])), key=args.api_key, most_bytes=most_bytes,
                                    max_duration=args.max_duration, origins=tuple(args.cors))
-        application.state.stop = None
+        application.state.stop = tidying = None
         if not args.no_page:
             application.state.stop = page.add(application, desk, name, most_bytes=most_bytes, max_duration=args.max_duration)
+            tidying = loop.create_task(page.tidy())
         # uvicorn's log names paths, and those of the page hold the names of files.
         config = uvicorn.Config(application, args.host, args.port, http=Patient, ws="none", access_log=False, log_config=None, server_header=False,
                                 timeout_graceful_shutdown=int(GRACE))
         await Server(config).serve()
+        if tidying:
+            tidying.cancel()
     finally:
         desk.end()
 
