@@ -23,7 +23,11 @@ class Server:
         self.process = subprocess.Popen([*prefix, sys.executable, "app.py", "--model", model, "--port", "0", *arguments], cwd=ROOT, env=environment,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True).start()
-        self.until(lambda: "Uvicorn running" in self.log or self.process.poll() is not None)
+        try:
+            self.until(lambda: "Uvicorn running" in self.log or self.process.poll() is not None)
+        except AssertionError:
+            self.process.kill()
+            raise
         found = re.search(r"Uvicorn running on (http://[\d.]+:\d+)", self.log)
         assert found, self.log
         self.url = found[1]

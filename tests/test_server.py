@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -417,3 +418,24 @@ def test_arguments(capsys):
         with pytest.raises(SystemExit):
             serve.arguments(wrong)
         assert wrong[0] in capsys.readouterr().err
+
+
+# ---- docs/SERVER.md -------------------------------------------------------------------------------------------------------
+
+def test_the_page_about_the_server(tmp_path, capsys):
+    text = (ROOT / "docs" / "SERVER.md").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        serve.arguments(["--help"])
+    shown = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    section = text.partition("## Options")[2].partition("## ")[0]
+    assert set(re.findall(r"--[a-z][a-z-]+", section)) == shown
+    app = api.make_app(batching.Desk({}), str(tmp_path))
+    schema = app.openapi()
+    for path in schema["paths"]:
+        assert path.replace("{name}", "NAME") in text
+    fields = schema["components"]["schemas"]["Transcription"]["properties"]
+    assert all(f"`{name}`" in text for name in fields)
+    source = Path(api.__file__).read_text(encoding="utf-8")
+    for status, codes in re.findall(r"^\| (\d{3}) \|([^|]*)\|", text, re.MULTILINE):
+        assert codes.strip() and all(f'"{code}"' in source for code in re.findall(r"`(\w+)`", codes)) and status in source
+    assert f"up to {batching.RUNNING} recordings" in text and f"{api.STALL:.0f} s, or not all of it in {api.UPLOAD / 60:.0f} minutes" in text
