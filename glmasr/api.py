@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from . import __version__, writers
+from . import writers
 from .audio import MAX_DURATION
 from .batching import Busy, Closing, Desk, Finished, Refused, TooLong
 from .errors import AudioError, GlmAsrError, OptionError
@@ -102,6 +102,8 @@ def _invalid(error: RequestValidationError) -> Problem:
     """What is wrong with a form, in words for its sender."""
     first = error.errors()[0]
     param = str(first["loc"][-1]) if len(first["loc"]) > 1 else None
+    if param is None:
+        return Problem(400, "the request has no form; expected multipart/form-data with file and model", None, "missing_required_parameter")
     if first["type"] == "missing":
         return Problem(400, f"{param} is missing", param, "missing_required_parameter")
     if first["type"] == "extra_forbidden":
@@ -365,7 +367,7 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
     max_duration   seconds of a recording
     origins        from whose pages browsers may call this server (CORS)
     """
-    app = FastAPI(title="glmasr", version=__version__, description="Speech recognition, as OpenAI's API has it.", docs_url=None, redoc_url=None)
+    app = FastAPI(title="glmasr", version="1", description="Speech recognition, as OpenAI's API has it.", docs_url=None, redoc_url=None)
     # TRAP: without this one, even for no origin, Gradio adds its own, which lets in the pages of everybody.
     app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(Gate, desk=desk, key=key, most_bytes=most_bytes)         # the last one added is the first one asked

@@ -27,7 +27,7 @@ from typing import Any
 from . import worker
 from .errors import CheckpointError, GlmAsrError
 from .metrics import Figures
-from .pipeline import Options, Part, Transcript
+from .pipeline import Options, Transcript
 from .worker import Batch, Began, Broken, Cancel, Done, Failed, Heard, Ready, Recording
 
 RUNNING = 16                    # recordings that the worker has at once
@@ -185,7 +185,7 @@ class Desk:
 
     async def recognise(self, path: str, language: str, options: Options) -> AsyncIterator[Began | Heard | Finished]:
         """What becomes of a recording, as soon as it is known; Finished comes last. Raises Busy, Closing, TooLong, WorkerDied; AudioError
-        for a recording that can't be used; OptionError. The file may go as soon as the iterator is closed."""
+        for a recording that can't be used; OptionError; OSError, such as a full disk. The file may go as soon as the iterator is closed."""
         self.check()
         ticket = Ticket(Recording(next(self._numbers), path, language, options), time.monotonic())
         self.waiting.append(ticket)
@@ -206,7 +206,7 @@ class Desk:
                 elif isinstance(event, Heard):
                     parts.append(event.part)
                 yield event
-        except (Refused, GlmAsrError) as error:
+        except (Refused, GlmAsrError, OSError) as error:
             outcome = type(error).__name__
             raise
         finally:

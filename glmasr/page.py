@@ -35,8 +35,7 @@ from gradio_client.utils import is_file_obj_with_meta, is_http_url_like
 
 from . import writers
 from .api import STALL, Problem
-from .batching import Desk, Finished, Refused
-from .errors import GlmAsrError
+from .batching import Desk, Finished
 from .language import join
 from .pipeline import FLAGS, Options
 from .worker import Began, Heard
@@ -72,12 +71,10 @@ TEXTS = {                       # name -> English, Chinese
     "done": ("Done", "完成"),
     "silence": ("Nobody seems to speak in it.", "录音中似乎没有人说话。"),
     "failed": ("It didn't work", "出错了"),
-    "defect": ("the server has a defect; its log says where", "服务器内部错误，详见服务器日志"),
     "heard": ("{seconds:.1f} s of sound, language: {language}", "音频 {seconds:.1f} 秒，语言：{language}"),
     "unknown": ("unknown", "未知"),
     "start": ("Start", "开始"),
     "end": ("End", "结束"),
-    "segments": ("Segments", "分段"),
 }
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
@@ -284,8 +281,8 @@ def add(app, desk: Desk, name: str, *, most_bytes: int, max_duration: float) -> 
                     if isinstance(event, Heard):
                         text = join([text, *(segment.text for segment in event.part.segments)])
                     yield event.transcript.text if isinstance(event, Finished) else text
-        except (GlmAsrError, Refused) as error:
-            raise refused(str(error)) from None
+        except Exception as error:
+            raise refused(str(Problem.of(error))) from None
         finally:
             if Path(recording).parent.name.startswith(INLINE):          # nobody will ask for it again
                 shutil.rmtree(Path(recording).parent, ignore_errors=True)
@@ -314,8 +311,8 @@ def add(app, desk: Desk, name: str, *, most_bytes: int, max_duration: float) -> 
                         text, place = join([text, *(segment.text for segment in event.part.segments)]), event.part.end
                     told = f"{say('working')}: {clock(place)}" + (f" / {clock(seconds)}" if seconds else "")
                     yield progress(told, place / seconds if seconds else None), text, "", *nothing
-        except (GlmAsrError, Refused) as error:
-            yield alert(f"{say('failed')}: {error}"), text, "", *nothing
+        except Exception as error:
+            yield alert(f"{say('failed')}: {Problem.of(error)}"), text, "", *nothing
 
     with gr.Blocks(title="glmasr", analytics_enabled=False) as blocks:
         gr.Markdown(said("intro"))

@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -100,10 +100,10 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """It can't be recognised: a user's error."""
+    """It can't be recognised: a user's error, or no room for a temporary file."""
 
     number: int
-    error: GlmAsrError
+    error: GlmAsrError | OSError
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,8 @@ class Listening(threading.Thread):
             ended = Done(recording.number, end, recogniser.how(self.options), peaks.listed(), self.tokens)
         except GlmAsrError as error:
             ended = Failed(recording.number, type(error)(self.anonymous(str(error))))
+        except OSError as error:
+            ended = Failed(recording.number, OSError(error.errno, error.strerror))
         except Exception as error:
             give_up(error)
         with self.worker.changed:

@@ -1,6 +1,5 @@
 """The whole server as its own process: page, Gradio's calls, the end, faults. In a real Chromium where there is one."""
 
-import asyncio
 import base64
 import json
 import os
@@ -9,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
