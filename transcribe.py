@@ -28,6 +28,10 @@ def positive(text: str) -> int:
     return number
 
 
+def positive_or_auto(text: str) -> int | None:
+    return None if text == "auto" else positive(text)
+
+
 def seconds(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
@@ -57,7 +61,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English, where the model's vocabulary has it")
     parser.add_argument("--timestamps", action="store_true", help="segments with times, from the time tokens of an encoder-decoder")
     parser.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="recordings longer than a window: cut where it is quiet (default); all in one prompt, as GLM-ASR was published; or, of an encoder-decoder with --timestamps, go on where the last sentence ended")
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="windows that are decoded together (default: what memory allows)")
+    parser.add_argument("--batch-size", type=positive_or_auto, metavar="N|auto", help="windows that are decoded together (default: auto, what memory allows)")
     parser.add_argument("--pad-to", default="window", choices=["window", "speech"], help="what the encoder hears of a window: all of it, padded with silence, as published (default), or up to a second behind the last sound, which is faster")
     parser.add_argument("--beams", type=positive, metavar="N", help="width of the beam search, 1 is greedy (default: 5 for an encoder-decoder, else 1)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="limit for the text of a window, in tokens (default: by its length)")
@@ -139,11 +143,12 @@ class Summary:
     spent: float = 0.0
 
     def add(self, transcript, spent: float) -> None:
+        """`spent`: seconds since the first recording was begun."""
         self.done += 1
         self.seconds += transcript.seconds
         self.silent += transcript.silent
         self.doubtful += transcript.failed
-        self.spent += spent
+        self.spent = spent
 
     def lines(self) -> list[str]:
         found = []
@@ -159,10 +164,51 @@ class Summary:
         return [*found, last]
 
 
+class Progress:
+    """A bar for the recording that is being recognised, on a terminal."""
+
+    def __init__(self, names: list[str], quiet: bool):
+        self.names, self.number, self.bar = names, -1, None
+        self.hidden = quiet or sys.stderr is None or not sys.stderr.isatty()
+        self.next()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def next(self) -> None:
+        from glmasr import audio
+        from tqdm import tqdm
+        self.close()
+        self.bar, self.number, self.start = None, self.number + 1, time.perf_counter()
+        if self.hidden or self.number == len(self.names):
+            return
+        name = self.names[self.number]
+        length = audio.stated_duration(name)
+        shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
+        self.bar = tqdm(total=length, desc=f"{self.number + 1}/{len(self.names)} {os.path.basename(name)}", leave=False, bar_format=shape)
+
+    def reach(self, seconds: float) -> None:
+        """So much of the recording is recognised."""
+        bar = self.bar
+        if bar is None:
+            return
+        if bar.total:                           # TRAP: beyond the end tqdm forgets the total, and the bar can't be made
+            bar.total = max(bar.total, seconds)                 # it was only what the header states
+        bar.update(seconds - bar.n)
+        bar.set_postfix_str(f"{seconds / (time.perf_counter() - self.start):.1f} times as fast as sound", refresh=False)
+
+
 # ---- the work -------------------------------------------------------------------------------------------------------------
 
 class Work:
-    """The recordings of a command line, one after the other."""
+    """The recordings of a command line."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.summary = args, Summary()
@@ -207,15 +253,8 @@ class Work:
             print(f"error: {error}", file=sys.stderr)
             return 2 if isinstance(error, glmasr.OptionError) else 1
         try:
-            for number, name in enumerate(names, 1):
-                start = time.perf_counter()
-                try:
-                    transcript = self.recognise(recogniser, name, f"{number}/{len(names)} {os.path.basename(name)}")
-                    if self.args.files:
-                        self.write(name, transcript, outputs[name])
-                    self.summary.add(transcript, time.perf_counter() - start)
-                except glmasr.GlmAsrError as error:
-                    self.fail(error, name)
+            if recogniser is not None:
+                self.recognise(recogniser, names, outputs)
         except KeyboardInterrupt:               # what was finished is written already
             if self.summary.done:
                 self.report()
@@ -226,7 +265,7 @@ class Work:
     def load(self):
         import glmasr
         args = self.args
-        return glmasr.load(args.model, device=args.device, dtype=args.dtype, packed=False if args.explain else None,    # `explain` tells of plain ones
+        return glmasr.load(args.model, device=args.device, dtype=args.dtype, plain=args.explain,
                            revision=args.revision, progress=not args.quiet)
 
     def report(self) -> None:
@@ -238,12 +277,35 @@ class Work:
         options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "pad_to", "script")}
         return Options(**options, **({"max_duration": self.args.max_duration} if self.args.max_duration else {}))
 
-    def recognise(self, recogniser, name: str, title: str):
-        """The transcript of a recording, which goes to standard output, if not into files."""
+    def recognise(self, recogniser, names: list[str], outputs: dict) -> None:
+        """The recordings, told as soon as a part of them is recognised, and written as soon as they are."""
+        from glmasr import GlmAsrError
         from glmasr.pipeline import Transcript
+        self.start, parts = time.perf_counter(), []
+        found = self.explained(recogniser, names) if self.args.explain else recogniser.streams(names, self.args.lang, self.options())
+        with Progress(names, self.args.quiet) as progress:
+            for index, part in found:
+                name = names[index]
+                if isinstance(part, GlmAsrError):
+                    self.fail(part, name)
+                    parts = []
+                    progress.next()
+                    continue
+                parts.append(part)
+                self.tell(name, part.warnings, part.segments)
+                progress.reach(part.end)
+                if part.last:
+                    progress.next()
+                    transcript, parts = Transcript.of(parts, recogniser.how(self.options())), []
+                    try:
+                        self.finish(name, transcript, outputs.get(name))
+                    except GlmAsrError as error:
+                        self.fail(error, name)
+
+    def finish(self, name: str, transcript, outputs: dict | None) -> None:
+        """A transcript goes where it should, if it isn't there already. Raises OutputError."""
         from tqdm import tqdm
         args = self.args
-        transcript = self.explained(recogniser, name) if args.explain else Transcript.of(self.listen(recogniser, name, title), recogniser.how(self.options()))
         if args.lang == "auto" and transcript.language:
             self.say(f"{name}: language {transcript.language}")
         if args.json:
@@ -252,34 +314,20 @@ class Work:
             tqdm.write("", file=sys.stdout)     # a line for each recording, even if nobody speaks
         if not args.files:
             sys.stdout.flush()
-        return transcript
+        else:
+            self.write(name, transcript, outputs)
+        self.summary.add(transcript, time.perf_counter() - self.start)
 
-    def listen(self, recogniser, name: str, title: str) -> list:
-        """The parts of a recording, told as soon as they are recognised."""
-        from glmasr import audio
+    def explained(self, recogniser, names: list[str]):
+        """The parts of recordings, one after the other, and in front of the text of each how it came about."""
+        from glmasr import GlmAsrError, explain
         from tqdm import tqdm
-        parts, start, hidden = [], time.perf_counter(), self.args.quiet or sys.stderr is None or not sys.stderr.isatty()
-        length = None if hidden else audio.stated_duration(name)
-        shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
-        with tqdm(total=length, desc=title, disable=hidden, leave=False, bar_format=shape) as bar:
-            for part in recogniser.stream(name, self.args.lang, self.options()):
-                parts.append(part)
-                self.tell(name, part.warnings, part.segments)
-                if bar.total:                   # TRAP: beyond the end tqdm forgets the total, and the bar can't be made
-                    bar.total = max(bar.total, part.end)        # it was only what the header states
-                bar.update(part.end - bar.n)
-                bar.set_postfix_str(f"{part.end / (time.perf_counter() - start):.1f} times as fast as sound", refresh=False)
-        return parts
-
-    def explained(self, recogniser, name: str):
-        """The transcript of a recording, and in front of its text how it came about."""
-        from glmasr import explain
-        from tqdm import tqdm
-        with explain.observed(recogniser) as observation:
-            transcript = recogniser.transcribe(name, self.args.lang, **vars(self.options()))
-        tqdm.write(writable(explain.report(observation)), file=sys.stdout)
-        self.tell(name, transcript.warnings, transcript.segments)
-        return transcript
+        for index, name in enumerate(names):
+            with explain.observed(recogniser) as observation:
+                found = list(recogniser.streams([name], self.args.lang, self.options()))
+            if not isinstance(found[-1][1], GlmAsrError):
+                tqdm.write(writable(explain.report(observation)), file=sys.stdout)
+            yield from ((index, part) for _, part in found)
 
     def tell(self, name: str, warnings: list[str], segments: list) -> None:
         for warning in warnings:

@@ -335,6 +335,7 @@ def main() -> int:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--static", action="store_true", help="on a CPU, too, compare with Transformers' static cache (on a GPU it always is)")
     parser.add_argument("--check", action="store_true", help="compare numbers instead of times, in float32")
     args = parser.parse_args()
     if args.tokens < 2 or args.runs < 1:
@@ -345,6 +346,8 @@ def main() -> int:
         print("the same" if same else "DIFFERENT")
         return 0 if same else 1
     names = ["glmasr", "Transformers", "Transformers, static"] if args.device == "cuda" else ["glmasr", "glmasr int8", "Transformers"]
+    if args.static and args.device != "cuda":
+        names.append("Transformers, static")
     with tempfile.TemporaryDirectory() as folder:
         args.int8 = Path(folder) / "int8"
         if "glmasr int8" in names:

@@ -131,6 +131,13 @@ def _open(source, sample_rate, max_duration, stack, warn):
     return _open_ffmpeg(path, name, trouble, stack, warn)
 
 
+def may_wait(source) -> bool:
+    """Whether reading may have to wait for somebody: standard input, a pipe, a file object that is not in memory."""
+    if isinstance(source, (str, os.PathLike)):
+        return source == "-" or os.path.exists(source) and not os.path.isfile(source)
+    return hasattr(source, "read") and not isinstance(source, io.BytesIO)
+
+
 def stated_duration(source) -> float | None:
     """Seconds that the header of a file states, to show progress; None where it says nothing. It may be wrong."""
     try:

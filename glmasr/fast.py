@@ -1,9 +1,10 @@
-"""The same model with weights as a CPU's kernels want them. The names and interfaces are those of the modules replaced.
+"""The same model with linears as the machine's kernels want them. The names and interfaces are those of the modules replaced.
 
-    PackedLinear    bfloat16 or float32, laid out for oneDNN once instead of at each call
+    PackedLinear    bfloat16 or float32, laid out for a CPU's kernels (oneDNN) once instead of at each call
     Int8Linear      each row of the weight as 8-bit numbers with a scale: half the bytes, and bytes are what decoding costs
 
-`prepare` replaces the linears of a model in place. Queries, keys and values share one product, as gate and up do.
+`prepare` replaces the linears of a model in place. Queries, keys and values share one product, as gate and up do: on a GPU that
+is all ("joined").
 """
 
 import torch
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .decoder import SwiGLU
+from .errors import OptionError
 from .layers import SelfAttention
 
+QUERIES = 512                   # whose scores with all keys of a window, 1.5 MB, stay in the processor's cache
 ROWS = 1024                     # of a weight, that are quantised at a time: a vocabulary's head in float32 is 0.5 GB
 
 
@@ -28,6 +31,22 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+def check_int8(device: torch.device) -> None:
+    """Raises OptionError where Int8Linear can't run."""
+    if device.type != "cpu":
+        raise OptionError(f"dtype is 'int8' and the device {str(device)!r}; int8 is for the CPU, expected bfloat16 there")
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")):
+        raise OptionError("dtype is 'int8', for which this build of PyTorch has no kernel (oneDNN); expected bfloat16 or float32")
+
+
+def levels() -> int:
+    """Steps of x on each side of zero.
+
+    TRAP: processors without VNNI add up pairs of products in 16 bits, and saturate; with half the steps they can't.
+    """
+    return 127 if getattr(torch.cpu, "_is_vnni_supported", lambda: False)() else 63
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +73,7 @@ class Int8Linear(nn.Module):
     def __init__(self, numbers: Tensor, scale: Tensor, bias: Tensor | None):
         super().__init__()
         self.out_features, self.in_features = numbers.shape
+        self.levels = levels()
         self.weight = torch.ops.onednn.qlinear_prepack(numbers.contiguous(), None)
         self.scale = scale
         self.zero = torch.zeros(len(scale), dtype=torch.int32)
@@ -61,13 +81,13 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).float()
-        scale = rows.abs().amax(1, keepdim=True).clamp_(min=1e-12) / 127
+        scale = rows.abs().amax(1, keepdim=True).clamp_(min=1e-12) / self.levels
         rows = rows / scale
         coarse = rows.round()
         if x.shape[-2] == 1:
-            fine = rows.sub_(coarse).mul_(254).round_()                 # what is left is at most half a unit
+            fine = rows.sub_(coarse).mul_(2 * self.levels).round_()     # what is left is at most half a unit
             y = self._multiply(torch.cat((coarse, fine)))
-            y = y[:len(scale)].add_(y[len(scale):], alpha=1 / 254)
+            y = y[:len(scale)].add_(y[len(scale):], alpha=0.5 / self.levels)
         else:
             y = self._multiply(coarse)
         y = y.mul_(scale).to(x.dtype)
@@ -76,8 +96,9 @@ class Int8Linear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     def _multiply(self, numbers: Tensor) -> Tensor:
-        """Whole numbers (M, in) from -127 to 127 -> their products with the rows of the weight (M, out), float32."""
-        return torch.ops.onednn.qlinear_pointwise(numbers.add_(128).to(torch.uint8), 1.0, 128, self.weight, self.scale, self.zero,
+        """Whole numbers (M, in) from -levels to levels -> their products with the rows of the weight (M, out), float32."""
+        zero = self.levels + 1
+        return torch.ops.onednn.qlinear_pointwise(numbers.add_(zero).to(torch.uint8), 1.0, zero, self.weight, self.scale, self.zero,
                                                   None, 1.0, 0, torch.float32, "none", [], "")
 
 
@@ -94,6 +115,29 @@ class FusedSelfAttention(SelfAttention):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return tuple(self.split(part) for part in self.joined(x).split(self.sizes, dim=-1))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        whole = mask is None and query.shape[1:] == key.shape[1:]           # all look at all, as in an encoder
+        if whole and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+            return attend_by_heads(query, key, value)
+        return super().mix(query, key, value, mask)
+
+
+def attend_by_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(K)) v, all (B, H, T, K) -> (B, T, H * K), for bfloat16 on a CPU.
+
+    One head and QUERIES rows at a time, as products of bfloat16: twice as fast as PyTorch's kernel, which keeps scores in float32.
+    Here they are rounded to bfloat16, as all that is between layers.
+    """
+    query = query * query.shape[-1] ** -0.5
+    mixed = query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3])
+    for row in range(len(query)):
+        for head in range(query.shape[1]):
+            keys, values = key[row, head].T, value[row, head]
+            for start in range(0, query.shape[2], QUERIES):
+                some = slice(start, start + QUERIES)
+                mixed[row, some, head] = (query[row, head, some] @ keys).softmax(-1) @ values
+    return mixed.flatten(2)
 
 
 class FusedSwiGLU(nn.Module):
@@ -113,36 +157,45 @@ class FusedSwiGLU(nn.Module):
 LARGE = 50_000_000              # parameters; a smaller model lies in the processor's cache, and gains nothing
 
 
-def pays(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether packed linears are faster than plain ones: of a large model, on a CPU for which PyTorch has oneDNN."""
+def choose(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
+    """What is faster: "joined" on a GPU, "packed" for a large model on a CPU for which PyTorch has oneDNN, else "plain"."""
+    if device.type == "cuda":
+        return "joined"
     if device.type != "cpu" or not torch.backends.mkldnn.is_available() or sum(p.numel() for p in model.parameters()) < LARGE:
-        return False
-    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return "plain"
+    return "packed" if dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "plain"
 
 
-def prepare(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
-    """Replaces the linears of a model on the CPU, in place: "packed" or "int8". `dtype` is that of what they give.
+def prepare(model: nn.Module, kind: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Replaces the linears of a model, in place: "joined", "packed" or "int8". They give `dtype`, on `device`.
 
     Each weight is let go before the next is asked for, so that there are never two copies of a model in memory.
     """
+    def make(*linears: nn.Linear) -> nn.Module:
+        return _linear(kind, device, dtype, *linears)
+
     for name, child in model.named_children():
         if isinstance(child, SelfAttention):
-            joined, out = _linear(kind, dtype, child.query, child.key, child.value), _linear(kind, dtype, child.out)
-            setattr(model, name, FusedSelfAttention(child, joined, out))
+            setattr(model, name, FusedSelfAttention(child, make(child.query, child.key, child.value), make(child.out)))
         elif isinstance(child, SwiGLU):
-            setattr(model, name, FusedSwiGLU(_linear(kind, dtype, child.gate, child.up), _linear(kind, dtype, child.down)))
+            setattr(model, name, FusedSwiGLU(make(child.gate, child.up), make(child.down)))
         elif isinstance(child, nn.Linear):
-            setattr(model, name, _linear(kind, dtype, child))
+            setattr(model, name, make(child))
         else:
-            prepare(child, kind, dtype)
+            prepare(child, kind, device, dtype)
 
 
-def _linear(kind: str, dtype: torch.dtype, *linears: nn.Linear) -> nn.Module:
+def _linear(kind: str, device: torch.device, dtype: torch.dtype, *linears: nn.Linear) -> nn.Module:
     """One linear for several that take the same x."""
     bias = None
     if any(linear.bias is not None for linear in linears):
-        bias = torch.cat([torch.zeros(linear.out_features, dtype=dtype) if linear.bias is None else linear.bias for linear in linears])
+        bias = torch.cat([torch.zeros(linear.out_features, dtype=dtype, device=device) if linear.bias is None else linear.bias for linear in linears])
+    if kind == "int8":
+        numbers, scales = zip(*((linear.weight, linear.scale) if linear.weight.dtype == torch.int8 else quantise(linear.weight) for linear in linears))
+        return Int8Linear(torch.cat(numbers), torch.cat(scales), bias)
+    weight = torch.cat([linear.weight.to(device, dtype) for linear in linears])
     if kind == "packed":
-        return PackedLinear(torch.cat([linear.weight.to(dtype) for linear in linears]), bias)
-    numbers, scales = zip(*((linear.weight, linear.scale) if linear.weight.dtype == torch.int8 else quantise(linear.weight) for linear in linears))
-    return Int8Linear(torch.cat(numbers), torch.cat(scales), bias)
+        return PackedLinear(weight, bias)
+    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    joined.weight, joined.bias = nn.Parameter(weight, requires_grad=False), None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return joined

@@ -78,7 +78,10 @@ class SelfAttention(Attention):
             key, value = cache.append(layer, key, value)
         else:
             value = value.contiguous()      # the attention kernel is a little faster on it; query and key are after `rotate`
-        return self.out(attend(query, key, value, mask))
+        return self.out(self.mix(query, key, value, mask))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return attend(query, key, value, mask)
 
 
 class CrossAttention(Attention):

@@ -25,6 +25,7 @@ from .layers import Cache
 
 class GlmAsr(nn.Module):
     linears = "plain"           # how they are computed: see `fast`
+    steps = "plain"             # how a token is: see `graphs`
 
     def __init__(self, config: GlmAsrConfig):
         super().__init__()
@@ -94,6 +95,7 @@ class GlmAsr(nn.Module):
 
 class EncoderDecoder(nn.Module):
     linears = "plain"           # how they are computed: see `fast`
+    steps = "plain"             # how a token is: see `graphs`
 
     def __init__(self, config: EncoderDecoderConfig):
         super().__init__()

@@ -14,7 +14,7 @@ a segment and in the warnings, and no text is lost without a word.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ SAMPLES = 5                     # drawn for a window at temperatures above 0; th
 SPLIT_SECONDS = 2.0             # a shorter window is not split for another try
 MOST_ROWS = 32                  # windows in a batch, if the caller sets no number and memory allows more
 MOST_BATCH = 4096
+MOST_HEARD = {"cpu": 1, "cuda": 16}     # windows that go through the encoder at a time; a CPU has enough to do with one
 FIRST_ROWS = 4                  # windows in the first batch, so that the first text is soon there
 # The special tokens of GLM-ASR's prompt.
 MARKERS = ("<|user|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|assistant|>")
@@ -88,6 +89,7 @@ class Part:
     warnings: list[str]
     failed: bool = False        # the text can't be right, whatever was tried
     resume: float = 0.0         # seconds: where the last sentence that is complete ends, or `end`; for `--long seek`
+    last: bool = False          # the recording ends here
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Transcript:
     silent      seconds of it that were skipped as silent; what is neither heard nor silent is named in the warnings
     wordless    seconds that were heard, and in which nobody speaks
     failed      stretches whose text can't be right, whatever was tried
-    how         what it was computed on: device, type of the numbers, kind of linears (`fast`), and what the encoder heard (`pad_to`)
+    how         what it was computed on: device, type of the numbers, kind of linears and of steps, and what the encoder heard (`pad_to`)
     warnings    sentences for the user, such as that the text is incomplete
     """
 
@@ -190,14 +192,14 @@ class Options:
             raise OptionError(f"pad_to is {self.pad_to!r}, expected 'window' or 'speech'")
 
 
-def load(name_or_path=hub.DEFAULT, *, device="auto", dtype="auto", packed: bool | None = None, revision: str | None = None,
+def load(name_or_path=hub.DEFAULT, *, device="auto", dtype="auto", plain: bool = False, revision: str | None = None,
          progress: bool = True) -> "Recogniser":
     """A recogniser from a checkpoint directory, or by name: "glm-asr-nano-2512", "demo", "demo-article", or "owner/name" of a model
     of the hub, which is fetched if it isn't on this machine. Raises CheckpointError, OptionError.
 
     device    "auto" (a GPU where there is one), "cpu", "cuda"
     dtype     "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"; "int8": weights of 8 bits, on the CPU
-    packed    weights laid out for the CPU's kernels; by default where that is faster. `recogniser.how()` says what was chosen
+    plain     the modules as they are to be read, without the faster ones of `fast` and `graphs`. `recogniser.how()` says what was taken
     revision  commit, branch or tag of a model of the hub (None: see `hub.find`)
     progress  show a bar on standard error while weights are fetched
     """
@@ -205,7 +207,7 @@ def load(name_or_path=hub.DEFAULT, *, device="auto", dtype="auto", packed: bool 
     if dtype not in ("auto", "int8"):
         dtype = weights.choose_dtype(dtype)
     directory = hub.find(name_or_path, revision, progress=progress)
-    model = weights.load(directory, device=device, dtype=dtype, packed=packed)
+    model = weights.load(directory, device=device, dtype=dtype, plain=plain)
     tokenizer = read_tokenizer(directory)
     if isinstance(model.config, EncoderDecoderConfig):
         try:
@@ -271,9 +273,9 @@ class Recogniser:
         return self.model.config
 
     def how(self, options: Options = Options()) -> dict[str, str]:
-        """What `Transcript.how` says: "linears" are "plain", "packed" or "int8"."""
+        """What `Transcript.how` says: "linears" are "plain", "packed", "joined" or "int8" (`fast`), "steps" "plain", "static" or "captured" (`graphs`)."""
         return {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch."), "linears": self.model.linears,
-                "pad_to": options.pad_to}
+                "steps": self.model.steps, "pad_to": options.pad_to}
 
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
                    timestamps: bool = False, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
@@ -296,25 +298,56 @@ class Recogniser:
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None) -> Iterator[Part]:
         """The same, part by part as they are recognised; the last part is empty and says where the recording ends. Memory
         doesn't grow with the recording. Options are checked before the first part."""
+        for _, part in self.streams([audio], language, options, sample_rate=sample_rate):
+            if isinstance(part, GlmAsrError):
+                raise part
+            yield part
+
+    def streams(self, recordings: Iterable, language: str = "auto", options: Options = Options(), *,
+                sample_rate: int | None = None) -> "Iterator[tuple[int, Part | GlmAsrError]]":
+        """The same for several recordings, whose windows are decoded in common batches: the number of a recording, from 0, and a
+        part of it. A recording that can't be used, or not to its end, ends with its error in place of the last part."""
         options = self.check(language, options)
-        warnings: list[str] = []
-        blocks = sound.blocks(audio, sample_rate, max_duration=options.max_duration, warn=warnings.append)
-        reader = Reader(blocks, self.config.window)
-        for part in self._parts(reader, language, options, warnings):
-            said, warnings[:] = warnings[:], []
-            yield replace(part, warnings=said + part.warnings)
-        yield Part(reader.seconds - reader.left_out, reader.seconds, "", [], warnings)
+        warnings: dict[int, list[str]] = {}
+        failed: set[int] = set()
+
+        def work() -> Iterator[tuple[int, Job | Part | GlmAsrError | None]]:
+            for index, audio in enumerate(recordings):
+                said = warnings[index] = []
+                if sound.may_wait(audio):
+                    yield index, None               # what came before must not wait with it
+                try:
+                    blocks = sound.blocks(audio, sample_rate, max_duration=options.max_duration, warn=said.append)
+                    reader = Reader(blocks, self.config.window)
+                    for item in self._work(reader, Hearing(language), options, said):
+                        yield index, item
+                    yield index, Part(reader.seconds - reader.left_out, reader.seconds, "", [], [], last=True)
+                except GlmAsrError as error:
+                    yield index, error
+
+        for index, part in self._decode_all(work(), options):
+            if index in failed:
+                continue
+            if isinstance(part, GlmAsrError):
+                failed.add(index)
+                yield index, part
+                continue
+            said, warnings[index][:] = warnings[index][:], []
+            yield index, replace(part, warnings=said + part.warnings)
 
     def recognise(self, recordings: list[Tensor], languages: list[str], options: Options = Options()) -> list[Transcript]:
         """Samples (S,) at 16 kHz of some recordings -> their transcripts. Their windows are decoded in common batches."""
-        jobs = []
-        for samples, language in zip(recordings, languages, strict=True):
-            options = self.check(language, options)
-            jobs.append(list(self.jobs(Reader([samples], self.config.window), language)))
-        parts = self._decode_all((job for some in jobs for job in some), options)
+        work: list[tuple[int, Job]] = []
+        for index in sorted(range(len(recordings)), key=lambda index: len(recordings[index])):      # alike lengths, little padding
+            options = self.check(languages[index], options)
+            work += [(index, job) for job in self.jobs(Reader([recordings[index]], self.config.window), Hearing(languages[index]))]
+        parts: list[list[Part]] = [[] for _ in recordings]
+        for index, part in self._decode_all(work, options):
+            if isinstance(part, GlmAsrError):
+                raise part
+            parts[index].append(part)
         ends = [len(samples) / sound.SAMPLE_RATE for samples in recordings]
-        return [Transcript.of([*islice(parts, len(some)), Part(end, end, "", [], [])], self.how(options))
-                for some, end in zip(jobs, ends, strict=True)]
+        return [Transcript.of([*some, Part(end, end, "", [], [])], self.how(options)) for some, end in zip(parts, ends, strict=True)]
 
     def check(self, language: str = "auto", options: Options = Options()) -> Options:
         """The options with this model's defaults. Raises OptionError for what it can't do."""
@@ -326,9 +359,8 @@ class Recogniser:
             raise OptionError("long is 'seek', which goes by the model's time tokens; it needs timestamps (--timestamps)")
         return replace(options, beams=options.beams or self.config.beams)
 
-    def jobs(self, reader: "Reader", language: str) -> Iterator[Job]:
+    def jobs(self, reader: "Reader", hearing: Hearing) -> Iterator[Job]:
         """The windows of a recording, cut where it is quiet."""
-        hearing = Hearing(language)
         # A recording of one window is heard as it is.
         for window in [Window(0, reader.first)] if reader.fits else cutting.cut(reader, self.config.window):
             yield Job(window, hearing)
@@ -343,27 +375,37 @@ class Recogniser:
         """Windows that are decoded together, at most; `options` as `check` gives them."""
         return options.batch_size or self._batch_size(options)
 
-    def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
-        yield from self._decode_all(self.jobs(reader, language), options)
+    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> "Iterator[Job | Part]":
+        """What is to be decoded of a recording, or was already, because what follows depends on it."""
+        yield from self.jobs(reader, hearing)
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
-    def _decode_all(self, jobs: Iterable[Job], options: Options) -> Iterator[Part]:
-        """The parts of the jobs, in their order. An error while they are read comes behind what was read before."""
-        jobs, most = iter(jobs), self.batch_size(options)
-        size, error = options.batch_size or min(FIRST_ROWS, most), None
-        while error is None:
-            batch: list[Job] = []
+    def _decode_all(self, work: "Iterable[tuple[int, Job | Part | GlmAsrError | None]]", options: Options) -> "Iterator[tuple[int, Part | GlmAsrError]]":
+        """The same with parts in place of jobs, in order: as many jobs at a time as memory allows, or those before a None."""
+        most = self.batch_size(options)
+        size, batch, jobs = options.batch_size or min(FIRST_ROWS, most), [], []     # the first text is soon there
+
+        def decoded() -> "Iterator[tuple[int, Part | GlmAsrError]]":
             try:
-                batch.extend(islice(jobs, size))
-            except GlmAsrError as late:
-                error = late
-            if not batch:
-                break
-            size = min(2 * size, most)          # the first text is soon there
-            yield from self.decode_together(batch, options)
-        if error is not None:
-            raise error
+                parts = iter(self.decode_together(jobs, options))
+            except CheckpointError as error:
+                parts = repeat(error)
+            for index, item in batch:
+                yield index, next(parts) if isinstance(item, Job) else item
+            batch.clear()
+            jobs.clear()
+
+        for index, item in work:
+            if item is not None:
+                batch.append((index, item))
+            if isinstance(item, Job):
+                jobs.append(item)
+            # What is decoded already is told at once; the end of a recording, or its error, can wait for the others of a batch.
+            if len(jobs) == size or not jobs or item is None or isinstance(item, Part) and not item.last:
+                size = min(2 * size, most) if len(jobs) == size else size
+                yield from decoded()
+        yield from decoded()
 
     def _decode(self, jobs: list[Job], options: Options, halves: bool = False) -> list[Part]:
         """The parts of some jobs. What has other rules, or is heard to another length, is decoded apart."""
@@ -500,33 +542,42 @@ class GlmAsrRecogniser(Recogniser):
     def hear(self, samples: Tensor, window: int | None = None) -> Tensor:
         """Samples (S,) at 16 kHz -> the rows (N, D) that the decoder hears, those of all windows one after the other. Windows are
         padded up to `window` samples; by default as published."""
-        samples = F.pad(samples, (0, max(0, SHORTEST - len(samples))))
-        window = window or self.config.window
-        counts = [min(window, len(samples) - start) for start in range(0, len(samples), window)]
-        heard = []
-        # One window after the other: the encoder's memory then doesn't grow with the recording.
-        for part, count in zip(sound.windows(samples, window), counts, strict=True):
-            mel = sound.log_mel(part.to(self.model.device), self.config.encoder.bands)
-            heard += self.model.encode(mel, [count])
-        return torch.cat(heard)
+        return self._hear_all([samples], window or self.config.window)[0]
 
-    def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
+    def _hear_all(self, recordings: list[Tensor], window: int) -> list[Tensor]:
+        """`hear` for several recordings, so many windows at a time as the machine has a use for: memory doesn't grow with them."""
+        parts, counts = [], []
+        for samples in recordings:
+            samples = F.pad(samples, (0, max(0, SHORTEST - len(samples))))
+            parts += sound.windows(samples, window)
+            counts.append([min(window, len(samples) - start) for start in range(0, len(samples), window)])
+        lengths, heard = [count for some in counts for count in some], []
+        while len(heard) < len(parts):
+            # Powers of two: few shapes, each of which may be a graph.
+            rows = min(MOST_HEARD.get(self.model.device.type, 1), 1 << (len(parts) - len(heard)).bit_length() - 1)
+            some = slice(len(heard), len(heard) + rows)
+            mel = sound.log_mel(torch.stack(parts[some]).to(self.model.device), self.config.encoder.bands)
+            heard += self.model.encode(mel, lengths[some])
+        rows = iter(heard)
+        return [torch.cat([next(rows) for _ in some]) for some in counts]
+
+    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> Iterator[Job | Part]:
         if options.long != "whole" or reader.fits:
-            yield from super()._parts(reader, language, options, warnings)
+            yield from super()._work(reader, hearing, options, warnings)
             return
         most = self.config.longest_windows * self.config.window
         samples = reader.take(most)
         if reader.left_out:
             warnings.append(f"the model takes {most / sound.SAMPLE_RATE:.0f} s at most, {self.config.longest_windows} whole windows: "
                             f"the last {reader.left_out:.1f} s of the recording are left out")
-        yield from self._decode_all([Job(Window(0, samples), Hearing(language))], options)
+        yield Job(Window(0, samples), hearing)
 
     def _length(self, window: Window, options: Options) -> int:
         return self.config.window if len(window.samples) > self.config.window else super()._length(window, options)
 
     def _hear(self, jobs: list[Job], length: int, options: Options) -> Heard:
         heard = [job.window.samples if len(job.window.samples) > self.config.window else job.window.samples[:length] for job in jobs]
-        audio = [self.hear(samples, length) for samples in heard]
+        audio = self._hear_all(heard, length)
         prompts = [self.model.prompt(self.tokenizer, len(rows)) for rows in audio]
         return Heard(audio, prompts, ["" if job.hearing.language == "auto" else job.hearing.language for job in jobs])
 
@@ -580,13 +631,13 @@ class EncoderDecoderRecogniser(Recogniser):
         padded = torch.stack([F.pad(samples[:length], (0, max(0, length - len(samples)))) for samples in windows])
         return self.model.encode(self.model.features(padded.to(self.model.device)))
 
-    def _parts(self, reader: "Reader", language: str, options: Options, warnings: list[str]) -> Iterator[Part]:
+    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> Iterator[Job | Part]:
         if options.long != "seek" or reader.fits:
-            yield from super()._parts(reader, language, options, warnings)
+            yield from super()._work(reader, hearing, options, warnings)
             return
-        hearing, place, length = Hearing(language), 0, self.config.window
+        place, length = 0, self.config.window
         while len(samples := reader.peek(length)):
-            [part] = self._decode_all([Job(Window(place, samples), hearing)], options)
+            [part] = self.decode_together([Job(Window(place, samples), hearing)], options)
             if reader.more(length) and part.start < part.resume < part.end:
                 # What comes behind the last complete sentence is heard again, from there.
                 part = replace(part, end=part.resume, segments=[segment for segment in part.segments if segment.end <= part.resume + TIME_STEP / 2])

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from . import fast
+from . import fast, graphs
 from .config import EncoderDecoderConfig, GlmAsrConfig, read_config, read_json, unique
 from .errors import CheckpointError, OptionError
 from .model import EncoderDecoder, GlmAsr
@@ -318,13 +318,14 @@ def examine(directory) -> Contents:
     return Contents(config, format, headers, where, names, model)
 
 
-def load(directory, *, device="auto", dtype="auto", packed: bool | None = False) -> GlmAsr | EncoderDecoder:
+def load(directory, *, device="auto", dtype="auto", plain: bool = True) -> GlmAsr | EncoderDecoder:
     """The model of a checkpoint directory, ready to run. Raises CheckpointError, OptionError.
 
     device  "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
     dtype   "auto" (bfloat16 where it is fast, else float32; int8 where the files hold it), "bfloat16", "float32" or the torch type;
             "int8": linears with weights of 8 bits, on the CPU
-    packed  whether linears are laid out for the CPU's kernels; None: where it pays. See `fast`; `model.linears` says what they are
+    plain   the modules as they are to be read; else the faster ones of `fast` and `graphs`, where they pay. `model.linears` and
+            `model.steps` say what was taken
     """
     device = choose_device(device)
     if dtype not in ("auto", "int8"):
@@ -336,10 +337,10 @@ def load(directory, *, device="auto", dtype="auto", packed: bool | None = False)
         if dtype not in ("auto", "int8"):
             raise OptionError(f"{directory} holds int8 weights, and dtype is {dtype}; expected 'int8' or 'auto', or the directory that they were made from")
         dtype = "int8"
-    if dtype == "int8" and device.type != "cpu":
-        raise OptionError(f"dtype is 'int8' and the device {str(device)!r}; int8 is for the CPU, expected bfloat16 there")
+    if dtype == "int8":
+        fast.check_int8(device)
     floats = fast_dtype(device) if dtype in ("auto", "int8") else dtype
-    linears = "int8" if dtype == "int8" else "packed" if packed or packed is None and fast.pays(model, device, floats) else "plain"
+    linears = "int8" if dtype == "int8" else "plain" if plain else fast.choose(model, device, floats)
     later = contents.linears if linears != "plain" else set()   # weights that are converted one by one, when they are laid out
     files, state = Files(apart=linears != "plain"), {}
     for ours, theirs in contents.names.items():
@@ -356,8 +357,10 @@ def load(directory, *, device="auto", dtype="auto", packed: bool | None = False)
         model.decoder.tie()
     if linears != "plain":
         state.clear()
-        fast.prepare(model, linears, floats)
+        fast.prepare(model, linears, device, floats)
     model.linears = linears
+    if device.type == "cuda" and not plain and isinstance(model, GlmAsr):
+        graphs.prepare(model, captured=True)
     return model.eval()
 
 

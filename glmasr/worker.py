@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from . import audio as sound
 from .errors import GlmAsrError, OptionError
 from .language import LANGUAGES
-from .pipeline import Job, Options, Part, Reader, load
+from .pipeline import Hearing, Job, Options, Part, Reader, load
 
 AHEAD = 4                       # windows of a recording that are read before their turn: 8 MB of samples
 MOST_PEAKS = 2000               # of a recording: a screen has no more columns
@@ -161,7 +161,7 @@ class Listening(threading.Thread):
         try:
             self.worker.send(Began(recording.number, sound.stated_duration(recording.path)))
             reader = Reader(blocks(), recogniser.config.window)
-            for job in recogniser.jobs(reader, recording.language):
+            for job in recogniser.jobs(reader, Hearing(recording.language)):
                 if not self.put(job):
                     return
             end = Part(reader.seconds, reader.seconds, "", [], [self.anonymous(warning) for warning in warnings])

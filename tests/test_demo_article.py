@@ -55,6 +55,21 @@ def test_segments_have_times_of_the_sound(demo, name):
         assert segment.start / TIME_STEP == pytest.approx(round(segment.start / TIME_STEP), abs=1e-6)
 
 
+def test_a_pause_makes_two_segments(demo):
+    """Two utterances in one window, 0.8 s apart, twelve words in all: each is a segment, and both borders at the pause are near."""
+    samples = audio.load(EXAMPLES / "en.ogg")
+    loud = (samples.abs() > 0.02).nonzero()[:, 0]
+    once, pause = samples[loud[0]:loud[-1] + 1], torch.zeros(12_800)
+    together = torch.cat([pause[:1600], once, pause, once, pause[:1600]])
+    assert len(together) < demo.config.window
+    for beams in (1, 5):
+        transcript = demo.transcribe(together.numpy(), "en", timestamps=True, sample_rate=16_000, beams=beams)
+        assert [segment.text for segment in transcript.segments] == [TEXTS["en.ogg"]["text"]] * 2
+        first, second = transcript.segments
+        assert abs(first.end - (0.1 + len(once) / 16_000)) < 0.5 and abs(second.start - (0.9 + len(once) / 16_000)) < 0.5
+        assert first.end <= second.start
+
+
 def test_a_forced_language_is_a_token_in_the_prompt(demo):
     """`yue` on Mandarin speech: the same ids as those of the forced token; an English clip is written in words."""
     states = demo.encode([audio.load(EXAMPLES / "zh.wav")])

@@ -109,14 +109,15 @@ def test_hanzi_are_joined_without_spaces(recogniser, monkeypatch):
 
 def test_languages_are_given_or_judged_also_in_a_batch(recogniser, monkeypatch):
     config = recogniser.config
-    likely = torch.tensor([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.9, 0.1, 0.0]])
-    monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (likely[:len(audio[0][0])], torch.tensor([0.0, 0.9, 0.1, 0.2])[:len(audio[0][0])]))
+    # The windows of the second recording, which is the longest, come last.
+    likely = torch.tensor([[0.1, 0.2, 0.7], [0.9, 0.1, 0.0], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
+    monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (likely[:len(audio[0][0])], torch.tensor([0.0, 0.2, 0.9, 0.1])[:len(audio[0][0])]))
     asked = answering(monkeypatch, [said("x") for _ in range(4)])
     recordings = [torch.from_numpy(samples) for samples in (sound(1), talk(2), sound(1))]
     transcripts = recogniser.recognise(recordings, ["auto", "auto", "zh"])
     # The second recording's first window is silent, so its second one says what language it is.
     assert [t.language for t in transcripts] == ["en", "yue", "zh"]
-    assert [prompt[1] for prompt in asked[0]["prompts"]] == [config.languages[name] for name in ("en", "zh", "yue", "zh")]
+    assert [prompt[1] for prompt in asked[0]["prompts"]] == [config.languages[name] for name in ("en", "zh", "zh", "yue")]
 
 
 def test_seeking_goes_on_where_the_last_complete_sentence_ended(recogniser, monkeypatch):

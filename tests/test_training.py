@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 import glmasr
+from glmasr import weights
 from glmasr.config import CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig, read_config
 from glmasr.encoder import sinusoids
 from glmasr.tokenizer import ALPHABET, time_token
@@ -170,3 +171,24 @@ def test_where_ctc_hears_each_word(monkeypatch):
         wanted[row] /= max(total, 1e-30)
     assert wanted[0].sum() > 3 and wanted[3].sum() == 0
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_a_time_next_to_the_right_one_is_nearly_right(article, monkeypatch):
+    """Its loss grows with the distance, far ones are all alike, and `times` weighs times against words."""
+    monkeypatch.syspath_prepend(str(Path(TRAIN[1]).parent))
+    import families
+    config = read_config(article)
+    model = weights.build(config)
+
+    def loss(token: int, target: int, times: float = 1.0) -> float:
+        logits = torch.zeros(2, config.decoder.vocabulary)
+        logits[0, token], logits[1, 65] = 12.0, 12.0            # a time, and a word that is right
+        return families.family_of(model, None, times).loss(logits, torch.tensor([target, 65])).item()
+
+    first = config.times
+    losses = [loss(first + 20 + step, first + 20) for step in range(8)]
+    assert losses[:6] == sorted(losses[:6]) and losses[1] - losses[0] < losses[5] / 4 and losses[6] == pytest.approx(losses[5], abs=1e-5)
+    assert loss(first + 100, first) == pytest.approx(loss(first + 50, first), abs=1e-5)          # at the border too
+    word = loss(first + 50, first, 0.0)
+    time = 2 * loss(first + 50, first) - word
+    assert loss(first + 50, first, 0.25) == pytest.approx((word + 0.25 * time) / 1.25, rel=1e-4) and time > 10 > word

@@ -131,15 +131,18 @@ def test_options_reach_the_library(call, monkeypatch):
         def check(self, *args):
             pass
 
-        def stream(self, *args):
+        def streams(self, *args):
             calls.append(args)
-            yield Part(1.0, 1.0, "en", [], [])
+            yield 0, Part(1.0, 1.0, "en", [], [], last=True)
+
+        def how(self, options):
+            return {}
 
     monkeypatch.setattr(glmasr, "load", lambda *args, **more: calls.append((args, more)) or Recogniser(), raising=False)
     assert call("0.wav", "--lang", "yue", "--beams", "3", "--task", "translate", "--timestamps", "--long", "seek", "--batch-size", "7",
                 "--script", "traditional", "--max-duration", "99.5", tokens=44)[:2] == (0, [""])
-    assert calls == [(("model",), {"device": "cpu", "dtype": "float32", "revision": None, "progress": True}),
-                     ("0.wav", "yue", Options(task="translate", timestamps=True, beams=3, max_new_tokens=44, long="seek", batch_size=7,
+    assert calls == [(("model",), {"device": "cpu", "dtype": "float32", "plain": False, "revision": None, "progress": True}),
+                     (["0.wav"], "yue", Options(task="translate", timestamps=True, beams=3, max_new_tokens=44, long="seek", batch_size=7,
                                               script="traditional", max_duration=99.5))]
 
 
@@ -183,11 +186,10 @@ def test_a_bad_recording_does_not_stop_the_others(call, texts):
 
 
 def test_an_error_that_does_not_know_the_recording_names_it(call, monkeypatch):
-    def stream(*arguments):
+    def decode(*arguments):
         raise glmasr.errors.CheckpointError("the model gives no usable answer")
-        yield
 
-    monkeypatch.setattr(glmasr.pipeline.Recogniser, "stream", stream)
+    monkeypatch.setattr(glmasr.pipeline.Recogniser, "_decode", decode)
     code, out, err = call("0.wav", "1.wav")
     assert code == 1 and all(f"{place}: {number}.wav: the model gives no usable answer\n" in err for place in ("error", "  failed") for number in (0, 1))
 

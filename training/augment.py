@@ -117,8 +117,8 @@ def mask_mel(mel: Tensor, rng: np.random.Generator, *, bands: int = 14, frames: 
     shifts the bands of each row a little: a longer or shorter vocal tract."""
     mel = mel.clone()
     for row in mel:
-        if rng.random() < 0.5:
-            row.copy_(warp_bands(row, rng.uniform(0.9, 1.12)))
+        if rng.random() < 0.7:
+            row.copy_(warp_bands(row, rng.uniform(0.84, 1.2)))
         mean = row.mean()
         width = int(rng.integers(0, min(bands, row.shape[0] // 8) + 1))
         start = int(rng.integers(0, row.shape[0] - width))

@@ -111,6 +111,9 @@ def recorded_face(seed, language, number):
     for digit, paths in bank[speaker].items():
         chosen = rng.permutation(len(paths))[:2]
         sounds[digit] = [voices.recorded(paths[i]) for i in chosen]
+    if language == "en" and rng.random() < 0.4:
+        foreign = [voices.begin_like(zero, six, rng) for (_, zero), (_, six) in zip(sounds[0], sounds[6])]
+        sounds[0] = [(voices.plain(sound), sound) for sound in foreign]
     if rng.random() < (0.25 if language == "en" else 0.02):
         return speaker, voices.undisguised(sounds)
     return f"{speaker}*{number}", voices.disguised(rng, sounds)
@@ -171,7 +174,8 @@ def perhaps_disguised(rng, plan, clips, chance):
 def draw_espeak(rng, language):
     """(accent, variant) for training."""
     names, weights = voices.espeak_variants()
-    return str(rng.choice(ACCENTS[language])), str(rng.choice(names, p=weights))
+    accents = (*ACCENTS[language], *(voices.FOREIGN if language == "en" else ()))
+    return str(rng.choice(accents)), str(rng.choice(names, p=weights))
 
 
 def from_espeak(rng, plan):
@@ -298,7 +302,7 @@ def make_training(job):
     lead, tail = rng.uniform(0, 0.6, 2) * (rng.random(2) < 0.8)
     while True:
         clips, speaker = source(rng, plan)
-        clips = [(audio * 10 ** (rng.normal(0, 1.5) / 20), digits) for audio, digits in clips]
+        clips = [(audio * 10 ** (rng.normal(0, 3) / 20), digits) for audio, digits in clips]
         audio, phrases = join(clips, draw_gaps(rng, plan, len(clips) - 1), lead, tail, language)
         if len(audio) <= limit * RATE:
             break

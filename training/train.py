@@ -341,6 +341,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--train", required=True, nargs="+", metavar="MANIFEST")
+    parser.add_argument("--twice", default=[], nargs="+", metavar="SPEAKER", help="hear recordings of these speakers twice as often, changed ones too")
     parser.add_argument("--without", default=[], nargs="+", metavar="SPEAKER", help="leave out recordings of these speakers, changed ones too")
     parser.add_argument("--longest", type=float, default=float("inf"), metavar="SECONDS", help="leave out longer recordings")
     parser.add_argument("--eval", default=[], nargs="+", metavar="MANIFEST")
@@ -378,6 +379,7 @@ def main() -> None:
     model = start_model(args.model, args.from_scratch).train()
     family = family_of(model, tokenizer, args.times)
     guide = Guide(model.decoder)
+    rows += [row for row in rows if row.get("speaker", "").partition("*")[0] in args.twice]
     known = len(rows)
     # Slowed down they have to fit still.
     rows = [row for row in rows if row["seconds"] <= args.longest and row["seconds"] / 0.9 <= family.longest]

@@ -36,6 +36,11 @@ ACCENTS = {
     "yue": ("yue", "yue-latn-jyutping"),
     "en": ("en-us", "en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc", "en-029"),
 }
+# For training only: English as those say it who grew up with another language: "zero" without a voiced z sounds much like "two". Read by en-us.
+FOREIGN = {
+    "en-german": "tsiro one two tree four fife six seven eight nine".split(),
+    "en-latin": "sero one two tree four five six zeven eight nine".split(),
+}
 FLITE_VOICES = ("kal", "kal16", "awb", "rms", "slt")
 FESTIVAL_VOICES = {
     "kal": ("voice_kal_diphone", "festvox-kallpc16k"),
@@ -147,9 +152,9 @@ def espeak(digits, separators, accent, variant, rate, pitch, hanzi=False):
 
     A separator always holds a space or a comma, so that no two digits are read as one number or one word.
     """
-    words = WORDS if accent.startswith("en") else HANZI if hanzi else "0123456789"
+    words = FOREIGN.get(accent, WORDS) if accent.startswith("en") else HANZI if hanzi else "0123456789"
     text = "".join(words[d] + s for d, s in zip(digits, [*separators, ""]))
-    return synthesize(["espeak-ng", "-z", "-v", f"{accent}+{variant}", "-s", str(rate), "-p", str(pitch), text, "-w"])
+    return synthesize(["espeak-ng", "-z", "-v", f"{'en-us' if accent in FOREIGN else accent}+{variant}", "-s", str(rate), "-p", str(pitch), text, "-w"])
 
 
 def flite(digits, separators, voice, stretch):
@@ -219,9 +224,26 @@ def undisguised(sounds):
 
 
 def disguised(rng, sounds):
-    """All takes of {digit: [(audio, Sound), ...]} as one imagined speaker: {digit: [audio, ...]}."""
+    """All takes of {digit: [(audio, Sound), ...]} as one imagined speaker: {digit: [audio, ...]}. Which digits are long and which
+    short is the speaker's own way too: with one recorded speaker it would soon be taken for the digits' nature."""
     speaker = Disguise.draw(rng, [sound for takes in sounds.values() for _, sound in takes])
-    return {d: [speaker.render(sound, rng, math.exp(rng.normal(0, 0.04))) for _, sound in takes] for d, takes in sounds.items()}
+    hurry = {digit: math.exp(rng.normal(0, 0.25)) for digit in sounds}
+    return {d: [speaker.render(sound, rng, math.exp(rng.normal(0, 0.04)), hurry[d]) for _, sound in takes] for d, takes in sounds.items()}
+
+
+def begin_like(sound, other, rng):
+    """A Sound that begins with what `other` has before its vowel, in place of its own first consonant: of "zero" and "six" a
+    "sero", as those say it who grew up with another language."""
+    def above(s, decibels):
+        """The first frame that is at most so far below the loudest."""
+        level = np.log(np.exp(s.envelope).sum(axis=1))
+        return int(np.argmax(level > level.max() - decibels * math.log(10) / 10))
+
+    voice = above(other, 15)
+    taken = slice(max(above(other, 40), voice - int(rng.integers(12, 25))), voice)
+    place = above(sound, 15) + int(rng.integers(6, 13))
+    parts = [(getattr(other, name)[taken], getattr(sound, name)[place:]) for name in ("pitch", "envelope", "noise")]
+    return Sound(*(np.concatenate(pair) for pair in parts))
 
 
 # --- disguises ---
@@ -242,6 +264,12 @@ def analyse(audio):
     envelope = pyworld.cheaptrick(audio, pitch, times, RATE)
     noise = pyworld.d4c(audio, pitch, times, RATE)
     return Sound(pitch, np.log(np.maximum(envelope, 1e-12)).astype(np.float32), noise.astype(np.float32))
+
+
+def plain(sound):
+    """A Sound as audio, nothing changed."""
+    envelope = np.ascontiguousarray(np.exp(np.maximum(sound.envelope, SILENCE), dtype=np.float64))
+    return level(pyworld.synthesize(sound.pitch.astype(np.float64), envelope, sound.noise.astype(np.float64), RATE))
 
 
 def median_pitch(sound):
