@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "glmasr"
 ORDER = ["errors", "config", "audio", "tokenizer", "language", "script", "decode", "fallback", "layers", "conv_frontend", "encoder", "decoder", "model",
-         "fast", "graphs", "weights", "quantize", "hub", "cutting", "pipeline", "writers", "explain", "check", "metrics", "worker",
+         "fast", "graphs", "weights", "hub", "quantize", "cutting", "pipeline", "writers", "explain", "check", "metrics", "worker",
          "batching", "api", "page", "serve"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
 # Imported only where they are used, with an error that names the extra. Nothing but `serve` imports the modules of the server.
