@@ -436,15 +436,27 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_instructions() else torch.float32
 
 
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")     # where Linux says how much memory there is
+
+
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken on a device; where the system doesn't say, 4 GiB."""
+    """Bytes that can be taken on a device; where the system doesn't say, 4 GiB. In a container, what its limit leaves."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return 4 * 2 ** 30
+        free = 1024 * _figure(PROC / "meminfo", "MemAvailable:")
+    except (OSError, LookupError, ValueError):
+        free = 4 * 2 ** 30
+    try:                                                # TRAP: meminfo is that of the whole machine, in a container too
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        return max(0, min(free, limit - used + _figure(CGROUP / "memory.stat", "inactive_file")))
+    except (OSError, LookupError, ValueError):          # no container, or one without a limit: "max"
+        return free
+
+
+def _figure(path: Path, name: str) -> int:
+    """Of a file of lines that each have a name and a number."""
+    return int(dict(line.split()[:2] for line in path.read_text().splitlines())[name])
 
 
 # -- saving ------------------------------------------------------------------------------------------------------------

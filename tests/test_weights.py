@@ -707,3 +707,19 @@ def test_a_scaled_rope_is_refused_in_both_spellings():
         for part in ("audio_config", "text_config"):
             with pytest.raises(CheckpointError, match="rope_type is 'linear'"):
                 GlmAsrConfig.published({"model_type": "glmasr", part: {"rope_parameters": {key: "linear", "factor": 4.0}}})
+
+
+def test_free_memory(tmp_path, monkeypatch):
+    """In a container what its limit leaves; where nothing is said, 4 GiB."""
+    monkeypatch.setattr(weights, "PROC", tmp_path)
+    monkeypatch.setattr(weights, "CGROUP", tmp_path)
+    cpu, gib = torch.device("cpu"), 2 ** 30
+    assert weights.free_memory(cpu) == 4 * gib
+    (tmp_path / "meminfo").write_text(f"MemTotal: 67108864 kB\nMemAvailable: {48 * 2 ** 20} kB\nHugePages_Total: 0\n")
+    assert weights.free_memory(cpu) == 48 * gib
+    for name, text in (("current", f"{6 * gib}\n"), ("stat", f"anon {gib}\ninactive_file {gib}\nfile {5 * gib}\n"), ("max", "max\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert weights.free_memory(cpu) == 48 * gib             # a container without a limit
+    for limit, free in ((8, 3), (64, 48), (2, 0)):
+        (tmp_path / "memory.max").write_text(f"{limit * gib}\n")
+        assert weights.free_memory(cpu) == free * gib
