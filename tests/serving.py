@@ -14,13 +14,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Server:
-    """The server on a free port. `temporary`: the folder in which it makes its private one; `prefix`: a command that runs it."""
+    """The server on a free port.
 
-    def __init__(self, *arguments: str, model: str = "demo-article", prefix: tuple[str, ...] = (), temporary: Path | None = None):
+    temporary          the folder in which it makes its private one
+    prefix             a command that runs it
+    command, folder    what is run, and where
+    environment        beside this process's own
+    """
+
+    def __init__(self, *arguments: str, model: str = "demo-article", prefix: tuple[str, ...] = (), temporary: Path | None = None,
+                 command: tuple[str, ...] = (sys.executable, "app.py"), folder: Path = ROOT, environment: dict[str, str] = {}):
         self.temporary = Path(temporary or tempfile.mkdtemp(prefix="glmasr-test-"))
         self.lines: list[str] = []
-        environment = os.environ | {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        self.process = subprocess.Popen([*prefix, sys.executable, "app.py", "--model", model, "--port", "0", *arguments], cwd=ROOT, env=environment,
+        environment = os.environ | {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
+        self.process = subprocess.Popen([*prefix, *command, "--model", model, "--port", "0", *arguments], cwd=folder, env=environment,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True).start()
         try:
