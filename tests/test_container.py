@@ -125,7 +125,7 @@ def test_nginx_agrees_with_the_server():
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
     """(a folder that stands for the root of the image, the environment of its processes). Made by the Dockerfile's own lines; those that
-    make users and install programs of Debian are left out."""
+    make a user and install programs of Debian are left out."""
     if not PROGRAM:
         pytest.skip("needs nginx: apt-get install nginx-light")
     root = tmp_path_factory.mktemp("image")
@@ -150,8 +150,10 @@ def image(tmp_path_factory):
                 place.mkdir()
             elif name == "COPY" and "--from" not in rest:
                 for source in context() if rest == ". ." else rest.split()[:-1]:
-                    copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
-                    copy(ROOT / source, place / source, **({"ignore": shutil.ignore_patterns("__pycache__")} if copy is shutil.copytree else {}))
+                    if (ROOT / source).is_dir():
+                        shutil.copytree(ROOT / source, place / source, ignore=shutil.ignore_patterns("__pycache__"))
+                    else:
+                        shutil.copy(ROOT / source, place)
             elif name == "COPY":
                 assert rest == "--from=build /venv /venv"           # there it is already
             elif name == "RUN" and stage is BUILD:
