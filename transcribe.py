@@ -40,6 +40,7 @@ def seconds(text: str) -> float:
 
 
 positive.__name__ = "positive integer"          # argparse puts it into its message
+positive_or_auto.__name__ = "positive integer or auto"
 seconds.__name__ = "number of seconds"
 
 

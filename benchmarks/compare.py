@@ -5,6 +5,7 @@
     python benchmarks/compare.py full --device cuda     the same on a GPU
     python benchmarks/compare.py full --check           float32: the same encoder output, the same greedy ids
 
+"8 windows at once" are 8 recordings of that length: encoded, and decoded as one batch.
 Both do what their users do: `greedy` and `beam` here, there `generate` with its key-value cache and
 `scaled_dot_product_attention`, in inference mode. On a GPU there is a third: `generate` with a static cache, which compiles its step.
 Load time and peak memory are those of fresh processes, one implementation in each, weights in the disk cache.
@@ -43,6 +44,7 @@ NEAR = 1e-4                                     # greatest difference of encoder
 ROWS = 8                                        # decoded together: the windows of a file
 BEAMS, BEAM_SECONDS, BEAM_TOKENS = 5, 10, 40
 TEXT_TOKENS = 100                               # of a window of 30 s
+CLIPS, CLIP_SECONDS, CLIP_TOKENS = 64, 8, 40    # short recordings, many at once
 
 
 def sound(seconds: float) -> Tensor:
@@ -166,7 +168,7 @@ def load_and_memory(name: str, args) -> dict[str, float]:
     """Seconds to load, and GiB at the most, of a process that loads and recognises the sound once."""
     torch.set_num_threads(args.threads)
     implementation = make(name, args)
-    text(implementation, args, 1)
+    text(implementation, args)
     if args.device == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
@@ -204,27 +206,37 @@ def beams(implementation, args) -> dict[str, float]:
     return {"beams": clock.moments[-1] - clock.moments[0]}
 
 
-def text(implementation, args, count: int = 1) -> dict[str, float]:
-    """Seconds from samples to text, for one or more windows at once."""
-    clock = Clock(args.device)
-    clock.tick()
-    features = implementation.features([sound(args.seconds)] * count)
-    implementation.texts(implementation.search(implementation.hear(features), features, TEXT_TOKENS, clock))
-    clock.tick()
-    return {"text" if count == 1 else "texts": clock.moments[-1] - clock.moments[0]}
+def text(implementation, args) -> dict[str, float]:
+    return {"text": to_text(implementation, args, 1, args.seconds, TEXT_TOKENS)}
 
 
 def texts(implementation, args) -> dict[str, float]:
-    return text(implementation, args, ROWS)
+    return {"texts": to_text(implementation, args, ROWS, args.seconds, TEXT_TOKENS)}
+
+
+def clips(implementation, args) -> dict[str, float]:
+    return {"clips": to_text(implementation, args, CLIPS, CLIP_SECONDS, CLIP_TOKENS)}
+
+
+def to_text(implementation, args, count: int, seconds: float, tokens: int) -> float:
+    """Seconds from samples to texts, for one or more recordings at once."""
+    clock = Clock(args.device)
+    clock.tick()
+    features = implementation.features([sound(seconds)] * count)
+    implementation.texts(implementation.search(implementation.hear(features), features, tokens, clock))
+    clock.tick()
+    return clock.moments[-1] - clock.moments[0]
 
 
 @dataclass
 class Line:
-    """A line of the table. `ratios`: (name, what is divided, by what), each "key of an implementation"."""
+    """A line of the table. `ratios`: (name, what is divided, by what), each "key of an implementation". `sound`: the seconds of sound
+    that the seconds of work are for."""
 
     key: str
     title: str
     ratios: list[tuple[str, Callable]]
+    sound: float | None = None
 
 
 def lines(args) -> list[Line]:
@@ -240,15 +252,18 @@ def lines(args) -> list[Line]:
         Line("rows", f"decode, {ROWS} rows, tokens/s", [ratio("to one row", "rows", A, A, "decode"), ratio("int8 to its one row", "rows", B, B, "decode")]),
         Line("beams", f"{BEAMS} beams, {BEAM_SECONDS} s of sound, {BEAM_TOKENS} tokens, s", [ratio("Transformers / glmasr", "beams", T, A)]),
         Line("text", f"samples to text, {args.seconds:g} s, {TEXT_TOKENS} tokens, s",
-             [ratio("Transformers / glmasr", "text", T, A), ratio("bfloat16 / int8", "text", A, B)]),
+             [ratio("Transformers / glmasr", "text", T, A), ratio("bfloat16 / int8", "text", A, B)], args.seconds),
         Line("texts", f"the same, {ROWS} windows at once, s", [ratio(f"{ROWS} one by one / at once", "text", A, A, "texts", ROWS),
                                                                ratio("int8", "text", B, B, "texts", ROWS),
-                                                               ratio("bfloat16 one by one / int8 at once", "text", A, B, "texts", ROWS)]),
+                                                               ratio("bfloat16 one by one / int8 at once", "text", A, B, "texts", ROWS)],
+             ROWS * args.seconds),
+        Line("clips", f"samples to text, {CLIPS} recordings of {CLIP_SECONDS} s at once, {CLIP_TOKENS} tokens each, s",
+             [ratio("Transformers / glmasr", "clips", T, A)], CLIPS * CLIP_SECONDS),
         Line("memory", f"peak memory{' on the GPU' if args.device == 'cuda' else ''}, GiB", [ratio("glmasr / Transformers", "memory", A, T)]),
     ]
 
 
-TASKS = {"stages": stages, "rows": rows, "beams": beams, "text": text, "texts": texts}
+TASKS = {"stages": stages, "rows": rows, "beams": beams, "text": text, "texts": texts, "clips": clips}
 
 
 @torch.inference_mode()
@@ -282,6 +297,8 @@ def table(turns: list[dict[str, dict[str, float]]], names: list[str], args) -> s
         if not all(line.key in turn[name] for turn in turns for name in names):
             continue
         cells = [spread([turn[name][line.key] for turn in turns]) for name in names]
+        if line.sound:
+            cells = [f"{cell}, {line.sound / statistics.median(turn[name][line.key] for turn in turns):.3g} x real time" for cell, name in zip(cells, names)]
         ratios = []
         for label, divide in line.ratios:
             try:
@@ -331,7 +348,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30, help="of sound (default: 30, one window)")
     parser.add_argument("--tokens", type=int, default=32, help="to be decoded where the decoder alone is timed, 2 or more (default: 32)")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=f"some of {', '.join(TASKS)} (default: all)")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, metavar="TASK", help=f"some of {', '.join(TASKS)} (default: all, on a CPU without clips, which take an hour)")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -340,6 +357,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.tokens < 2 or args.runs < 1:
         parser.error("--tokens has to be 2 or more, --runs 1 or more")
+    args.tasks = args.tasks or [name for name in TASKS if args.device == "cuda" or name != "clips"]
     torch.set_num_threads(args.threads)
     if args.check:
         same = check(args)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from . import audio as sound
-from . import decode, pipeline
+from . import decode, fast, pipeline
 from .conv_frontend import MelFrontend, WaveformFrontend
 from .decoder import CrossDecoder, LlamaDecoder
 from .encoder import RotaryEncoder, SinusoidalEncoder
@@ -122,7 +122,7 @@ class Observation:
         self.searches: list[Search] = []
         self.judged: tuple[dict[str, float], float] | None = None
         self.rate = self.windows = 0
-        self._used: set[nn.Parameter] = set()
+        self._used: set[Tensor] = set()
         self._open: list[str] = []              # stages at work, the innermost last
         self._since = 0.0
 
@@ -163,7 +163,7 @@ class Observation:
             stage.shape, stage.dtype = tuple(result.shape), result.dtype
         return stage
 
-    def use(self, name: str, parameter: nn.Parameter) -> None:
+    def use(self, name: str, parameter: Tensor) -> None:
         """A stage uses a parameter, which belongs to it if none did before."""
         if parameter not in self._used:
             self.parameters[name] += parameter.numel()
@@ -295,7 +295,7 @@ def _hooks(run: Observation, container: nn.Module, path: str = "") -> Iterator[R
             yield child[0].register_forward_pre_hook(partial(_use_own, run, container, path))
             for block in child:
                 yield from _stage_hooks(run, block, path + name, container, len(child))
-        elif next(child.parameters(), None) is not None:
+        elif fast.count(child):
             yield from _stage_hooks(run, child, path + name, container)
 
 
@@ -313,7 +313,7 @@ def _stage_hooks(run: Observation, module: nn.Module, name: str, container: nn.M
     seen = {}
 
     def use(part: nn.Module, _args) -> None:
-        for parameter in part.parameters(recurse=False):
+        for parameter in fast.own(part):
             run.use(run.at_work, parameter)
         seen[part].remove()                     # once is enough, and these are many
 
@@ -351,10 +351,14 @@ def _stages(run: Observation) -> list[str]:
         table.append((name, f"{times} x {shape}" if shape and times > 1 else shape, _dtype(stage.dtype),
                       f"{run.parameters[name]:,}" if run.parameters[name] else "", f"{1000 * seconds[name]:.2f}" if stage.calls else "",
                       notes.get(name, stage.where)))
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = fast.count(model)
     table.append(("together", "", "", f"{total:,}", f"{1000 * sum(seconds.values()):.2f}", ""))
     widths = [max(map(len, column)) for column in zip(*table)]
     head = f"{type(model).__name__}: {total:,} parameters in {_dtype(model.dtype)} on {model.device}"
+    if model.linears != "plain":
+        head += f", linears {model.linears}"
+    elif (faster := fast.choose(model, model.device, model.dtype)) != "plain":
+        head += f"; these are the modules as they are to be read, without --explain linears are {faster}, and faster"
     return [head] + ["  ".join(cell.rjust(width) if place in (3, 4) else cell.ljust(width)
                                    for place, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in table]
 

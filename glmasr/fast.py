@@ -61,7 +61,7 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Int8Linear(nn.Module):
-    """x (B, T, in) -> (B, T, out), for what `quantise` gives.
+    """x (B, T, in) -> (B, T, out), for what `quantise` gives; (B, in) is B single steps.
 
     The kernel multiplies 8-bit numbers and adds up exactly, so x has to be rounded too: each of its rows to 8 bits by a scale
     of its own, so that a result doesn't depend on the other rows of its batch. Of a single step (T = 1), where the time goes
@@ -84,7 +84,7 @@ class Int8Linear(nn.Module):
         scale = rows.abs().amax(1, keepdim=True).clamp_(min=1e-12) / self.levels
         rows = rows / scale
         coarse = rows.round()
-        if x.shape[-2] == 1:
+        if x.dim() == 2 or x.shape[-2] == 1:
             fine = rows.sub_(coarse).mul_(2 * self.levels).round_()     # what is left is at most half a unit
             y = self._multiply(torch.cat((coarse, fine)))
             y = y[:len(scale)].add_(y[len(scale):], alpha=0.5 / self.levels)
@@ -100,6 +100,17 @@ class Int8Linear(nn.Module):
         zero = self.levels + 1
         return torch.ops.onednn.qlinear_pointwise(numbers.add_(zero).to(torch.uint8), 1.0, zero, self.weight, self.scale, self.zero,
                                                   None, 1.0, 0, torch.float32, "none", [], "")
+
+
+def own(module: nn.Module) -> list[Tensor]:
+    """The weights of a module itself: parameters, or what lies as a kernel wants it."""
+    laid_out = (module.weight, module.bias) if isinstance(module, (PackedLinear, Int8Linear)) else ()
+    return [*module.parameters(recurse=False), *(x for x in laid_out if x is not None)]
+
+
+def count(module: nn.Module) -> int:
+    """Numbers in the weights of a module and all within, each weight once."""
+    return sum({id(x): x.numel() for part in module.modules() for x in own(part)}.values())
 
 
 # -- products that are made together -------------------------------------------------------------------------------------

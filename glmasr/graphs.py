@@ -43,9 +43,10 @@ class Memory:
     def __init__(self, model, rows: int, capacity: int, captured: bool):
         config, embed = model.decoder.config, model.decoder.embed.weight
         shape = config.layers, rows, config.key_heads, capacity, config.head_size
-        self.keys, self.values = (torch.zeros(shape, dtype=embed.dtype, device=embed.device) for _ in range(2))
-        self.tokens, self.padding = (torch.zeros(rows, dtype=torch.long, device=embed.device) for _ in range(2))
-        self.position = torch.zeros(1, dtype=torch.long, device=embed.device)
+        with torch.inference_mode(False):               # TRAP: what is made within can be written to within only
+            self.keys, self.values = (torch.zeros(shape, dtype=embed.dtype, device=embed.device) for _ in range(2))
+            self.tokens, self.padding = (torch.zeros(rows, dtype=torch.long, device=embed.device) for _ in range(2))
+            self.position = torch.zeros(1, dtype=torch.long, device=embed.device)
         self.rows, self.capacity, self.captured = rows, capacity, captured
         self.mask = self.logits = self.graph = None
         self._decoder = model.decoder
@@ -165,7 +166,7 @@ class StaticCache:
 
 
 class Captured(nn.Module):
-    """A module of one tensor; its work is a graph for each shape that comes, up to SHAPES of them."""
+    """A module of one tensor; its work is a graph for each shape that comes, of the SHAPES that came last."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -173,19 +174,21 @@ class Captured(nn.Module):
         self._graphs: dict[torch.Size, tuple] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape not in self._graphs:
-            if len(self._graphs) == SHAPES:
-                self._graphs.pop(next(iter(self._graphs)))
-            given, found = x.clone(), []
-
-            def run() -> None:
-                found[:] = [self.module(given)]
-
-            self._graphs[x.shape] = given, found, capture(run)
-        given, found, graph = self._graphs[x.shape]
+        given, found, graph = self._graphs[x.shape] = self._graphs.pop(x.shape, None) or self._capture(x)   # the last one now
         given.copy_(x)
         graph.replay()
         return found[0].clone()
+
+    def _capture(self, x: Tensor) -> tuple:
+        if len(self._graphs) == SHAPES:
+            self._graphs.pop(next(iter(self._graphs)))
+        with torch.inference_mode(False):
+            given, found = torch.zeros_like(x), []
+
+        def run() -> None:
+            found[:] = [self.module(given)]
+
+        return given, found, capture(run)
 
 
 def prepare(model, captured: bool) -> None:

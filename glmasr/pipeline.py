@@ -14,14 +14,13 @@ a segment and in the warnings, and no text is lost without a word.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import audio as sound
-from . import cutting, decode, hub, script, weights
+from . import cutting, decode, fast, hub, script, weights
 from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
 from .cutting import Window
 from .errors import CheckpointError, GlmAsrError, OptionError
@@ -166,6 +165,11 @@ class Options:
     script: str | None = None
     max_duration: float = sound.MAX_DURATION
 
+    @property
+    def tried(self) -> tuple[float, ...]:
+        """The temperatures of a window that no text can be right for."""
+        return self.temperatures if self.guards else self.temperatures[:1]
+
     def check(self, positions: int) -> None:
         """Raises OptionError for a value out of range."""
         for name, value in (("beams", self.beams), ("max_new_tokens", self.max_new_tokens), ("batch_size", self.batch_size)):
@@ -273,9 +277,13 @@ class Recogniser:
         return self.model.config
 
     def how(self, options: Options = Options()) -> dict[str, str]:
-        """What `Transcript.how` says: "linears" are "plain", "packed", "joined" or "int8" (`fast`), "steps" "plain", "static" or "captured" (`graphs`)."""
-        return {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch."), "linears": self.model.linears,
-                "steps": self.model.steps, "pad_to": options.pad_to}
+        """What `Transcript.how` says: "linears" are "plain", "packed", "joined" or "int8" (`fast`), "attention" of the encoder "plain" or
+        "by heads" (`fast`), "steps" "plain", "static" or "captured" (`graphs`). With int8 also "levels", of what weights are multiplied with."""
+        model = self.model
+        by_heads = model.linears != "plain" and model.dtype == torch.bfloat16 and model.device.type == "cpu"
+        found = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."), "linears": model.linears,
+                 "attention": "by heads" if by_heads else "plain", "steps": model.steps, "pad_to": options.pad_to}
+        return found | ({"levels": str(fast.levels())} if model.linears == "int8" else {})
 
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
                    timestamps: bool = False, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
@@ -321,6 +329,8 @@ class Recogniser:
                     reader = Reader(blocks, self.config.window)
                     for item in self._work(reader, Hearing(language), options, said):
                         yield index, item
+                        if index in failed:             # the rest of it would be in vain
+                            break
                     yield index, Part(reader.seconds - reader.left_out, reader.seconds, "", [], [], last=True)
                 except GlmAsrError as error:
                     yield index, error
@@ -337,12 +347,12 @@ class Recogniser:
 
     def recognise(self, recordings: list[Tensor], languages: list[str], options: Options = Options()) -> list[Transcript]:
         """Samples (S,) at 16 kHz of some recordings -> their transcripts. Their windows are decoded in common batches."""
-        work: list[tuple[int, Job]] = []
+        work, options = [], self.check(options=options)
         for index in sorted(range(len(recordings)), key=lambda index: len(recordings[index])):      # alike lengths, little padding
-            options = self.check(languages[index], options)
+            self.check(languages[index], options)
             work += [(index, job) for job in self.jobs(Reader([recordings[index]], self.config.window), Hearing(languages[index]))]
         parts: list[list[Part]] = [[] for _ in recordings]
-        for index, part in self._decode_all(work, options):
+        for index, part in self._decode_all(work, options, soon=False):
             if isinstance(part, GlmAsrError):
                 raise part
             parts[index].append(part)
@@ -365,11 +375,13 @@ class Recogniser:
         for window in [Window(0, reader.first)] if reader.fits else cutting.cut(reader, self.config.window):
             yield Job(window, hearing)
 
-    def decode_together(self, jobs: list[Job], options: Options) -> list[Part]:
-        """The parts of some windows, of one recording or of several, decoded together; `options` as `check` gives them."""
+    def decode_together(self, jobs: list[Job], options: Options) -> "list[Part | CheckpointError]":
+        """The parts of some windows, of one recording or of several, decoded together; `options` as `check` gives them. What the model
+        can't answer is an error in place of its part."""
         convert = script.converter(options.script)
-        return [replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments])
-                for part in self._decode(jobs, options)]
+        return [part if isinstance(part, CheckpointError) else
+                replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments])
+                for part in self._decode_apart(jobs, options)]
 
     def batch_size(self, options: Options) -> int:
         """Windows that are decoded together, at most; `options` as `check` gives them."""
@@ -381,16 +393,18 @@ class Recogniser:
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
-    def _decode_all(self, work: "Iterable[tuple[int, Job | Part | GlmAsrError | None]]", options: Options) -> "Iterator[tuple[int, Part | GlmAsrError]]":
-        """The same with parts in place of jobs, in order: as many jobs at a time as memory allows, or those before a None."""
+    def _decode_all(self, work: "Iterable[tuple[int, Job | Part | GlmAsrError | None]]", options: Options, soon: bool = True) -> "Iterator[tuple[int, Part | GlmAsrError]]":
+        """The same with parts in place of jobs, in order: as many jobs at a time as memory allows, or those before a None. `soon`:
+        fewer at first, for somebody waits for the text.
+
+        Jobs stay in the order in which they come: to sort them by length, all would have to be read before the first text. Nor is there
+        much to gain: windows that are cut have about one length, and what is padded to speech is decoded with its equals.
+        """
         most = self.batch_size(options)
-        size, batch, jobs = options.batch_size or min(FIRST_ROWS, most), [], []     # the first text is soon there
+        size, batch, jobs = options.batch_size or (min(FIRST_ROWS, most) if soon else most), [], []
 
         def decoded() -> "Iterator[tuple[int, Part | GlmAsrError]]":
-            try:
-                parts = iter(self.decode_together(jobs, options))
-            except CheckpointError as error:
-                parts = repeat(error)
+            parts = iter(self.decode_together(jobs, options))
             for index, item in batch:
                 yield index, next(parts) if isinstance(item, Job) else item
             batch.clear()
@@ -407,14 +421,33 @@ class Recogniser:
                 yield from decoded()
         yield from decoded()
 
+    def _decode_apart(self, jobs: list[Job], options: Options) -> "list[Part | CheckpointError]":
+        """The parts of some jobs. What the model can't answer is an error, and nobody else's."""
+        known = [job.hearing.language for job in jobs]
+        try:
+            return self._decode(jobs, options)
+        except CheckpointError as error:
+            if len(jobs) == 1:
+                return [error]
+        for job, language in zip(jobs, known):          # as it was before this try
+            job.hearing.language = language
+        return [part for job in jobs for part in self._decode_apart([job], options)]
+
     def _decode(self, jobs: list[Job], options: Options, halves: bool = False) -> list[Part]:
-        """The parts of some jobs. What has other rules, or is heard to another length, is decoded apart."""
+        """The parts of some jobs. What has other rules, or is heard to another length, is decoded apart.
+
+        TRAP: where the first window with speech says the language of those behind it, one of another length has to wait its turn.
+        """
         groups: dict[tuple, list[int]] = {}
+        turns: dict[int, tuple[int, int]] = {}          # of each recording: which turn it is, and the length of its windows
         for index, job in enumerate(jobs):
             rules, length = self.rules(job.hearing.language, options), self._length(job.window, options)
-            groups.setdefault((id(rules), length), []).append(index)
+            turn, before = turns.get(id(job.hearing), (0, length))
+            turn += length != before and self.judges and job.hearing.language == "auto"
+            turns[id(job.hearing)] = turn, length
+            groups.setdefault((turn, id(rules), length), []).append(index)
         found: dict[int, Part] = {}
-        for (_, length), members in groups.items():
+        for (_, _, length), members in sorted(groups.items(), key=lambda group: group[0][0]):
             rules = self.rules(jobs[members[0]].hearing.language, options)
             found |= zip(members, self._decode_alike([jobs[index] for index in members], length, rules, options, halves), strict=True)
         return [found[index] for index in range(len(jobs))]
@@ -451,13 +484,13 @@ class Recogniser:
         def no_speech(index: int, hypothesis: decode.Hypothesis) -> float:
             return heard.no_speech[index] if heard.no_speech is not None else hypothesis.empty
 
-        temperatures = options.temperatures if options.guards else options.temperatures[:1]
-        tried = fallback(attempt, len(jobs), lambda index, hypothesis: not flags(index, hypothesis), temperatures)
+        tried = fallback(attempt, len(jobs), lambda index, hypothesis: not flags(index, hypothesis), options.tried)
         parts = []
         for index, (job, (hypothesis, temperature)) in enumerate(zip(jobs, tried, strict=True)):
             doubts, silence = flags(index, hypothesis), no_speech(index, hypothesis)
             if doubts and not halves and job.window.seconds >= SPLIT_SECONDS:
-                parts.append(self._split(job, options))
+                # What this window was taken for; by now later ones may have said more of the recording.
+                parts.append(self._split(replace(job, hearing=Hearing(heard.languages[index] or "auto")), options))
                 continue
             names = doubts + (() if hypothesis.stopped else ("incomplete",)) + (("sampled",) if temperature > 0 else ())
             seen = {"mean_logprob": round(hypothesis.mean_logprob, 4), "compression_ratio": round(compression_ratio(self._text(hypothesis.ids)), 3),
@@ -495,20 +528,31 @@ class Recogniser:
         return max(1, min(budget, self._room(prompt)))
 
     def _batch_size(self, options: Options) -> int:
-        """Windows that memory holds at once, with as much again for what is not counted here."""
-        config, size = self.config, self.model.dtype.itemsize
+        """Jobs that a quarter of the free memory holds, each with the longest window, prompt and answer that the options allow, and
+        sampled where that may come. A cache is copied where rows fork or leave, and not everything is counted here."""
+        config, size, crossing = self.config, self.model.dtype.itemsize, isinstance(self.model, EncoderDecoder)
         encoder, decoder = config.encoder, config.decoder
+        windows = config.longest_windows if options.long == "whole" else 1
+        rows = max(options.beams, SAMPLES if max(options.tried) > 0 else 1)
+        prompt = 4 if crossing else windows * config.window // self.unit + 32
+        answer = options.max_new_tokens or TOKENS_AT_LEAST + TOKENS_A_SECOND * config.window_seconds * windows
+        tokens = prompt + min(answer, self._room(prompt))
         key_heads = getattr(decoder, "key_heads", decoder.heads)
-        tokens = TOKENS_AT_LEAST + TOKENS_A_SECOND * config.window_seconds + config.window // sound.HOP // 8
-        cache = 2 * decoder.layers * key_heads * decoder.head_size * tokens * size * options.beams
-        encoding = config.window // sound.HOP * (encoder.hidden + 4 * encoder.width) * size
-        logits = 4 * decoder.vocabulary * 4 * options.beams
-        cross = 2 * decoder.layers * decoder.width * config.window // sound.HOP * size if isinstance(self.model, EncoderDecoder) else 0
-        return max(1, min(MOST_ROWS, int(0.25 * weights.free_memory(self.model.device) / (cache + encoding + logits + cross))))
+        cache = 2 * decoder.layers * key_heads * decoder.head_size * tokens * size * rows
+        frames = config.window // sound.HOP
+        hearing = frames * (encoder.hidden + 4 * encoder.width) * size + 4 * windows * config.window
+        reading = prompt * (2 * decoder.hidden + 8 * decoder.width) * size + prompt ** 2 * (1 + decoder.heads // key_heads * (1 + size))
+        logits = 4 * decoder.vocabulary * 4 * rows
+        cross = 2 * decoder.layers * decoder.width * frames * size if crossing else 0
+        free = weights.free_memory(self.model.device)
+        if self.model.device.type == "cuda":            # what PyTorch holds and doesn't use is free too
+            free += torch.cuda.memory_reserved(self.model.device) - torch.cuda.memory_allocated(self.model.device)
+        return max(1, min(MOST_ROWS, int(free / 4 / (cache + hearing + reading + logits + cross))))
 
 
 class GlmAsrRecogniser(Recogniser):
     ways = ("cut", "whole")
+    judges = False              # whether it hears which language is spoken
 
     @property
     def unit(self) -> int:
@@ -595,6 +639,10 @@ class GlmAsrRecogniser(Recogniser):
 
 class EncoderDecoderRecogniser(Recogniser):
     ways = ("cut", "seek")
+
+    @property
+    def judges(self) -> bool:
+        return bool(self.config.languages)
 
     @property
     def unit(self) -> int:

@@ -4,32 +4,42 @@ OUT is loaded by this package only, and faster than DIR with `--dtype int8`, whi
 """
 
 import argparse
+import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from .errors import GlmAsrError, OutputError
 
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf"}     # files that are not copied
+
 
 def quantise_directory(directory: Path, out: Path) -> None:
-    """Raises CheckpointError, OptionError, OutputError."""
+    """`out`, a new directory, is there when it is complete. Raises CheckpointError, OptionError, OutputError."""
+    from safetensors import SafetensorError
+
     from . import weights
-    if out.exists() and out.resolve() == directory.resolve():
-        raise OutputError(f"{out} is the checkpoint itself; expected another directory to write to")
-    model = weights.load(directory, device="cpu", dtype="bfloat16")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise OutputError(f"{out} is there and not empty; expected a new directory")
+    model = weights.load(directory, device="cpu", stored=True)      # as stored: nothing is rounded twice
     try:
-        weights.save(model, out, int8=True)
-        for path in directory.iterdir():                        # tokenizer, chat template, licence; the configuration is written already
-            if path.is_file() and not path.name.startswith("model") and not (out / path.name).exists():
-                shutil.copyfile(path, out / path.name)
-    except OSError as error:
-        raise OutputError(f"{out}: {error.strerror}") from None
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder:
+            part = Path(folder) / "part"
+            weights.save(model, part, None, int8=True)
+            for path in directory.iterdir():                        # tokenizer, chat template, licence; the configuration is written already
+                if path.is_file() and path.suffix not in WEIGHTS and not path.name.endswith(".index.json") and not (part / path.name).exists():
+                    shutil.copyfile(path, part / path.name)
+            os.replace(part, out)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{out}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path, metavar="DIR", help="a checkpoint, or a name such as demo")
-    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new directory")
     args = parser.parse_args()
     try:
         from .hub import find

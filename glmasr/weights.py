@@ -8,6 +8,7 @@ mapped, not copied, so a 4.5 GB checkpoint is there at once and needs no second 
 """
 
 import json
+import math
 import os
 import re
 import struct
@@ -318,7 +319,7 @@ def examine(directory) -> Contents:
     return Contents(config, format, headers, where, names, model)
 
 
-def load(directory, *, device="auto", dtype="auto", plain: bool = True) -> GlmAsr | EncoderDecoder:
+def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: bool = False) -> GlmAsr | EncoderDecoder:
     """The model of a checkpoint directory, ready to run. Raises CheckpointError, OptionError.
 
     device  "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
@@ -326,6 +327,7 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True) -> GlmAs
             "int8": linears with weights of 8 bits, on the CPU
     plain   the modules as they are to be read; else the faster ones of `fast` and `graphs`, where they pay. `model.linears` and
             `model.steps` say what was taken
+    stored  each tensor in its own type instead, to be saved again and not to run
     """
     device = choose_device(device)
     if dtype not in ("auto", "int8"):
@@ -334,21 +336,29 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True) -> GlmAs
     _compare(contents)
     model, config, kind, where = contents.model, contents.config, FORMATS[contents.format], contents.where
     if any(map(contents.is_int8, contents.names.values())):
+        if stored:
+            raise CheckpointError(f"{directory} holds int8 weights already; expected the directory that they were made from")
         if dtype not in ("auto", "int8"):
             raise OptionError(f"{directory} holds int8 weights, and dtype is {dtype}; expected 'int8' or 'auto', or the directory that they were made from")
         dtype = "int8"
     if dtype == "int8":
         fast.check_int8(device)
-    floats = fast_dtype(device) if dtype in ("auto", "int8") else dtype
+    floats = None if stored else fast_dtype(device) if dtype in ("auto", "int8") else dtype
     linears = "int8" if dtype == "int8" else "plain" if plain else fast.choose(model, device, floats)
     later = contents.linears if linears != "plain" else set()   # weights that are converted one by one, when they are laid out
     files, state = Files(apart=linears != "plain"), {}
-    for ours, theirs in contents.names.items():
+
+    def read(ours: str, theirs: str) -> Tensor:
         tensor = files.read(where[theirs], theirs)
-        if kind.interleaved and re.search(r"^encoder\..*\.attn\.(query|key)\.", ours):
-            tensor = _half_split(tensor, config.encoder.head_size, config.encoder.rotary)
+        pairs = kind.interleaved and re.search(r"^encoder\..*\.attn\.(query|key)\.", ours)
+        return _half_split(tensor, config.encoder.head_size, config.encoder.rotary) if pairs else tensor
+
+    for ours, theirs in contents.names.items():
+        tensor = read(ours, theirs)
         if tensor.dtype == torch.int8:
-            model.get_submodule(ours.rpartition(".")[0]).scale = files.read(where[theirs + SCALE], theirs + SCALE)
+            scale = model.get_submodule(ours.rpartition(".")[0]).scale = read(ours, theirs + SCALE)
+            if not 0 < scale.min() <= scale.max() < math.inf:
+                raise CheckpointError(f"{where[theirs]}: tensor {theirs}{SCALE} holds what no row can be multiplied by; expected numbers above 0")
         elif ours not in later:
             tensor = tensor.to(device, floats)                  # the mapped pages themselves, if nothing changes
         state[ours] = tensor
@@ -461,12 +471,18 @@ def _figure(path: Path, name: str) -> int:
 
 # -- saving ------------------------------------------------------------------------------------------------------------
 
-def save(model: GlmAsr | EncoderDecoder, directory, dtype: torch.dtype = torch.bfloat16, *, int8: bool = False) -> None:
+def save(model: GlmAsr | EncoderDecoder, directory, dtype: torch.dtype | None = torch.bfloat16, *, int8: bool = False) -> None:
     """Writes the model as Transformers would: `model.safetensors`, `config.json`, `generation_config.json` and
-    what the processor wants. The tokenizer's files are the caller's.
+    what the processor wants. The tokenizer's files are the caller's. With `dtype` None each tensor keeps its type.
 
     With `int8` the weights of linears are written as int8 numbers, and beside each its scales: this package alone reads that.
+    Raises OptionError for a model with the faster modules.
     """
+    with torch.device("meta"), _NoInit():
+        plain = build(model.config)
+    if dict(plain.named_parameters()).keys() != dict(model.named_parameters()).keys():
+        raise OptionError(f"the model's linears are {model.linears!r} and its steps {model.steps!r}, whose weights can't be saved; "
+                          "expected one that was loaded with plain=True, and not as int8")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     table = FORMATS["transformers" if isinstance(model, GlmAsr) else "whisper"].table
@@ -480,5 +496,5 @@ def save(model: GlmAsr | EncoderDecoder, directory, dtype: torch.dtype = torch.b
             state[theirs] = parameter.detach().to("cpu", dtype).contiguous()
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)      # save_file leaves it to the owner alone
-    for name, values in model.config.to_published(dtype).items():
+    for name, values in model.config.to_published(dtype or model.dtype).items():
         (directory / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

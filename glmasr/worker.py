@@ -256,19 +256,18 @@ class Worker:
         return batch
 
     def decode(self, batch: list[tuple[Listening, Job]]) -> None:
-        served = list(dict.fromkeys(one for one, _ in batch))
-        try:
-            parts = self.recogniser.decode_together([job for _, job in batch], served[0].options)
-        except GlmAsrError as error:            # such as numbers that are not finite
-            for one in served:
+        parts = self.recogniser.decode_together([job for _, job in batch], batch[0][0].options)
+        self.send(Batch(len(batch), len({one.recording.number for one, _ in batch})))
+        for (one, _), part in zip(batch, parts, strict=True):
+            if one.left:
+                continue
+            if isinstance(part, GlmAsrError):       # such as numbers that are not finite
                 with self.changed:
                     self.listening.pop(one.recording.number, None)
                     one.left = True
                     self.changed.notify_all()
-                self.send(Failed(one.recording.number, error))
-            return
-        self.send(Batch(len(batch), len(served)))
-        for (one, _), part in zip(batch, parts, strict=True):
+                self.send(Failed(one.recording.number, part))
+                continue
             one.tokens += [self.recogniser.tokenizer.encode(segment.text) for segment in part.segments]
             self.send(Heard(one.recording.number, part))
 

@@ -10,8 +10,9 @@ import soundfile
 import torch
 from torch import nn
 
+import glmasr
 import transcribe
-from glmasr import audio, decode, explain, pipeline, weights
+from glmasr import audio, decode, explain, fast, pipeline, weights
 from glmasr.config import CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig
 from glmasr.errors import AudioError, CheckpointError
 from glmasr.explain import LIKELIEST, WIDTH, Observation, _columns, observed, report, spelled, token_text
@@ -168,6 +169,14 @@ def test_parameters_and_times_add_up(recognisers, kind, options):
     assert report(run).startswith(f"{type(model).__name__}: {together[2]:,} parameters in float32 on cpu\n")
 
 
+def test_weights_of_8_bits_are_counted_and_named(recognisers, monkeypatch):
+    run, _ = explained(glmasr.load("demo", device="cpu", dtype="int8"))
+    *stages, together = table(run).values()
+    assert sum(stage[2] for stage in stages) == together[2] > 3.5e6 and report(run).splitlines()[0].endswith(" on cpu, linears int8")
+    monkeypatch.setattr(fast, "LARGE", 1)
+    assert "without --explain linears are packed, and faster" in report(explained(recognisers["glm"])[0]).splitlines()[0]
+
+
 def test_the_parameters_of_a_stage_are_those_of_its_modules(recognisers):
     def count(*modules):
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
@@ -219,7 +228,7 @@ def test_shapes_of_glm(recognisers, seconds, windows):
     rows = table(explained(recognisers["glm"], melody(seconds), long="whole")[0])
     first, all_rows = (18, 18) if seconds == 1.5 else (25, 38)
     prompt = all_rows + len(recognisers["glm"].model.prompt(recognisers["glm"].tokenizer, 0))
-    shapes = {"windows": "(32000)", "log-mel": f"{windows}(1, 80, 200)", "encoder.frontend.conv2": f"{windows}(1, 16, 100)",
+    shapes = {"windows": "(1, 32000)", "log-mel": f"{windows}(1, 80, 200)", "encoder.frontend.conv2": f"{windows}(1, 16, 100)",
               "encoder.blocks": f"{windows}(1, 100, 16)", "projector": f"{windows}(1, 25, 24)", "audio rows": f"{windows}({first}, 24)",
               "decoder.embed": f"(1, {prompt}, 24)", "decoder.blocks": f"(1, {prompt}, 24)", "decoder.norm": "(1, 1, 24)", "decoder.head": "(1, 310)",
               "step": "11 x (1, 310)"}

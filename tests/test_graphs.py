@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import glmasr
-from glmasr import decode, graphs
+from glmasr import decode, graphs, weights
 
 EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
 
@@ -72,6 +72,60 @@ def test_a_full_cache_is_an_error(pair):
         model.step(torch.tensor([10]), cache)
         with pytest.raises(ValueError, match="do not fit|does not fit"):
             model.step(torch.tensor([10]), cache)
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """A capture that runs as it is told; returns how often each was replayed."""
+    counts = []
+
+    class Graph:
+        def __init__(self, run):
+            self.run, self.number = run, len(counts)
+            counts.append(0)
+            run()
+
+        def replay(self):
+            counts[self.number] += 1
+            self.run()
+    monkeypatch.setattr(graphs, "capture", Graph)
+    return counts
+
+
+def test_captured_steps_and_encoder_give_the_same(captures):
+    plain, captured = (glmasr.load("demo", device="cpu", dtype="float32") for _ in range(2))
+    graphs.prepare(captured.model, captured=True)
+    assert captured.how()["steps"] == "captured"
+    for name in EXAMPLES:
+        assert plain.transcribe(name).text == captured.transcribe(name).text
+        assert [part.segments for part in plain.stream(name)] == [part.segments for part in captured.stream(name)]
+    assert len(captures) == 2 and captures[0] == 2 * len(EXAMPLES) and captures[1] > 30         # the encoder, and the step
+    with pytest.raises(glmasr.OptionError, match="steps 'captured'"):
+        weights.save(captured.model, "nowhere")
+
+
+def test_the_shapes_that_came_last_are_kept(captures):
+    module = graphs.Captured(torch.nn.ReLU())
+    for size in (1, *range(2, graphs.SHAPES + 1), 1, 100, 1):           # the 1 is used again, so the 2 goes
+        x = torch.rand(size)
+        given = x.clone()
+        found = module(x)
+        assert torch.equal(found, given) and torch.equal(x, given)
+        assert not torch.equal(module(2 * x), found)                    # a result is not written over
+    assert len(captures) == graphs.SHAPES + 1 and torch.Size([2]) not in module._graphs and len(module._graphs) == graphs.SHAPES
+    module(torch.rand(2))
+    assert len(captures) == graphs.SHAPES + 2
+
+
+def test_memories_serve_within_inference_mode_and_without(pair):
+    _, model, heard, prompts = pair
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        with mode():
+            cache = model.new_cache(1, 700)
+            model.prefill(heard[:1], prompts[:1], cache)
+            model.step(torch.tensor([10]), cache)
+            del cache
+    assert model.new_cache(1, 700).memory.rows == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -217,6 +217,13 @@ def test_wrong_usage(capsys, arguments):
     assert leave.value.code == 2 and out == "" and "usage:" in err and "error:" in err
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "x"])
+def test_a_wrong_size_of_batches_says_what_is_expected(capsys, size):
+    with pytest.raises(SystemExit):
+        transcribe.main(["0.wav", "--batch-size", size])
+    assert f"invalid positive integer or auto value: '{size}'" in capsys.readouterr().err
+
+
 def test_without_the_published_weights(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     assert transcribe.main(["0.wav"]) == 1

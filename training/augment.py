@@ -114,7 +114,7 @@ def fast_length(count: int) -> int:
 
 def mask_mel(mel: Tensor, rng: np.random.Generator, *, bands: int = 14, frames: int = 6) -> Tensor:
     """SpecAugment (Park et al., 2019): a stripe of bands and some short stripes of frames are set to the mean. Also
-    shifts the bands of each row a little: a longer or shorter vocal tract."""
+    shifts the bands of most rows: a longer or shorter vocal tract."""
     mel = mel.clone()
     for row in mel:
         if rng.random() < 0.7:

@@ -24,7 +24,7 @@ from augment import mask_mel
 IGNORE = -100                   # a target that has no loss
 SMOOTHING = 0.05                # of the labels
 TIME_WEIGHT = 0.2               # of a time in the loss, where a word has 1; more is right once the words are known (train.py --times)
-TIME_SPREAD = 4                 # steps of 20 ms: a time this near is right as well, the less the farther, or neighbours learn nothing of each other
+TIME_SPREAD = 4                 # steps of 20 ms: a time this near is right as well, the less the farther
 
 
 @dataclass
@@ -51,8 +51,8 @@ class Batch:
 
 
 def family_of(model, tokenizer, times: float = TIME_WEIGHT) -> "GlmAsrFamily | EncoderDecoderFamily":
-    """`times`: the weight of a time in the loss, where a word has 1."""
-    return (GlmAsrFamily if isinstance(model, GlmAsr) else EncoderDecoderFamily)(model, tokenizer, times)
+    """`times`: the weight of a time in the loss, where a word has 1; GLM-ASR has no times."""
+    return GlmAsrFamily(model, tokenizer) if isinstance(model, GlmAsr) else EncoderDecoderFamily(model, tokenizer, times)
 
 
 def misheard(text: Tensor, everything: Tensor, share: float, rng: np.random.Generator) -> Tensor:
@@ -69,7 +69,7 @@ def _rows(tokens: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
 class GlmAsrFamily:
     longest = float("inf")      # seconds; a long recording has several windows
 
-    def __init__(self, model, tokenizer, times: float):
+    def __init__(self, model, tokenizer):
         self.model, self.config, self.tokenizer = model, model.config, tokenizer
         self.end = torch.tensor([tokenizer.special.get("<|user|>", self.config.stop[0])])
 
@@ -184,7 +184,8 @@ class EncoderDecoderFamily:
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """logits (N, V), ids (N,) -> cross-entropy, in which a time weighs less than a word: nobody can tell it to 20 ms, so its loss
-        stays high, and would drown that of the words. For the same reason the times next to it are right as well."""
+        stays high, and would drown that of the words. For the same reason the times next to it are right as well; else each of the
+        hundreds of times would have to be learned from its own few examples."""
         config = self.config
         if config.no_timestamps is None:
             return F.cross_entropy(logits, targets, label_smoothing=SMOOTHING)

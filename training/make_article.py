@@ -22,8 +22,8 @@ from glmasr.config import TIME_STEP, CrossDecoderConfig, EncoderDecoderConfig, S
 from glmasr.tokenizer import SentencePieceTokenizer, time_token                         # noqa: E402
 
 PIECES = 700                    # 256 of them bytes
-WINDOW_SECONDS = 6              # the last time token; twice as many words in a window take several times as long to learn
-CONVOLUTIONS = ((64, 10, 5), (96, 8, 4), (128, 4, 2), (160, 4, 2), (192, 3, 2))      # the kernels and strides of the article's preset
+WINDOW_SECONDS = 4              # the last time token; twice as many words in a window take several times as long to learn
+CONVOLUTIONS = (128, 80, 20), (160, 6, 4), (192, 4, 2)      # frames of 10 ms that see 26 ms, with fewer layers than the preset: learned sooner
 SPECIAL = ["<|endoftranscript|>", "<|startoftranscript|>", "<|zh|>", "<|yue|>", "<|en|>", "<|transcribe|>", "<|nospeech|>",
            "<|notimestamps|>"]  # in this order: the model finds <|nospeech|> before <|notimestamps|> and the times behind it
 

@@ -2,7 +2,7 @@
 
     python training/make_demo.py OUT
 
-The published design in small: nothing differs from GLM-ASR-Nano-2512 but the sizes and a window of 6 s: twice as many words in a window take several times as long to learn.
+The published design in small: nothing differs from GLM-ASR-Nano-2512 but the sizes and a window of 4 s: twice as many words in a window take several times as long to learn.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def make_config(tokenizer: Tokenizer) -> GlmAsrConfig:
                               hidden=384, positions=1024),
         audio_token=tokenizer.token_to_id("<|pad|>"),
         stop=tuple(tokenizer.token_to_id(name) for name in ("<|endoftext|>", "<|user|>", "<|observation|>")),
-        window_seconds=6, longest_seconds=60)
+        window_seconds=4, longest_seconds=60)
 
 
 def main() -> None:

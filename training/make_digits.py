@@ -111,7 +111,7 @@ def recorded_face(seed, language, number):
     for digit, paths in bank[speaker].items():
         chosen = rng.permutation(len(paths))[:2]
         sounds[digit] = [voices.recorded(paths[i]) for i in chosen]
-    if language == "en" and rng.random() < 0.4:
+    if language == "en" and rng.random() < 0.4:                 # see voices.FOREIGN
         foreign = [voices.begin_like(zero, six, rng) for (_, zero), (_, six) in zip(sounds[0], sounds[6])]
         sounds[0] = [(voices.plain(sound), sound) for sound in foreign]
     if rng.random() < (0.25 if language == "en" else 0.02):

@@ -2,7 +2,7 @@
 # Remakes the demo checkpoint:  training/remake_demo.sh RECORDINGS OUT
 #
 # RECORDINGS holds the digits of eight speakers: fsdd/ and digits/{cmn_chen_wang,cmn_yue_tan,yue_kt,yue_jyutping_org}/ (see
-# training/README.md). OUT gets the data (3 GB), the runs and the tables. About four hours on two cores.
+# training/README.md). OUT gets the data (3 GB), the runs and the tables. About five hours on two cores.
 #
 # There are only two recorded speakers of Mandarin and two of Cantonese. So the first two runs leave out one of each, to measure
 # what becomes of people whom the model has not heard, and the third goes on from there with all of them.
@@ -30,6 +30,7 @@ train() {   # MODEL OUT, then options
 train "$out/init" begin --without $unheard --from-scratch --steps 5000 --ramp 1200 --warmup 200 --rate 1.2e-3 --short 0.8
 train "$out/begin/model" unheard --without $unheard --steps 4000 --warmup 100 --rate 1e-3 --short 0.85 --seed 3
 python training/evaluate.py "$out/unheard/model" "$data"/eval_*.jsonl | tee "$out/unheard.md"
-# Some words are read wrongly, against answers that go on for ever after a wrong word; and now and then nobody speaks.
-train "$out/unheard/model" demo --steps 10000 --warmup 100 --rate 8e-4 --short 0.9 --seed 4 --misread 0.1 --silence 0.02 --mean 0.999
+# Some words are read wrongly, against answers that go on for ever after a wrong word; now and then nobody speaks; and half of the
+# recordings are joined, as they come in the windows of a long one.
+train "$out/unheard/model" demo --steps 13000 --warmup 100 --rate 8e-4 --short 0.9 --seed 4 --misread 0.1 --silence 0.02 --join 0.5 --mean 0.999
 python training/evaluate.py "$out/demo/model" "$data"/eval_*.jsonl | tee "$out/demo.md"

@@ -36,7 +36,8 @@ ACCENTS = {
     "yue": ("yue", "yue-latn-jyutping"),
     "en": ("en-us", "en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc", "en-029"),
 }
-# For training only: English as those say it who grew up with another language: "zero" without a voiced z sounds much like "two". Read by en-us.
+# For training only, read by en-us: English as those say it who grew up with another language. A "zero" without a voiced z sounds
+# much like "two".
 FOREIGN = {
     "en-german": "tsiro one two tree four fife six seven eight nine".split(),
     "en-latin": "sero one two tree four five six zeven eight nine".split(),
@@ -154,7 +155,8 @@ def espeak(digits, separators, accent, variant, rate, pitch, hanzi=False):
     """
     words = FOREIGN.get(accent, WORDS) if accent.startswith("en") else HANZI if hanzi else "0123456789"
     text = "".join(words[d] + s for d, s in zip(digits, [*separators, ""]))
-    return synthesize(["espeak-ng", "-z", "-v", f"{'en-us' if accent in FOREIGN else accent}+{variant}", "-s", str(rate), "-p", str(pitch), text, "-w"])
+    voice = "en-us" if accent in FOREIGN else accent
+    return synthesize(["espeak-ng", "-z", "-v", f"{voice}+{variant}", "-s", str(rate), "-p", str(pitch), text, "-w"])
 
 
 def flite(digits, separators, voice, stretch):

@@ -1,0 +1,192 @@
+"""Several recordings in common batches: each gets what it gets alone, whatever the others are, and however little memory there is."""
+
+import math
+from itertools import groupby
+
+import numpy as np
+import pytest
+import torch
+
+import glmasr
+from glmasr import pipeline, weights
+from glmasr.cutting import Window
+from glmasr.decode import Hypothesis
+from glmasr.errors import AudioError, CheckpointError
+from glmasr.pipeline import Hearing, Job, Options
+
+RATE = 16_000
+MEMORY = 2 ** 40
+
+
+@pytest.fixture(scope="module", params=["demo", "demo-article"])
+def recogniser(request):
+    return glmasr.load(request.param, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def article():
+    return glmasr.load("demo-article", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    zh, yue, en = (glmasr.audio.load(f"examples/{name}").numpy() for name in ("zh.wav", "yue.flac", "en.mp3"))
+    pause, noise = np.zeros(RATE // 2, np.float32), np.random.default_rng(0).normal(0, 0.01, 5 * RATE).astype(np.float32)
+    return {"zh": zh, "mixed and long": np.concatenate([yue, pause, en[:RATE], pause, zh, pause, en]), "silence": np.zeros(2 * RATE, np.float32),
+            "en": en, "noise first": np.concatenate([noise, yue]), "very short": zh[:100], "yue": yue, "short": en[:RATE // 2]}
+
+
+def told(recogniser, recordings, options):
+    """For each recording all its parts, or its error."""
+    parts = list(recogniser.streams(recordings, "auto", options, sample_rate=RATE))
+    assert [index for index, _ in parts] == sorted(index for index, _ in parts)
+    found = [[part for _, part in some] for _, some in groupby(parts, lambda each: each[0])]
+    assert len(found) == len(recordings)
+    # Sums may be made in another order; what is decided by them is the same.
+    return [[str(part) if isinstance(part, Exception) else (part.start, part.end, part.language, part.warnings, part.failed, part.last, [
+        (segment.start, segment.end, segment.text, segment.temperature, segment.flags, pytest.approx(segment.mean_logprob, abs=2e-4))
+        for segment in part.segments]) for part in some] for some in found]
+
+
+@pytest.mark.parametrize("pad_to", ["window", "speech"])
+@pytest.mark.parametrize("beams", [1, 5])
+def test_each_recording_gets_what_it_gets_alone(recogniser, recordings, beams, pad_to):
+    how = {"beams": beams, "pad_to": pad_to, "max_new_tokens": 30}
+    alone = [told(recogniser, [samples], Options(**how, batch_size=1))[0] for samples in recordings.values()]
+    assert sum(len(segments) > 0 for parts in alone for *_, segments in parts) > 6
+    for size in (None, 3):
+        assert told(recogniser, list(recordings.values()), Options(**how, batch_size=size)) == alone
+
+
+# -- the language, where it is judged ----------------------------------------------------------------------------------------
+
+@pytest.fixture
+def judging(article, monkeypatch):
+    """judging(judge): `judge(samples)` -> (language, probability that nobody speaks). All answers repeat themselves, and with `alone` there
+    is none for several windows at once. Then windows (S,) of one recording -> their languages."""
+    def run(judge, windows, batch_size, alone=False):
+        seen, names, encode = [], list(article.config.languages), article.encode
+        monkeypatch.setattr(article, "encode", lambda windows, length: seen.append(windows) or encode(windows, length))
+
+        def judged(heard):
+            found = [judge(samples) for samples in seen[-1]]
+            return torch.tensor([[float(name == language) for name in names] for language, _ in found]), torch.tensor([silence for _, silence in found])
+
+        ids = article.tokenizer.encode("一" * 40)
+        monkeypatch.setattr(article.model, "judge", judged, raising=False)
+
+        def search(model, audio, prompts, *more):
+            if alone and len(prompts) > 1:
+                raise CheckpointError("the model gives no usable answer: NaN")
+            return [Hypothesis(ids, -1.0, True) for _ in prompts]
+        monkeypatch.setattr(pipeline, "search", search)
+        hearing, options = Hearing("auto"), article.check(options=Options(pad_to="speech", temperatures=(0.0,), batch_size=batch_size))
+        jobs = [(0, Job(Window(4 * RATE * index, samples), hearing)) for index, samples in enumerate(windows)]
+        return [part.language for _, part in article._decode_all(jobs, options)]
+    return run
+
+
+def window(seconds, loudness):
+    return torch.full((round(seconds * RATE),), loudness)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_the_first_window_with_speech_says_the_language_whatever_its_length(judging, batch_size):
+    def judge(samples):
+        return {1: ("zh", 0.9), 2: ("yue", 0.1), 3: ("en", 0.1)}[round(10 * float(samples.max()))]
+    windows = [window(1, 0.1), window(3, 0.2), window(1, 0.3), window(3, 0.3), window(1, 0.1)]
+    assert judging(judge, windows, batch_size) == ["zh"] + ["yue"] * 4
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_halves_say_nothing_about_the_recording(judging, batch_size):
+    """They are decoded when later windows of their batch were judged already."""
+    def judge(samples):
+        return ("en", 0.1) if len(samples) < 1.8 * RATE else ("zh", 0.9) if samples.max() < 0.15 else ("yue", 0.1)
+    assert judging(judge, [window(3, 0.1), window(3, 0.2)], batch_size) == ["zh", "yue"]
+
+
+def test_another_try_begins_with_what_was_known_before(judging):
+    def judge(samples):
+        return ("zh", 0.9) if samples.max() < 0.15 else ("yue", 0.1)
+    assert judging(judge, [window(1, 0.1), window(1, 0.2)], 2, alone=True) == ["zh", "yue"]
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def spoilt(recogniser, recordings, monkeypatch):
+    """A model with no answer to windows of other loudness than 1. Returns the windows of each search."""
+    searches, search, hear = [], pipeline.search, recogniser._hear
+
+    def heard(jobs, length, options):
+        heard.loud = [float(job.window.samples.abs().max()) == 1 for job in jobs]
+        return hear(jobs, length, options)
+
+    def spoilt(model, audio, prompts, *more):
+        searches.append(len(prompts))
+        if heard.loud[:len(prompts)] != [False] * len(prompts):
+            raise CheckpointError("the model gives no usable answer: NaN")
+        return search(model, audio, prompts, *more)
+    monkeypatch.setattr(recogniser, "_hear", heard)
+    monkeypatch.setattr(pipeline, "search", spoilt)
+    return searches
+
+
+def test_no_answer_to_one_recording_is_no_error_of_the_others(recogniser, recordings, spoilt):
+    good, options = [recordings[name] for name in ("yue", "mixed and long", "en")], Options(beams=1, guards=False)
+    bad = recordings["zh"] / np.abs(recordings["zh"]).max()
+    expected = told(recogniser, good, options)
+    found = told(recogniser, [good[0], bad, *good[1:]], options)
+    assert found == [expected[0], ["the model gives no usable answer: NaN"], *expected[1:]]
+
+
+def test_a_recording_that_failed_is_not_read_to_its_end(recogniser, recordings, spoilt):
+    bad = recordings["zh"] / np.abs(recordings["zh"]).max()
+    found = told(recogniser, [np.tile(bad, 60), recordings["yue"]], Options(beams=1, guards=False))
+    assert len(found[0]) == 1 and len(found[1]) == 2 and sum(spoilt) < 12
+
+
+def test_nothing_to_recognise(recogniser):
+    assert recogniser.recognise([], []) == [] == list(recogniser.streams([]))
+    [(index, error)] = recogniser.streams(["no such file"])
+    assert index == 0 and isinstance(error, AudioError)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------------
+
+def test_a_batch_is_what_memory_holds(recogniser, monkeypatch):
+    def size(free=MEMORY, **options):
+        monkeypatch.setattr(weights, "free_memory", lambda device: free)
+        return recogniser._batch_size(recogniser.check(options=Options(**options)))
+
+    assert size() == pipeline.MOST_ROWS and size(0) == size(2 ** 20) == 1
+    monkeypatch.setattr(pipeline, "MOST_ROWS", MEMORY)
+    usual = {"guards": False, "beams": 1, "max_new_tokens": 10}
+    few = size(**usual)
+    assert few == pytest.approx(8 * size(MEMORY // 8, **usual), rel=1e-3)
+    assert few > size(**usual | {"max_new_tokens": 100})            # a longer answer
+    assert few > size(**usual | {"beams": 5}) == size(**usual | {"guards": True}) > 0       # more rows; those of samples may come
+    assert few == size(**usual | {"guards": True, "temperatures": (0.0,)})
+    if "whole" in recogniser.ways:
+        assert size(guards=False, beams=1) > 2 * size(guards=False, beams=1, long="whole")
+
+
+@pytest.mark.parametrize("options", [{}, {"beams": 5}, {"long": "whole"}, {"max_new_tokens": 100}])
+def test_caches_stay_within_memory(recogniser, recordings, monkeypatch, options):
+    if options.get("long") not in (None, *recogniser.ways):
+        pytest.skip("it has no such way")
+    free, taken = 16 * 2 ** 20, []
+    monkeypatch.setattr(weights, "free_memory", lambda device: free)
+    config = recogniser.config
+    key_heads = getattr(config.decoder, "key_heads", config.decoder.heads)
+    each = 2 * config.decoder.layers * key_heads * config.decoder.head_size * 4
+
+    def counted(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
+        beams = options.beams if temperature == 0 else pipeline.SAMPLES
+        taken.append(each * len(prompts) * beams * (max(map(len, prompts)) + max(budgets)))
+        return [Hypothesis(recogniser.tokenizer.encode("一" * 40), -math.inf, True) for _ in prompts]     # so that all is tried
+    monkeypatch.setattr(pipeline, "search", counted)
+    sound = [np.tile(recordings["en"], 4 if "long" in options else 1)] * 8
+    list(recogniser.streams(sound, "auto", Options(temperatures=(0.0, 0.5), **options), sample_rate=RATE))
+    assert 0 < max(taken) < free / 4
