@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from browser import Page                        # noqa: E402: the tests drive the same page
 
-PICTURES = {"page-desktop": ("en-GB", 1100, 900, "en.mp3"), "page-phone": ("zh-CN", 390, 1500, "zh.wav")}
+PICTURES = {"page-desktop": ("en-GB", 1100, 640, "en.mp3"), "page-phone": ("zh-CN", 390, 1240, "zh.wav")}
 
 
 def main() -> None:
