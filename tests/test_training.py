@@ -192,3 +192,20 @@ def test_a_time_next_to_the_right_one_is_nearly_right(article, monkeypatch):
     word = loss(first + 50, first, 0.0)
     time = 2 * loss(first + 50, first) - word
     assert loss(first + 50, first, 0.25) == pytest.approx((word + 0.25 * time) / 1.25, rel=1e-4) and time > 10 > word
+
+
+def test_a_waveform_frontend_begins_as_waves(monkeypatch):
+    """What the first filters let through rises evenly on the mel scale; the four phases of one tell its loudness, whatever its phase."""
+    monkeypatch.syspath_prepend(str(Path(TRAIN[1]).parent))
+    import train
+    weight = torch.empty(32, 1, 80)
+    train.begin_as_waves(weight)
+    spectra = torch.fft.rfft(weight[:, 0], 16_000).abs()                        # one bin is 1 Hz
+    loudest = spectra.argmax(1).view(8, 4).float()[1:]                          # the first is too slow for 5 ms
+    assert (loudest.amax(1) - loudest.amin(1) < 20).all()
+    mel = 2595 * torch.log10(1 + loudest.mean(1) / 700)
+    assert (mel.diff() > 200).all() and mel[-1] > 2700
+    turns = torch.arange(0, 6.28, 0.1)
+    waves = torch.cos(2 * torch.pi * loudest[3, 0] / 16_000 * torch.arange(80) + turns[:, None])
+    loudness = torch.relu(waves @ weight[16:20, 0].T).pow(2).sum(1)             # of the fifth frequency
+    assert loudness.min() > 0.95 * loudness.max()

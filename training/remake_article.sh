@@ -7,7 +7,7 @@
 # people whom the model has not heard. The second run begins where the first ended: now times weigh more, and recorded people
 # are heard twice as often. Last the two frontends get the same short budget, from scratch: log-mel, and the article's
 # convolutions on the raw waveform. This is the recipe as it should be run from now on; it was not run as a whole yet: the weights
-# that are there came about in pieces, which their card tells, and the last two runs are still to come.
+# that are there came about in pieces, which their card tells.
 set -euo pipefail
 out=$1
 cd "$(dirname "$0")/.."
@@ -34,7 +34,7 @@ train "$out/article-init" article-words --from-scratch --without $unheard --step
 train "$out/article-words/model" article --without $unheard --twice $recorded --times 0.7 --steps 4500 --warmup 100 --rate 7e-4 --short 0.93 --seed 6
 measure article
 for frontend in article waveform; do
-    train "$out/$frontend-init" "$frontend-frontend" --from-scratch --without $unheard --twice $recorded --steps 3000 --ramp 800 --warmup 100 \
-        --rate 1.6e-3 --short 0.95 --join 0.2 --mean 0.995 --seed 20
+    train "$out/$frontend-init" "$frontend-frontend" --from-scratch --without $unheard --twice $recorded --steps 1500 --ramp 1200 --warmup 100 \
+        --rate 1.2e-3 --short 0.95 --join 0.2 --mean 0.995 --seed 20
     measure "$frontend-frontend"
 done
