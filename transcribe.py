@@ -56,7 +56,8 @@ def formats(text: str) -> list[str]:
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Recognises speech in Mandarin, Cantonese and English.")
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg), folders, patterns; - is standard input")
-    parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="demo, demo-article, glm-asr-nano-2512 (default), or a directory")
+    parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a directory, or owner/name of a model of the hub")
+    parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub (default: a pinned commit; of other models main)")
     parser.add_argument("--lang", default="auto", metavar="LANGUAGE", help="auto (default), zh, yue, en, or another one that an encoder-decoder has a token for (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)")
     parser.add_argument("--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English, where the model's vocabulary has it")
     parser.add_argument("--timestamps", action="store_true", help="segments with times, from the time tokens of an encoder-decoder")
@@ -244,7 +245,7 @@ class Work:
         try:
             if self.args.output_dir is not None and names:              # before hours of work
                 writers.prepare(self.args.output_dir)
-            recogniser = glmasr.load(self.args.model, device=self.args.device, dtype=self.args.dtype, plain=self.args.explain) if names else None
+            recogniser = self.load() if names else None
             if recogniser is not None:
                 recogniser.check(self.args.lang, self.options())
                 if self.args.verbose:
@@ -261,6 +262,12 @@ class Work:
             raise
         self.report()
         return 1 if self.summary.failures else 0
+
+    def load(self):
+        import glmasr
+        args = self.args
+        return glmasr.load(args.model, device=args.device, dtype=args.dtype, plain=args.explain,
+                           revision=args.revision, progress=not args.quiet)
 
     def report(self) -> None:
         for line in self.summary.lines():

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import audio as sound
-from . import cutting, decode, fast, script, weights
+from . import cutting, decode, fast, hub, script, weights
 from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
 from .cutting import Window
 from .errors import CheckpointError, GlmAsrError, OptionError
@@ -196,15 +196,21 @@ class Options:
             raise OptionError(f"pad_to is {self.pad_to!r}, expected 'window' or 'speech'")
 
 
-def load(name_or_path="glm-asr-nano-2512", *, device="auto", dtype="auto", plain: bool = False) -> "Recogniser":
-    """A recogniser from a checkpoint directory, or by name: "glm-asr-nano-2512", "demo", "demo-article". Raises CheckpointError,
-    OptionError.
+def load(name_or_path=hub.DEFAULT, *, device="auto", dtype="auto", plain: bool = False, revision: str | None = None,
+         progress: bool = True) -> "Recogniser":
+    """A recogniser from a checkpoint directory, or by name: "glm-asr-nano-2512", "demo", "demo-article", or "owner/name" of a model
+    of the hub, which is fetched if it isn't on this machine. Raises CheckpointError, OptionError.
 
-    device  "auto" (a GPU where there is one), "cpu", "cuda"
-    dtype   "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"; "int8": weights of 8 bits, on the CPU
-    plain   the modules as they are to be read, without the faster ones of `fast` and `graphs`. `recogniser.how()` says what was taken
+    device    "auto" (a GPU where there is one), "cpu", "cuda"
+    dtype     "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"; "int8": weights of 8 bits, on the CPU
+    plain     the modules as they are to be read, without the faster ones of `fast` and `graphs`. `recogniser.how()` says what was taken
+    revision  commit, branch or tag of a model of the hub (None: see `hub.find`)
+    progress  show a bar on standard error while weights are fetched
     """
-    directory = weights.find(name_or_path)
+    device = weights.choose_device(device)                      # before gigabytes are fetched
+    if dtype not in ("auto", "int8"):
+        dtype = weights.choose_dtype(dtype)
+    directory = hub.find(name_or_path, revision, progress=progress)
     model = weights.load(directory, device=device, dtype=dtype, plain=plain)
     tokenizer = read_tokenizer(directory)
     if isinstance(model.config, EncoderDecoderConfig):
@@ -309,7 +315,7 @@ class Recogniser:
                 sample_rate: int | None = None) -> "Iterator[tuple[int, Part | GlmAsrError]]":
         """The same for several recordings, whose windows are decoded in common batches: the number of a recording, from 0, and a
         part of it. A recording that can't be used, or not to its end, ends with its error in place of the last part."""
-        options, convert = self.check(language, options), script.converter(options.script)
+        options = self.check(language, options)
         warnings: dict[int, list[str]] = {}
         failed: set[int] = set()
 
@@ -337,21 +343,19 @@ class Recogniser:
                 yield index, part
                 continue
             said, warnings[index][:] = warnings[index][:], []
-            yield index, replace(part, warnings=said + part.warnings,
-                                 segments=[replace(segment, text=convert(segment.text)) for segment in part.segments])
+            yield index, replace(part, warnings=said + part.warnings)
 
     def recognise(self, recordings: list[Tensor], languages: list[str], options: Options = Options()) -> list[Transcript]:
         """Samples (S,) at 16 kHz of some recordings -> their transcripts. Their windows are decoded in common batches."""
-        work, options, convert = [], self.check(options=options), script.converter(options.script)
+        work, options = [], self.check(options=options)
         for index in sorted(range(len(recordings)), key=lambda index: len(recordings[index])):      # alike lengths, little padding
             self.check(languages[index], options)
-            hearing = Hearing(languages[index])
-            work += [(index, Job(window, hearing)) for window in self._windows(Reader([recordings[index]], self.config.window), options)]
+            work += [(index, job) for job in self.jobs(Reader([recordings[index]], self.config.window), Hearing(languages[index]))]
         parts: list[list[Part]] = [[] for _ in recordings]
         for index, part in self._decode_all(work, options, soon=False):
             if isinstance(part, GlmAsrError):
                 raise part
-            parts[index].append(replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments]))
+            parts[index].append(part)
         ends = [len(samples) / sound.SAMPLE_RATE for samples in recordings]
         return [Transcript.of([*some, Part(end, end, "", [], [])], self.how(options)) for some, end in zip(parts, ends, strict=True)]
 
@@ -365,16 +369,27 @@ class Recogniser:
             raise OptionError("long is 'seek', which goes by the model's time tokens; it needs timestamps (--timestamps)")
         return replace(options, beams=options.beams or self.config.beams)
 
-    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> "Iterator[Job | Part]":
-        """What is to be decoded of a recording, or was already, because what follows depends on it."""
-        for window in self._windows(reader, options):
+    def jobs(self, reader: "Reader", hearing: Hearing) -> Iterator[Job]:
+        """The windows of a recording, cut where it is quiet."""
+        # A recording of one window is heard as it is.
+        for window in [Window(0, reader.first)] if reader.fits else cutting.cut(reader, self.config.window):
             yield Job(window, hearing)
 
-    def _windows(self, reader: "Reader", options: Options) -> Iterator[Window]:
-        if reader.fits:             # a recording of one window is heard as it is
-            yield Window(0, reader.first)
-        else:
-            yield from cutting.cut(reader, self.config.window)
+    def decode_together(self, jobs: list[Job], options: Options) -> "list[Part | CheckpointError]":
+        """The parts of some windows, of one recording or of several, decoded together; `options` as `check` gives them. What the model
+        can't answer is an error in place of its part."""
+        convert = script.converter(options.script)
+        return [part if isinstance(part, CheckpointError) else
+                replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments])
+                for part in self._decode_apart(jobs, options)]
+
+    def batch_size(self, options: Options) -> int:
+        """Windows that are decoded together, at most; `options` as `check` gives them."""
+        return options.batch_size or self._batch_size(options)
+
+    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> "Iterator[Job | Part]":
+        """What is to be decoded of a recording, or was already, because what follows depends on it."""
+        yield from self.jobs(reader, hearing)
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
@@ -385,11 +400,11 @@ class Recogniser:
         Jobs stay in the order in which they come: to sort them by length, all would have to be read before the first text. Nor is there
         much to gain: windows that are cut have about one length, and what is padded to speech is decoded with its equals.
         """
-        most = options.batch_size or self._batch_size(options)
+        most = self.batch_size(options)
         size, batch, jobs = options.batch_size or (min(FIRST_ROWS, most) if soon else most), [], []
 
         def decoded() -> "Iterator[tuple[int, Part | GlmAsrError]]":
-            parts = iter(self._decode_apart(jobs, options))
+            parts = iter(self.decode_together(jobs, options))
             for index, item in batch:
                 yield index, next(parts) if isinstance(item, Job) else item
             batch.clear()
@@ -670,7 +685,7 @@ class EncoderDecoderRecogniser(Recogniser):
             return
         place, length = 0, self.config.window
         while len(samples := reader.peek(length)):
-            [part] = self._decode([Job(Window(place, samples), hearing)], options)
+            [part] = self.decode_together([Job(Window(place, samples), hearing)], options)
             if reader.more(length) and part.start < part.resume < part.end:
                 # What comes behind the last complete sentence is heard again, from there.
                 part = replace(part, end=part.resume, segments=[segment for segment in part.segments if segment.end <= part.resume + TIME_STEP / 2])

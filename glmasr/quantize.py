@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("out", type=Path, metavar="OUT", help="a new directory")
     args = parser.parse_args()
     try:
-        from .weights import find
+        from .hub import find
         quantise_directory(find(args.directory), args.out)
     except GlmAsrError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -130,6 +130,7 @@ def _half_split(tensor: Tensor, head_size: int, rotary: int) -> Tensor:
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _LONGEST_HEADER = 100_000_000
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"      # the weights in one file, or the list of their files
 _MOST_MARKS = 1_000_000         # commas and brackets of a header; a tensor has ten, and millions of them take minutes and gigabytes
 _MOST_AXES = 32
 
@@ -200,25 +201,37 @@ def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint directory: one, or the shards that its index names."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory")
-    index = directory / "model.safetensors.index.json"
-    if (directory / "model.safetensors").is_file():
-        return [directory / "model.safetensors"]
+    index = directory / INDEX
+    if (directory / WHOLE).is_file():
+        return [directory / WHOLE]
     if index.is_file():
-        names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-            raise CheckpointError(f"{index}: weight_map is missing or is no table of tensors and files")
-        files = sorted(set(names.values()))
+        files = shards(index)
         for name in files:
-            if Path(name).name != name or name in ("", ".", ".."):
-                raise CheckpointError(f"{index}: it names {name!r:.200}, which is not a file beside it")
             if not os.path.isfile(directory / name):            # also False for a name that no file can have
                 raise CheckpointError(f"{directory / name}: no such file, but {index.name} names it; the download is not complete")
         return [directory / name for name in files]
-    unsafe = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(directory.glob(pattern))]
+    unsafe = pickles(path.name for path in directory.iterdir())
     if unsafe:
         raise CheckpointError(f"{directory}: found {unsafe[0]}, a pickle, which can run any program when it is opened; "
-                              "this package reads model.safetensors only")
-    raise CheckpointError(f"{directory}: neither model.safetensors nor model.safetensors.index.json is there")
+                              f"this package reads {WHOLE} only")
+    raise CheckpointError(f"{directory}: neither {WHOLE} nor {INDEX} is there")
+
+
+def shards(index: Path) -> list[str]:
+    """The names of the files that an index spreads the tensors over; each lies beside it. Raises CheckpointError."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{index}: weight_map is missing or is no table of tensors and files")
+    files = sorted(set(names.values()))
+    for name in files:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise CheckpointError(f"{index}: it names {name!r:.200}, which is not a file beside it")
+    return files
+
+
+def pickles(names) -> list[str]:
+    """Those of some file names that are weights which this package doesn't open."""
+    return sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------
@@ -231,6 +244,81 @@ def build(config: GlmAsrConfig | EncoderDecoderConfig) -> GlmAsr | EncoderDecode
 SCALE = "_scale"                # behind the name of an int8 weight: the float32 scales of its rows
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint directory holds, without the weights themselves."""
+
+    config: GlmAsrConfig | EncoderDecoderConfig
+    format: str                             # one of FORMATS
+    headers: dict[Path, dict[str, dict]]    # file -> `read_header` of it
+    where: dict[str, Path]                  # their tensor -> the file that it is in
+    names: dict[str, str]                   # our parameter -> their tensor
+    model: GlmAsr | EncoderDecoder          # on the meta device: shapes without memory
+
+    @property
+    def missing(self) -> list[str]:
+        return [theirs for theirs in self.names.values() if theirs not in self.where]
+
+    @property
+    def left_over(self) -> list[str]:
+        scales = {f"{theirs}{SCALE}" for theirs in self.names.values() if self.is_int8(theirs)}
+        return sorted(set(self.where) - set(self.names.values()) - set(FORMATS[self.format].ignored) - scales)
+
+    @property
+    def linears(self) -> set[str]:
+        """The weights of linears, by our names."""
+        return {f"{name}.weight" for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
+
+    def is_int8(self, theirs: str) -> bool:
+        return (self.entry(theirs) or {}).get("dtype") == "I8"
+
+    @property
+    def misshapen(self) -> dict[str, str]:
+        """Their tensor -> what is wrong with its shape or type."""
+        found, linears = {}, self.linears
+        for ours, parameter in self.model.named_parameters():
+            theirs = self.names[ours]
+            entry = self.entry(theirs)
+            if entry and tuple(entry["shape"]) != tuple(parameter.shape):
+                found[theirs] = f"has shape {entry['shape']}; config.json asks for {list(parameter.shape)}"
+            elif entry and entry["dtype"] == "I8" and ours in linears:
+                scale = self.entry(theirs + SCALE) or {}
+                if (scale.get("dtype"), scale.get("shape")) != ("F32", entry["shape"][:1]):
+                    found[theirs] = f"is of type I8 and needs {theirs}{SCALE}, F32 of shape {entry['shape'][:1]}"
+            elif entry and entry["dtype"] not in _FLOATS:
+                found[theirs] = f"is of type {entry['dtype']}, expected BF16 or F32"
+        return found
+
+    def entry(self, theirs: str) -> dict | None:
+        return self.headers[self.where[theirs]][theirs] if theirs in self.where else None
+
+
+def examine(directory) -> Contents:
+    """What a checkpoint directory holds. Raises CheckpointError for damaged files, and for files that don't belong together."""
+    directory = Path(directory)
+    config = read_config(directory)
+    headers = {path: read_header(path) for path in weight_files(directory)}
+    where = {name: path for path, header in headers.items() for name in header}
+    if len(where) < sum(map(len, headers.values())):
+        twice = next(name for name in where if sum(name in header for header in headers.values()) > 1)
+        raise CheckpointError(f"{directory}: tensor {twice} is in several files")
+    format = detect(where)
+    if format.startswith("whisper") != isinstance(config, EncoderDecoderConfig):
+        raise CheckpointError(f"{directory}: config.json describes a {type(config).__name__.removesuffix('Config')}, but the tensors' names "
+                              f"are those of the format {format!r}; they belong to different models")
+    if isinstance(config, GlmAsrConfig):
+        # A tied model is saved without its head, whatever config.json says; a head that is there counts.
+        tied = their_name(FORMATS[format].table, "decoder.head.weight") not in where
+        config = replace(config, decoder=replace(config.decoder, tied=tied))
+    layers = config.encoder.layers + config.decoder.layers
+    if layers > len(where):                                     # building a thousand layers takes seconds
+        raise CheckpointError(f"{directory}: config.json asks for {layers} layers, but there are {len(where)} tensors only")
+    with torch.device("meta"), _NoInit():
+        model = build(config)
+    names = {ours: their_name(FORMATS[format].table, ours) for ours, _ in model.named_parameters()}
+    return Contents(config, format, headers, where, names, model)
+
+
 def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: bool = False) -> GlmAsr | EncoderDecoder:
     """The model of a checkpoint directory, ready to run. Raises CheckpointError, OptionError.
 
@@ -241,16 +329,13 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: 
             `model.steps` say what was taken
     stored  each tensor in its own type instead, to be saved again and not to run
     """
-    directory, device = Path(directory), choose_device(device)
+    device = choose_device(device)
     if dtype not in ("auto", "int8"):
         dtype = choose_dtype(dtype)
-    config = read_config(directory)
-    headers = {path: read_header(path) for path in weight_files(directory)}
-    where = {name: path for path, header in headers.items() for name in header}
-    if len(where) < sum(map(len, headers.values())):
-        twice = next(name for name in where if sum(name in header for header in headers.values()) > 1)
-        raise CheckpointError(f"{directory}: tensor {twice} is in several files")
-    if any(name.endswith(f".weight{SCALE}") for name in where):
+    contents = examine(directory)
+    _compare(contents)
+    model, config, kind, where = contents.model, contents.config, FORMATS[contents.format], contents.where
+    if any(map(contents.is_int8, contents.names.values())):
         if stored:
             raise CheckpointError(f"{directory} holds int8 weights already; expected the directory that they were made from")
         if dtype not in ("auto", "int8"):
@@ -258,25 +343,9 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: 
         dtype = "int8"
     if dtype == "int8":
         fast.check_int8(device)
-    name = detect(where)
-    kind = FORMATS[name]
-    if name.startswith("whisper") != isinstance(config, EncoderDecoderConfig):
-        raise CheckpointError(f"{directory}: config.json describes a {type(config).__name__.removesuffix('Config')}, but the tensors' names "
-                              f"are those of the format {name!r}; they belong to different models")
-    if isinstance(config, GlmAsrConfig):
-        # A tied model is saved without its head, whatever config.json says; a head that is there counts.
-        tied = their_name(kind.table, "decoder.head.weight") not in where
-        config = replace(config, decoder=replace(config.decoder, tied=tied))
-    layers = config.encoder.layers + config.decoder.layers
-    if layers > len(where):                                     # building a thousand layers takes seconds
-        raise CheckpointError(f"{directory}: config.json asks for {layers} layers, but there are {len(where)} tensors only")
-    with torch.device("meta"), _NoInit():
-        model = build(config)
-    names = {ours: their_name(kind.table, ours) for ours, _ in model.named_parameters()}
-    _compare(model, names, kind, headers, where)
     floats = None if stored else fast_dtype(device) if dtype in ("auto", "int8") else dtype
     linears = "int8" if dtype == "int8" else "plain" if plain else fast.choose(model, device, floats)
-    weights = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)} if linears != "plain" else set()
+    later = contents.linears if linears != "plain" else set()   # weights that are converted one by one, when they are laid out
     files, state = Files(apart=linears != "plain"), {}
 
     def read(ours: str, theirs: str) -> Tensor:
@@ -284,13 +353,13 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: 
         pairs = kind.interleaved and re.search(r"^encoder\..*\.attn\.(query|key)\.", ours)
         return _half_split(tensor, config.encoder.head_size, config.encoder.rotary) if pairs else tensor
 
-    for ours, theirs in names.items():
+    for ours, theirs in contents.names.items():
         tensor = read(ours, theirs)
         if tensor.dtype == torch.int8:
             scale = model.get_submodule(ours.rpartition(".")[0]).scale = read(ours, theirs + SCALE)
             if not 0 < scale.min() <= scale.max() < math.inf:
                 raise CheckpointError(f"{where[theirs]}: tensor {theirs}{SCALE} holds what no row can be multiplied by; expected numbers above 0")
-        elif ours not in weights:                               # those are converted one by one, when they are laid out
+        elif ours not in later:
             tensor = tensor.to(device, floats)                  # the mapped pages themselves, if nothing changes
         state[ours] = tensor
     model.requires_grad_(False).load_state_dict(state, strict=False, assign=True)   # `_compare` was stricter; only a tied head is not in it
@@ -331,31 +400,16 @@ class _NoInit(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _compare(model: nn.Module, names: dict, kind: Format, headers: dict, where: dict) -> None:
-    """Every tensor that the model wants is there in its shape, and nothing else is."""
-    linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    scales = set()
-    for ours, parameter in model.named_parameters():
-        theirs = names[ours]
-        if theirs not in where:
-            files = list(headers)
-            place = files[0] if len(files) == 1 else files[0].parent / "model.safetensors.index.json"
-            raise CheckpointError(f"{place}: tensor {theirs} is missing")
-        entry = headers[where[theirs]][theirs]
-        if tuple(entry["shape"]) != tuple(parameter.shape):
-            raise CheckpointError(f"{where[theirs]}: tensor {theirs} has shape {entry['shape']}; "
-                                  f"config.json asks for {list(parameter.shape)}")
-        if entry["dtype"] == "I8" and ours in linears:
-            scale = headers[where[theirs + SCALE]][theirs + SCALE] if theirs + SCALE in where else {}
-            if (scale.get("dtype"), scale.get("shape")) != ("F32", entry["shape"][:1]):
-                raise CheckpointError(f"{where[theirs]}: tensor {theirs} is of type I8 and needs {theirs}{SCALE}, F32 of shape {entry['shape'][:1]}")
-            scales.add(theirs + SCALE)
-        elif entry["dtype"] not in _FLOATS:
-            raise CheckpointError(f"{where[theirs]}: tensor {theirs} is of type {entry['dtype']}, expected BF16 or F32")
-    unexpected = sorted(set(where) - set(names.values()) - set(kind.ignored) - scales)
-    if unexpected:
-        raise CheckpointError(f"{where[unexpected[0]]}: tensor {unexpected[0]} is unexpected; the model that config.json describes has none "
-                              "of that name")
+def _compare(contents: Contents) -> None:
+    """Raises CheckpointError unless every tensor that the model wants is there in its shape, and nothing else is."""
+    if contents.missing:
+        files = list(contents.headers)
+        place = files[0] if len(files) == 1 else files[0].parent / INDEX
+        raise CheckpointError(f"{place}: tensor {contents.missing[0]} is missing")
+    for name, wrong in contents.misshapen.items():
+        raise CheckpointError(f"{contents.where[name]}: tensor {name} {wrong}")
+    for name in contents.left_over:
+        raise CheckpointError(f"{contents.where[name]}: tensor {name} is unexpected; the model that config.json describes has none of that name")
 
 
 def choose_device(device) -> torch.device:
@@ -413,37 +467,6 @@ def free_memory(device: torch.device) -> int:
 def _figure(path: Path, name: str) -> int:
     """Of a file of lines that each have a name and a number."""
     return int(dict(line.split()[:2] for line in path.read_text().splitlines())[name])
-
-
-# -- finding -----------------------------------------------------------------------------------------------------------
-
-BUILT_IN = {name: Path(__file__).parent / "checkpoints" / name for name in ("demo", "demo-article")}
-_PUBLISHED = {"glm-asr-nano-2512": "zai-org/GLM-ASR-Nano-2512"}
-
-
-def find(name_or_path) -> Path:
-    """The directory of a checkpoint: a path; `demo` or `demo-article`; or the name of a published one that lies in the local
-    hub cache."""
-    if str(name_or_path) in BUILT_IN:
-        return BUILT_IN[str(name_or_path)]
-    try:
-        path = Path(name_or_path).expanduser()
-        if path.is_dir() and str(name_or_path):                 # TRAP: Path("") is the current directory
-            return path
-    except (OSError, RuntimeError, ValueError) as error:        # a name too long, not permitted, with a NUL; ~nobody
-        raise CheckpointError(f"{str(name_or_path)!r} can't be a directory: {error}") from None
-    repository = _PUBLISHED.get(str(name_or_path).lower())
-    if repository is None:
-        raise CheckpointError(f"{str(name_or_path)!r}: no such directory, and not a name that this package knows "
-                              f"({', '.join([*BUILT_IN, *_PUBLISHED])})")
-    home = Path(os.environ.get("HF_HOME", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{repository.replace('/', '--')}"
-    reference = cache / "refs" / "main"
-    snapshot = cache / "snapshots" / (reference.read_text().strip() if reference.is_file() else "none")
-    if (snapshot / "config.json").is_file():
-        return snapshot
-    raise CheckpointError(f"the weights of {name_or_path} are not on this machine. Get them (4.5 GB) with\n"
-                          f"  hf download {repository} --local-dir {name_or_path}   and run again, or try the built-in --model demo")
 
 
 # -- saving ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import glmasr
-from glmasr import audio, decode, weights
+from glmasr import audio, decode, hub
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TEXTS = json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8"))
@@ -25,8 +25,8 @@ def published():
     """(processor, {dtype: model}) as Transformers loads the folder."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     transformers = pytest.importorskip("transformers")
-    return (transformers.AutoProcessor.from_pretrained(weights.BUILT_IN["demo"]),
-            {dtype: transformers.GlmAsrForConditionalGeneration.from_pretrained(weights.BUILT_IN["demo"], dtype=dtype).eval()
+    return (transformers.AutoProcessor.from_pretrained(hub.BUILT_IN["demo"]),
+            {dtype: transformers.GlmAsrForConditionalGeneration.from_pretrained(hub.BUILT_IN["demo"], dtype=dtype).eval()
              for dtype in (torch.float32, torch.bfloat16)})
 
 
@@ -91,7 +91,7 @@ def test_transformers_gives_the_same_ids_for_a_recording_of_four_windows(demo, p
 
 
 def test_the_folder_is_small_and_complete():
-    files = {path.name: path.stat().st_size for path in weights.BUILT_IN["demo"].iterdir()}
+    files = {path.name: path.stat().st_size for path in hub.BUILT_IN["demo"].iterdir()}
     assert set(files) == {"README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
                           "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert sum(files.values()) <= 8_000_000

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import glmasr
-from glmasr import audio, decode, weights
+from glmasr import audio, decode, hub
 from glmasr.config import TIME_STEP
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TEXTS = json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8"))
-FOLDER = weights.BUILT_IN["demo-article"]
+FOLDER = hub.BUILT_IN["demo-article"]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 import glmasr
-from glmasr import decode, fast, graphs, layers, weights
+from glmasr import decode, fast, graphs, hub, layers, weights
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.quantize import main, quantise_directory
 
@@ -165,12 +165,12 @@ def test_ids_do_not_depend_on_the_batch(kind):
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory):
     folder = tmp_path_factory.mktemp("int8") / "demo"
-    quantise_directory(weights.BUILT_IN["demo"], folder)
+    quantise_directory(hub.BUILT_IN["demo"], folder)
     return folder
 
 
 def test_int8_files_are_half_as_large_and_give_the_same(quantised):
-    sizes = [(folder / "model.safetensors").stat().st_size for folder in (quantised, weights.BUILT_IN["demo"])]
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (quantised, hub.BUILT_IN["demo"])]
     assert 0.4 < sizes[0] / sizes[1] < 0.6
     stored, made = glmasr.load(quantised), glmasr.load("demo", dtype="int8")
     assert stored.how() == made.how() and stored.how()["linears"] == "int8" and stored.how()["levels"] == str(fast.levels())
@@ -230,14 +230,14 @@ def test_int8_rows_of_an_early_format_keep_their_scales(quantised, tmp_path):
 def test_quantised_files_hold_what_int8_makes_of_the_source(tmp_path):
     """Also of float32, which would lose by going through bfloat16. Weights of another kind beside it stay behind."""
     source = tmp_path / "source"
-    shutil.copytree(weights.BUILT_IN["demo"], source)
+    shutil.copytree(hub.BUILT_IN["demo"], source)
     generator = torch.Generator().manual_seed(0)
     tensors = {name: x.float() * (1 + 0.001 * torch.randn(x.shape, generator=generator)) for name, x in load_file(source / "model.safetensors").items()}
     save_file(tensors, source / "model.safetensors")
     for name in ("pytorch_model.bin", "consolidated.safetensors", "pytorch_model.bin.index.json"):
         (source / name).write_bytes(b"{}")
     quantise_directory(source, tmp_path / "deep" / "out")
-    assert sorted(path.name for path in (tmp_path / "deep" / "out").iterdir()) == sorted(path.name for path in weights.BUILT_IN["demo"].iterdir())
+    assert sorted(path.name for path in (tmp_path / "deep" / "out").iterdir()) == sorted(path.name for path in hub.BUILT_IN["demo"].iterdir())
     samples = glmasr.audio.load(EXAMPLES[0])
     assert torch.equal(glmasr.load(source, dtype="int8").hear(samples), glmasr.load(tmp_path / "deep" / "out").hear(samples))
     stored = load_file(tmp_path / "deep" / "out" / "model.safetensors")

@@ -1,14 +1,19 @@
 """The order in which the modules build on each other, and what the package needs of others."""
 
 import ast
+import configparser
+import importlib
 import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "glmasr"
 ORDER = ["errors", "config", "audio", "tokenizer", "language", "script", "decode", "fallback", "layers", "conv_frontend", "encoder", "decoder", "model",
-         "fast", "graphs", "weights", "quantize", "cutting", "pipeline", "writers", "explain"]
+         "fast", "graphs", "weights", "hub", "quantize", "cutting", "pipeline", "writers", "explain", "check", "metrics", "worker",
+         "batching", "api", "page", "serve"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
-EXTRAS = {"script": {"opencc"}}         # imported only where they are used, with an error that names the extra
+# Imported only where they are used, with an error that names the extra. Nothing but `serve` imports the modules of the server.
+EXTRAS = {"script": {"opencc"}, "hub": {"huggingface_hub"}, "metrics": {"prometheus_client"}, "api": {"anyio", "fastapi", "pydantic", "starlette"},
+          "page": {"gradio", "gradio_client"}, "serve": {"uvicorn"}}
 
 
 def imports(path):
@@ -33,3 +38,13 @@ def test_each_module_builds_on_those_before_it_only():
 def test_nothing_is_imported_that_is_not_required():
     for path in PACKAGE.rglob("*.py"):
         assert imports(path)[1] <= OTHERS | EXTRAS.get(path.stem, set()) | set(sys.stdlib_module_names), path.name
+
+
+def test_every_command_is_there():
+    setup = configparser.ConfigParser()
+    setup.read(PACKAGE.parent / "setup.cfg", encoding="utf-8")
+    commands = dict(line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].split("\n") if line)
+    assert set(commands) >= {"glmasr", "glmasr-fetch", "glmasr-check"}
+    for place in commands.values():
+        module, name = place.split(":")
+        assert callable(getattr(importlib.import_module(module), name))

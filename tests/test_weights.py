@@ -17,7 +17,7 @@ from glmasr import weights
 from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig, read_config
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.model import GlmAsr
-from glmasr.weights import FORMATS, detect, find, load, save, their_name
+from glmasr.weights import FORMATS, detect, load, save, their_name
 
 # ---- the published tensors ----------------------------------------------------------------------------------------------
 # Name -> shape of everything in the published files, `{}` for the layer; "w" and "b" stand for weight and bias.
@@ -700,56 +700,6 @@ def test_a_gpu_that_is_not_there(folder):
 def test_the_type_that_auto_chooses(folder):
     model = load(folder, device="cpu")
     assert model.dtype == weights.fast_dtype(torch.device("cpu")) and model.dtype in (torch.bfloat16, torch.float32)
-
-
-# ---- finding ------------------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def no_cache(monkeypatch, tmp_path):
-    for name in ("HF_HUB_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "home"
-
-
-def test_find_a_directory_and_the_demo(no_cache, tmp_path):
-    (tmp_path / "mine").mkdir()
-    assert find(tmp_path / "mine") == find(str(tmp_path / "mine")) == tmp_path / "mine"
-    assert find("mine").resolve() == (tmp_path / "mine").resolve()
-    assert find("demo").parts[-3:] == ("glmasr", "checkpoints", "demo")
-
-
-@pytest.mark.parametrize("name", ["glm-asr-nano-2512", "GLM-ASR-Nano-2512"])
-def test_a_published_name_without_weights_says_how_to_get_them(no_cache, name):
-    with pytest.raises(CheckpointError) as caught:
-        find(name)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 2 and "4.5 GB" in lines[0]
-    assert "hf download zai-org/GLM-ASR-Nano-2512" in lines[1] and "--model demo" in lines[1]
-
-
-def test_an_unknown_name(no_cache):
-    with pytest.raises(CheckpointError, match="'no-such-model': no such directory.*demo, demo-article, glm-asr-nano-2512"):
-        find("no-such-model")
-
-
-@pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"])
-def test_the_hub_cache(no_cache, monkeypatch, tmp_path, variable):
-    hub = tmp_path / "elsewhere"
-    if variable == "XDG_CACHE_HOME":
-        monkeypatch.delenv("HF_HOME")
-    monkeypatch.setenv(variable, str(hub))
-    root = {"HF_HOME": hub / "hub", "HF_HUB_CACHE": hub, "XDG_CACHE_HOME": hub / "huggingface" / "hub"}[variable]
-    root /= "models--zai-org--GLM-ASR-Nano-2512"
-    snapshot = root / "snapshots" / "61ba4e0b"
-    snapshot.mkdir(parents=True)
-    (root / "refs").mkdir()
-    (root / "refs" / "main").write_text("61ba4e0b\n")
-    with pytest.raises(CheckpointError):                # the download was broken off
-        find("glm-asr-nano-2512")
-    (snapshot / "config.json").write_text("{}")
-    assert find("glm-asr-nano-2512") == snapshot
 
 
 def test_a_scaled_rope_is_refused_in_both_spellings():

@@ -1,0 +1,465 @@
+"""A name -> the directory of a checkpoint: where it lies on this machine, or, fetched, in the cache of the Hugging Face hub.
+
+The cache is the one that `huggingface_hub` and Transformers share, so what one has fetched the others find:
+    <HF_HOME>/hub/models--<owner>--<name>/blobs/<checksum>                  the files, whole
+                                          snapshots/<commit>/<name>         links to them
+                                          refs/<branch>                     the commit that a branch was when it was fetched
+                                          .no_exist/<commit>/<name>         known not to be there
+
+Unusual:
+- A checkpoint that is whole in the cache is used without any network, and without the package `huggingface_hub`. One that
+  isn't whole is never used: see `check_whole`.
+- `huggingface_hub` says where a file is, how large and with which checksum; the transfer is ours, since that package (2.4) throws
+  away what it has when a transfer is given up, and doesn't compare checksums. Here 4 GB of 4.5 are kept for the next run, and a file
+  gets its name only when its checksum is right.
+- Nothing that a hub answers becomes a path but names from the lists below, shards beside their index, and hexadecimal checksums.
+"""
+
+import argparse
+import errno
+import hashlib
+import os
+import re
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from . import weights
+from .config import read_config, read_json
+from .errors import CheckpointError, GlmAsrError, OptionError
+
+BUILT_IN = {name: Path(__file__).parent / "checkpoints" / name for name in ("demo", "demo-article")}
+NAMES = {"glm-asr-nano-2512": "zai-org/GLM-ASR-Nano-2512"}
+PINNED = {"zai-org/GLM-ASR-Nano-2512": "61ba4e0b3309b6656edea3e93e419f7bd5c61957"}      # of others the branch main
+DEFAULT = "glm-asr-nano-2512"
+
+CONFIG = "config.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "added_tokens.json")
+# What a model of a kind needs beside its config.json; the original layout of GLM-ASR has all in there.
+BESIDE = {"glmasr": ("generation_config.json", "processor_config.json"), "whisper": ("generation_config.json", "preprocessor_config.json")}
+SMALL = (CONFIG, *sorted({name for names in BESIDE.values() for name in names}), *TOKENIZERS)
+
+TRIES = 5                       # of a transfer, without a byte gained
+PAUSE = 1.0                     # seconds before the second try; before the third two, and so on
+TIMEOUT = 30.0                  # seconds without a byte
+LARGEST = 2 ** 28               # bytes of a file that holds no weights
+_HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
+_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}")
+_A_HUB = "HF_ENDPOINT has to name a hub or a mirror of it"
+_SHARD = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+def find(name_or_path, revision: str | None = None, *, progress: bool = True, renew: bool = False) -> Path:
+    """The directory of a checkpoint. Raises CheckpointError, OptionError.
+
+    name_or_path  a directory; "demo" or "demo-article"; "glm-asr-nano-2512"; or a model of the hub, "owner/name". What is not in the
+                  hub's cache is fetched, which needs the extra [hub]
+    revision      commit, branch or tag of a model of the hub; None: the pinned commit of the published checkpoint, of others "main"
+    progress      show a bar on standard error while weights are fetched
+    renew         ask the hub where a branch is now; otherwise one that is in the cache stays where it was
+    """
+    found = local(name_or_path, revision)
+    if isinstance(found, Path):
+        return found
+    if not (renew and not _COMMIT.fullmatch(found.revision)):
+        try:
+            return check_whole(found)
+        except CheckpointError:                 # not there, or not all of it
+            pass
+    return fetch(found, progress)
+
+
+def local(name_or_path, revision: str | None = None) -> "Path | Model":
+    """A directory of this machine, or the model of the hub that a name means. Raises CheckpointError, OptionError."""
+    name = str(name_or_path)
+    try:
+        path = BUILT_IN.get(name, Path(name_or_path).expanduser())
+        if name in BUILT_IN or name and path.is_dir():                # TRAP: Path("") is the current directory
+            if revision is not None:
+                raise OptionError(f"revision is {revision!r}, but {name} is a directory of this machine; a model of the hub has revisions")
+            return path
+        if path.exists():
+            raise CheckpointError(f"{name} is a file; expected the directory that it lies in, with its configuration and tokenizer")
+    except (OSError, RuntimeError, ValueError) as error:        # a name too long, not permitted, with a NUL; ~nobody
+        raise CheckpointError(f"{name!r} can't be a directory: {error}") from None
+    repository = NAMES.get(name.lower(), name)
+    if not (_HUB_ID.fullmatch(repository) and len(repository) <= 96):
+        raise CheckpointError(f"{name}: no such directory, and not a name that this package knows ({', '.join([*BUILT_IN, *NAMES])}, or "
+                              "owner/name of a model of the hub)")
+    if revision is None:
+        revision = PINNED.get(repository, "main")
+    if not (isinstance(revision, str) and _REVISION.fullmatch(revision)):
+        raise OptionError(f"revision is {revision!r:.200}, expected a commit, a branch or a tag")
+    return Model(repository, revision)
+
+
+# -- the cache ---------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the hub at a revision, and its places in the cache."""
+
+    repository: str             # owner/name
+    revision: str               # a commit, or what stands for one
+
+    def __str__(self) -> str:
+        return f"{self.repository} at revision {self.revision}"
+
+    @property
+    def folder(self) -> Path:
+        return cache_folder() / f"models--{self.repository.replace('/', '--')}"
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that the revision is, as far as this machine knows."""
+        if _COMMIT.fullmatch(self.revision):
+            return self.revision
+        try:
+            found = (self.folder / "refs" / self.revision).read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            return None
+        return found if _COMMIT.fullmatch(found) else None
+
+    def snapshot(self, commit: str) -> Path:
+        return self.folder / "snapshots" / commit
+
+    def absent(self, commit: str) -> Path:
+        return self.folder / ".no_exist" / commit
+
+
+def cache_folder() -> Path:
+    """Where the hub's packages keep what they fetched, by the same environment variables."""
+    def variable(name: str, default) -> Path:
+        return Path(os.path.expandvars(os.environ.get(name) or default)).expanduser()
+
+    home = variable("HF_HOME", variable("XDG_CACHE_HOME", Path.home() / ".cache") / "huggingface")
+    return variable("HF_HUB_CACHE", variable("HUGGINGFACE_HUB_CACHE", home / "hub"))
+
+
+def check_whole(model: Model) -> Path:
+    """The snapshot of a model in the cache, after checking that everything it needs is there. Raises CheckpointError that names
+    the first file that isn't, or isn't whole."""
+    commit = model.commit
+    if commit is None or not model.snapshot(commit).is_dir():
+        raise CheckpointError(f"{model} is not in the cache {cache_folder()}")
+    snapshot, absent = model.snapshot(commit), model.absent(commit)
+    kind = str(read_json(snapshot / CONFIG).get("model_type")).partition("-")[0]
+    for name in BESIDE.get(kind, ()):
+        if not ((snapshot / name).is_file() or (absent / name).is_file()):
+            raise CheckpointError(f"{snapshot / name}: no such file; the download is not complete")
+    if not (snapshot / TOKENIZERS[0]).is_file():
+        for name in TOKENIZERS[1:]:
+            if not (snapshot / name).is_file():
+                raise CheckpointError(f"{snapshot}: neither {TOKENIZERS[0]} nor {name} is there; the download is not complete")
+    for path in weights.weight_files(snapshot):
+        weights.read_header(path)               # also: as long as its tensors
+    return snapshot
+
+
+# -- fetching ----------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Remote:
+    """A file of the hub."""
+
+    name: str
+    url: str
+    checksum: str               # 64 digits: SHA-256, of a large file; 40: that of git
+    size: int | None            # bytes
+
+
+def fetch(model: Model, progress: bool = True) -> Path:
+    """The snapshot of a model, made whole in the cache from the hub; only files that this package reads. Weights come last, and
+    only if the configuration is one that it runs. Raises CheckpointError; what was fetched until then stays for the next time."""
+    try:
+        from huggingface_hub.utils import WeakFileLock
+    except ImportError:
+        raise CheckpointError(f"the weights of {model} are not on this machine, and fetching them needs the extra [hub]:  pip install -c "
+                              f"constraints.txt '.[hub]'  {_others(model)}{_by_hand(model)}") from None
+    with _explained(model):
+        commit, listed = _listing(model)
+        snapshot = model.snapshot(commit)
+        # One process fetches, the others wait. On a network file system where locks do nothing, the checksum sees what two have mixed.
+        lock = cache_folder() / ".locks" / model.folder.name / "glmasr.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(lock):
+            for name in SMALL:
+                if name in listed and not (name in TOKENIZERS[1:] and TOKENIZERS[0] in listed):
+                    _get(model, _head(model, commit, name), snapshot / name, progress=False)
+            read_config(snapshot)               # raises: nobody wants the 100 GB of another model
+            files = [weights.WHOLE]
+            if weights.WHOLE not in listed:
+                _get(model, _head(model, commit, weights.INDEX), snapshot / weights.INDEX, progress=False)
+                files = weights.shards(snapshot / weights.INDEX)
+            for name in files:
+                if name not in listed or not _SHARD.fullmatch(name):
+                    raise CheckpointError(f"{snapshot / weights.INDEX}: it names {name!r:.200}, which is no safetensors file of {model}")
+            remotes = [_head(model, commit, name) for name in files]
+            _check_space(model, [remote for remote in remotes if not (snapshot / remote.name).is_file()])
+            for remote in remotes:
+                _get(model, remote, snapshot / remote.name, progress)
+            for name in set(SMALL) - listed:
+                (model.absent(commit) / name).parent.mkdir(parents=True, exist_ok=True)
+                (model.absent(commit) / name).touch()
+            whole = check_whole(Model(model.repository, commit))
+            if model.revision != commit:        # last: until now a branch was what it was before
+                reference = model.folder / "refs" / model.revision
+                reference.parent.mkdir(parents=True, exist_ok=True)
+                reference.write_text(commit, encoding="ascii")
+    return whole
+
+
+def _listing(model: Model) -> tuple[str, set[str]]:
+    """(commit, names of the files) of a revision."""
+    from huggingface_hub import HfApi
+    try:
+        info = HfApi(library_name="glmasr").model_info(model.repository, revision=model.revision, timeout=TIMEOUT)
+        commit, listed = info.sha, {file.rfilename for file in info.siblings or ()}
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{_endpoint()} answers with something else than the description of a model ({error!r:.100}); {_A_HUB}, "
+                              "and no login page may be in between") from None
+    expected = model.revision if _COMMIT.fullmatch(model.revision) else commit
+    if not (isinstance(commit, str) and _COMMIT.fullmatch(commit) and commit == expected):
+        raise CheckpointError(f"{_endpoint()} says that {model} is commit {commit!r:.100}, expected 40 hexadecimal digits, the same where the "
+                              f"revision is a commit; {_A_HUB}")
+    if not listed & {weights.WHOLE, weights.INDEX}:
+        unsafe = weights.pickles(listed)
+        what = f", but {unsafe[0]!r:.200}, a pickle, which can run any program when it is opened" if unsafe else ""
+        raise CheckpointError(f"{model} has neither {weights.WHOLE} nor {weights.INDEX}{what}; this package can't run it")
+    return commit, listed
+
+
+def _head(model: Model, commit: str, name: str) -> Remote:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HTTPError
+    url = hf_hub_url(model.repository, name, revision=commit)
+    try:
+        found = get_hf_file_metadata(url, timeout=TIMEOUT, library_name="glmasr")
+    except (HTTPError, OSError):                # the caller explains them
+        raise
+    except Exception as error:                  # TRAP: an address that can't be parsed is a ValueError, or of a class that nothing exports
+        raise CheckpointError(f"{url} leads to an address that is none ({error!r:.200}); {_A_HUB}") from None
+    if found.commit_hash != commit or not _CHECKSUM.fullmatch(found.etag or ""):
+        raise CheckpointError(f"{url} answers with commit {found.commit_hash!r:.100} and ETag {found.etag!r:.100}, expected {commit} and a "
+                              f"checksum; {_A_HUB}")
+    if name in (*SMALL, weights.INDEX) and (found.size or 0) > LARGEST:
+        raise CheckpointError(f"{url} has {found.size:,} bytes, expected at most {LARGEST:,} for a file of this name")
+    return Remote(name, url, found.etag, found.size)
+
+
+def _get(model: Model, remote: Remote, target: Path, progress: bool) -> None:
+    """Makes sure that a file lies whole in the cache, under `target`."""
+    blob = model.folder / "blobs" / remote.checksum
+    for path in (target, blob):
+        if path.is_file() and remote.size not in (None, path.stat().st_size):
+            path.unlink()                       # damaged since: a full disk, a copy that was stopped
+    if target.is_file():
+        return
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not blob.is_file():
+        part = _part(model, remote)
+        _transfer(remote, part, progress)
+        _verify(remote, part)
+        os.replace(part, blob)
+    try:
+        target.unlink(missing_ok=True)          # a link to what is no longer there
+        target.symlink_to(os.path.relpath(blob, target.parent))
+    except OSError:                             # Windows lets few users make links
+        os.replace(blob, target)
+
+
+def _part(model: Model, remote: Remote) -> Path:
+    return model.folder / "blobs" / f"{remote.checksum}.incomplete"
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _transfer(remote: Remote, part: Path, progress: bool) -> None:
+    """Fetches what is missing of a file; goes on after a cut connection, in this run or the next."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    part.touch()                                # else there would be no file of 0 bytes
+    with tqdm(total=remote.size, initial=_length(part), desc=remote.name, unit="B", unit_scale=True, mininterval=0.2 if terminal else 30,
+              disable=not progress or sys.stderr is None) as bar:
+        tries = 0
+        while remote.size is None or _length(part) < remote.size:
+            have, reason = _length(part) if remote.size is not None else 0, "the connection was closed"
+            try:
+                _stream(remote, part, have, bar)
+                if remote.size is None:
+                    return
+            except HTTPError as error:
+                if isinstance(error, HfHubHTTPError) and error.response.status_code not in (408, 429, 500, 502, 503, 504):
+                    raise
+                reason = _first_line(error)
+            tries = 1 if _length(part) > have else tries + 1
+            if tries >= TRIES:
+                raise CheckpointError(f"{remote.name}: {_length(part):,} of {remote.size or 0:,} bytes were fetched from {remote.url}, then no "
+                                      f"more ({reason}); run it again to go on from there")
+            if _length(part) != remote.size:
+                time.sleep(PAUSE * tries)
+
+
+def _stream(remote: Remote, part: Path, have: int, bar: tqdm) -> None:
+    """One answer of the hub, behind the `have` bytes that are there. It is asked each time, not the storage that it leads to, whose
+    address is good for minutes only; on the way there the client leaves out the token."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    headers = build_hf_headers(library_name="glmasr") | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with get_session().stream("GET", remote.url, headers=headers, timeout=TIMEOUT, follow_redirects=True) as response:
+        hf_raise_for_status(response)
+        whole = response.status_code != 206     # a server that can't go on in the middle
+        with open(part, "wb" if whole else "ab") as file:
+            bar.update(-bar.n if whole else 0)
+            for chunk in response.iter_bytes():
+                file.write(chunk)
+                bar.update(len(chunk))
+                if file.tell() > (LARGEST if remote.size is None else remote.size):
+                    return                      # an endless answer; `_verify` throws it away
+
+
+def _verify(remote: Remote, part: Path) -> None:
+    """Raises CheckpointError, and throws the file away, if its checksum is another one than the hub says."""
+    size = _length(part)
+    digest = hashlib.sha256() if len(remote.checksum) == 64 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with open(part, "rb") as file:
+        while chunk := file.read(2 ** 22):
+            digest.update(chunk)
+    if digest.hexdigest() != remote.checksum:
+        part.unlink()
+        raise CheckpointError(f"{remote.name}: the {size:,} bytes that were fetched from {remote.url} have the checksum {digest.hexdigest()}, "
+                              f"expected {remote.checksum}; they were damaged on the way and are thrown away: run it again, or name a mirror "
+                              "(HF_ENDPOINT)")
+
+
+def _check_space(model: Model, remotes: list[Remote]) -> None:
+    """Raises CheckpointError if the disk can't hold what is to be fetched."""
+    wanted = [remote for remote in remotes if not (model.folder / "blobs" / remote.checksum).is_file()]
+    needed = sum((remote.size or 0) - _length(_part(model, remote)) for remote in wanted)
+    free = shutil.disk_usage(model.folder).free
+    if needed > free:
+        raise _no_space(model, f"{needed:,} bytes are still to be fetched, {free:,} are free")
+
+
+def _no_space(model: Model, numbers: str) -> CheckpointError:
+    return CheckpointError(f"no space for {model} in {cache_folder()}: {numbers}; make room, or let HF_HOME name a folder on another disk")
+
+
+# -- what can go wrong -------------------------------------------------------------------------------------------------
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+    return constants.ENDPOINT
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip():.200}" if lines else type(error).__name__
+
+
+def _by_hand(model: Model) -> str:
+    return (f"Or put the files of https://huggingface.co/{model.repository}/tree/{model.revision} into a folder by hand and name it with --model, "
+            "or try the built-in --model demo")
+
+
+@contextmanager
+def _explained(model: Model):
+    """What the hub's package, the network and the disk raise -> CheckpointError."""
+    from huggingface_hub import errors
+    endpoint = _endpoint()
+    try:
+        parts = urlsplit(endpoint)
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError:
+        good = False
+    if not good:
+        raise CheckpointError(f"HF_ENDPOINT is {endpoint!r:.200}, expected the address of a hub, such as https://huggingface.co")
+    try:
+        yield
+    except GlmAsrError:
+        raise
+    except errors.OfflineModeIsEnabled:
+        raise CheckpointError(f"HF_HUB_OFFLINE forbids the network, and {_lack(model)}. {_others(model)}Unset it, or fetch the model on another "
+                              "machine (glmasr-fetch) and take the cache along, or try the built-in --model demo") from None
+    except errors.GatedRepoError:
+        raise CheckpointError(f"{model} is given only to those who accept its terms: do so on {endpoint}/{model.repository}, then set "
+                              "HF_TOKEN or run  hf auth login") from None
+    except errors.RevisionNotFoundError:
+        raise CheckpointError(f"{model.repository} has no revision {model.revision!r}; expected a commit in all its 40 digits, a branch or "
+                              "a tag of it (--revision)") from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        if isinstance(error, errors.RepositoryNotFoundError) or status == 401:      # the hub says 401 of private models and of none
+            raise CheckpointError(f"{model.repository}: no such directory here, and {endpoint} has no such model, or not for everybody "
+                                  f"(status {status}); for a private one set HF_TOKEN to a valid token, or run  hf auth login") from None
+        way = {403: "HF_TOKEN has no right to it", 404: "there is no such model, revision or file"}.get(
+            status, "try again later, or a mirror (HF_ENDPOINT)")
+        raise CheckpointError(f"{endpoint} answers with status {status} when asked for {model}: {way}") from None
+    except errors.HTTPError as error:
+        raise CheckpointError(f"{endpoint} can't be reached ({_first_line(error)}), and {_lack(model)}. {_others(model)}Check the connection "
+                              f"and the proxy, or name a mirror (HF_ENDPOINT). {_by_hand(model)}") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _no_space(model, "the disk is full, what was fetched stays for the next time") from None
+        raise CheckpointError(f"{error.filename or cache_folder()}: {error.strerror or error}; the cache of the hub must be writable, HF_HOME "
+                              "names another folder") from None
+
+
+def _lack(model: Model) -> str:
+    """Why the cache can't help."""
+    try:
+        check_whole(model)
+        return f"it was asked where {model} is now"
+    except CheckpointError as error:
+        return str(error)
+
+
+def _others(model: Model) -> str:
+    """What else the cache has of a model, for a message."""
+    try:
+        commits = sorted(path.name for path in (model.folder / "snapshots").iterdir() if _COMMIT.fullmatch(path.name))
+    except OSError:
+        commits = []
+    whole = []
+    for commit in commits:
+        try:
+            check_whole(Model(model.repository, commit))
+            whole.append(commit)
+        except CheckpointError:
+            pass
+    return f"The cache has revision {', '.join(whole[:3])} of it (--revision). " if whole else ""
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+def main(argv: list[str] | None = None) -> int:
+    """`glmasr-fetch`. Exit code: 0 it is there, 1 it can't be fetched, 2 wrong usage, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="glmasr-fetch", description="Fetches a model from the hub into its cache, where glmasr finds it, "
+                                     "and prints the directory. What was fetched before an interrupt is kept.")
+    parser.add_argument("model", nargs="?", default=DEFAULT, metavar="NAME", help=f"{DEFAULT} (default), or owner/name of a model of the hub")
+    parser.add_argument("--revision", metavar="REV", help="commit, branch or tag (default: a pinned commit; of others main, as it is now)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    args = parser.parse_args(argv)
+    try:
+        print(find(args.model, args.revision, progress=not args.quiet, renew=True))
+        return 0
+    except GlmAsrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

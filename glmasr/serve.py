@@ -1,0 +1,137 @@
+"""Starts the server: arguments, the private folder, the desk, the application, and the orderly end.
+
+On SIGTERM (and Ctrl-C) what runs is finished and answered, who waits is refused, and nothing new is taken in; then the folder with all
+uploads is removed. A second signal ends it at once.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+
+from .errors import GlmAsrError, OptionError
+
+HEADERS = 20.0                  # seconds in which the first request of a connection has to be there, but for its body
+GRACE = 120.0                   # seconds that running recordings get at the end
+
+
+def positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError
+    return number
+
+
+def count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+positive.__name__ = "positive number"           # argparse puts it into its message
+count.__name__ = "number of 0 or more"
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Recognises speech: a web page, and an API like OpenAI's.")
+    parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a directory, or owner/name of a model of the hub")
+    parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32", "int8"])
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in (default: 127.0.0.1, this machine only)")
+    parser.add_argument("--port", type=count, default=7860, help="0 takes a free one (default: 7860)")
+    parser.add_argument("--name", action="append", metavar="NAME", help="what requests may call the model, such as whisper-1 for clients that know no other; may be repeated")
+    parser.add_argument("--queue", type=count, default=20, metavar="N", help="recordings that may wait; whoever comes then gets status 429 (default: 20)")
+    parser.add_argument("--time-limit", type=positive, default=600.0, metavar="SECONDS", help="for a recording, from its upload to its text (default: 600)")
+    parser.add_argument("--max-upload", type=positive, default=100.0, metavar="MIB", help="size of a file (default: 100)")
+    parser.add_argument("--max-duration", type=positive, default=4 * 3600.0, metavar="SECONDS", help="length of a recording (default: 14400, 4 hours)")
+    parser.add_argument("--api-key", default=os.environ.get("GLMASR_API_KEY", ""), metavar="KEY", help="requests need it, and so does the page, as the password; better in GLMASR_API_KEY, for everybody on the machine can read arguments")
+    parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="lets pages of this origin call the server from a browser, such as https://example.org; may be repeated (default: none)")
+    parser.add_argument("--no-page", action="store_true", help="only the API")
+    parser.add_argument("--quiet", action="store_true", help="errors only on standard error")
+    return parser.parse_args(argv)
+
+
+def missing(error: ImportError) -> OptionError:
+    return OptionError(f"the server needs the package {error.name or error}, which is not installed; get it with the extra [web]:  "
+                       "pip install -c constraints.txt '.[web]'")
+
+
+async def serve(args: argparse.Namespace, folder: str) -> None:
+    """Runs until a signal comes. Raises GlmAsrError where it can't start."""
+    try:
+        import uvicorn
+        from uvicorn.protocols.http.h11_impl import H11Protocol
+
+        from . import api, batching
+        if not args.no_page:
+            from . import page
+    except ImportError as error:
+        raise missing(error) from None
+
+    class Patient(H11Protocol):
+        """Closes a connection on which no request is made: uvicorn would wait for ever for a client that sends a byte now and then."""
+
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            self.loop.call_later(HEADERS, lambda: self.cycle or transport.close())
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig, frame):
+            # TRAP: uvicorn's own one raises the signal again when all is done, which ends the process before the folder is removed.
+            self.force_exit, self.should_exit = self.should_exit, True
+            loop.call_soon_threadsafe(desk.close)
+
+        async def shutdown(self, sockets=None):
+            if application.state.stop:                  # streams to open pages
+                application.state.stop()
+            await super().shutdown(sockets)
+
+    loop = asyncio.get_running_loop()
+    name = os.path.basename(os.path.normpath(args.model)) or args.model
+    model = {"name_or_path": args.model, "device": args.device, "dtype": args.dtype, "revision": args.revision, "progress": not args.quiet}
+    desk = batching.Desk(model, args.queue, args.time_limit)
+    try:
+        await desk.start()
+        most_bytes = round(args.max_upload * 2 ** 20)
+        application = api.make_app(desk, folder, names=tuple(dict.fromkeys([name, *(args.name or [])])), key=args.api_key, most_bytes=most_bytes,
+                                   max_duration=args.max_duration, origins=tuple(args.cors))
+        application.state.stop = tidying = None
+        if not args.no_page:
+            application.state.stop = page.add(application, desk, name, most_bytes=most_bytes, max_duration=args.max_duration)
+            tidying = loop.create_task(page.tidy())
+        # uvicorn's log names paths, and those of the page hold the names of files.
+        config = uvicorn.Config(application, args.host, args.port, http=Patient, ws="none", access_log=False, log_config=None, server_header=False,
+                                timeout_graceful_shutdown=int(GRACE))
+        await Server(config).serve()
+        if tidying:
+            tidying.cancel()
+    finally:
+        desk.end()
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for talkative in ("httpx", "httpcore", "asyncio"):
+        logging.getLogger(talkative).setLevel(logging.ERROR)
+    folder = tempfile.mkdtemp(prefix="glmasr-")         # for this user only
+    # Whatever makes temporary files, in this process and in those that it starts, makes them there.
+    os.environ.update(TMPDIR=folder, GRADIO_TEMP_DIR=os.path.join(folder, "page"), GRADIO_ANALYTICS_ENABLED="False")
+    tempfile.tempdir = folder
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))         # until the server listens: without it nothing is removed
+    try:
+        asyncio.run(serve(args, folder))
+    except GlmAsrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, OptionError) else 1
+    except KeyboardInterrupt:                           # while the model is loaded
+        return 130
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0

@@ -1,0 +1,441 @@
+"""The server's API, over real connections on loopback, with the demo in a real worker process; the official client of OpenAI."""
+
+import asyncio
+import base64
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import glmasr
+from glmasr import writers
+from glmasr.pipeline import Options
+
+pytest.importorskip("fastapi", reason="needs the extra [web]")
+pytest.importorskip("prometheus_client", reason="needs the extra [web]")
+uvicorn = pytest.importorskip("uvicorn", reason="needs the extra [web]")
+httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
+openai = pytest.importorskip("openai", reason="needs the extra [test]")
+
+from glmasr import api, batching, serve, worker                     # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+TEXTS = {name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()}
+MODEL = "demo-article"
+ROUTE = "/v1/audio/transcriptions"
+
+
+class Running:
+    """The API without the page, in a thread of this process."""
+
+    def __init__(self, folder, **more):
+        self.folder = folder
+        self.desk = batching.Desk({"name_or_path": MODEL, "dtype": "float32"}, **{name: more.pop(name) for name in ("queue", "time_limit") if name in more})
+        self.app = api.make_app(self.desk, str(folder), names=(MODEL, "whisper-1"), **more)
+        self.server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None, access_log=False, ws="none"))
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_until_complete, args=(self.run(),))
+        self.thread.start()
+        self.until(lambda: self.server.started or not self.thread.is_alive())
+        self.url = "http://127.0.0.1:{}".format(self.server.servers[0].sockets[0].getsockname()[1])
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+
+    async def run(self):
+        await self.desk.start()
+        await self.server.serve()
+        self.desk.end()
+
+    def stop(self):
+        self.client.close()
+        self.server.should_exit = True
+        self.thread.join(30)
+
+    @staticmethod
+    def until(condition, seconds=30.0):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "it didn't happen"
+            time.sleep(0.01)
+
+    def send(self, name="zh.wav", content=None, client=None, headers=None, **fields):
+        files = {"file": (name, (EXAMPLES / name).read_bytes() if content is None else content)}
+        return (client or self.client).post(ROUTE, data={"model": MODEL} | fields, files=files, headers=headers)
+
+    @contextlib.contextmanager
+    def paused(self):
+        """The worker does nothing: recordings pile up."""
+        process = self.desk.process
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    running = Running(tmp_path_factory.mktemp("uploads"), queue=3, most_bytes=2 ** 20)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request):
+    """After each test: no place is taken, no upload is there."""
+    yield
+    if "server" in request.fixturenames:
+        server = request.getfixturevalue("server")
+        server.until(lambda: not server.desk.running and not server.desk.waiting)
+        server.until(lambda: not list(server.folder.iterdir()))
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """What the pipeline itself says of an example."""
+    recogniser = glmasr.load(MODEL, dtype="float32")
+    return lambda name, **options: recogniser.transcribe(EXAMPLES / name, **options)
+
+
+def error(response, status):
+    assert response.status_code == status, response.text
+    found = response.json()["error"]
+    assert set(found) == {"message", "type", "param", "code"} and found["message"]
+    return found
+
+
+# ---- OpenAI's client ------------------------------------------------------------------------------------------------------
+
+def test_formats(client, expected):
+    for name in TEXTS:
+        with open(EXAMPLES / name, "rb") as file:
+            assert client.audio.transcriptions.create(file=file, model=MODEL).text == expected(name).text == TEXTS[name]
+    timed = expected("en.mp3", timestamps=True)
+    for form in ("srt", "vtt"):
+        assert client.audio.transcriptions.create(file=EXAMPLES / "en.mp3", model="whisper-1", response_format=form) == writers.WRITERS[form](timed)
+    assert client.audio.transcriptions.create(file=EXAMPLES / "en.mp3", model=MODEL, response_format="text") == f"{timed.text}\n"
+
+
+def test_verbose_json(client, expected):
+    found = client.audio.transcriptions.create(file=EXAMPLES / "yue.flac", model=MODEL, response_format="verbose_json", timestamp_granularities=["segment"])
+    timed = expected("yue.flac", timestamps=True)
+    assert (found.text, found.language, found.duration) == (timed.text, "cantonese", timed.seconds)
+    assert found.task == "transcribe" and found.usage.type == "duration" and found.usage.seconds == 3
+    [segment], [known] = found.segments, timed.segments
+    assert (segment.start, segment.end, segment.text, segment.id, segment.seek) == (known.start, known.end, known.text, 0, 0)
+    assert (segment.temperature, segment.compression_ratio, segment.no_speech_prob) == (0.0, known.compression_ratio, known.no_speech)
+    assert segment.avg_logprob == pytest.approx(known.mean_logprob, abs=1e-3) and segment.tokens and all(isinstance(id, int) for id in segment.tokens)
+
+
+def test_language_and_temperature_reach_the_model(server):
+    assert server.send("zh.wav", language="en").json()["text"] != TEXTS["zh.wav"]
+    found = server.send("zh.wav", temperature="0.4", response_format="verbose_json").json()
+    assert {segment["temperature"] for segment in found["segments"]} <= {0.4, 0.6, 0.8, 1.0}
+
+
+def test_stream(client, server, tmp_path):
+    import soundfile
+    sound, rate = soundfile.read(EXAMPLES / "zh.wav", dtype="float32")
+    silence = torch.zeros(int(2.0 * rate)).numpy()
+    path = tmp_path / "long.wav"
+    import numpy
+    soundfile.write(path, numpy.concatenate([sound, silence] * 6), rate)
+    events = list(client.audio.transcriptions.create(file=path, model=MODEL, stream=True))
+    deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
+    assert len(deltas) > 1 and events[-1].type == "transcript.text.done"
+    assert "".join(deltas) == events[-1].text and events[-1].text.count(TEXTS["zh.wav"]) >= 4
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == [MODEL, "whisper-1"]
+    assert client.models.retrieve(MODEL).object == "model"
+    with pytest.raises(openai.NotFoundError, match="gpt-9"):
+        client.models.retrieve("gpt-9")
+    with pytest.raises(openai.NotFoundError, match="demo-article"):
+        client.audio.transcriptions.create(file=EXAMPLES / "zh.wav", model="gpt-9")
+
+
+@pytest.mark.parametrize("fields, param", [
+    ({"prompt": "digits"}, "prompt"),
+    ({"timestamp_granularities[]": "word", "response_format": "verbose_json"}, "timestamp_granularities[]"),
+    ({"timestamp_granularities[]": "segment"}, "timestamp_granularities[]"),
+    ({"timestamp_granularities[]": "letter", "response_format": "verbose_json"}, "timestamp_granularities[]"),
+    ({"response_format": "diarized_json"}, "response_format"),
+    ({"stream": "true", "response_format": "srt"}, "stream"),
+    ({"stream": "perhaps"}, "stream"),
+    ({"temperature": "1.5"}, "temperature"),
+    ({"temperature": "nan"}, "temperature"),
+    ({"language": "xx"}, "language"),
+    ({"language": "xx", "stream": "true"}, "language"),
+    ({"include[]": "logprobs"}, "include[]"),
+    ({"chunking_strategy": "auto"}, "chunking_strategy"),
+    ({"hotwords": "digits"}, "hotwords"),
+    ({"language": ["zh", "en"]}, "language"),
+])
+def test_what_is_not_supported_is_said(server, fields, param):
+    found = error(server.send(**fields), 400)
+    assert found["param"] == param and found["type"] == "invalid_request_error"
+
+
+def test_word_times_of_the_client(client):
+    with pytest.raises(openai.BadRequestError, match="no times of words") as caught:
+        client.audio.transcriptions.create(file=EXAMPLES / "zh.wav", model=MODEL, response_format="verbose_json", timestamp_granularities=["word"])
+    assert caught.value.param == "timestamp_granularities[]"
+
+
+def test_bad_recordings(server):
+    found = error(server.send("talk.wav", b"this is a text"), 400)
+    assert found["param"] == "file" and "not a readable recording" in found["message"] and str(server.folder) not in found["message"]
+    assert "empty" in error(server.send("talk.wav", b""), 400)["message"]
+    assert error(server.send("talk.wav", b"no sound", stream="true"), 400)["code"] == "invalid_audio"
+    assert error(server.client.post(ROUTE, data={"model": MODEL, "file": "talk.wav"}), 400)["param"] == "file"
+    assert error(server.client.post(ROUTE, data={"model": MODEL}), 400)["message"] == "file is missing"
+    assert error(server.client.post(ROUTE, content=b"--x\r\nrubbish", headers={"Content-Type": "multipart/form-data; boundary=x"}), 400)
+    assert error(server.client.get("/v1/audio/speech"), 404) and error(server.client.get(ROUTE), 405)
+
+
+# ---- limits ---------------------------------------------------------------------------------------------------------------
+
+def test_an_upload_that_is_too_large_is_refused_while_it_comes(server):
+    assert "1 MiB" in error(server.send("talk.wav", bytes(2 ** 20 + 2 ** 17)), 413)["message"]      # by its stated length
+    sent = 0
+
+    def pieces():                                       # without one
+        nonlocal sent
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+        for _ in range(64):
+            sent += 2 ** 16
+            yield bytes(2 ** 16)
+        yield b"\r\n--x--\r\n"
+    assert error(server.client.post(ROUTE, content=pieces(), headers={"Content-Type": "multipart/form-data; boundary=x"}), 413)["code"] == "too_large"
+    assert sent == 64 * 2 ** 16                         # it was read on, so that the client heard the answer
+    assert server.send().json()["text"] == TEXTS["zh.wav"]
+
+
+def test_a_slow_upload_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(api, "STALL", 0.3)
+    with socket.create_connection(server.client.base_url.netloc.decode().split(":")) as slow:
+        slow.sendall(f"POST {ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 5000\r\n\r\n--x".encode())
+        assert b" 408 " in slow.recv(1000).split(b"\r\n")[0]
+    assert server.send().status_code == 200
+
+
+def test_batching_and_the_queue(server, monkeypatch):
+    """While the worker is busy recordings pile up; then they are decoded together, and each gets its own text."""
+    monkeypatch.setattr(batching, "RUNNING", 4)
+    names = [name for _ in range(3) for name in TEXTS][:8]
+    batches = server.desk.figures.registry.get_sample_value
+    before = batches("glmasr_batch_recordings_count"), batches("glmasr_batch_recordings_sum")
+    with ThreadPoolExecutor(8) as pool, httpx.Client(base_url=server.url, timeout=60) as client:
+        with server.paused():
+            answers = [pool.submit(server.send, name, client=client) for name in names[:7]]
+            server.until(lambda: (len(server.desk.running), len(server.desk.waiting)) == (4, 3))
+            late = server.send(names[7])
+            found = error(late, 429)
+            assert found["type"] == "rate_limit_error" and 1 <= int(late.headers["Retry-After"]) <= 60
+            with pytest.raises(openai.RateLimitError):
+                openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0).audio.transcriptions.create(file=EXAMPLES / "zh.wav", model=MODEL)
+        assert [answer.result().json()["text"] for answer in answers] == [TEXTS[name] for name in names[:7]]
+    count, recordings = batches("glmasr_batch_recordings_count") - before[0], batches("glmasr_batch_recordings_sum") - before[1]
+    assert recordings == 7 > count
+
+
+def test_a_client_that_leaves_frees_its_place(server):
+    for fields in ({}, {"stream": "true"}):
+        with server.paused(), httpx.Client(base_url=server.url, timeout=0.5) as client:
+            with pytest.raises(httpx.TimeoutException):
+                server.send(client=client, **fields)
+            server.until(lambda: not server.desk.running)
+            assert not list(server.folder.iterdir())
+        assert server.send().json()["text"] == TEXTS["zh.wav"]
+
+
+def test_time_limit(server, monkeypatch):
+    monkeypatch.setattr(server.desk, "time_limit", 0.3)
+    monkeypatch.setattr(server.desk, "_spoke", float("inf"))        # or the worker would be taken for one that hangs
+    with server.paused():
+        assert error(server.send(), 504)["code"] == "time_limit"
+        server.until(lambda: not server.desk.running)
+    monkeypatch.undo()
+    assert server.send().json()["text"] == TEXTS["zh.wav"]
+
+
+def test_the_worker_dies(server, monkeypatch):
+    """Who was worked for is told so, who waits or comes later is served by the next worker."""
+    monkeypatch.setattr(batching, "RUNNING", 2)
+    process, restarts = server.desk.process, server.desk.restarts
+    with ThreadPoolExecutor(3) as pool:
+        with server.paused():
+            answers = [pool.submit(server.send, **fields) for fields in ({}, {"stream": "true"})]
+            server.until(lambda: len(server.desk.running) == 2)
+            waiting = pool.submit(server.send, "en.mp3")
+            server.until(lambda: server.desk.waiting)
+            process.kill()
+            process.join()
+        for answer in answers:
+            assert error(answer.result(), 500)["code"] == "worker_died"
+        assert server.client.get("/healthz").status_code == 503
+        assert server.send().json()["text"] == TEXTS["zh.wav"] and waiting.result().json()["text"] == TEXTS["en.mp3"]
+    assert server.desk.restarts == restarts + 1 and server.client.get("/healthz").status_code == 200
+
+
+def test_no_room_for_an_upload(server, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(api.shutil, "copyfileobj", full)
+    assert error(server.send(), 507)["code"] == "no_space"
+
+
+def test_a_defect_is_answered_without_its_message(server, monkeypatch, caplog):
+    def broken(*args):
+        raise RuntimeError("the text was SECRET")
+    monkeypatch.setattr(api, "as_json", broken)
+    response = server.send()
+    assert error(response, 500)["code"] == "internal_error"
+    assert "SECRET" not in response.text + caplog.text and "RuntimeError" in caplog.text and "test_server.py" in caplog.text
+
+
+def test_logs_name_no_content(server, caplog):
+    caplog.set_level(logging.DEBUG, "glmasr")
+    caplog.set_level(logging.INFO, "uvicorn")
+    assert server.send("zh.wav").status_code == 200
+    server.send("private-talk.wav", b"SECRET", language="hidden")
+    assert "done, 2.6 s of sound" in caplog.text and "OptionError" in caplog.text
+    assert not any(word in caplog.text for word in ("private", "SECRET", "hidden", TEXTS["zh.wav"], "zh.wav", "upload-"))
+
+
+def test_health_and_metrics(server):
+    from prometheus_client.parser import text_string_to_metric_families
+    server.send()
+    assert server.client.get("/healthz").json() == {"status": "ok", "waiting": 0, "running": 0}
+    found = {family.name: family for family in text_string_to_metric_families(server.client.get("/metrics").text)}
+    assert found["glmasr_ready"].samples[0].value == 1 and found["glmasr_sound_seconds"].samples[0].value > 2
+    assert any(sample.labels == {"outcome": "done"} and sample.value >= 1 for sample in found["glmasr_recordings"].samples)
+
+
+def test_no_other_origin_is_let_in(server):
+    for method, headers in (("GET", {}), ("OPTIONS", {"Access-Control-Request-Method": "POST"})):
+        answer = server.client.request(method, "/v1/models", headers={"Origin": "https://example.org", **headers})
+        assert "access-control-allow-origin" not in answer.headers
+
+
+# ---- an application of its own --------------------------------------------------------------------------------------------
+
+def call(app, path="/v1/models", method="GET", **more):
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.request(method, path, **more)
+    return asyncio.run(ask())
+
+
+def test_key(tmp_path):
+    app = api.make_app(batching.Desk({}), str(tmp_path), key="open sesame")
+    found = call(app)
+    assert error(found, 401)["type"] == "authentication_error" and "Basic" in found.headers["WWW-Authenticate"]
+    basic = base64.b64encode(b"me:open sesame").decode()
+    for value, status in (("Bearer open sesame", 200), (f"Basic {basic}", 200), ("Bearer open", 401), ("Bearer ", 401), ("Basic !", 401),
+                          ("open sesame", 401), ("Bearer \xff", 401), ("Digest open sesame", 401)):
+        assert call(app, headers={"Authorization": value.encode("latin-1")}).status_code == status, value
+    assert call(app, "/metrics").status_code == 401
+    assert call(app, ROUTE, "POST", files={"file": b""}).status_code == 401
+    assert call(app, "/healthz").status_code == 503         # asked without a key; this one has no worker
+
+
+def test_origins(tmp_path):
+    app = api.make_app(batching.Desk({}), str(tmp_path), origins=("https://example.org",))
+    assert call(app, headers={"Origin": "https://example.org"}).headers["access-control-allow-origin"] == "https://example.org"
+    assert "access-control-allow-origin" not in call(app, headers={"Origin": "https://example.com"}).headers
+
+
+def test_who_waits_is_refused_at_the_end(tmp_path):
+    async def run():
+        desk = batching.Desk({})
+        desk._send = lambda message: None
+        desk.ready = worker.Ready([], True, [], {})
+        running, waiting = (desk.recognise("talk.wav", "auto", Options()) for _ in range(2))
+        first = asyncio.ensure_future(anext(running))
+        await asyncio.sleep(0)
+        batching_running, batching.RUNNING = batching.RUNNING, 1
+        try:
+            second = asyncio.ensure_future(anext(waiting))
+            await asyncio.sleep(0)
+            assert (len(desk.running), len(desk.waiting)) == (1, 1)
+            desk.close()
+            with pytest.raises(batching.Closing):
+                await second
+            with pytest.raises(batching.Closing):
+                desk.check()
+            desk._hear(worker.Began(1, 2.0))                # what runs goes on
+            assert (await first).seconds == 2.0
+        finally:
+            batching.RUNNING = batching_running
+            await running.aclose()
+        assert not desk.running
+    asyncio.run(run())
+
+
+def test_peaks():
+    generator = torch.Generator().manual_seed(1)
+    for count in (0, 1, 159, 160, 161, 1000, 160 * worker.MOST_PEAKS, 160 * worker.MOST_PEAKS + 1, 1_234_567):
+        samples, peaks = torch.randn(count, generator=generator) / 5, worker.Peaks()
+        for part in samples.split(100_003):
+            peaks.add(part)
+        found = peaks.listed()
+        assert len(found) <= worker.MOST_PEAKS + 1
+        assert found == [round(float(part.abs().max().clamp(max=1)), 3) for part in samples.split(peaks.unit) if len(part)]
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------------
+
+def test_a_missing_package_names_the_extra():
+    program = "import sys; sys.modules['uvicorn'] = None; from glmasr.serve import main; sys.exit(main(['--model', 'demo']))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "uvicorn" in done.stderr and "[web]" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_arguments(capsys):
+    assert serve.arguments([]).host == "127.0.0.1" and serve.arguments([]).port == 7860 and serve.arguments([]).queue == 20
+    for wrong in (["--queue", "-1"], ["--time-limit", "0"], ["--max-upload", "nan"], ["--port", "x"]):
+        with pytest.raises(SystemExit):
+            serve.arguments(wrong)
+        assert wrong[0] in capsys.readouterr().err
+
+
+# ---- docs/SERVER.md -------------------------------------------------------------------------------------------------------
+
+def test_the_page_about_the_server(tmp_path, capsys):
+    text = (ROOT / "docs" / "SERVER.md").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        serve.arguments(["--help"])
+    shown = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    section = text.partition("## Options")[2].partition("## ")[0]
+    assert set(re.findall(r"--[a-z][a-z-]+", section)) == shown
+    app = api.make_app(batching.Desk({}), str(tmp_path))
+    schema = app.openapi()
+    for path in schema["paths"]:
+        assert path.replace("{name}", "NAME") in text
+    fields = schema["components"]["schemas"]["Transcription"]["properties"]
+    assert all(f"`{name}`" in text for name in fields)
+    source = Path(api.__file__).read_text(encoding="utf-8")
+    for status, codes in re.findall(r"^\| (\d{3}) \|([^|]*)\|", text, re.MULTILINE):
+        assert codes.strip() and all(f'"{code}"' in source for code in re.findall(r"`(\w+)`", codes)) and status in source
+    assert f"up to {batching.RUNNING} recordings" in text and f"{api.STALL:.0f} s, or not all of it in {api.UPLOAD / 60:.0f} minutes" in text

@@ -1,0 +1,353 @@
+"""The whole server as its own process: page, Gradio's calls, the end, faults. In a real Chromium where there is one."""
+
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.web
+pytest.importorskip("gradio", reason="needs the extra [web]")
+httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
+
+from serving import ROOT, Server                # noqa: E402
+
+EXAMPLES = ROOT / "examples"
+TEXTS = {name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()}
+MODEL = "demo-article"
+ROUTE = "/v1/audio/transcriptions"
+
+
+def post(server, name="zh.wav", content=None, **fields):
+    files = {"file": (name, (EXAMPLES / name).read_bytes() if content is None else content)}
+    return httpx.post(server.url + ROUTE, data={"model": MODEL} | fields, files=files, timeout=120)
+
+
+def works(server) -> bool:
+    """The next good request is answered, and no place is taken behind it."""
+    answer = post(server)
+    assert answer.status_code == 200, answer.text
+    server.until(lambda: httpx.get(f"{server.url}/healthz").json() == {"status": "ok", "waiting": 0, "running": 0})
+    return answer.json()["text"] == TEXTS["zh.wav"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server("--max-upload", "4") as running:
+        yield running
+    assert running.process.returncode == 0 and not list(running.temporary.iterdir())
+    assert not any(text in running.log for text in (*TEXTS.values(), "zh.wav", "Traceback")), running.log
+    running.temporary.rmdir()
+
+
+# ---- Gradio's calls -------------------------------------------------------------------------------------------------------
+
+def call(server, data, session):
+    """As the article does it: the messages of /gradio_api/queue/data."""
+    joined = httpx.post(f"{server.url}/gradio_api/queue/join", json={"data": data, "fn_index": 0, "session_hash": session}, timeout=60)
+    assert joined.status_code == 200 and joined.json()["event_id"]
+    with httpx.stream("GET", f"{server.url}/gradio_api/queue/data", params={"session_hash": session}, timeout=60) as stream:
+        messages = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line]
+    return next(message for message in messages if message["msg"] == "process_completed")
+
+
+def uri(name):
+    return "data:audio/wav;base64," + base64.b64encode((EXAMPLES / name).read_bytes()).decode()
+
+
+def test_the_call_of_the_article(server):
+    done = call(server, [uri("zh.wav"), "auto"], "article")
+    assert done["success"] and done["output"]["data"] == [TEXTS["zh.wav"]]
+    done = call(server, [{"name": "talk.wav", "data": uri("zh.wav")}, "zh"], "older")
+    assert done["success"] and done["output"]["data"] == [TEXTS["zh.wav"]]
+
+
+def meta(path):
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.mark.parametrize("recording, reason", [
+    (meta("/etc/hostname"), "a file of the server"),
+    (meta(str(EXAMPLES / "zh.wav")), "a file of the server"),
+    (meta("http://127.0.0.1:1/talk.wav"), "fetches nothing"),
+    ({"path": str(EXAMPLES / "zh.wav")}, "expected a data URI"),
+    (str(EXAMPLES / "zh.wav"), "expected a data URI"),
+    ("data:audio/wav;base64,!!!", "expected a data URI"),
+    ("data:audio/wav;base64," + base64.b64encode(b"no sound").decode(), "not a readable recording"),
+    (None, "missing"),
+    (7, "expected a data URI"),
+])
+def test_what_gradio_may_not_open(server, recording, reason):
+    done = call(server, [recording, "auto"], f"hostile-{time.monotonic()}")
+    assert not done["success"] and reason in done["output"]["error"]
+
+
+def test_gradio_client(server):
+    gradio_client = pytest.importorskip("gradio_client")
+    client = gradio_client.Client(server.url, verbose=False)
+    assert client.predict(gradio_client.handle_file(EXAMPLES / "en.mp3"), "auto", api_name="/transcribe") == TEXTS["en.mp3"]
+    assert client.predict(gradio_client.handle_file(EXAMPLES / "yue.flac"), api_name="/transcribe") == TEXTS["yue.flac"]
+    with pytest.raises(Exception, match="not a readable recording"):
+        client.predict(gradio_client.handle_file(ROOT / "README.md"), "auto", api_name="/transcribe")
+    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/transcribe"]
+
+
+def test_an_upload_to_gradio_that_is_too_large(server):
+    answer = httpx.post(f"{server.url}/gradio_api/upload", files={"files": ("talk.wav", bytes(5 * 2 ** 20))})
+    assert answer.status_code == 413
+    assert httpx.post(f"{server.url}/gradio_api/queue/join", json={"data": ["x" * 2 ** 23], "fn_index": 0, "session_hash": "x"}).status_code == 413
+    assert works(server)
+
+
+def test_gradio_lets_no_other_origin_in(server):
+    for path in ("/config", "/gradio_api/info"):
+        assert "access-control-allow-origin" not in httpx.get(server.url + path, headers={"Origin": "https://example.org"}).headers
+
+
+def test_the_page_needs_the_key_too():
+    with Server("--api-key", "open sesame") as server:
+        for path in ("/", "/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=x", "/v1/models"):
+            assert httpx.get(server.url + path).status_code == 401, path
+        assert httpx.get(server.url, auth=("me", "open sesame")).status_code == 200
+        gradio_client = pytest.importorskip("gradio_client")
+        client = gradio_client.Client(server.url, headers={"Authorization": "Bearer open sesame"}, verbose=False)
+        assert client.predict(gradio_client.handle_file(EXAMPLES / "en.mp3"), "auto", api_name="/transcribe") == TEXTS["en.mp3"]
+        assert "sesame" not in server.log
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def browse(server):
+    """browse(...) -> an open page."""
+    browser = pytest.importorskip("browser", reason="needs selenium, of the extra [test]", exc_type=ImportError)
+    if not (shutil.which("chromedriver") and (shutil.which("chromium") or shutil.which("chromium-browser"))):
+        pytest.skip("needs chromium and chromedriver on the PATH")
+    pages = []
+
+    def browse(*args, **more):
+        pages.append(browser.Page(server.url, *args, **more))
+        return pages[-1]
+    yield browse
+    for page in pages:
+        page.__exit__()
+
+
+def test_upload_transcribe_read_download(browse, server):
+    page = browse()
+    page.upload(EXAMPLES / "en.mp3")
+    assert page.transcribe() == TEXTS["en.mp3"]
+    assert page.download("srt").read_text() == "1\n00:00:00,000 --> 00:00:03,200\nfive five five zero one three six\n"
+    assert json.loads(page.download("json").read_text())["text"] == TEXTS["en.mp3"]
+    assert page.download("vtt").read_text().startswith("WEBVTT") and page.download("txt").read_text() == f"{TEXTS['en.mp3']}\n"
+    assert [cell.text for cell in page.all("#details td")] == ["0:00.0", "0:03.2", TEXTS["en.mp3"]]
+    [mark] = page.all("#details svg rect.segment")
+    assert float(mark.get_attribute("width")) > 100
+    assert "3.4 s of sound, language: en" in page.find("#status").text
+    assert page.errors() == []
+
+
+def test_chinese_on_a_phone(browse, server):
+    page = browse("zh-CN", 390, 844)
+    assert page.find("#go").text == "开始识别" and "语音转文字" in page.find("h1").text
+    page.upload(EXAMPLES / "zh.wav")
+    assert page.transcribe() == TEXTS["zh.wav"]
+    assert "完成" in page.find("#status").text and page.find("#details th").text == "开始"
+    assert page.script("return document.documentElement.scrollWidth") <= 390        # nothing to scroll sideways
+    assert page.script("return [...document.querySelectorAll('button')].filter(b => b.getBoundingClientRect().right > 391).length") == 0
+
+
+def test_nothing_comes_from_elsewhere(browse, server):
+    page = browse()
+    names = page.script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert len(names) > 5 and [name for name in names if not name.startswith((server.url, "data:", "blob:"))] == []
+
+
+def test_microphone(browse, server):
+    """Chromium's fake microphone plays an example once."""
+    page = browse(microphone=f"{EXAMPLES / 'zh.wav'}%noloop")
+    page.record(6.0)
+    assert page.transcribe().strip() == TEXTS["zh.wav"]
+
+
+def test_a_broken_file_and_none(browse, server):
+    page = browse()
+    page.find("#go").click()
+    assert page.alert == "First choose a file or record something."
+    broken = page.downloads / "broken.wav"
+    broken.write_bytes(b"RIFF\x00\x00\x00\x00WAVE" + bytes(range(200)))
+    page.upload(broken)
+    page.find("#go").click()
+    page.wait(lambda: "It didn't work" in page.alert)
+    assert str(server.temporary) not in page.alert and page.text == ""
+    assert works(server)
+
+
+def test_two_tabs_at_once(browse, server):
+    page = browse()
+    page.upload(EXAMPLES / "en.mp3")
+    first = page.tab()
+    second = page.tab(new=server.url)
+    page.upload(EXAMPLES / "zh.wav")
+    os.kill(server.worker, signal.SIGSTOP)              # so that they are under way at once
+    try:
+        page.find("#go").click()
+        page.tab(first)
+        page.find("#go").click()
+        server.until(lambda: httpx.get(f"{server.url}/healthz").json()["running"] == 2)
+        page.wait(lambda: page.find("#status progress"))
+    finally:
+        os.kill(server.worker, signal.SIGCONT)
+    assert page.finished() == TEXTS["en.mp3"]
+    page.tab(second)
+    assert page.finished() == TEXTS["zh.wav"]
+
+
+def test_stop_and_a_closed_tab_free_their_place(browse, server):
+    running = lambda: httpx.get(f"{server.url}/healthz").json()["running"]          # noqa: E731
+    page = browse()
+    page.upload(EXAMPLES / "en.mp3")
+    os.kill(server.worker, signal.SIGSTOP)
+    try:
+        page.find("#go").click()
+        server.until(lambda: running() == 1)
+        page.find("#stop").click()
+        server.until(lambda: running() == 0)
+        page.find("#go").click()
+        server.until(lambda: running() == 1)
+        page.driver.get("about:blank")
+        server.until(lambda: running() == 0)
+    finally:
+        os.kill(server.worker, signal.SIGCONT)
+    assert works(server)
+
+
+# ---- the end --------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_end_finishes_what_runs_and_refuses_the_rest(number):
+    with Server("--queue", "40") as server, ThreadPoolExecutor(20) as pool:
+        assert len(list(server.temporary.iterdir())) == 1
+        os.kill(server.worker, signal.SIGSTOP)
+        answers = [pool.submit(post, server) for _ in range(18)]            # the worker takes 16
+        server.until(lambda: httpx.get(f"{server.url}/healthz").json() == {"status": "ok", "running": 16, "waiting": 2})
+        worker = server.worker
+        server.process.send_signal(number)
+        server.until(lambda: sum(answer.done() for answer in answers) == 2)
+        os.kill(worker, signal.SIGCONT)
+        found = [answer.result() for answer in answers]
+        assert sorted(answer.status_code for answer in found) == [200] * 16 + [503] * 2
+        assert {answer.json()["text"] for answer in found if answer.status_code == 200} == {TEXTS["zh.wav"]}
+        assert all(answer.headers["Retry-After"] for answer in found if answer.status_code == 503)
+        assert server.process.wait(60) == 0 and not list(server.temporary.iterdir()) and not Path(f"/proc/{worker}").exists()
+        with pytest.raises(httpx.ConnectError):
+            post(server)
+
+
+def test_it_ends_while_the_model_is_loaded_and_where_it_cannot_be(tmp_path):
+    command = [sys.executable, "app.py", "--port", "0", "--model"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([*command, "nowhere"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "nowhere" in done.stderr and "Traceback" not in done.stderr
+    started = subprocess.Popen([*command, MODEL], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    Server.until(lambda: list(tmp_path.iterdir()))
+    started.terminate()
+    assert started.wait(60) == 143 and not list(tmp_path.iterdir())
+
+
+# ---- faults ---------------------------------------------------------------------------------------------------------------
+
+def test_the_worker_is_killed_again_and_again(server):
+    for _ in range(3):
+        os.kill(server.worker, signal.SIGKILL)
+        server.until(lambda: httpx.get(f"{server.url}/healthz").status_code == 503)
+        assert works(server)
+
+
+def test_the_worker_hangs():
+    with Server("--time-limit", "6") as server:
+        assert works(server)
+        hung = server.worker
+        os.kill(hung, signal.SIGSTOP)
+        assert post(server).status_code == 504
+        server.until(lambda: not Path(f"/proc/{hung}").exists())
+        assert works(server)
+
+
+def test_uploads_that_are_cut(server):
+    head = f"POST {ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 2000000\r\n\r\n"
+    part = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+    for amount in (0, 10, 1000, 1_500_000):             # the last one is on the disk by then
+        for _ in range(5):
+            for where in (ROUTE, "/gradio_api/upload"):
+                with socket.create_connection(server.url.removeprefix("http://").split(":")) as cut:
+                    cut.sendall((head.replace(ROUTE, where) + part).encode()[:len(head) + amount] + bytes(max(0, amount - len(part))))
+    assert works(server)
+    server.until(lambda: not uploads(server))
+
+
+def uploads(server):
+    folders = [*server.temporary.glob("glmasr-*"), *server.temporary.glob("glmasr-*/page")]
+    return [path for folder in folders for path in folder.iterdir() if path.is_file()]
+
+
+def test_slow_loris_clients(server):
+    """200 connections that send a byte now and then, and never a request: others are served, and they are closed."""
+    from glmasr.serve import HEADERS
+    connections = [socket.create_connection(server.url.removeprefix("http://").split(":")) for _ in range(200)]
+    began, closed = time.monotonic(), 0
+    for connection in connections:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+    assert works(server) and time.monotonic() < began + HEADERS
+    while time.monotonic() < began + HEADERS + 10 and closed < len(connections):
+        closed = 0
+        for connection in connections:
+            try:
+                connection.sendall(b"x")
+            except OSError:
+                closed += 1
+        time.sleep(1)
+    assert closed == len(connections)
+    for connection in connections:
+        connection.close()
+    assert works(server)
+
+
+def test_a_full_disk(tmp_path):
+    """The folder for temporary files is a file system of 3 MiB, in a mount namespace of the server's own."""
+    prefix = ("unshare", "--mount", "--map-root-user", "sh", "-c", f"mount -t tmpfs -o size=3m tmpfs {tmp_path} && exec \"$@\"", "sh")
+    if subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("needs a machine on which unshare --mount works")
+    with Server(prefix=prefix, temporary=tmp_path) as server:
+        answer = post(server, content=bytes(8 * 2 ** 20))
+        assert answer.status_code == 507 and answer.json()["error"]["code"] == "no_space"
+        assert works(server)
+        assert httpx.post(f"{server.url}/gradio_api/upload", files={"files": ("a.wav", bytes(8 * 2 ** 20))}).status_code >= 500
+        server.until(lambda: post(server).status_code == 200)           # what Gradio had written of it is removed soon
+        assert works(server)
+
+
+def test_schemathesis(server):
+    """Garbage for every route of the OpenAPI document: no answer is a defect, all have the stated status, type and shape."""
+    pytest.importorskip("schemathesis", reason="needs the extra [test]")
+    command = Path(sys.executable).with_name("schemathesis")
+    done = subprocess.run([command, "run", f"{server.url}/openapi.json", "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
+                           "response_schema_conformance", "--max-examples", "50", "--seed", "1", "--request-timeout", "60", "--suppress-health-check", "all"],
+                          cwd=server.temporary.parent, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert works(server)
+
+
+def test_load():
+    """The load test with fewer requests than benchmarks/load.py makes by itself."""
+    done = subprocess.run([sys.executable, "benchmarks/load.py", "--clips", "64", "--flat", "200"], cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("| 64 |") >= 1
