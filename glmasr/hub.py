@@ -86,13 +86,13 @@ def local(name_or_path, revision: str | None = None) -> "Path | Model":
             if revision is not None:
                 raise OptionError(f"revision is {revision!r}, but {name} is a directory of this machine; a model of the hub has revisions")
             return path
-        if path.exists():
+        if name and path.exists():
             raise CheckpointError(f"{name} is a file; expected the directory that it lies in, with its configuration and tokenizer")
     except (OSError, RuntimeError, ValueError) as error:        # a name too long, not permitted, with a NUL; ~nobody
         raise CheckpointError(f"{name!r} can't be a directory: {error}") from None
     repository = NAMES.get(name.lower(), name)
     if not (_HUB_ID.fullmatch(repository) and len(repository) <= 96):
-        raise CheckpointError(f"{name}: no such directory, and not a name that this package knows ({', '.join([*BUILT_IN, *NAMES])}, or "
+        raise CheckpointError(f"{name!r}: no such directory, and not a name that this package knows ({', '.join([*BUILT_IN, *NAMES])}, or "
                               "owner/name of a model of the hub)")
     if revision is None:
         revision = PINNED.get(repository, "main")

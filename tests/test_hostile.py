@@ -358,7 +358,7 @@ checkpoint("a name that a terminal would obey", tensors(lambda held: held.update
 checkpoint("bytes behind the last tensor", lambda folder: write(WEIGHTS, (folder / WEIGHTS).read_bytes() + b"\0")(folder), f"CheckpointError: model/model.safetensors: its tensors end at byte … of …; {DAMAGED}")
 checkpoint("a tensor that is missing", tensors(lambda held: held.pop("language_model.model.norm.weight")), "CheckpointError: model/model.safetensors: tensor language_model.model.norm.weight is missing")
 checkpoint("a tensor of another shape", tensors(lambda held: held.update({KEY: held[KEY][:-1].clone()})), f"CheckpointError: model/model.safetensors: tensor {KEY} has shape […, 24]; config.json asks for […, 24]")
-checkpoint("integers as weights", tensors(lambda held: held.update({KEY: held[KEY].to(torch.int8)})), f"CheckpointError: model/model.safetensors: tensor {KEY} is of type I8, expected BF16 or F32")
+checkpoint("integers as weights", tensors(lambda held: held.update({KEY: held[KEY].to(torch.int8)})), f"CheckpointError: model/model.safetensors: tensor {KEY} is of type I8 and needs {KEY}_scale, F32 of shape …")
 checkpoint("an index that names a file outside", index("../model.safetensors"), "CheckpointError: model/model.safetensors.index.json: it names '../model.safetensors', which is not a file beside it")
 checkpoint("an index that names /etc/passwd", index("/etc/passwd"), "CheckpointError: model/model.safetensors.index.json: it names '/etc/passwd', which is not a file beside it")
 checkpoint("an index that names a file that is not there", index("b.safetensors"), "CheckpointError: model/b.safetensors: no such file, but model.safetensors.index.json names it; …")

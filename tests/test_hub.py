@@ -363,6 +363,7 @@ def test_a_transfer_that_was_given_up_goes_on_the_next_time(server, cache, conte
     assert server.fetched() == ["bytes=1000-"] and not list(cache.rglob("*.incomplete"))
 
 
+@pytest.mark.slow
 def test_a_process_that_was_killed_leaves_nothing_that_is_used(server, cache):
     server.cuts, server.stall = [1000], threading.Event()
     program = f"from glmasr import hub; hub.find({NAME!r})"
@@ -681,7 +682,7 @@ def test_names_that_are_none(server, cache, name):
 
 
 def test_an_unknown_name_is_told_the_known_ones(cache):
-    refused("no-such-model: no such directory", "demo, demo-article, glm-asr-nano-2512", "owner/name", name="no-such-model")
+    refused("'no-such-model': no such directory", "demo, demo-article, glm-asr-nano-2512", "owner/name", name="no-such-model")
 
 
 def test_a_file_is_no_directory(cache, checkpoint):
