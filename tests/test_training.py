@@ -53,7 +53,7 @@ def task(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["mel", "waveform"])
+@pytest.fixture(scope="module", params=["mel", pytest.param("waveform", marks=pytest.mark.slow)])
 def article(request, task):
     """A directory of the encoder-decoder family, and a manifest with languages and phrases."""
     names = ["<|endoftext|>", "<|startoftranscript|>", "<|zh|>", "<|en|>", "<|transcribe|>", "<|nospeech|>", "<|notimestamps|>"]
