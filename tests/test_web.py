@@ -145,7 +145,7 @@ def test_upload_transcribe_read_download(browse, server):
     page = browse()
     page.upload(EXAMPLES / "en.mp3")
     assert page.transcribe() == TEXTS["en.mp3"]
-    assert page.download("srt").read_text() == "1\n00:00:00,000 --> 00:00:03,200\nfive five five zero one three six\n"
+    assert page.download("srt").read_text() == "1\n00:00:00,000 --> 00:00:03,020\nfive five five zero one three six\n"
     assert json.loads(page.download("json").read_text())["text"] == TEXTS["en.mp3"]
     assert page.download("vtt").read_text().startswith("WEBVTT") and page.download("txt").read_text() == f"{TEXTS['en.mp3']}\n"
     assert [cell.text for cell in page.all("#details td")] == ["0:00.0", "0:03.2", TEXTS["en.mp3"]]
