@@ -96,8 +96,9 @@ class Int8Linear(nn.Module):
         coarse = rows.round()
         if x.dim() == 2 or x.shape[-2] == 1:
             fine = rows.sub_(coarse).mul_(2 * self.levels).round_()     # what is left is at most half a unit
-            y = self._multiply(torch.cat((coarse, fine)))
-            y = y[:len(scale)].add_(y[len(scale):], alpha=0.5 / self.levels)
+            spare = coarse.new_zeros(-2 * len(coarse) % 4, self.in_features)    # the kernel is a tenth faster with four rows than with two
+            coarse, fine = self._multiply(torch.cat((coarse, fine, spare)))[:2 * len(coarse)].chunk(2)
+            y = coarse.add_(fine, alpha=0.5 / self.levels)
         else:
             y = self._multiply(coarse)
         y = y.mul_(scale).to(x.dtype)
