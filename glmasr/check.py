@@ -106,11 +106,12 @@ def _tokenizer(directory: Path, config: GlmAsrConfig | EncoderDecoderConfig | No
 
 
 def _run(directory: Path, contents: weights.Contents | None, report: Report) -> None:
-    """TRAP: in the type that the file has, its pages are mapped; any other would be a copy, of gigabytes."""
+    """TRAP: in the type that the file has, and by the plain modules, its pages are mapped; anything else would be a copy, of gigabytes."""
     types = {entry["dtype"] for header in contents.headers.values() for entry in header.values()} if contents else set()
+    dtype = "int8" if "I8" in types else "bfloat16" if types <= {"BF16"} else "float32"
     try:
         if not report.problems:
-            pipeline.load(directory, device="cpu", dtype="bfloat16" if types <= {"BF16"} else "float32")
+            pipeline.load(directory, device="cpu", dtype=dtype, plain=True)
     except GlmAsrError as error:
         report.problem("load", str(error))
     report.add("verdict", "this package can't run it" if report.problems else "this package can run it")

@@ -4,7 +4,7 @@
 
 A cut goes through the quietest point of the last third of a window, so that it doesn't go through a word. There is no voice
 detector: what is left out is silent, below -80 dB, or in a recording of a whisper 55 dB below the loudest of it so far.
-Everything else is for the model to judge.
+Everything else is for the model to judge; what sounds like tones is only pointed out.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,6 +21,10 @@ DISTANCE = 55.0                 # dB below the loudest frame so far; nothing nea
 LOWEST = -100.0                 # dB; below this everything is silent, whatever the distance
 FULL_SCALE = 25.9               # dB: the energy of all mel bands for a sine of full scale at 1 kHz
 MARGIN = 0.2                    # seconds of silence that stay at both ends of what is heard
+TONES_FFT = 1024                # 64 ms of samples: long enough to tell the partials of a voice from each other
+TONES_LOUD = 25.0               # dB below the loudest frame; those nearer are looked at
+FEW = 0.07                      # of the frequencies that are within 40 dB of the strongest, in the median; a voice has more
+STEADY = 0.93                   # cosine of amplitudes 50 ms apart, in the median; those of a voice move
 NEAR, FAR = 11, 41              # frames over which loudness is averaged to find a cut: a gap between words, a pause
 
 
@@ -47,6 +51,20 @@ class Window:
         if last == 0:
             return self.begin, self.begin + self.seconds
         return self.begin + first * HOP / SAMPLE_RATE, self.begin + min(last * HOP, len(self.samples)) / SAMPLE_RATE
+
+    def tonal(self) -> bool:
+        """Whether this sounds like a tone, a hum or a tune more than like a voice: it has few partials, or they don't move."""
+        samples = F.pad(self.samples, (0, max(0, TONES_FFT - len(self.samples))))
+        amplitudes = torch.stft(samples, TONES_FFT, HOP, window=torch.hann_window(TONES_FFT), return_complex=True).abs()[3:]    # without 0 Hz
+        energy = amplitudes.square().sum(0)
+        loud = energy >= energy.max() * 10 ** (-TONES_LOUD / 10)
+        strong = amplitudes > amplitudes.amax(0) / 100
+        if strong[:, loud].float().mean(0).median() < FEW:
+            return True
+        apart = 50 * SAMPLE_RATE // 1000 // HOP
+        shapes = F.normalize(amplitudes, dim=0)
+        alike = (shapes[:, apart:] * shapes[:, :-apart]).sum(0)[loud[apart:] & loud[:-apart]]
+        return len(alike) > 0 and bool(alike.median() > STEADY)
 
     def cut_point(self) -> int:
         """The sample in the middle third at which to cut this window in two."""

@@ -61,11 +61,13 @@ class Limits:
     compression_ratio: a text that compresses better repeats itself.
     mean_logprob: tokens that are less likely on average are a guess.
     no_speech: if the model says with more than this probability that nobody speaks, a guess is silence.
+    tones: a text that was heard in what sounds like tones has to be surer than this mean log-probability.
     """
 
     compression_ratio: float = 2.4
     mean_logprob: float = -1.0
     no_speech: float = 0.6
+    tones: float = -0.1
 
     def doubts(self, hypothesis: Hypothesis, text: str, no_speech: float) -> tuple[str, ...]:
         """Why another attempt is needed, "repeats", "doubtful" or both; empty if none is. `text` is that of the hypothesis,

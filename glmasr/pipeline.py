@@ -47,6 +47,7 @@ MARKERS = ("<|user|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|assistant|>"
 FLAGS = {                       # of a segment -> what the warning says
     "repeats": "the text repeats itself",
     "doubtful": "the model is not sure of the text",
+    "tones": "this sounds like tones more than like a voice, and the model is not sure of the text",
     "incomplete": "the limit of tokens was reached, so the text is incomplete",
     "sampled": "the first answer couldn't be right; this one was sampled",
     "split": "no answer could be right; the halves were recognised separately",
@@ -487,16 +488,18 @@ class Recogniser:
         tried = fallback(attempt, len(jobs), lambda index, hypothesis: not flags(index, hypothesis), options.tried)
         parts = []
         for index, (job, (hypothesis, temperature)) in enumerate(zip(jobs, tried, strict=True)):
-            doubts, silence = flags(index, hypothesis), no_speech(index, hypothesis)
+            doubts, silence, text = flags(index, hypothesis), no_speech(index, hypothesis), self._text(hypothesis.ids)
             if doubts and not halves and job.window.seconds >= SPLIT_SECONDS:
                 # What this window was taken for; by now later ones may have said more of the recording.
                 parts.append(self._split(replace(job, hearing=Hearing(heard.languages[index] or "auto")), options))
                 continue
-            names = doubts + (() if hypothesis.stopped else ("incomplete",)) + (("sampled",) if temperature > 0 else ())
-            seen = {"mean_logprob": round(hypothesis.mean_logprob, 4), "compression_ratio": round(compression_ratio(self._text(hypothesis.ids)), 3),
+            tonal = options.guards and text and hypothesis.mean_logprob < limits.tones and job.window.tonal()
+            found = {"tones": tonal, "incomplete": not hypothesis.stopped, "sampled": temperature > 0}
+            names = (*doubts, *(name for name, holds in found.items() if holds))
+            seen = {"mean_logprob": round(hypothesis.mean_logprob, 4), "compression_ratio": round(compression_ratio(text), 3),
                     "no_speech": round(silence, 4), "temperature": float(temperature), "flags": names}
             nobody = options.guards and limits.silent(hypothesis, silence)
-            segments = [] if nobody else [Segment(*found, **seen) for found in self._segments(job.window, hypothesis.ids)]
+            segments = [] if nobody else [Segment(*said, **seen) for said in self._segments(job.window, hypothesis.ids)]
             part = self._part(job.window, heard.languages[index], segments, bool(doubts), options, () if nobody else names)
             parts.append(replace(part, resume=part.end if nobody else self._resume(job.window, hypothesis.ids)))
         return parts

@@ -241,6 +241,11 @@ def build(config: GlmAsrConfig | EncoderDecoderConfig) -> GlmAsr | EncoderDecode
     return GlmAsr(config) if isinstance(config, GlmAsrConfig) else EncoderDecoder(config)
 
 
+def linear_weights(model: nn.Module) -> set[str]:
+    """The weights of linears, by our names: those that `fast` lays out anew, or rounds to int8."""
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
 SCALE = "_scale"                # behind the name of an int8 weight: the float32 scales of its rows
 
 
@@ -264,18 +269,13 @@ class Contents:
         scales = {f"{theirs}{SCALE}" for theirs in self.names.values() if self.is_int8(theirs)}
         return sorted(set(self.where) - set(self.names.values()) - set(FORMATS[self.format].ignored) - scales)
 
-    @property
-    def linears(self) -> set[str]:
-        """The weights of linears, by our names."""
-        return {f"{name}.weight" for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
-
     def is_int8(self, theirs: str) -> bool:
         return (self.entry(theirs) or {}).get("dtype") == "I8"
 
     @property
     def misshapen(self) -> dict[str, str]:
         """Their tensor -> what is wrong with its shape or type."""
-        found, linears = {}, self.linears
+        found, linears = {}, linear_weights(self.model)
         for ours, parameter in self.model.named_parameters():
             theirs = self.names[ours]
             entry = self.entry(theirs)
@@ -345,7 +345,7 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: 
         fast.check_int8(device)
     floats = None if stored else fast_dtype(device) if dtype in ("auto", "int8") else dtype
     linears = "int8" if dtype == "int8" else "plain" if plain else fast.choose(model, device, floats)
-    later = contents.linears if linears != "plain" else set()   # weights that are converted one by one, when they are laid out
+    later = linear_weights(model) if linears != "plain" else set()   # weights that are converted one by one, when they are laid out
     files, state = Files(apart=linears != "plain"), {}
 
     def read(ours: str, theirs: str) -> Tensor:
@@ -486,7 +486,7 @@ def save(model: GlmAsr | EncoderDecoder, directory, dtype: torch.dtype | None = 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     table = FORMATS["transformers" if isinstance(model, GlmAsr) else "whisper"].table
-    linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)} if int8 else set()
+    linears = linear_weights(model) if int8 else set()
     state = {}
     for ours, parameter in model.named_parameters():
         theirs = their_name(table, ours)

@@ -1,6 +1,7 @@
 """`glmasr-check`: its report of good, damaged and foreign directories."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from glmasr import check, hub
 from glmasr.model import GlmAsr
+from glmasr.quantize import quantise_directory
 from glmasr.weights import FORMATS, save, their_name
 from test_explain import make_encoder_decoder
 from test_pipeline import make_checkpoint, make_tokenizer
@@ -39,6 +41,13 @@ def report(capsys):
         assert err == "" and out.replace("\n", "").isprintable()
         return code, {line[:12].strip(): line[12:] for line in out.splitlines()}
     return run
+
+
+def test_weights_of_8_bits(report, folder, tmp_path):
+    quantise_directory(folder, tmp_path / "int8")
+    code, said = report(tmp_path / "int8")
+    assert code == 0 and said["verdict"] == "this package can run it" and said["left over"] == said["misshapen"] == "none"
+    assert re.search(r"\d+ tensors I8", said["dtype"]) and said["parameters"] == report(folder)[1]["parameters"]
 
 
 def rewrite(folder, change):

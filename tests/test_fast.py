@@ -32,8 +32,10 @@ def test_packed_linears_are_linears(dtype, bias, shape):
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(size, generator=generator).to(dtype) for size in ((80, 48), shape))
     bias = torch.randn(80, generator=generator).to(dtype) if bias else None
-    packed = fast.PackedLinear(weight, bias)
+    packed = fast.PackedLinear(weight.split((50, 30)), bias, dtype)
+    assert packed.weight is None and fast.count(packed) == 80 * 48 + (80 if bias is not None else 0)
     found = packed(x)
+    assert not packed.plain and fast.count(packed) == 80 * 48 + (80 if bias is not None else 0) and torch.equal(packed(x), found)
     assert found.dtype == dtype and found.shape == (*shape[:2], 80) and (packed.in_features, packed.out_features) == (48, 80)
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert (found.double() - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.15)
