@@ -136,8 +136,6 @@ class Input(gr.Audio, metaclass=Plain):
 
     async def async_move_resource_to_block_cache(self, url_or_file_path):
         path = str(url_or_file_path)
-        if path[:5].lower() == "data:" or len(path) > 1000:
-            raise refused("the recording has a path that is none; expected an uploaded file, or a data URI in place of the whole value")
         if is_http_url_like(path):
             raise refused("the recording is an address, and this server fetches nothing; expected an uploaded file or a data URI")
         if not is_in_or_equal(path, self.GRADIO_CACHE):

@@ -94,13 +94,13 @@ def meta(path):
 
 @pytest.mark.parametrize("recording, reason", [
     (meta("/etc/hostname"), "a file of the server"),
+    (meta("data:audio/wav;base64,AAAA"), "a file of the server"),
     (meta(str(EXAMPLES / "zh.wav")), "a file of the server"),
     (meta("http://127.0.0.1:1/talk.wav"), "fetches nothing"),
     ({"path": str(EXAMPLES / "zh.wav")}, "expected a data URI"),
     (str(EXAMPLES / "zh.wav"), "expected a data URI"),
     ("data:audio/wav;base64,!!!", "expected a data URI"),
     ("data:audio/wav;base64,\xe9", "expected a data URI"),
-    (meta("data:audio/wav;base64," + "A" * 5000), "expected an uploaded file"),
     ("data:audio/wav;base64," + base64.b64encode(b"no sound").decode(), "not a readable recording"),
     (None, "missing"),
     (7, "expected a data URI"),
@@ -168,7 +168,7 @@ def test_upload_transcribe_read_download(browse, server):
     assert page.download("srt").read_text() == "1\n00:00:00,000 --> 00:00:03,020\nfive five five zero one three six\n"
     assert json.loads(page.download("json").read_text())["text"] == TEXTS["en.mp3"]
     assert page.download("vtt").read_text().startswith("WEBVTT") and page.download("txt").read_text() == f"{TEXTS['en.mp3']}\n"
-    assert [cell.text for cell in page.all("#details td")] == ["0:00.0", "0:03.2", TEXTS["en.mp3"]]
+    assert [cell.text for cell in page.all("#details td")] == ["0:00.0", "0:03.0", TEXTS["en.mp3"]]
     [mark] = page.all("#details svg rect.segment")
     assert float(mark.get_attribute("width")) > 100
     assert "3.4 s of sound, language: en" in page.find("#status").text
@@ -370,7 +370,6 @@ def test_schemathesis(server):
 
 
 def test_load():
-    """The load test with fewer requests than benchmarks/load.py makes by itself."""
-    done = subprocess.run([sys.executable, "benchmarks/load.py", "--clips", "64", "--flat", "200"], cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run([sys.executable, "benchmarks/load.py"], cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("| 64 |") >= 1
