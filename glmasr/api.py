@@ -47,6 +47,8 @@ STALL = 20.0                    # seconds in which nothing of an upload comes be
 UPLOAD = 600.0                  # seconds that an upload may take
 LINGER = 5.0                    # seconds for which a refused upload is read on: a client that is still sending hears no answer
 SLACK = 2 ** 16                 # bytes of a request beside the recording
+REFUSED = {408, 413, 429, 503, 504, 507}        # an answer of these says: not now, or not this much
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 NAMES = {"zh": "chinese", "yue": "cantonese", "en": "english"}          # OpenAI names a language so in its answers
 log = logging.getLogger("glmasr")
 
@@ -108,6 +110,8 @@ def _invalid(error: RequestValidationError) -> Problem:
         return Problem(400, f"{param} is missing", param, "missing_required_parameter")
     if first["type"] == "extra_forbidden":
         return Problem(400, f"{param} is not supported by this server; leave it out", param, "unsupported_parameter")
+    if param == "file":
+        return Problem(400, "file has to be a file of the form, with a filename", "file", "invalid_value")
     value = first.get("input")
     shown = f" is {value[:100]!r}" if isinstance(value, str) else ""
     return Problem(400, f"{param}{shown}: {first['msg']}", param, "invalid_value")
@@ -138,6 +142,9 @@ class Gate:
             if scope["path"] != "/healthz" and not self.knows(scope):
                 challenge = {"WWW-Authenticate": 'Bearer realm="glmasr", Basic realm="glmasr"'}
                 raise Problem(401, "the API key is missing or wrong; send it as  Authorization: Bearer KEY", None, "invalid_api_key", headers=challenge)
+            # TRAP: such a call is answered by the first thing that a function yields, which is no text yet.
+            if scope["path"] in ("/gradio_api/run/transcribe", "/gradio_api/api/transcribe"):
+                raise Problem(400, f"{scope['path']} is not supported; expected /gradio_api/call/transcribe or /gradio_api/queue/join", None, "unsupported")
             length = headers.get(b"content-length", b"0")
             if length.isdigit() and int(length) > limit:
                 raise self.too_large()
@@ -155,6 +162,8 @@ class Gate:
         async def noted(message):
             nonlocal begun
             begun = True
+            if message.get("status") in REFUSED and scope["path"] != "/healthz":
+                self.desk.figures.refused(message["status"])
             await send(message)
 
         try:
@@ -226,7 +235,7 @@ class Transcription(BaseModel):
 
     file: UploadFile = Field(description="the recording: WAV, FLAC, OGG, MP3, AIFF, AU, CAF; with ffmpeg on the server also M4A, MP4, WEBM, ...")
     model: str = Field(description="as `/v1/models` names it")
-    language: str = Field("auto", description="zh, yue, en, or what the model knows besides; by default it judges by itself")
+    language: str = Field("auto", max_length=40, description="zh, yue, en, or what the model knows besides; by default it judges by itself")
     prompt: str = Field("", description="not supported: has to be empty")
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     temperature: float = Field(0.0, ge=0, le=1, allow_inf_nan=False, description="0: the best text is searched; above: it is sampled")
@@ -368,9 +377,10 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
     origins        from whose pages browsers may call this server (CORS)
     """
     app = FastAPI(title="glmasr", version="1", description="Speech recognition, as OpenAI's API has it.", docs_url=None, redoc_url=None)
+    app.add_middleware(Gate, desk=desk, key=key, most_bytes=most_bytes)
+    # The last one added is the first one asked: a browser sends no key when it asks whether it may send one.
     # TRAP: without this one, even for no origin, Gradio adds its own, which lets in the pages of everybody.
     app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Gate, desk=desk, key=key, most_bytes=most_bytes)         # the last one added is the first one asked
     began = int(time.time())
     errors = {status: {"description": text, "content": {"application/json": {}}} for status, text in (
         (400, "not supported, or not a recording"), (401, "API key"), (404, "another model"), (408, "slow upload"), (413, "large upload"),
@@ -396,6 +406,8 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
     @app.post(ROUTE, responses=errors | {200: {"content": {"text/plain": {}, "text/event-stream": {}}}}, tags=["recognition"])
     async def transcriptions(request: Request, form: Annotated[Transcription, Form(media_type="multipart/form-data")]):
         """The text of a recording."""
+        for name in request.query_params:
+            raise Problem(400, f"{name[:100]} stands in the address; send it as a field of the form", name[:100], "unsupported_parameter")
         fields = (await request.form()).multi_items()
         for name in {name for name, _ in fields if not name.endswith("[]")}:
             if sum(name == other for other, _ in fields) > 1:
@@ -419,11 +431,13 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
     def described(name: str) -> dict:
         return {"id": name, "object": "model", "created": began, "owned_by": "glmasr"}
 
+    @app.head("/v1/models", include_in_schema=False)
     @app.get("/v1/models", tags=["recognition"])
     async def models() -> dict:
         """The names of the model."""
         return {"object": "list", "data": [described(name) for name in names]}
 
+    @app.head("/v1/models/{name:path}", include_in_schema=False)
     @app.get("/v1/models/{name:path}", responses={404: errors[404]}, tags=["recognition"])
     async def model(name: str) -> dict:
         """One of them."""
@@ -431,22 +445,25 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
             raise Problem(404, f"model is {name[:100]!r}, but this server has {', '.join(names)}", "model", "model_not_found")
         return described(name)
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", responses={503: {"description": "not able to work"}}, tags=["operation"])
     async def health() -> Response:
         """200 while the model is loaded and recordings are taken in."""
         status = "closing" if desk.closing else "ok" if desk.ready else "loading"
         return JSONResponse({"status": status, "waiting": len(desk.waiting), "running": len(desk.running)}, 200 if status == "ok" else 503)
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", response_class=PlainTextResponse, tags=["operation"])
     async def metrics() -> Response:
         """Counts and times, for Prometheus."""
         return Response(desk.figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
-    async def unknown(request: Request, path: str):
+    @app.api_route("/v1", methods=METHODS, include_in_schema=False)
+    @app.api_route("/v1/{path:path}", methods=METHODS, include_in_schema=False)
+    async def unknown(request: Request):
         if request.url.path == ROUTE:
             raise Problem(405, f"{ROUTE} takes POST", headers={"Allow": "POST"})
-        if request.url.path.startswith("/v1/models"):
+        if request.url.path == "/v1/models" or request.url.path.startswith("/v1/models/"):
             raise Problem(405, "the models can only be looked at, with GET", headers={"Allow": "GET"})
         raise Problem(404, f"{request.url.path[:100]} is not known; this server has {ROUTE} and /v1/models", code="unknown_url")
 

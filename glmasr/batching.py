@@ -97,7 +97,6 @@ class Desk:
         self._left = time.monotonic()
         self._spoke = time.monotonic()              # when the worker last said something
         self._pause = 0.5
-        self._changed = asyncio.Event()
 
     # -- the worker ----------------------------------------------------------------------------------------------------
 
@@ -151,13 +150,12 @@ class Desk:
         if pipe is not self._pipe:
             return
         self.ready = None
-        if self.closing:
-            self._changed.set()
-            return
         for ticket in list(self.running.values()):
             self._release(ticket)
             ticket.events.put_nowait(WorkerDied("the process that recognised it has ended; send it again, and a smaller part of it if that "
                                                 "happens twice"))
+        if self.closing:
+            return
         if not self._first.done():
             self._first.set_exception(CheckpointError("the process that loads the model has ended; is there enough memory for it?"))
             return
@@ -239,7 +237,6 @@ class Desk:
             now = time.monotonic()
             self._pace, self._left = 0.9 * self._pace + 0.1 * min(60.0, now - max(self._left, ticket.started)), now
         self._hand_over()
-        self._changed.set()
 
     def _leave(self, ticket: Ticket) -> None:
         """Whatever becomes of it, nobody waits for it any more."""
@@ -262,16 +259,6 @@ class Desk:
         self.closing = True
         while self.waiting:
             self.waiting.popleft().events.put_nowait(Closing("the server is about to end; send it to another one, or later", retry_after=10))
-        self._changed.set()
-
-    async def drain(self, seconds: float) -> None:
-        """After `close`: waits until nothing runs any more, or so long; then the worker ends."""
-        deadline = time.monotonic() + seconds
-        while self.running and self.ready is not None and (left := deadline - time.monotonic()) > 0:
-            self._changed.clear()
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), left)
-        self.end()
 
     def end(self) -> None:
         """Ends the worker."""

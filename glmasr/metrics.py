@@ -12,7 +12,7 @@ class Figures:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._ended = Counter("glmasr_recordings", "Recordings that left, by what became of them", ["outcome"], registry=self.registry)
-        self._refused = Counter("glmasr_refused_requests", "Requests refused before their upload, by status", ["status"], registry=self.registry)
+        self._refused = Counter("glmasr_refused_requests", "Requests refused, before or after their upload, by status", ["status"], registry=self.registry)
         self._sound = Counter("glmasr_sound_seconds", "Seconds of sound recognised", registry=self.registry)
         self._waited = Histogram("glmasr_waiting_seconds", "Time in the queue", buckets=SECONDS, registry=self.registry)
         self._worked = Histogram("glmasr_working_seconds", "Time from the queue to the end", buckets=SECONDS, registry=self.registry)

@@ -12,7 +12,6 @@ What is unusual here:
 
 import asyncio
 import base64
-import binascii
 import html
 import importlib.util
 import os
@@ -22,8 +21,8 @@ import sys
 import tempfile
 import time
 from abc import ABCMeta
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 
 import gradio.queueing
@@ -42,7 +41,6 @@ from .worker import Began, Heard
 
 KEEP = 3600                     # seconds that uploads and results of the page are kept, for players and downloads
 BARS = 400                      # columns of the waveform
-INLINE = "uri-"                 # how the folders of recordings that came as data URIs begin
 FORMATS = ("txt", "srt", "vtt", "json")
 CHOICES = {"auto": "Auto 自动", "zh": "普通话 Mandarin", "yue": "粤语 Cantonese", "en": "English 英语"}
 TEXTS = {                       # name -> English, Chinese
@@ -128,7 +126,7 @@ class Plain(type(gr.Audio)):
 
 
 class Input(gr.Audio, metaclass=Plain):
-    """`gr.Audio` for a file of the user's own: one that was uploaded, or a data URI, which becomes one. `preprocess` gives its path."""
+    """`gr.Audio` for a file of the user's own: one that was uploaded, of which `preprocess` gives the path, or a data URI: (name, content)."""
 
     is_template = True                                  # the same for the browser
     data_model = None                                   # so that a data URI comes as far as `preprocess`
@@ -144,21 +142,21 @@ class Input(gr.Audio, metaclass=Plain):
             raise refused("the recording is a file of the server; expected an uploaded file or a data URI")
         return await super().async_move_resource_to_block_cache(path)
 
-    def preprocess(self, payload) -> str | None:
+    def preprocess(self, payload) -> str | tuple[str, bytes] | None:
         if isinstance(payload, dict) and is_file_obj_with_meta(payload):        # `async_move_resource_to_block_cache` has seen it
             return super().preprocess(FileData(**payload))
         if isinstance(payload, dict):                   # as Gradio 3 sent it
             payload = payload.get("data", payload)
         if payload is None:
             return None
-        found = isinstance(payload, str) and re.match(r"data:[\w.+-]+/([\w.+-]+)[\w=;.+-]*;base64,", payload)
+        found = isinstance(payload, str) and re.match(r'data:([\w.+-]+/(?:x-)?([\w.+-]+))?[\w=;.+" -]*;base64,', payload, re.IGNORECASE | re.ASCII)
         try:
-            content = base64.b64decode(payload[found.end():], validate=True) if found else None
-        except binascii.Error:
+            content = base64.b64decode(re.sub(r"\s", "", payload[found.end():]), validate=True) if found else None
+        except ValueError:
             content = None
         if content is None:
             raise refused(f"the recording is {str(payload)[:20]!r}...; expected a data URI, data:audio/wav;base64,..., or an uploaded file")
-        return stored(f"recording.{found[1].removeprefix('x-')[:8]}", content, INLINE)
+        return f"recording.{(found[2] or 'wav').lower()[:8]}", content
 
 
 async def ticking(events: AsyncIterator) -> AsyncIterator:
@@ -184,9 +182,22 @@ async def ticking(events: AsyncIterator) -> AsyncIterator:
         await events.aclose()
 
 
-def stored(name: str, content: bytes, prefix: str = "result-") -> str:
+@contextmanager
+def local(recording: str | tuple[str, bytes]) -> Iterator[str]:
+    """The path of what `Input` gives. What came as a data URI is there only as long: nobody will ask for it again."""
+    if isinstance(recording, str):
+        yield recording
+        return
+    path = stored(*recording)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(Path(path).parent, ignore_errors=True)
+
+
+def stored(name: str, content: bytes) -> str:
     """The path of a new file of this name, where Gradio keeps its files."""
-    folder = tempfile.mkdtemp(prefix=prefix, dir=os.environ["GRADIO_TEMP_DIR"])
+    folder = tempfile.mkdtemp(prefix="result-", dir=os.environ["GRADIO_TEMP_DIR"])
     path = os.path.join(folder, name)
     Path(path).write_bytes(content)
     return path
@@ -270,24 +281,22 @@ def add(app, desk: Desk, name: str, *, most_bytes: int, max_duration: float) -> 
     said, facts = translations(), desk.facts
     nothing = (gr.update(value=None, interactive=False),) * len(FORMATS)
 
-    async def transcribe(recording: str | None, language: str = "auto") -> AsyncIterator[str]:
+    async def transcribe(recording: str | tuple[str, bytes] | None, language: str = "auto") -> AsyncIterator[str]:
         """The text of a recording: an uploaded file, or a data URI."""
         if recording is None:
             raise refused("the recording is missing; expected an uploaded file, or a data URI as the first value")
         text = ""
         try:
-            async with aclosing(ticking(desk.recognise(recording, language, Options(max_duration=max_duration)))) as events:
-                async for event in events:
-                    if isinstance(event, Heard):
-                        text = join([text, *(segment.text for segment in event.part.segments)])
-                    yield event.transcript.text if isinstance(event, Finished) else text
+            with local(recording) as path:
+                async with aclosing(ticking(desk.recognise(path, language, Options(max_duration=max_duration)))) as events:
+                    async for event in events:
+                        if isinstance(event, Heard):
+                            text = join([text, *(segment.text for segment in event.part.segments)])
+                        yield event.transcript.text if isinstance(event, Finished) else text
         except Exception as error:
             raise refused(str(Problem.of(error))) from None
-        finally:
-            if Path(recording).parent.name.startswith(INLINE):          # nobody will ask for it again
-                shutil.rmtree(Path(recording).parent, ignore_errors=True)
 
-    async def show(recording: str | None, language: str, timestamps: bool, beams: int, fast: bool, script: str, request: gr.Request):
+    async def show(recording: str | tuple[str, bytes] | None, language: str, timestamps: bool, beams: int, fast: bool, script: str, request: gr.Request):
         """The same with all that the page shows, while it works."""
         say, text, seconds, told = speaker(request), "", None, ""
         if recording is None:
@@ -297,20 +306,21 @@ def add(app, desk: Desk, name: str, *, most_bytes: int, max_duration: float) -> 
                           max_duration=max_duration)
         yield progress(say("waiting"), None), "", "", *nothing
         try:
-            async with aclosing(ticking(desk.recognise(recording, language, options))) as events:
-                async for event in events:
-                    if event is None:
-                        yield gr.skip()
-                        continue
-                    if isinstance(event, Finished):
-                        yield result(event, os.path.basename(recording), say)
-                        return
-                    if isinstance(event, Began):
-                        seconds, place = event.seconds, 0.0
-                    elif isinstance(event, Heard):
-                        text, place = join([text, *(segment.text for segment in event.part.segments)]), event.part.end
-                    told = f"{say('working')}: {clock(place)}" + (f" / {clock(seconds)}" if seconds else "")
-                    yield progress(told, place / seconds if seconds else None), text, "", *nothing
+            with local(recording) as path:
+                async with aclosing(ticking(desk.recognise(path, language, options))) as events:
+                    async for event in events:
+                        if event is None:
+                            yield gr.skip()
+                            continue
+                        if isinstance(event, Finished):
+                            yield result(event, os.path.basename(path), say)
+                            return
+                        if isinstance(event, Began):
+                            seconds, place = event.seconds, 0.0
+                        elif isinstance(event, Heard):
+                            text, place = join([text, *(segment.text for segment in event.part.segments)]), event.part.end
+                        told = f"{say('working')}: {clock(place)}" + (f" / {clock(seconds)}" if seconds else "")
+                        yield progress(told, place / seconds if seconds else None), text, "", *nothing
         except Exception as error:
             yield alert(f"{say('failed')}: {Problem.of(error)}"), text, "", *nothing
 

@@ -494,7 +494,7 @@ class Recogniser:
                 parts.append(self._split(replace(job, hearing=Hearing(heard.languages[index] or "auto")), options))
                 continue
             tonal = options.guards and text and hypothesis.mean_logprob < limits.tones and job.window.tonal()
-            found = {"tones": tonal, "incomplete": not hypothesis.stopped, "sampled": temperature > 0}
+            found = {"tones": tonal, "incomplete": not hypothesis.stopped, "sampled": temperature > options.tried[0]}
             names = (*doubts, *(name for name, holds in found.items() if holds))
             seen = {"mean_logprob": round(hypothesis.mean_logprob, 4), "compression_ratio": round(compression_ratio(text), 3),
                     "no_speech": round(silence, 4), "temperature": float(temperature), "flags": names}

@@ -280,8 +280,8 @@ def give_up(error: BaseException) -> None:
 
 def work(pipe, model: dict) -> None:
     """The process: loads the model (arguments of `pipeline.load`), says Ready or Broken, and works until the server is gone."""
-    # Ctrl-C and a service manager's SIGTERM reach all processes; the server finishes what runs, and needs this one for it.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # Ctrl-C, a service manager's SIGTERM and a closed terminal reach all processes; the server finishes what runs, and needs this one for it.
+    for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
         signal.signal(number, signal.SIG_IGN)
     try:
         recogniser = load(**model)

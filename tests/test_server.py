@@ -22,6 +22,7 @@ import torch
 
 import glmasr
 from glmasr import writers
+from glmasr.errors import OptionError
 from glmasr.pipeline import Options
 
 pytest.importorskip("fastapi", reason="needs the extra [web]")
@@ -190,10 +191,35 @@ def test_models(client):
     ({"chunking_strategy": "auto"}, "chunking_strategy"),
     ({"hotwords": "digits"}, "hotwords"),
     ({"language": ["zh", "en"]}, "language"),
+    ({"language": "a" * 900_000}, "language"),          # more than the pipe to the worker holds
 ])
 def test_what_is_not_supported_is_said(server, fields, param):
     found = error(server.send(**fields), 400)
     assert found["param"] == param and found["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("name", ["language", "response_format", "anything"])
+def test_what_stands_in_the_address_is_not_ignored(server, name):
+    answer = server.client.post(f"{ROUTE}?{name}=zh", data={"model": MODEL}, files={"file": (EXAMPLES / "zh.wav").read_bytes()})
+    assert error(answer, 400)["param"] == name
+
+
+def test_only_what_could_not_be_right_is_warned_of(server):
+    for temperature in ("0", "0.2"):
+        assert "warnings" not in server.send("en.mp3", temperature=temperature).json()
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/metrics", "/v1/models", f"/v1/models/{MODEL}"])
+def test_head(server, path):
+    answer = server.client.head(path)
+    assert answer.status_code == 200 and not answer.content
+
+
+@pytest.mark.parametrize("method, path, status", [
+    ("GET", "/v1/modelsx", 404), ("GET", "/v1", 404), ("OPTIONS", "/v1/audio", 404), ("HEAD", ROUTE, 405), ("DELETE", f"/v1/models/{MODEL}", 405)])
+def test_near_misses(server, method, path, status):
+    answer = server.client.request(method, path)
+    assert answer.status_code == status and (method == "HEAD" or error(answer, status))
 
 
 def test_word_times_of_the_client(client):
@@ -208,6 +234,7 @@ def test_bad_recordings(server):
     assert "empty" in error(server.send("talk.wav", b""), 400)["message"]
     assert error(server.send("talk.wav", b"no sound", stream="true"), 400)["code"] == "invalid_audio"
     assert error(server.client.post(ROUTE, data={"model": MODEL, "file": "talk.wav"}), 400)["param"] == "file"
+    assert "SECRET" not in error(server.client.post(ROUTE, data={"model": MODEL, "file": "SECRET"}), 400)["message"]
     assert error(server.client.post(ROUTE, data={"model": MODEL}), 400)["message"] == "file is missing"
     assert error(server.client.post(ROUTE, content=b"--x\r\nrubbish", headers={"Content-Type": "multipart/form-data; boundary=x"}), 400)
     assert error(server.client.get("/v1/audio/speech"), 404) and error(server.client.get(ROUTE), 405)
@@ -257,6 +284,7 @@ def test_batching_and_the_queue(server, monkeypatch):
         assert [answer.result().json()["text"] for answer in answers] == [TEXTS[name] for name in names[:7]]
     count, recordings = batches("glmasr_batch_recordings_count") - before[0], batches("glmasr_batch_recordings_sum") - before[1]
     assert recordings == 7 > count
+    assert batches("glmasr_refused_requests_total", {"status": "429"}) >= 2
 
 
 def test_a_client_that_leaves_frees_its_place(server):
@@ -296,6 +324,22 @@ def test_the_worker_dies(server, monkeypatch):
         assert server.client.get("/healthz").status_code == 503
         assert server.send().json()["text"] == TEXTS["zh.wav"] and waiting.result().json()["text"] == TEXTS["en.mp3"]
     assert server.desk.restarts == restarts + 1 and server.client.get("/healthz").status_code == 200
+
+
+def test_the_worker_dies_at_the_end(tmp_path):
+    """Who was worked for is told so, then too."""
+    running = Running(tmp_path)
+    try:
+        with ThreadPoolExecutor(1) as pool, running.paused():
+            answer = pool.submit(running.send)
+            running.until(lambda: running.desk.running)
+            running.loop.call_soon_threadsafe(running.desk.close)
+            running.until(lambda: running.desk.closing)
+            running.desk.process.kill()
+            running.desk.process.join()
+            assert error(answer.result(20), 500)["code"] == "worker_died"
+    finally:
+        running.stop()
 
 
 def test_no_room_for_an_upload(server, monkeypatch):
@@ -366,6 +410,16 @@ def test_origins(tmp_path):
     assert "access-control-allow-origin" not in call(app, headers={"Origin": "https://example.com"}).headers
 
 
+def test_origins_with_a_key(tmp_path):
+    """A browser asks without the key whether it may send it, and lets its page read what is refused."""
+    app = api.make_app(batching.Desk({}), str(tmp_path), key="secret", origins=("https://example.org",))
+    ours = {"Origin": "https://example.org"}
+    asked = call(app, ROUTE, "OPTIONS", headers=ours | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"})
+    assert asked.status_code == 200 and "authorization" in asked.headers["access-control-allow-headers"]
+    found = call(app, headers=ours)
+    assert found.status_code == 401 and found.headers["access-control-allow-origin"] == "https://example.org"
+
+
 def test_who_waits_is_refused_at_the_end(tmp_path):
     async def run():
         desk = batching.Desk({})
@@ -414,10 +468,31 @@ def test_a_missing_package_names_the_extra():
 
 def test_arguments(capsys):
     assert serve.arguments([]).host == "127.0.0.1" and serve.arguments([]).port == 7860 and serve.arguments([]).queue == 20
-    for wrong in (["--queue", "-1"], ["--time-limit", "0"], ["--max-upload", "nan"], ["--port", "x"]):
+    assert serve.arguments(["--cors", "*", "--cors", "https://example.org:8000"]).cors == ["*", "https://example.org:8000"]
+    for wrong in (["--queue", "-1"], ["--time-limit", "0"], ["--max-upload", "nan"], ["--port", "x"], ["--port", "99999"], ["--cors", "example.org"]):
         with pytest.raises(SystemExit):
             serve.arguments(wrong)
         assert wrong[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model, expected", [
+    ("demo", ["demo"]), ("owner/Model-1", ["Model-1", "owner/Model-1"]), ("/srv/models/mine/", ["mine"]), ("./mine", ["mine"])])
+def test_names_of_the_model(model, expected):
+    assert serve.names(serve.arguments(["--model", model])) == expected
+    assert serve.names(serve.arguments(["--model", model, "--name", "whisper-1"])) == [*expected, "whisper-1"]
+
+
+def test_an_address_at_which_nobody_can_listen():
+    """Said before a model is looked for: this one isn't there."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run([sys.executable, "app.py", "--model", "./nothing", "--no-page", "--port", str(port)], cwd=ROOT, capture_output=True,
+                              text=True, timeout=60)
+    assert done.returncode == 2 and f"--host 127.0.0.1 --port {port}" in done.stderr and "Traceback" not in done.stderr
+    for host in ("nosuch.invalid", "1.2.3.4"):
+        with pytest.raises(OptionError, match=f"--host {host} --port 0"):
+            serve.check_address(host, 0)
+    serve.check_address("127.0.0.1", 0)
 
 
 # ---- docs/SERVER.md -------------------------------------------------------------------------------------------------------
