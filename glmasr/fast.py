@@ -7,7 +7,8 @@
 is all ("joined").
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,22 +25,22 @@ ROWS = 1024                     # of a weight, that are quantised at a time: a v
 class PackedLinear(nn.Module):
     """x (..., in) -> (..., out), for weights (out, in) of one or more linears that take the same x, and their bias (out,) or None.
 
-    Laid out when first called: to read all weights of a large model takes seconds, to map them none.
+    Read and laid out when first called: all weights of a large model take seconds. `read`: functions that give the weights.
     """
 
-    def __init__(self, plain: Sequence[Tensor], bias: Tensor | None, dtype: torch.dtype):
+    def __init__(self, read: Sequence[Callable[[], Tensor]], shape: tuple[int, int], bias: Tensor | None, dtype: torch.dtype):
         super().__init__()
-        self.out_features, self.in_features = sum(map(len, plain)), plain[0].shape[1]
-        self.plain, self.dtype = tuple(weight.detach() for weight in plain), dtype
+        self.out_features, self.in_features = shape
+        self.read = tuple(read)
         # Neither is a parameter: a tensor that is laid out has no memory that could be saved, moved or cast.
-        self.weight = None
+        self.weight = torch.empty(shape, dtype=dtype, device="meta")
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        if plain := self.plain:             # another thread may be laying it out as well: that does no harm
-            weight = torch.cat([part.to(self.dtype) for part in plain]) if len(plain) > 1 else plain[0].to(self.dtype).contiguous()
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-            self.plain = ()                 # let go, so that there are never two copies of a model in memory
+        if read := self.read:               # another thread may be laying it out as well: that does no harm
+            parts = [part().detach().to(self.weight.dtype) for part in read]
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(parts) if len(parts) > 1 else parts[0].contiguous(), None)
+            self.read = ()
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
@@ -115,10 +116,8 @@ class Int8Linear(nn.Module):
 
 def own(module: nn.Module) -> list[Tensor]:
     """The weights of a module itself: parameters, or what lies as a kernel wants it."""
-    found = [*module.parameters(recurse=False)]
-    if isinstance(module, (PackedLinear, Int8Linear)):
-        found += [*getattr(module, "plain", ()), module.weight, module.bias]
-    return [x for x in found if x is not None]
+    laid_out = (module.weight, module.bias) if isinstance(module, (PackedLinear, Int8Linear)) else ()
+    return [*module.parameters(recurse=False), *(x for x in laid_out if x is not None)]
 
 
 def count(module: nn.Module) -> int:
@@ -214,12 +213,15 @@ def _linear(kind: str, device: torch.device, dtype: torch.dtype, *linears: nn.Li
     bias = None
     if any(linear.bias is not None for linear in linears):
         bias = torch.cat([torch.zeros(linear.out_features, dtype=dtype, device=device) if linear.bias is None else linear.bias for linear in linears])
-    if kind == "int8":
-        numbers, scales = zip(*((linear.weight, linear.scale) if linear.weight.dtype == torch.int8 else quantise(linear.weight) for linear in linears))
-        return Int8Linear(torch.cat(numbers), torch.cat(scales), bias)
+    # `weights.load` leaves a way to read a weight, which it hasn't read.
+    read = [getattr(linear, "read", partial(getattr, linear, "weight")) for linear in linears]
     if kind == "packed":
-        return PackedLinear([linear.weight for linear in linears], bias, dtype)
-    weight = torch.cat([linear.weight.to(device, dtype) for linear in linears])
+        return PackedLinear(read, (sum(linear.out_features for linear in linears), linears[0].in_features), bias, dtype)
+    plain = [part() for part in read]
+    if kind == "int8":
+        numbers, scales = zip(*((weight, linear.scale) if weight.dtype == torch.int8 else quantise(weight) for linear, weight in zip(linears, plain)))
+        return Int8Linear(torch.cat(numbers), torch.cat(scales), bias)
+    weight = torch.cat([weight.to(device, dtype) for weight in plain])
     joined = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     joined.weight, joined.bias = nn.Parameter(weight, requires_grad=False), None if bias is None else nn.Parameter(bias, requires_grad=False)
     return joined
