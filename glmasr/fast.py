@@ -7,6 +7,7 @@
 is all ("joined").
 """
 
+import mmap
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -19,7 +20,7 @@ from .errors import OptionError
 from .layers import SelfAttention
 
 QUERIES = 512                   # whose scores with all keys of a window, 1.5 MB, stay in the processor's cache
-ROWS = 1024                     # of a weight, that are quantised at a time: a vocabulary's head in float32 is 0.5 GB
+ROWS = 256                      # of a weight, that are quantised at a time: in float32 they stay in the processor's cache
 
 
 class PackedLinear(nn.Module):
@@ -60,9 +61,15 @@ def levels() -> int:
     return 127 if getattr(torch.cpu, "_is_vnni_supported", lambda: False)() else 63
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight (out, in) -> int8 (out, in), and the scale (out,) float32 of each row: weight = numbers * scale, -127..127."""
-    numbers, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+def pages(rows: int, columns: int) -> Tensor:
+    """int8 (rows, columns), in pages that go back to the system with it. TRAP: the allocator keeps pieces, a tenth of a model in all."""
+    return torch.frombuffer(mmap.mmap(-1, rows * columns), dtype=torch.int8).view(rows, columns)
+
+
+def quantise(weight: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """weight (out, in) -> int8 (out, in), written to `numbers` if given, and the scale (out,) float32 of each row:
+    weight = numbers * scale, -127..127."""
+    numbers, scales = pages(*weight.shape) if numbers is None else numbers, torch.empty(len(weight))
     for start in range(0, len(weight), ROWS):
         rows = weight[start:start + ROWS].float()
         scale = rows.abs().amax(1).clamp(min=1e-12) / 127
@@ -197,7 +204,7 @@ def prepare(model: nn.Module, kind: str, device: torch.device, dtype: torch.dtyp
     def make(*linears: nn.Linear) -> nn.Module:
         return _linear(kind, device, dtype, *linears)
 
-    for name, child in model.named_children():
+    for name, child in reversed(list(model.named_children())):      # the vocabulary first: it needs the most memory meanwhile
         if isinstance(child, SelfAttention):
             setattr(model, name, FusedSelfAttention(child, make(child.query, child.key, child.value), make(child.out)))
         elif isinstance(child, SwiGLU):
@@ -206,6 +213,14 @@ def prepare(model: nn.Module, kind: str, device: torch.device, dtype: torch.dtyp
             setattr(model, name, make(child))
         else:
             prepare(child, kind, device, dtype)
+
+
+def _scale(linear: nn.Linear, weight: Tensor, numbers: Tensor) -> Tensor:
+    """Writes a linear's weight, which files may hold as int8 already, to `numbers`."""
+    if weight.dtype != torch.int8:
+        return quantise(weight, numbers)[1]
+    numbers.copy_(weight)
+    return linear.scale
 
 
 def _linear(kind: str, device: torch.device, dtype: torch.dtype, *linears: nn.Linear) -> nn.Module:
@@ -217,11 +232,11 @@ def _linear(kind: str, device: torch.device, dtype: torch.dtype, *linears: nn.Li
     read = [getattr(linear, "read", partial(getattr, linear, "weight")) for linear in linears]
     if kind == "packed":
         return PackedLinear(read, (sum(linear.out_features for linear in linears), linears[0].in_features), bias, dtype)
-    plain = [part() for part in read]
     if kind == "int8":
-        numbers, scales = zip(*((weight, linear.scale) if weight.dtype == torch.int8 else quantise(weight) for linear, weight in zip(linears, plain)))
-        return Int8Linear(torch.cat(numbers), torch.cat(scales), bias)
-    weight = torch.cat([weight.to(device, dtype) for weight in plain])
+        numbers = pages(sum(linear.out_features for linear in linears), linears[0].in_features)
+        parts = zip(linears, read, numbers.split([linear.out_features for linear in linears]))
+        return Int8Linear(numbers, torch.cat([_scale(linear, part(), rows) for linear, part, rows in parts]), bias)
+    weight = torch.cat([part().to(device, dtype) for part in read])
     joined = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     joined.weight, joined.bias = nn.Parameter(weight, requires_grad=False), None if bias is None else nn.Parameter(bias, requires_grad=False)
     return joined
