@@ -20,7 +20,7 @@ from .errors import OptionError
 from .layers import SelfAttention
 
 QUERIES = 512                   # whose scores with all keys of a window, 1.5 MB, stay in the processor's cache
-ROWS = 256                      # of a weight, that are quantised at a time: in float32 they stay in the processor's cache
+ROWS = 256                      # rounded to int8 at a time: in float32 they stay in the processor's cache
 
 
 class PackedLinear(nn.Module):
@@ -98,21 +98,23 @@ class Int8Linear(nn.Module):
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features).float()
-        scale = rows.abs().amax(1, keepdim=True).clamp_(min=1e-12) / self.levels
-        rows = rows / scale
+        product = self._step if x.dim() == 2 or x.shape[-2] == 1 else self._prompt
+        y = x.new_empty(*x.shape[:-1], self.out_features)
+        for rows, into in zip(x.reshape(-1, self.in_features).split(ROWS), y.view(-1, self.out_features).split(ROWS)):
+            scale = rows.abs().amax(1, keepdim=True).float().clamp_(min=1e-12) / self.levels
+            found = product(rows / scale).mul_(scale)
+            into.copy_(found if self.bias is None else found.add_(self.bias))
+        return y
+
+    def _prompt(self, rows: Tensor) -> Tensor:
+        return self._multiply(rows.round_())
+
+    def _step(self, rows: Tensor) -> Tensor:
         coarse = rows.round()
-        if x.dim() == 2 or x.shape[-2] == 1:
-            fine = rows.sub_(coarse).mul_(2 * self.levels).round_()     # what is left is at most half a unit
-            spare = coarse.new_zeros(-2 * len(coarse) % 4, self.in_features)    # the kernel is a tenth faster with four rows than with two
-            coarse, fine = self._multiply(torch.cat((coarse, fine, spare)))[:2 * len(coarse)].chunk(2)
-            y = coarse.add_(fine, alpha=0.5 / self.levels)
-        else:
-            y = self._multiply(coarse)
-        y = y.mul_(scale).to(x.dtype)
-        if self.bias is not None:
-            y += self.bias
-        return y.view(*x.shape[:-1], self.out_features)
+        fine = rows.sub_(coarse).mul_(2 * self.levels).round_()         # what is left is at most half a unit
+        spare = coarse.new_zeros(-2 * len(coarse) % 4, self.in_features)    # the kernel is a tenth faster with four rows than with two
+        coarse, fine = self._multiply(torch.cat((coarse, fine, spare)))[:2 * len(coarse)].chunk(2)
+        return coarse.add_(fine, alpha=0.5 / self.levels)
 
     def _multiply(self, numbers: Tensor) -> Tensor:
         """Whole numbers (M, in) from -levels to levels -> their products with the rows of the weight (M, out), float32."""
