@@ -144,7 +144,7 @@ class Gate:
                 raise Problem(401, "the API key is missing or wrong; send it as  Authorization: Bearer KEY", None, "invalid_api_key", headers=challenge)
             # TRAP: such a call is answered by the first thing that a function yields, which is no text yet.
             if scope["path"] in ("/gradio_api/run/transcribe", "/gradio_api/api/transcribe"):
-                raise Problem(400, f"{scope['path']} is not supported; expected /gradio_api/call/transcribe or /gradio_api/queue/join", None, "unsupported")
+                raise Problem(400, f"{scope['path']} is not supported; expected /gradio_api/call/transcribe or /gradio_api/queue/join", None, "unsupported_value")
             length = headers.get(b"content-length", b"0")
             if length.isdigit() and int(length) > limit:
                 raise self.too_large()

@@ -7,7 +7,9 @@
 is all ("joined").
 """
 
-from collections.abc import Sequence
+import mmap
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,28 +20,28 @@ from .errors import OptionError
 from .layers import SelfAttention
 
 QUERIES = 512                   # whose scores with all keys of a window, 1.5 MB, stay in the processor's cache
-ROWS = 1024                     # of a weight, that are quantised at a time: a vocabulary's head in float32 is 0.5 GB
+ROWS = 256                      # rounded to int8 at a time: in float32 they stay in the processor's cache
 
 
 class PackedLinear(nn.Module):
     """x (..., in) -> (..., out), for weights (out, in) of one or more linears that take the same x, and their bias (out,) or None.
 
-    Laid out when first called: to read all weights of a large model takes seconds, to map them none.
+    Read and laid out when first called: all weights of a large model take seconds. `read`: functions that give the weights.
     """
 
-    def __init__(self, plain: Sequence[Tensor], bias: Tensor | None, dtype: torch.dtype):
+    def __init__(self, read: Sequence[Callable[[], Tensor]], shape: tuple[int, int], bias: Tensor | None, dtype: torch.dtype):
         super().__init__()
-        self.out_features, self.in_features = sum(map(len, plain)), plain[0].shape[1]
-        self.plain, self.dtype = tuple(weight.detach() for weight in plain), dtype
+        self.out_features, self.in_features = shape
+        self.read = tuple(read)
         # Neither is a parameter: a tensor that is laid out has no memory that could be saved, moved or cast.
-        self.weight = None
+        self.weight = torch.empty(shape, dtype=dtype, device="meta")
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        if plain := self.plain:             # another thread may be laying it out as well: that does no harm
-            weight = torch.cat([part.to(self.dtype) for part in plain]) if len(plain) > 1 else plain[0].to(self.dtype).contiguous()
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-            self.plain = ()                 # let go, so that there are never two copies of a model in memory
+        if read := self.read:               # another thread may be laying it out as well: that does no harm
+            parts = [part().detach().to(self.weight.dtype) for part in read]
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(parts) if len(parts) > 1 else parts[0].contiguous(), None)
+            self.read = ()
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
@@ -59,9 +61,15 @@ def levels() -> int:
     return 127 if getattr(torch.cpu, "_is_vnni_supported", lambda: False)() else 63
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight (out, in) -> int8 (out, in), and the scale (out,) float32 of each row: weight = numbers * scale, -127..127."""
-    numbers, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+def pages(rows: int, columns: int) -> Tensor:
+    """int8 (rows, columns), in pages that go back to the system with it. TRAP: the allocator keeps pieces, a tenth of a model in all."""
+    return torch.frombuffer(mmap.mmap(-1, rows * columns), dtype=torch.int8).view(rows, columns)
+
+
+def quantise(weight: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """weight (out, in) -> int8 (out, in), written to `numbers` if given, and the scale (out,) float32 of each row:
+    weight = numbers * scale, -127..127."""
+    numbers, scales = pages(*weight.shape) if numbers is None else numbers, torch.empty(len(weight))
     for start in range(0, len(weight), ROWS):
         rows = weight[start:start + ROWS].float()
         scale = rows.abs().amax(1).clamp(min=1e-12) / 127
@@ -90,21 +98,23 @@ class Int8Linear(nn.Module):
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features).float()
-        scale = rows.abs().amax(1, keepdim=True).clamp_(min=1e-12) / self.levels
-        rows = rows / scale
+        product = self._step if x.dim() == 2 or x.shape[-2] == 1 else self._prompt
+        y = x.new_empty(*x.shape[:-1], self.out_features)
+        for rows, into in zip(x.reshape(-1, self.in_features).split(ROWS), y.view(-1, self.out_features).split(ROWS)):
+            scale = rows.abs().amax(1, keepdim=True).float().clamp_(min=1e-12) / self.levels
+            found = product(rows / scale).mul_(scale)
+            into.copy_(found if self.bias is None else found.add_(self.bias))
+        return y
+
+    def _prompt(self, rows: Tensor) -> Tensor:
+        return self._multiply(rows.round_())
+
+    def _step(self, rows: Tensor) -> Tensor:
         coarse = rows.round()
-        if x.dim() == 2 or x.shape[-2] == 1:
-            fine = rows.sub_(coarse).mul_(2 * self.levels).round_()     # what is left is at most half a unit
-            spare = coarse.new_zeros(-2 * len(coarse) % 4, self.in_features)    # the kernel is a tenth faster with four rows than with two
-            coarse, fine = self._multiply(torch.cat((coarse, fine, spare)))[:2 * len(coarse)].chunk(2)
-            y = coarse.add_(fine, alpha=0.5 / self.levels)
-        else:
-            y = self._multiply(coarse)
-        y = y.mul_(scale).to(x.dtype)
-        if self.bias is not None:
-            y += self.bias
-        return y.view(*x.shape[:-1], self.out_features)
+        fine = rows.sub_(coarse).mul_(2 * self.levels).round_()         # what is left is at most half a unit
+        spare = coarse.new_zeros(-2 * len(coarse) % 4, self.in_features)    # the kernel is a tenth faster with four rows than with two
+        coarse, fine = self._multiply(torch.cat((coarse, fine, spare)))[:2 * len(coarse)].chunk(2)
+        return coarse.add_(fine, alpha=0.5 / self.levels)
 
     def _multiply(self, numbers: Tensor) -> Tensor:
         """Whole numbers (M, in) from -levels to levels -> their products with the rows of the weight (M, out), float32."""
@@ -115,10 +125,8 @@ class Int8Linear(nn.Module):
 
 def own(module: nn.Module) -> list[Tensor]:
     """The weights of a module itself: parameters, or what lies as a kernel wants it."""
-    found = [*module.parameters(recurse=False)]
-    if isinstance(module, (PackedLinear, Int8Linear)):
-        found += [*getattr(module, "plain", ()), module.weight, module.bias]
-    return [x for x in found if x is not None]
+    laid_out = (module.weight, module.bias) if isinstance(module, (PackedLinear, Int8Linear)) else ()
+    return [*module.parameters(recurse=False), *(x for x in laid_out if x is not None)]
 
 
 def count(module: nn.Module) -> int:
@@ -198,7 +206,7 @@ def prepare(model: nn.Module, kind: str, device: torch.device, dtype: torch.dtyp
     def make(*linears: nn.Linear) -> nn.Module:
         return _linear(kind, device, dtype, *linears)
 
-    for name, child in model.named_children():
+    for name, child in reversed(list(model.named_children())):      # the vocabulary first: it needs the most memory meanwhile
         if isinstance(child, SelfAttention):
             setattr(model, name, FusedSelfAttention(child, make(child.query, child.key, child.value), make(child.out)))
         elif isinstance(child, SwiGLU):
@@ -209,17 +217,28 @@ def prepare(model: nn.Module, kind: str, device: torch.device, dtype: torch.dtyp
             prepare(child, kind, device, dtype)
 
 
+def _scale(linear: nn.Linear, weight: Tensor, numbers: Tensor) -> Tensor:
+    """Writes a linear's weight, which files may hold as int8 already, to `numbers`."""
+    if weight.dtype != torch.int8:
+        return quantise(weight, numbers)[1]
+    numbers.copy_(weight)
+    return linear.scale
+
+
 def _linear(kind: str, device: torch.device, dtype: torch.dtype, *linears: nn.Linear) -> nn.Module:
     """One linear for several that take the same x."""
     bias = None
     if any(linear.bias is not None for linear in linears):
         bias = torch.cat([torch.zeros(linear.out_features, dtype=dtype, device=device) if linear.bias is None else linear.bias for linear in linears])
-    if kind == "int8":
-        numbers, scales = zip(*((linear.weight, linear.scale) if linear.weight.dtype == torch.int8 else quantise(linear.weight) for linear in linears))
-        return Int8Linear(torch.cat(numbers), torch.cat(scales), bias)
+    # `weights.load` leaves a way to read a weight, which it hasn't read.
+    read = [getattr(linear, "read", partial(getattr, linear, "weight")) for linear in linears]
     if kind == "packed":
-        return PackedLinear([linear.weight for linear in linears], bias, dtype)
-    weight = torch.cat([linear.weight.to(device, dtype) for linear in linears])
+        return PackedLinear(read, (sum(linear.out_features for linear in linears), linears[0].in_features), bias, dtype)
+    if kind == "int8":
+        numbers = pages(sum(linear.out_features for linear in linears), linears[0].in_features)
+        parts = zip(linears, read, numbers.split([linear.out_features for linear in linears]))
+        return Int8Linear(numbers, torch.cat([_scale(linear, part(), rows) for linear, part, rows in parts]), bias)
+    weight = torch.cat([part().to(device, dtype) for part in read])
     joined = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     joined.weight, joined.bias = nn.Parameter(weight, requires_grad=False), None if bias is None else nn.Parameter(bias, requires_grad=False)
     return joined

@@ -13,6 +13,7 @@ import os
 import re
 import struct
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -345,28 +346,28 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: 
         fast.check_int8(device)
     floats = None if stored else fast_dtype(device) if dtype in ("auto", "int8") else dtype
     linears = "int8" if dtype == "int8" else "plain" if plain else fast.choose(model, device, floats)
-    later = linear_weights(model) if linears != "plain" else set()   # weights that are converted one by one, when they are laid out
-    files, state = Files(apart=linears != "plain"), {}
+    later = linear_weights(model) if linears != "plain" else set()   # weights that are read one by one, when they are laid out
+    kept, state = Files(), {}
 
-    def read(ours: str, theirs: str) -> Tensor:
-        tensor = files.read(where[theirs], theirs)
+    def read(ours: str, theirs: str, files: Files | None = None) -> Tensor:
+        tensor = (files or Files()).read(where[theirs], theirs)     # a mapping of its own is given back with the tensor
         pairs = kind.interleaved and re.search(r"^encoder\..*\.attn\.(query|key)\.", ours)
         return _half_split(tensor, config.encoder.head_size, config.encoder.rotary) if pairs else tensor
 
     for ours, theirs in contents.names.items():
-        tensor = read(ours, theirs)
-        if tensor.dtype == torch.int8:
-            scale = model.get_submodule(ours.rpartition(".")[0]).scale = read(ours, theirs + SCALE)
-            if not 0 < scale.min() <= scale.max() < math.inf:
+        module = model.get_submodule(ours.rpartition(".")[0])
+        if contents.is_int8(theirs):
+            module.scale = read(ours, theirs + SCALE, kept)
+            if not 0 < module.scale.min() <= module.scale.max() < math.inf:
                 raise CheckpointError(f"{where[theirs]}: tensor {theirs}{SCALE} holds what no row can be multiplied by; expected numbers above 0")
-        elif ours not in later:
-            tensor = tensor.to(device, floats)                  # the mapped pages themselves, if nothing changes
-        state[ours] = tensor
+        if ours in later:
+            module.read = partial(read, ours, theirs)
+        else:
+            state[ours] = read(ours, theirs, kept).to(device, floats)   # the mapped pages themselves, if nothing changes
     model.requires_grad_(False).load_state_dict(state, strict=False, assign=True)   # `_compare` was stricter; only a tied head is not in it
     if isinstance(model, GlmAsr):
         model.decoder.tie()
     if linears != "plain":
-        state.clear()
         fast.prepare(model, linears, device, floats)
     model.linears = linears
     if device.type == "cuda" and not plain and isinstance(model, GlmAsr):
@@ -375,15 +376,14 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: 
 
 
 class Files:
-    """Tensors of safetensors files, as mapped pages. With `apart` each tensor has a mapping of its own, so that its pages are
-    given back as soon as it is let go."""
+    """Tensors of safetensors files, as mapped pages: one mapping for each file, which lasts as long as any of its tensors."""
 
-    def __init__(self, apart: bool):
-        self.apart, self._open = apart, {}
+    def __init__(self):
+        self._open = {}
 
     def read(self, path: Path, name: str) -> Tensor:
         try:
-            if self.apart or path not in self._open:
+            if path not in self._open:
                 self._open[path] = safe_open(path, framework="pt")
             return self._open[path].get_tensor(name)
         except (SafetensorError, OSError) as error:

@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -32,13 +33,28 @@ def test_packed_linears_are_linears(dtype, bias, shape):
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(size, generator=generator).to(dtype) for size in ((80, 48), shape))
     bias = torch.randn(80, generator=generator).to(dtype) if bias else None
-    packed = fast.PackedLinear(weight.split((50, 30)), bias, dtype)
-    assert packed.weight is None and fast.count(packed) == 80 * 48 + (80 if bias is not None else 0)
+    packed = fast.PackedLinear([partial(weight.narrow, 0, 0, 50), partial(weight.narrow, 0, 50, 30)], weight.shape, bias, dtype)
+    assert packed.weight.is_meta and fast.count(packed) == 80 * 48 + (80 if bias is not None else 0)
     found = packed(x)
-    assert not packed.plain and fast.count(packed) == 80 * 48 + (80 if bias is not None else 0) and torch.equal(packed(x), found)
+    assert not packed.read and not packed.weight.is_meta and fast.count(packed) == 80 * 48 + (80 if bias is not None else 0) and torch.equal(packed(x), found)
     assert found.dtype == dtype and found.shape == (*shape[:2], 80) and (packed.in_features, packed.out_features) == (48, 80)
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert (found.double() - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.15)
+
+
+def test_packed_linears_are_read_at_their_first_use(tmp_path, monkeypatch):
+    """A model is loaded without them, and a directory that has gone by then is a user's error."""
+    folder = shutil.copytree(hub.BUILT_IN["demo"], tmp_path / "demo")
+    monkeypatch.setattr(fast, "LARGE", 1)
+    first, second = (glmasr.load(folder, device="cpu", dtype="float32") for _ in range(2))
+    linears = [module for module in second.model.modules() if isinstance(module, fast.PackedLinear)]
+    assert second.model.linears == "packed" and linears and all(linear.weight.is_meta for linear in linears)
+    plain = glmasr.load(folder, device="cpu", dtype="float32", plain=True)
+    assert first.transcribe(EXAMPLES[0]).text == plain.transcribe(EXAMPLES[0]).text
+    shutil.rmtree(folder)
+    assert first.transcribe(EXAMPLES[0]).text                                                # has them
+    with pytest.raises(glmasr.GlmAsrError, match="model.safetensors"):
+        second.transcribe(EXAMPLES[0])
 
 
 def test_quantised_weights_are_near():
