@@ -78,12 +78,12 @@ class Clock:
 
 class Ours:
     def __init__(self, directory: Path, device: str, dtype: str):
-        from glmasr import audio, decode, load
+        from glmasr import audio, decode, load, pipeline
         self.audio, self.decode = audio, decode
         start = time.perf_counter()                             # imports are not counted, here and there
         self.recogniser = load(directory, device=device, dtype=dtype)
         self.load_seconds = time.perf_counter() - start
-        self.model, self.device = self.recogniser.model, device
+        self.model, self.device, self.most = self.recogniser.model, device, pipeline.MOST_HEARD[torch.device(device).type]
 
     def features(self, recordings: list[Tensor]):
         model, features = self.model, []
@@ -94,8 +94,10 @@ class Ours:
         return features
 
     def hear(self, features) -> list[Tensor]:
-        return [torch.cat([self.model.encode(window[None], [count])[0] for window, count in zip(mel, counts, strict=True)])
-                for mel, counts in features]
+        mel, lengths = torch.cat([windows for windows, _ in features]), [count for _, counts in features for count in counts]
+        parts = [slice(start, start + self.most) for start in range(0, len(mel), self.most)]
+        rows = iter([row for part in parts for row in self.model.encode(mel[part], lengths[part])])
+        return [torch.cat([next(rows) for _ in counts]) for _, counts in features]
 
     def search(self, heard: list[Tensor], features, tokens: int, clock: Clock, beams: int = 1) -> list[list[int]]:
         prompts = [self.model.prompt(self.recogniser.tokenizer, len(rows)) for rows in heard]
