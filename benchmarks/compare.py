@@ -167,15 +167,15 @@ def make(name: str, args):
 
 @torch.inference_mode()
 def load_and_memory(name: str, args) -> dict[str, float]:
-    """Seconds to load, and GiB at the most, of a process that loads and recognises the sound once."""
+    """Seconds to load and to recognise the sound once, when weights that were mapped are read, and GiB at the most, of a process."""
     torch.set_num_threads(args.threads)
     implementation = make(name, args)
-    text(implementation, args)
+    first = text(implementation, args)["text"]
     if args.device == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"load": implementation.load_seconds, "memory": peak / 2**30}
+    return {"load": implementation.load_seconds, "first": first, "memory": peak / 2**30}
 
 
 def stages(implementation, args) -> dict[str, float]:
@@ -259,6 +259,7 @@ def lines(args) -> list[Line]:
                                                                ratio("int8", "text", B, B, "texts", ROWS),
                                                                ratio("bfloat16 one by one / int8 at once", "text", A, B, "texts", ROWS)],
              ROWS * args.seconds),
+        Line("first", "samples to text, the first time in a process, s", [ratio("Transformers / glmasr", "first", T, A)]),
         Line("clips", f"samples to text, {CLIPS} recordings of {CLIP_SECONDS} s at once, {CLIP_TOKENS} tokens each, s",
              [ratio("Transformers / glmasr", "clips", T, A)], CLIPS * CLIP_SECONDS),
         Line("memory", f"peak memory{' on the GPU' if args.device == 'cuda' else ''}, GiB", [ratio("glmasr / Transformers", "memory", A, T)]),
