@@ -78,12 +78,12 @@ class Clock:
 
 class Ours:
     def __init__(self, directory: Path, device: str, dtype: str):
-        from glmasr import audio, decode, load
+        from glmasr import audio, decode, load, pipeline
         self.audio, self.decode = audio, decode
         start = time.perf_counter()                             # imports are not counted, here and there
         self.recogniser = load(directory, device=device, dtype=dtype)
         self.load_seconds = time.perf_counter() - start
-        self.model, self.device = self.recogniser.model, device
+        self.model, self.device, self.most = self.recogniser.model, device, pipeline.MOST_HEARD[torch.device(device).type]
 
     def features(self, recordings: list[Tensor]):
         model, features = self.model, []
@@ -94,8 +94,10 @@ class Ours:
         return features
 
     def hear(self, features) -> list[Tensor]:
-        return [torch.cat([self.model.encode(window[None], [count])[0] for window, count in zip(mel, counts, strict=True)])
-                for mel, counts in features]
+        mel, lengths = torch.cat([windows for windows, _ in features]), [count for _, counts in features for count in counts]
+        parts = [slice(start, start + self.most) for start in range(0, len(mel), self.most)]
+        rows = iter([row for part in parts for row in self.model.encode(mel[part], lengths[part])])
+        return [torch.cat([next(rows) for _ in counts]) for _, counts in features]
 
     def search(self, heard: list[Tensor], features, tokens: int, clock: Clock, beams: int = 1) -> list[list[int]]:
         prompts = [self.model.prompt(self.recogniser.tokenizer, len(rows)) for rows in heard]
@@ -165,15 +167,15 @@ def make(name: str, args):
 
 @torch.inference_mode()
 def load_and_memory(name: str, args) -> dict[str, float]:
-    """Seconds to load, and GiB at the most, of a process that loads and recognises the sound once."""
+    """Seconds to load and to recognise the sound once, when weights that were mapped are read, and GiB at the most, of a process."""
     torch.set_num_threads(args.threads)
     implementation = make(name, args)
-    text(implementation, args)
+    first = text(implementation, args)["text"]
     if args.device == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"load": implementation.load_seconds, "memory": peak / 2**30}
+    return {"load": implementation.load_seconds, "first": first, "memory": peak / 2**30}
 
 
 def stages(implementation, args) -> dict[str, float]:
@@ -257,6 +259,7 @@ def lines(args) -> list[Line]:
                                                                ratio("int8", "text", B, B, "texts", ROWS),
                                                                ratio("bfloat16 one by one / int8 at once", "text", A, B, "texts", ROWS)],
              ROWS * args.seconds),
+        Line("first", "samples to text, the first time in a process, s", [ratio("Transformers / glmasr", "first", T, A)]),
         Line("clips", f"samples to text, {CLIPS} recordings of {CLIP_SECONDS} s at once, {CLIP_TOKENS} tokens each, s",
              [ratio("Transformers / glmasr", "clips", T, A)], CLIPS * CLIP_SECONDS),
         Line("memory", f"peak memory{' on the GPU' if args.device == 'cuda' else ''}, GiB", [ratio("glmasr / Transformers", "memory", A, T)]),

@@ -3,7 +3,8 @@
     python benchmarks/growth.py demo                        two Markdown tables
     python benchmarks/growth.py full --dtype int8 --lengths 1 5 --rows 1 2 4 8 --plot growth.png
 
-Each length runs in a process of its own, which reads a WAV made of the examples over and over; its peak memory is that process's.
+Each length runs in a process of its own, which reads a WAV made of the examples over and over; its peak memory is that process's,
+or the GPU's where it runs there.
 A plot needs the extra [plot].
 """
 
@@ -36,18 +37,21 @@ def alone(function, *arguments):
 def transcribe(path: Path, args) -> tuple[float, float]:
     """Seconds, and MiB of memory at the most."""
     torch.set_num_threads(args.threads)
-    recogniser = glmasr.load(args.model, dtype=args.dtype)
+    recogniser = glmasr.load(args.model, device=args.device, dtype=args.dtype)
     start = time.perf_counter()
     for _ in recogniser.stream(path):
         pass
-    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    spent = time.perf_counter() - start
+    if recogniser.model.device.type == "cuda":
+        return spent, torch.cuda.max_memory_allocated() / 2 ** 20
+    return spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @torch.inference_mode()
 def decode_rows(counts: list[int], args) -> list[tuple[float, float, float]]:
     """For each number of windows: seconds to hear them and to read their prompts, and for each further token, and the real-time factor."""
     torch.set_num_threads(args.threads)
-    recogniser = glmasr.load(args.model, dtype=args.dtype)
+    recogniser = glmasr.load(args.model, device=args.device, dtype=args.dtype)
     samples, moments, figures = audio.load(ROOT / "examples" / "zh.wav"), [], []
     for count in [min(counts), *counts]:                    # the first one warms up
         moments.clear()
@@ -83,6 +87,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--lengths", type=float, nargs="+", default=[1, 5, 20, 60], metavar="MINUTES")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--plot", metavar="PNG", help="also draw it (extra [plot])")

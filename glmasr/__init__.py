@@ -5,11 +5,11 @@
     print(recogniser.transcribe("examples/zh.wav").text)
 """
 
-from .errors import AudioError, CheckpointError, GlmAsrError, OptionError, OutputError, TokenizerError
+from .errors import AudioError, CheckpointError, GlmAsrError, OptionError, OutputError, ShortMemoryError, TokenizerError
 
 __version__ = "0.1.0"
-__all__ = ["AudioError", "CheckpointError", "GlmAsrError", "OptionError", "OutputError", "Recogniser", "Segment", "TokenizerError",
-           "Transcript", "load"]
+__all__ = ["AudioError", "CheckpointError", "GlmAsrError", "OptionError", "OutputError", "Recogniser", "Segment", "ShortMemoryError",
+           "TokenizerError", "Transcript", "load"]
 
 
 def __getattr__(name: str):

@@ -36,7 +36,7 @@ from starlette.middleware.cors import CORSMiddleware
 from . import writers
 from .audio import MAX_DURATION
 from .batching import Busy, Closing, Desk, Finished, Refused, TooLong
-from .errors import AudioError, GlmAsrError, OptionError
+from .errors import AudioError, GlmAsrError, OptionError, ShortMemoryError
 from .fallback import TEMPERATURES
 from .language import join
 from .pipeline import Options
@@ -79,6 +79,8 @@ class Problem(Exception):
             return cls(400, str(error), field and field[0], "invalid_value")
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return cls(507, "the server has no room for the upload; try again later, or send a smaller file", None, "no_space", 30)
+        if isinstance(error, ShortMemoryError):
+            return cls(507, "the server's memory doesn't hold this; try again later, or with a temperature of 0", None, "no_memory", 30)
         # The message of any other error may quote a recording or its text: it is neither answered nor logged.
         log.error("%s at %s", type(error).__name__, "; ".join(_places(error)))
         return cls(500, "the server has a defect; its log says where", None, "internal_error")

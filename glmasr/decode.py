@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -162,16 +163,23 @@ def loops(ids: Sequence[int]) -> bool:
     return bool(_looping(torch.tensor([ids], dtype=torch.long))[0]) if ids else False
 
 
+@cache
+def _grid(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """For all periods at once, as a rule runs at each token: the places (N,) of the last N tokens among N + LONGEST_PERIOD, for each
+    period the places before them (P, N), and which of them it doesn't ask for (P, N)."""
+    periods = torch.arange(1, LONGEST_PERIOD + 1, device=device)[:, None]
+    counts = torch.tensor([_repeated(period) for period in range(1, LONGEST_PERIOD + 1)], device=device)[:, None]
+    size = _repeated(LONGEST_PERIOD)
+    last = torch.arange(LONGEST_PERIOD, LONGEST_PERIOD + size, device=device)
+    return last, last - periods, last < LONGEST_PERIOD + size - counts
+
+
 def _looping(tokens: Tensor) -> Tensor:
     """tokens (B, t) -> bool (B,)."""
-    found = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    for period in range(1, LONGEST_PERIOD + 1):
-        count = _repeated(period)
-        if tokens.shape[1] < count + period:
-            continue
-        end = tokens[:, -count:]
-        found |= (end == tokens[:, -count - period : -period]).all(-1)
-    return found
+    last, before, free = _grid(tokens.device)
+    size = len(last) + LONGEST_PERIOD
+    tokens = pad(tokens[:, -size:], (max(0, size - tokens.shape[1]), 0), value=-1)     # equal to no token: a text as short has no loop
+    return ((tokens[:, None, last] == tokens[:, before]) | free).all(-1).any(-1)
 
 
 class StopLoops:

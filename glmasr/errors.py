@@ -7,6 +7,7 @@ traceback. Any other exception is a defect of this package.
 import re
 
 LONGEST = 1000                  # characters of a message
+NO_MEMORY = re.compile("ried to allocate|out of memory|could not create a memory")      # what PyTorch and oneDNN say
 
 
 def printable(text: str) -> str:
@@ -44,5 +45,13 @@ class OptionError(GlmAsrError):
     """An argument of the public interface or the command line is out of range or contradicts another one."""
 
 
+class ShortMemoryError(GlmAsrError):
+    """A device's memory doesn't hold the work, not even one window at a time."""
+
+
 class OutputError(GlmAsrError):
     """A result cannot be written: a full disk, a folder without permission."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))

@@ -37,18 +37,21 @@ class PackedLinear(nn.Module):
         self.weight = torch.empty(shape, dtype=dtype, device="meta")
         self.bias = None if bias is None else bias.detach()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def lay_out(self) -> None:
         if read := self.read:               # another thread may be laying it out as well: that does no harm
             parts = [part().detach().to(self.weight.dtype) for part in read]
             self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(parts) if len(parts) > 1 else parts[0].contiguous(), None)
             self.read = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.lay_out()
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
 def check_int8(device: torch.device) -> None:
     """Raises OptionError where Int8Linear can't run."""
     if device.type != "cpu":
-        raise OptionError(f"dtype is 'int8' and the device {str(device)!r}; int8 is for the CPU, expected bfloat16 there")
+        raise OptionError(f"the weights are int8 and the device {str(device)!r}; int8 is for the CPU: expected the device 'cpu' or 'auto', or other weights")
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")):
         raise OptionError("dtype is 'int8', for which this build of PyTorch has no kernel (oneDNN); expected bfloat16 or float32")
 
@@ -132,6 +135,18 @@ def own(module: nn.Module) -> list[Tensor]:
 def count(module: nn.Module) -> int:
     """Numbers in the weights of a module and all within, each weight once."""
     return sum({id(x): x.numel() for part in module.modules() for x in own(part)}.values())
+
+
+def lay_out(model: nn.Module) -> None:
+    """Everything that a first call would do: afterwards the model has its memory."""
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.lay_out()
+
+
+def to_come(model: nn.Module) -> int:
+    """Bytes that a model's linears will take when they are laid out."""
+    return sum(module.weight.nbytes for module in model.modules() if isinstance(module, PackedLinear) and module.read)
 
 
 # -- products that are made together -------------------------------------------------------------------------------------

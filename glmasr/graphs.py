@@ -6,35 +6,39 @@ kernel. A graph is said once and replayed. For that shapes and addresses have to
     Memory          keys and values of so many rows and slots, taken once; a step reads all slots, and a mask hides the empty ones
     Pool            memories by size: rows in powers of two, slots in multiples of SLOTS, each with its own graph
     StaticCache     what the search holds: it moves to a smaller or larger memory when rows leave or fork
-    Captured        a module as a graph for each shape of what goes in
+    Captured        an encoder as a graph for each number of whole windows; windows of other lengths run as they are
 
 Without a GPU nothing is captured and the same steps run as they are, which is how they are tested.
 """
 
+import threading
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from .audio import HOP
 from .layers import causal_mask
 
 SLOTS = 256                     # capacities are multiples of it: empty slots are read too
-KEPT = 4                        # memories that are kept for later, those used last
+KEPT = 8                        # memories that are kept for later, those used last: as many sizes as a batch of 128 rows goes through
+SHARE = 8                       # and at most this part of a GPU's memory, an eighth
 SHAPES = 8                      # of a captured module
 WARM_UP = 3                     # runs before a capture, in which libraries choose their kernels
 
 
-def capture(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream()                    # TRAP: what runs before a capture must not run on the default stream
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
+def capture(run: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
+    with torch.cuda.device(device):                     # TRAP: streams and captures are those of the current device
+        stream = torch.cuda.Stream()                    # TRAP: what runs before a capture must not run on the default stream
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):    # what other threads ask of the GPU meanwhile is fine
             run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph
+        return graph
 
 
 class Memory:
@@ -51,6 +55,10 @@ class Memory:
         self.mask = self.logits = self.graph = None
         self._decoder = model.decoder
 
+    @property
+    def bytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
     def step(self, tokens: Tensor, position: int) -> Tensor:
         """One token for each of the first rows, (B,), into the slot `position` -> logits (B, V), which stay until the next step."""
         self.tokens[:len(tokens)] = tokens
@@ -58,7 +66,7 @@ class Memory:
         if not self.captured:
             self._run()
         else:
-            self.graph = self.graph or capture(self._run)
+            self.graph = self.graph or capture(self._run, self.tokens.device)
             self.graph.replay()
         return self.logits[:len(tokens)]
 
@@ -78,25 +86,37 @@ class Memory:
         return self.keys[layer], self.values[layer]
 
 
+def rows_of(rows: int) -> int:
+    return 1 << (rows - 1).bit_length()
+
+
 class Pool:
     """Memories for a model. `captured`: their steps are CUDA graphs."""
 
     def __init__(self, model, captured: bool):
         self.model, self.captured = model, captured
         self.free: list[Memory] = []
+        device = model.decoder.embed.weight.device
+        self.most = torch.cuda.get_device_properties(device).total_memory // SHARE if device.type == "cuda" else 2 ** 63
+        self._lock = threading.Lock()
 
     def take(self, rows: int, capacity: int) -> Memory:
-        rows, capacity = 1 << (rows - 1).bit_length(), -(-capacity // SLOTS) * SLOTS
-        for memory in self.free:
-            if (memory.rows, memory.capacity) == (rows, capacity):
-                self.free.remove(memory)
-                for x in (memory.keys, memory.values, memory.padding):      # a NaN would come through any mask
-                    x.zero_()
-                return memory
-        return Memory(self.model, rows, capacity, self.captured)
+        size = rows_of(rows), -(-capacity // SLOTS) * SLOTS
+        with self._lock:
+            found = next((memory for memory in self.free if (memory.rows, memory.capacity) == size), None)
+            if found is not None:
+                self.free.remove(found)
+        if found is None:
+            return Memory(self.model, *size, self.captured)
+        for x in (found.keys, found.values, found.padding):                 # a NaN would come through any mask
+            x.zero_()
+        return found
 
     def give(self, memory: Memory) -> None:
-        self.free = [memory, *self.free][:KEPT]
+        with self._lock:
+            self.free.insert(0, memory)
+            while len(self.free) > KEPT or sum(memory.bytes for memory in self.free) > self.most:
+                self.free.pop()
 
 
 class StaticCache:
@@ -158,26 +178,33 @@ class StaticCache:
     def _move(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was, in a memory of the right size."""
         old, self.rows = self.memory, len(rows)
-        self.memory = self.pool.take(self.rows, self.capacity)
+        if rows_of(self.rows) != old.rows:
+            self.memory = self.pool.take(self.rows, self.capacity)
         for x, y in ((self.memory.keys, old.keys), (self.memory.values, old.values)):
             x[:, :self.rows, :, :self.length] = y[:, rows, :, :self.length]
         self.padding = old.padding[rows]
-        self.pool.give(old)
+        if self.memory is not old:
+            self.pool.give(old)
 
 
 class Captured(nn.Module):
-    """A module of one tensor; its work is a graph for each shape that comes, of the SHAPES that came last."""
+    """A module of one tensor (B, M, T); its work is a graph for each shape that comes, of the SHAPES that came last. Other lengths
+    than `frames` come once each (windows that are padded to the end of speech): they run as they are."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, frames: int):
         super().__init__()
-        self.module = module
+        self.module, self.frames = module, frames
         self._graphs: dict[torch.Size, tuple] = {}
+        self._lock = threading.Lock()                   # from `given` to the copy of what was found nobody else may come in
 
     def forward(self, x: Tensor) -> Tensor:
-        given, found, graph = self._graphs[x.shape] = self._graphs.pop(x.shape, None) or self._capture(x)   # the last one now
-        given.copy_(x)
-        graph.replay()
-        return found[0].clone()
+        if x.shape[-1] != self.frames:
+            return self.module(x)
+        with self._lock:
+            given, found, graph = self._graphs[x.shape] = self._graphs.pop(x.shape, None) or self._capture(x)   # the last one now
+            given.copy_(x)
+            graph.replay()
+            return found[0].clone()
 
     def _capture(self, x: Tensor) -> tuple:
         if len(self._graphs) == SHAPES:
@@ -188,7 +215,7 @@ class Captured(nn.Module):
         def run() -> None:
             found[:] = [self.module(given)]
 
-        return given, found, capture(run)
+        return given, found, capture(run, x.device)
 
 
 def prepare(model, captured: bool) -> None:
@@ -197,5 +224,5 @@ def prepare(model, captured: bool) -> None:
     model.new_cache = lambda rows, capacity: StaticCache(pool, rows, capacity)
     model.step = lambda tokens, cache: cache.step(tokens)
     if captured:
-        model.encoder = Captured(model.encoder)
+        model.encoder = Captured(model.encoder, model.config.window // HOP)
     model.steps = "captured" if captured else "static"

@@ -42,7 +42,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     shared = heads // key.shape[1]
     if shared > 1:
         query = query.reshape(batch, key.shape[1], shared * time, size)
-        mask = mask.repeat(1, 1, shared, 1) if mask is not None else None
+        mask = mask.repeat(1, 1, shared, 1) if mask is not None and time > 1 else mask      # that of one token is alike for all
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return mixed.reshape(batch, heads, time, size).transpose(1, 2).flatten(2)
 

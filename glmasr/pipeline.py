@@ -23,7 +23,7 @@ from . import audio as sound
 from . import cutting, decode, fast, hub, script, weights
 from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
 from .cutting import Window
-from .errors import CheckpointError, GlmAsrError, OptionError
+from .errors import CheckpointError, GlmAsrError, OptionError, ShortMemoryError, out_of_memory
 from .fallback import TEMPERATURES, Limits, compression_ratio, fallback
 from .language import LANGUAGES, forbidden_ids, join, name_language
 from .model import EncoderDecoder, GlmAsr
@@ -208,7 +208,7 @@ def load(name_or_path=hub.DEFAULT, *, device="auto", dtype="auto", plain: bool =
     revision  commit, branch or tag of a model of the hub (None: see `hub.find`)
     progress  show a bar on standard error while weights are fetched
     """
-    device = weights.choose_device(device)                      # before gigabytes are fetched
+    weights.choose_device(device)                               # before gigabytes are fetched
     if dtype not in ("auto", "int8"):
         dtype = weights.choose_dtype(dtype)
     directory = hub.find(name_or_path, revision, progress=progress)
@@ -376,11 +376,11 @@ class Recogniser:
         for window in [Window(0, reader.first)] if reader.fits else cutting.cut(reader, self.config.window):
             yield Job(window, hearing)
 
-    def decode_together(self, jobs: list[Job], options: Options) -> "list[Part | CheckpointError]":
+    def decode_together(self, jobs: list[Job], options: Options) -> "list[Part | GlmAsrError]":
         """The parts of some windows, of one recording or of several, decoded together; `options` as `check` gives them. What the model
         can't answer is an error in place of its part."""
         convert = script.converter(options.script)
-        return [part if isinstance(part, CheckpointError) else
+        return [part if isinstance(part, GlmAsrError) else
                 replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments])
                 for part in self._decode_apart(jobs, options)]
 
@@ -422,14 +422,20 @@ class Recogniser:
                 yield from decoded()
         yield from decoded()
 
-    def _decode_apart(self, jobs: list[Job], options: Options) -> "list[Part | CheckpointError]":
-        """The parts of some jobs. What the model can't answer is an error, and nobody else's."""
+    def _decode_apart(self, jobs: list[Job], options: Options) -> "list[Part | GlmAsrError]":
+        """The parts of some jobs. What the model can't answer is an error, and nobody else's; so is what memory doesn't hold."""
         known = [job.hearing.language for job in jobs]
         try:
             return self._decode(jobs, options)
         except CheckpointError as error:
-            if len(jobs) == 1:
-                return [error]
+            refused = CheckpointError(str(error))       # without the frames, which hold what the batch took
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            refused = ShortMemoryError(f"the memory of the device {str(self.model.device)!r} doesn't hold one window with these options: "
+                                       f"{str(error).partition(chr(10))[0] or 'MemoryError'}; expected fewer beams, a smaller max_new_tokens, or more memory")
+        if len(jobs) == 1:
+            return [refused]
         for job, language in zip(jobs, known):          # as it was before this try
             job.hearing.language = language
         return [part for job in jobs for part in self._decode_apart([job], options)]
@@ -547,7 +553,7 @@ class Recogniser:
         reading = prompt * (2 * decoder.hidden + 8 * decoder.width) * size + prompt ** 2 * (1 + decoder.heads // key_heads * (1 + size))
         logits = 4 * decoder.vocabulary * 4 * rows
         cross = 2 * decoder.layers * decoder.width * frames * size if crossing else 0
-        free = weights.free_memory(self.model.device)
+        free = weights.free_memory(self.model.device) - fast.to_come(self.model)
         if self.model.device.type == "cuda":            # what PyTorch holds and doesn't use is free too
             free += torch.cuda.memory_reserved(self.model.device) - torch.cuda.memory_allocated(self.model.device)
         return max(1, min(MOST_ROWS, int(free / 4 / (cache + hearing + reading + logits + cross))))

@@ -323,14 +323,13 @@ def examine(directory) -> Contents:
 def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: bool = False) -> GlmAsr | EncoderDecoder:
     """The model of a checkpoint directory, ready to run. Raises CheckpointError, OptionError.
 
-    device  "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
+    device  "auto" (a GPU where there is one and dtype isn't int8), "cpu", "cuda", "cuda:1", ...
     dtype   "auto" (bfloat16 where it is fast, else float32; int8 where the files hold it), "bfloat16", "float32" or the torch type;
             "int8": linears with weights of 8 bits, on the CPU
     plain   the modules as they are to be read; else the faster ones of `fast` and `graphs`, where they pay. `model.linears` and
             `model.steps` say what was taken
     stored  each tensor in its own type instead, to be saved again and not to run
     """
-    device = choose_device(device)
     if dtype not in ("auto", "int8"):
         dtype = choose_dtype(dtype)
     contents = examine(directory)
@@ -342,15 +341,16 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: 
         if dtype not in ("auto", "int8"):
             raise OptionError(f"{directory} holds int8 weights, and dtype is {dtype}; expected 'int8' or 'auto', or the directory that they were made from")
         dtype = "int8"
+    device = choose_device("cpu" if (device, dtype) == ("auto", "int8") else device)
     if dtype == "int8":
         fast.check_int8(device)
     floats = None if stored else fast_dtype(device) if dtype in ("auto", "int8") else dtype
     linears = "int8" if dtype == "int8" else "plain" if plain else fast.choose(model, device, floats)
     later = linear_weights(model) if linears != "plain" else set()   # weights that are read one by one, when they are laid out
-    kept, state = Files(), {}
+    kept, apart, state = Files(contents.headers), Files(contents.headers, apart=True), {}
 
-    def read(ours: str, theirs: str, files: Files | None = None) -> Tensor:
-        tensor = (files or Files()).read(where[theirs], theirs)     # a mapping of its own is given back with the tensor
+    def read(ours: str, theirs: str, files: Files) -> Tensor:
+        tensor = files.read(where[theirs], theirs)
         pairs = kind.interleaved and re.search(r"^encoder\..*\.attn\.(query|key)\.", ours)
         return _half_split(tensor, config.encoder.head_size, config.encoder.rotary) if pairs else tensor
 
@@ -361,7 +361,7 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: 
             if not 0 < module.scale.min() <= module.scale.max() < math.inf:
                 raise CheckpointError(f"{where[theirs]}: tensor {theirs}{SCALE} holds what no row can be multiplied by; expected numbers above 0")
         if ours in later:
-            module.read = partial(read, ours, theirs)
+            module.read = partial(read, ours, theirs, apart)
         else:
             state[ours] = read(ours, theirs, kept).to(device, floats)   # the mapped pages themselves, if nothing changes
     model.requires_grad_(False).load_state_dict(state, strict=False, assign=True)   # `_compare` was stricter; only a tied head is not in it
@@ -376,18 +376,36 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: 
 
 
 class Files:
-    """Tensors of safetensors files, as mapped pages: one mapping for each file, which lasts as long as any of its tensors."""
+    """Tensors of safetensors files, as mapped pages: a mapping for each file that lasts as long as any of its tensors, or with
+    `apart` one for each tensor, that goes with it.
 
-    def __init__(self):
-        self._open = {}
+    TRAP: a tensor may be wanted hours after its file was found, from another working directory, or when another file has its name.
+    """
+
+    def __init__(self, paths, apart: bool = False):
+        self._found = {path: (path.absolute(), _identity(path)) for path in paths}
+        self._apart, self._mapped = apart, {}
 
     def read(self, path: Path, name: str) -> Tensor:
         try:
-            if path not in self._open:
-                self._open[path] = safe_open(path, framework="pt")
-            return self._open[path].get_tensor(name)
+            file = self._mapped.get(path) or self._map(path)
+            return file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: {error}") from None
+
+    def _map(self, path: Path):
+        absolute, identity = self._found[path]
+        if _identity(absolute) != identity:
+            raise CheckpointError(f"{path} is another file than when its model was loaded; load it again")
+        file = safe_open(absolute, framework="pt")
+        if not self._apart:
+            self._mapped[path] = file
+        return file
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class _NoInit(TorchFunctionMode):

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from . import audio as sound
+from . import fast
 from .errors import GlmAsrError, OptionError
 from .language import LANGUAGES
 from .pipeline import Hearing, Job, Options, Part, Reader, load
@@ -285,6 +286,7 @@ def work(pipe, model: dict) -> None:
         signal.signal(number, signal.SIG_IGN)
     try:
         recogniser = load(**model)
+        fast.lay_out(recogniser.model)              # a server that is ready has the memory that it needs
     except GlmAsrError as error:
         pipe.send(Broken(str(error)))
         return

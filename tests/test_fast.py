@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import glmasr
 from glmasr import decode, fast, graphs, hub, layers, weights
 from glmasr.errors import CheckpointError, OptionError
+from glmasr.pipeline import Options
 from glmasr.quantize import main, quantise_directory
 
 EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
@@ -43,18 +45,37 @@ def test_packed_linears_are_linears(dtype, bias, shape):
 
 
 def test_packed_linears_are_read_at_their_first_use(tmp_path, monkeypatch):
-    """A model is loaded without them, and a directory that has gone by then is a user's error."""
-    folder = shutil.copytree(hub.BUILT_IN["demo"], tmp_path / "demo")
+    """A model is loaded without them. Until then the working directory may change; a file that was replaced is a user's error."""
+    folder, sound = shutil.copytree(hub.BUILT_IN["demo"], tmp_path / "copy"), Path(EXAMPLES[0]).absolute()
     monkeypatch.setattr(fast, "LARGE", 1)
-    first, second = (glmasr.load(folder, device="cpu", dtype="float32") for _ in range(2))
+    monkeypatch.chdir(tmp_path)
+    first, second, third = (glmasr.load("copy", device="cpu", dtype="float32") for _ in range(3))
     linears = [module for module in second.model.modules() if isinstance(module, fast.PackedLinear)]
     assert second.model.linears == "packed" and linears and all(linear.weight.is_meta for linear in linears)
-    plain = glmasr.load(folder, device="cpu", dtype="float32", plain=True)
-    assert first.transcribe(EXAMPLES[0]).text == plain.transcribe(EXAMPLES[0]).text
+    unread, options = fast.to_come(second.model), Options(beams=1)
+    assert unread == sum(4 * linear.in_features * linear.out_features for linear in linears)
+    monkeypatch.setattr(weights, "free_memory", lambda device: 20 * unread)
+    before = second.batch_size(options)
+    plain = glmasr.load("copy", device="cpu", dtype="float32", plain=True)
+    monkeypatch.chdir("/")
+    assert first.transcribe(sound).text == plain.transcribe(sound).text
+    assert fast.to_come(first.model) == 0 and first.batch_size(options) > before         # that memory is taken, and not free
+    shutil.copy(folder / "model.safetensors", tmp_path / "new")
+    (tmp_path / "new").replace(folder / "model.safetensors")
+    assert first.transcribe(sound).text                                                 # has them
+    with pytest.raises(glmasr.GlmAsrError, match="model.safetensors is another file than when its model was loaded; load it again"):
+        second.transcribe(sound)
     shutil.rmtree(folder)
-    assert first.transcribe(EXAMPLES[0]).text                                                # has them
-    with pytest.raises(glmasr.GlmAsrError, match="model.safetensors"):
-        second.transcribe(EXAMPLES[0])
+    with pytest.raises(glmasr.GlmAsrError, match="model.safetensors.*No such file"):
+        third.transcribe(sound)
+
+
+def test_int8_is_for_the_cpu_where_there_is_a_gpu_too(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert glmasr.load("demo", dtype="int8").how()["device"] == "cpu"
+    with pytest.raises(OptionError, match="int8 and the device 'cuda'.*expected the device 'cpu' or 'auto'"):
+        glmasr.load("demo", dtype="int8", device="cuda")
 
 
 def test_quantised_weights_are_near():

@@ -59,7 +59,7 @@ def test_memories_are_used_again_and_clean(pair):
     del cache
     again = model.new_cache(1, 200)
     assert again.memory is memory and not memory.keys.isnan().any()
-    caches = [model.new_cache(1, 200) for _ in range(8)]
+    caches = [model.new_cache(1, 200) for _ in range(graphs.KEPT + 2)]
     del caches, again
     assert len(pool.free) == graphs.KEPT
 
@@ -80,7 +80,7 @@ def captures(monkeypatch):
     counts = []
 
     class Graph:
-        def __init__(self, run):
+        def __init__(self, run, device):
             self.run, self.number = run, len(counts)
             counts.append(0)
             run()
@@ -105,16 +105,54 @@ def test_captured_steps_and_encoder_give_the_same(captures):
 
 
 def test_the_shapes_that_came_last_are_kept(captures):
-    module = graphs.Captured(torch.nn.ReLU())
+    module = graphs.Captured(torch.nn.ReLU(), frames=6)
     for size in (1, *range(2, graphs.SHAPES + 1), 1, 100, 1):           # the 1 is used again, so the 2 goes
-        x = torch.rand(size)
+        x = torch.rand(size, 6)
         given = x.clone()
         found = module(x)
         assert torch.equal(found, given) and torch.equal(x, given)
         assert not torch.equal(module(2 * x), found)                    # a result is not written over
-    assert len(captures) == graphs.SHAPES + 1 and torch.Size([2]) not in module._graphs and len(module._graphs) == graphs.SHAPES
-    module(torch.rand(2))
+    assert len(captures) == graphs.SHAPES + 1 and (2, 6) not in module._graphs and len(module._graphs) == graphs.SHAPES
+    module(torch.rand(2, 6))
     assert len(captures) == graphs.SHAPES + 2
+    assert torch.equal(module(-torch.ones(2, 5)), torch.zeros(2, 5)) and len(captures) == graphs.SHAPES + 2    # another length
+
+
+def test_a_second_batch_captures_nothing(captures):
+    """Its rows leave one by one, through memories of 8, 4, 2 and 1 rows: those are kept."""
+    model = glmasr.load("demo", device="cpu", dtype="float32").model
+    graphs.prepare(model, captured=True)
+    how = {"stop": (), "max_new": list(range(3, 11))}
+    heard, prompts = [torch.zeros(4, model.config.decoder.width)] * 8, [[1, *[model.config.audio_token] * 4, 2]] * 8
+    first = [found.ids for found in decode.greedy(model, heard, prompts, **how)]
+    assert len(captures) == 4
+    assert [found.ids for found in decode.greedy(model, heard, prompts, **how)] == first and [len(ids) for ids in first] == how["max_new"]
+    assert len(captures) == 4
+
+
+def test_rows_that_leave_stay_in_place_while_the_size_is_the_same(pair):
+    _, model, heard, prompts = pair
+    cache = model.new_cache(3, 300)
+    with torch.inference_mode():
+        model.prefill(heard[:3], prompts[:3], cache)
+        memory, kept = cache.memory, [x[:, [2, 0], :, :cache.length].clone() for x in (cache.memory.keys, cache.memory.values)]
+        padding = cache.padding[[2, 0]]
+        cache.keep(torch.tensor([2, 0, 1]))
+        assert cache.memory is memory                                   # 3 rows are in a memory of 4
+        cache.keep(torch.tensor([0, 1]))
+        assert cache.memory is not memory and cache.memory.rows == 2 and torch.equal(cache.padding, padding)
+        for x, y in zip((cache.memory.keys, cache.memory.values), kept, strict=True):
+            assert torch.equal(x[:, :2, :, :cache.length], y)
+
+
+def test_memories_that_are_kept_have_a_limit(pair):
+    _, model, _, _ = pair
+    pool = graphs.Pool(model, captured=False)
+    memories = [pool.take(rows, 256) for rows in (1, 2, 4)]
+    pool.most = sum(memory.bytes for memory in memories[1:])
+    for memory in memories:
+        pool.give(memory)
+    assert pool.free == memories[:0:-1]                                 # the one of 4 rows, then that of 2; the first one went
 
 
 def test_memories_serve_within_inference_mode_and_without(pair):

@@ -1,6 +1,7 @@
 """Long recordings and doubtful answers, in both families, with the search replaced by what it could find."""
 
 import json
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -108,6 +109,21 @@ def test_a_loop_ends_there_and_other_rows_go_on(beams):
     assert found[1].ids == list(range(10, 40)) and found[1].stopped
     assert loops(found[0].ids) or beams > 1     # beams may have found a way that ends
     assert len(found[0].ids) <= 30 and found[0].stopped
+
+
+def test_loops_are_those_of_the_definition():
+    """The last max(24, 4 p) tokens agree with those p before them, as far as both are among them; for a p of 1 to 30."""
+    generator, seen = random.Random(0), set()
+    for _ in range(4000):
+        period, length = generator.randint(1, 32), generator.randint(0, 140)
+        once = [generator.randint(10, 40) for _ in range(period)]
+        ids = [generator.randint(10, 40) for _ in range(generator.randint(0, 30))] + (once * 200)[:length]
+        if generator.random() < 0.3 and ids:
+            ids[-generator.randint(1, min(len(ids), 60))] = 9
+        looping = any(len(ids) >= (count := max(24, 4 * p)) and ids[-count:][p:] == ids[-count:][:-p] for p in range(1, 31))
+        assert loops(ids) == looping, ids
+        seen.add(looping)
+    assert seen == {True, False}
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -1,6 +1,7 @@
 """Several recordings in common batches: each gets what it gets alone, whatever the others are, and however little memory there is."""
 
 import math
+import re
 from itertools import groupby
 
 import numpy as np
@@ -145,6 +146,34 @@ def test_a_recording_that_failed_is_not_read_to_its_end(recogniser, recordings, 
     bad = recordings["zh"] / np.abs(recordings["zh"]).max()
     found = told(recogniser, [np.tile(bad, 60), recordings["yue"]], Options(beams=1, guards=False))
     assert len(found[0]) == 1 and len(found[1]) == 2 and sum(spoilt) < 12
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9000 bytes. Error code 12"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has a total capacity of 8.00 GiB"), MemoryError("9000 bytes")])
+def test_what_memory_does_not_hold_at_once_is_decoded_one_by_one(recogniser, recordings, monkeypatch, error):
+    sounds, options, search, sizes = [recordings[name] for name in ("yue", "zh", "en")], Options(beams=1), pipeline.search, []
+    expected = told(recogniser, sounds, options)
+
+    def short(model, audio, prompts, *more):
+        sizes.append(len(prompts))
+        if len(prompts) > short.most:
+            raise error
+        return search(model, audio, prompts, *more)
+    monkeypatch.setattr(pipeline, "search", short)
+    short.most = 1
+    assert told(recogniser, sounds, options) == expected and max(sizes) > 1 and sizes.count(1) >= 3
+    short.most = 0
+    for found in told(recogniser, sounds, options):
+        assert len(found) == 1 and re.search("memory of the device 'cpu' doesn't hold one window with these options: .*9.*; expected fewer beams", found[0])
+
+
+def test_other_errors_are_not_taken_for_missing_memory(recogniser, recordings, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    monkeypatch.setattr(pipeline, "search", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        told(recogniser, [recordings["zh"]], Options(beams=1))
 
 
 def test_nothing_to_recognise(recogniser):
