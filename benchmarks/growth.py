@@ -1,11 +1,11 @@
 """How cost grows with work: recordings of 1 to 60 minutes, and 1 to 64 windows decoded at once.
 
     python benchmarks/growth.py demo                        two Markdown tables
-    python benchmarks/growth.py full --dtype int8 --lengths 1 5 --rows 1 2 4 8 --plot growth.png
+    python benchmarks/growth.py glm-asr-nano-2512 --dtype int8 --lengths 1 5 --rows 1 2 4 8 --plot growth.png
 
 Each length runs in a process of its own, which reads a WAV made of the examples over and over; its peak memory is that process's,
 or the GPU's where it runs there.
-A plot needs the extra [plot].
+Random weights won't do: their answers have no end and are tried again and again. A plot needs the extra [plot].
 """
 
 import argparse
@@ -74,10 +74,11 @@ def plot(path: str, lengths: list[tuple[float, float]], rows: list[tuple[int, fl
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    left.plot(*zip(*lengths, strict=True), "o-")
-    left.set(xlabel="minutes of sound", ylabel="real-time factor (less is better)", xscale="log", ylim=0)
-    right.plot(*zip(*rows, strict=True), "o-")
-    right.set(xlabel="windows decoded at once", ylabel="real-time factor (less is better)", xscale="log", ylim=0)
+    for axes, points, label in ((left, lengths, "minutes of sound"), (right, rows, "windows decoded at once")):
+        axes.plot(*zip(*points, strict=True), "o-")
+        axes.set(xlabel=label, ylabel="real-time factor (less is better)", xscale="log", ylim=0)
+        axes.set_xticks([x for x, _ in points], [f"{x:g}" for x, _ in points])
+        axes.minorticks_off()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 
