@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import sys
@@ -138,6 +137,7 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
                 application.state.stop()
             await super().shutdown(sockets)
 
+    hold(False)
     check_address(args.host, args.port)
     loop = asyncio.get_running_loop()
     model = {"name_or_path": args.model, "device": args.device, "dtype": args.dtype, "revision": args.revision, "progress": not args.quiet}
@@ -169,6 +169,17 @@ def catches_hangup() -> bool:
     return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
+def ends() -> set[int]:
+    """The signals, besides Ctrl-C, that end the server."""
+    return {signal.SIGTERM, *([signal.SIGHUP] if catches_hangup() else [])}
+
+
+def hold(wait: bool) -> None:
+    """Lets the signals wait, or come."""
+    if hasattr(signal, "pthread_sigmask"):              # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK if wait else signal.SIG_UNBLOCK, ends())
+
+
 def allow_files() -> None:
     """As many open files, and so connections, as this user may have."""
     try:
@@ -185,20 +196,19 @@ def main(argv: list[str] | None = None) -> int:
     for talkative in ("httpx", "httpcore", "python_multipart"):
         logging.getLogger(talkative).setLevel(logging.ERROR)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)         # it tells of each connection that can't be taken, a million times
-    folder = tempfile.mkdtemp(prefix="glmasr-")         # for this user only
-    # Whatever makes temporary files, in this process and in those that it starts, makes them there.
-    os.environ.update(TMPDIR=folder, GRADIO_TEMP_DIR=os.path.join(folder, "page"), GRADIO_ANALYTICS_ENABLED="False")
-    tempfile.tempdir = folder
-    for number in (signal.SIGTERM, *([signal.SIGHUP] if catches_hangup() else [])):
+    for number in ends():
         signal.signal(number, lambda *_: sys.exit(143))             # until the server listens: without it nothing is removed
+    hold(True)                                                      # until the folder, and the loop, are there to be removed
     allow_files()
     try:
-        asyncio.run(serve(args, folder))
+        with tempfile.TemporaryDirectory(prefix="glmasr-", ignore_cleanup_errors=True) as folder:       # for this user only
+            # Whatever makes temporary files, in this process and in those that it starts, makes them there.
+            os.environ.update(TMPDIR=folder, GRADIO_TEMP_DIR=os.path.join(folder, "page"), GRADIO_ANALYTICS_ENABLED="False")
+            tempfile.tempdir = folder
+            asyncio.run(serve(args, folder))
     except GlmAsrError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
     except KeyboardInterrupt:                           # while the model is loaded
         return 130
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return 0
