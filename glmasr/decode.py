@@ -178,7 +178,7 @@ def _looping(tokens: Tensor) -> Tensor:
     """tokens (B, t) -> bool (B,)."""
     last, before, free = _grid(tokens.device)
     size = len(last) + LONGEST_PERIOD
-    tokens = pad(tokens[:, -size:], (max(0, size - tokens.shape[1]), 0), value=-1)     # equal to no token: a text as short has no loop
+    tokens = pad(tokens[:, -size:], (max(0, size - tokens.shape[1]), 0), value=-1)     # no token is -1: what is too short has no loop
     return ((tokens[:, None, last] == tokens[:, before]) | free).all(-1).any(-1)
 
 

@@ -7,7 +7,7 @@ traceback. Any other exception is a defect of this package.
 import re
 
 LONGEST = 1000                  # characters of a message
-NO_MEMORY = re.compile("ried to allocate|out of memory|could not create a memory")      # what PyTorch and oneDNN say
+NO_MEMORY = re.compile("ried to allocate|out of memory|annot allocate memory|could not create a memory")    # what PyTorch and oneDNN say
 
 
 def printable(text: str) -> str:
@@ -54,4 +54,5 @@ class OutputError(GlmAsrError):
 
 
 def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is missing: on a CPU PyTorch has no type of its own for that."""
     return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))

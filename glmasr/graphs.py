@@ -22,7 +22,7 @@ from .layers import causal_mask
 
 SLOTS = 256                     # capacities are multiples of it: empty slots are read too
 KEPT = 8                        # memories that are kept for later, those used last: as many sizes as a batch of 128 rows goes through
-SHARE = 8                       # and at most this part of a GPU's memory, an eighth
+SHARE = 8                       # and they take at most an eighth of a GPU's memory
 SHAPES = 8                      # of a captured module
 WARM_UP = 3                     # runs before a capture, in which libraries choose their kernels
 
@@ -87,6 +87,7 @@ class Memory:
 
 
 def rows_of(rows: int) -> int:
+    """The rows of the memory that so many are in."""
     return 1 << (rows - 1).bit_length()
 
 
@@ -98,7 +99,7 @@ class Pool:
         self.free: list[Memory] = []
         device = model.decoder.embed.weight.device
         self.most = torch.cuda.get_device_properties(device).total_memory // SHARE if device.type == "cuda" else 2 ** 63
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()      # TRAP: a cache that is collected gives its memory back, within `take` and `give` too
 
     def take(self, rows: int, capacity: int) -> Memory:
         size = rows_of(rows), -(-capacity // SLOTS) * SLOTS

@@ -427,8 +427,8 @@ class Recogniser:
         known = [job.hearing.language for job in jobs]
         try:
             return self._decode(jobs, options)
-        except CheckpointError as error:
-            refused = CheckpointError(str(error))       # without the frames, which hold what the batch took
+        except (CheckpointError, ShortMemoryError) as error:
+            refused = type(error)(str(error))           # without the frames, which hold what the batch took
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise

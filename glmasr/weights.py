@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import fast, graphs
 from .config import EncoderDecoderConfig, GlmAsrConfig, read_config, read_json, unique
-from .errors import CheckpointError, OptionError
+from .errors import CheckpointError, OptionError, ShortMemoryError, out_of_memory
 from .model import EncoderDecoder, GlmAsr
 
 # -- name tables -------------------------------------------------------------------------------------------------------
@@ -392,6 +392,10 @@ class Files:
             return file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: {error}") from None
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise ShortMemoryError(f"{path}: there is too little memory for the weights: {error}; expected more, or --dtype int8") from None
 
     def _map(self, path: Path):
         absolute, identity = self._found[path]

@@ -70,6 +70,18 @@ def test_packed_linears_are_read_at_their_first_use(tmp_path, monkeypatch):
         third.transcribe(sound)
 
 
+def test_weights_that_memory_does_not_hold(monkeypatch):
+    """When they are mapped, at the start or at their first use."""
+    def full(*arguments, **options):
+        raise RuntimeError("unable to mmap 4515783072 bytes from file <model.safetensors>: Cannot allocate memory (12)")
+    monkeypatch.setattr(fast, "LARGE", 1)
+    recogniser = glmasr.load("demo", device="cpu", dtype="float32")
+    monkeypatch.setattr(weights, "safe_open", full)
+    for act in (lambda: glmasr.load("demo", device="cpu"), lambda: recogniser.transcribe(EXAMPLES[0])):
+        with pytest.raises(glmasr.ShortMemoryError, match="model.safetensors: there is too little memory for the weights: .*expected more, or --dtype int8"):
+            act()
+
+
 def test_int8_is_for_the_cpu_where_there_is_a_gpu_too(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
