@@ -1,19 +1,11 @@
-"""The routes for programs: OpenAI's transcription API, health, metrics. And the gate that all requests pass first.
+"""The routes for programs: OpenAI's transcription API, health, metrics.
 
-What is unusual here:
-- The gate is ASGI, in front of everything, the web page included: the key, the size and the pace of an upload are looked at while it
-  comes in, before anything is kept.
-- Whatever this server can't do is an error that says so. No field is accepted and ignored, not even one that it has never heard of.
-- Errors have OpenAI's shape, {"error": {"message", "type", "param", "code"}}, which its clients show to their users.
+What is unusual here: whatever this server can't do is an error that says so. No field is accepted and ignored, not even one that it has never
+heard of.
 """
 
 import asyncio
-import base64
-import binascii
-import errno
-import hmac
 import json
-import logging
 import math
 import os
 import re
@@ -22,210 +14,31 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from pathlib import Path
 from typing import Annotated, Literal
 
 import anyio
-from fastapi import FastAPI, Form, Request, UploadFile
+from fastapi import APIRouter, FastAPI, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from . import writers
 from .audio import MAX_DURATION
-from .batching import Busy, Closing, Desk, Finished, Refused, TooLong
-from .errors import AudioError, GlmAsrError, OptionError, ShortMemoryError
+from .batching import Desk, Finished, Refused
+from .errors import GlmAsrError
 from .fallback import TEMPERATURES
+from .gate import ROUTE, SLACK, Gate
 from .language import join
 from .pipeline import Options
+from .problems import Problem
 from .worker import Began, Heard
 
-ROUTE = "/v1/audio/transcriptions"
-STALL = 20.0                    # seconds in which nothing of an upload comes before it is given up
-UPLOAD = 600.0                  # seconds that an upload may take
-LINGER = 5.0                    # seconds for which a refused upload is read on: a client that is still sending hears no answer
-SLACK = 2 ** 16                 # bytes of a request beside the recording
-REFUSED = {408, 413, 429, 503, 504, 507}        # an answer of these says: not now, or not this much
+MOST_FIELDS = 50                # of a form
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 NAMES = {"zh": "chinese", "yue": "cantonese", "en": "english"}          # OpenAI names a language so in its answers
-log = logging.getLogger("glmasr")
-
-
-# ---- errors ---------------------------------------------------------------------------------------------------------------
-
-class Problem(Exception):
-    """An error to answer with. `param` is the field that caused it."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after: int | None = None,
-                 headers: dict[str, str] | None = None):
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
-        self.headers = dict(headers or {}) | ({} if retry_after is None else {"Retry-After": str(retry_after)})
-
-    @classmethod
-    def of(cls, error: BaseException) -> "Problem":
-        if isinstance(error, Problem):
-            return error
-        if isinstance(error, Refused):
-            status = 429 if isinstance(error, Busy) else 503 if isinstance(error, Closing) else 504 if isinstance(error, TooLong) else 500
-            code = {429: "queue_full", 503: "shutting_down", 504: "time_limit", 500: "worker_died"}[status]
-            return cls(status, str(error), None, code, error.retry_after)
-        if isinstance(error, AudioError):
-            return cls(400, str(error), "file", "invalid_audio")
-        if isinstance(error, OptionError):
-            field = re.match(r"language|temperature", str(error))
-            return cls(400, str(error), field and field[0], "invalid_value")
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return cls(507, "the server has no room for the upload; try again later, or send a smaller file", None, "no_space", 30)
-        if isinstance(error, ShortMemoryError):
-            return cls(507, "the server's memory doesn't hold this; try again later, or with a temperature of 0", None, "no_memory", 30)
-        # The message of any other error may quote a recording or its text: it is neither answered nor logged.
-        log.error("%s at %s", type(error).__name__, "; ".join(_places(error)))
-        return cls(500, "the server has a defect; its log says where", None, "internal_error")
-
-    def content(self) -> dict:
-        kind = ("authentication_error" if self.status == 401 else "rate_limit_error" if self.status == 429
-                else "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
-
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.content(), self.status, self.headers)
-
-
-def _places(error: BaseException) -> list[str]:
-    places, trace = [], error.__traceback__
-    while trace:
-        places.append(f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}")
-        trace = trace.tb_next
-    return places[-5:]
-
-
-def _invalid(error: RequestValidationError) -> Problem:
-    """What is wrong with a form, in words for its sender."""
-    first = error.errors()[0]
-    param = str(first["loc"][-1]) if len(first["loc"]) > 1 else None
-    if param is None:
-        return Problem(400, "the request has no form; expected multipart/form-data with file and model", None, "missing_required_parameter")
-    if first["type"] == "missing":
-        return Problem(400, f"{param} is missing", param, "missing_required_parameter")
-    if first["type"] == "extra_forbidden":
-        return Problem(400, f"{param} is not supported by this server; leave it out", param, "unsupported_parameter")
-    if param == "file":
-        return Problem(400, "file has to be a file of the form, with a filename", "file", "invalid_value")
-    value = first.get("input")
-    shown = f" is {value[:100]!r}" if isinstance(value, str) else ""
-    return Problem(400, f"{param}{shown}: {first['msg']}", param, "invalid_value")
-
-
-# ---- the gate -------------------------------------------------------------------------------------------------------------
-
-class Gate:
-    """ASGI middleware: the key, the size of a request, its pace, and the queue, before anything is kept of it.
-
-    key          "Authorization: Bearer KEY", or the password of "Basic", for which a browser asks its user; "" lets everybody in
-    most_bytes   of a recording
-    """
-
-    def __init__(self, app, desk: Desk, key: str, most_bytes: int):
-        self.app, self.desk, self.key, self.most_bytes = app, desk, key.encode(), most_bytes
-
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http":
-            await (self.app(scope, receive, send) if scope["type"] == "lifespan" or self.knows(scope) else send({"type": "websocket.close", "code": 1008}))
-            return
-        headers = dict(scope["headers"])
-        limit = self.most_bytes
-        if headers.get(b"content-type", b"").startswith(b"application/json"):
-            limit = limit * 4 // 3                      # base64
-        limit += SLACK
-        try:
-            if scope["path"] != "/healthz" and not self.knows(scope):
-                challenge = {"WWW-Authenticate": 'Bearer realm="glmasr", Basic realm="glmasr"'}
-                raise Problem(401, "the API key is missing or wrong; send it as  Authorization: Bearer KEY", None, "invalid_api_key", headers=challenge)
-            # TRAP: such a call is answered by the first thing that a function yields, which is no text yet.
-            if scope["path"] in ("/gradio_api/run/transcribe", "/gradio_api/api/transcribe"):
-                raise Problem(400, f"{scope['path']} is not supported; expected /gradio_api/call/transcribe or /gradio_api/queue/join", None, "unsupported_value")
-            length = headers.get(b"content-length", b"0")
-            if length.isdigit() and int(length) > limit:
-                raise self.too_large()
-            if scope["path"] == ROUTE and scope["method"] == "POST":
-                self.desk.check()
-        except (Problem, Refused) as error:
-            problem = Problem.of(error)
-            self.desk.figures.refused(problem.status)
-            if b"100-continue" not in headers.get(b"expect", b""):      # such a client waits until it is asked to send
-                await self.read_on(receive)
-            await problem.response()(scope, receive, send)
-            return
-        begun = False
-
-        async def noted(message):
-            nonlocal begun
-            begun = True
-            if message.get("status") in REFUSED and scope["path"] != "/healthz":
-                self.desk.figures.refused(message["status"])
-            await send(message)
-
-        try:
-            await self.app(scope, self.watched(receive, limit), noted)
-        except Exception as error:                      # TRAP: beyond this place its message would be logged
-            response = Problem.of(error).response()
-            if not begun:
-                await response(scope, receive, send)
-
-    def knows(self, scope) -> bool:
-        if not self.key:
-            return True
-        kind, _, value = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-        if kind.lower() == b"basic":
-            try:
-                value = base64.b64decode(value, validate=True).partition(b":")[2]
-            except binascii.Error:
-                return False
-        elif kind.lower() != b"bearer":
-            return False
-        return hmac.compare_digest(value.strip(), self.key)
-
-    def too_large(self) -> Problem:
-        return Problem(413, f"the upload is larger than {self.most_bytes / 2 ** 20:g} MiB, which is the limit; compress it (FLAC, Opus), or cut it",
-                       "file", "too_large")
-
-    def watched(self, receive, limit: int):
-        """The same `receive`, which raises where an upload is too large or too slow."""
-        read, over, deadline = 0, False, time.monotonic() + UPLOAD
-
-        async def inner():
-            nonlocal read, over
-            if over:                                    # what comes now is that the client has left, whenever that is
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(0, min(STALL, deadline - time.monotonic())))
-            except asyncio.TimeoutError:
-                raise _http(Problem(408, f"nothing came for {STALL:g} s, or not all of it in {UPLOAD:g} s; send it again", None, "upload_timeout",
-                                    headers={"Connection": "close"})) from None
-            read += len(message.get("body", b""))
-            over = not message.get("more_body")
-            if read > limit:
-                if message.get("more_body"):
-                    await self.read_on(receive)
-                raise _http(self.too_large())
-            return message
-        return inner
-
-    async def read_on(self, receive) -> None:
-        """TRAP: a connection that is closed while its client is sending is reset, and the client sees that instead of the answer."""
-        with anyio.move_on_after(LINGER):
-            while (message := await receive())["type"] == "http.request" and message.get("more_body"):
-                pass
-
-
-def _http(problem: Problem) -> HTTPException:
-    """FastAPI lets this one pass where it reads a form, and calls everything else a damaged body."""
-    error = HTTPException(problem.status, str(problem), problem.headers)
-    error.__cause__ = problem
-    return error
 
 
 # ---- what is asked for ----------------------------------------------------------------------------------------------------
@@ -263,6 +76,39 @@ class Transcription(BaseModel):
         temperatures = (self.temperature, *(value for value in TEMPERATURES if value > self.temperature))
         return Options(temperatures=temperatures, max_duration=max_duration,
                        timestamps=desk.facts.timestamps and self.response_format in ("srt", "vtt", "verbose_json"))
+
+
+class FormRoute(APIRoute):
+    """A route that takes a form with one file, and at most SLACK bytes beside it. TRAP: left to itself FastAPI takes a thousand fields of a
+    megabyte each into memory, and reads other kinds of forms too."""
+
+    def get_route_handler(self):
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            if request.method == "POST":
+                await read_form(request)
+            return await handle(request)
+        return bounded
+
+
+async def read_form(request: Request) -> None:
+    """Reads the form, which stays with the request. Raises Problem."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+        raise Problem(400, "the request has no form; expected multipart/form-data with file and model", None, "missing_required_parameter")
+    try:
+        form = await request.form(max_files=1, max_fields=MOST_FIELDS, max_part_size=SLACK)
+    except HTTPException as error:
+        if error.__cause__ is None and "maximum size" in error.detail:
+            raise too_many_bytes() from None
+        raise
+    # Names count too, and in UTF-8 a letter has at most 4 bytes.
+    if sum(len(name) + len(value) for name, value in form.multi_items() if isinstance(value, str)) > SLACK:
+        raise too_many_bytes()
+
+
+def too_many_bytes() -> Problem:
+    return Problem(413, f"the fields beside the file have more than {SLACK // 1024} KiB together, which is the limit", None, "too_large")
 
 
 @asynccontextmanager
@@ -365,10 +211,27 @@ async def unless_gone(request: Request, task: asyncio.Task):
         await asyncio.gather(task, leaving, return_exceptions=True)
 
 
+def _invalid(error: RequestValidationError) -> Problem:
+    """What is wrong with a form, in words for its sender."""
+    first = error.errors()[0]
+    param = str(first["loc"][-1]) if len(first["loc"]) > 1 else None
+    if param is None:
+        return Problem(400, "the request has no form; expected multipart/form-data with file and model", None, "missing_required_parameter")
+    if first["type"] == "missing":
+        return Problem(400, f"{param} is missing", param, "missing_required_parameter")
+    if first["type"] == "extra_forbidden":
+        return Problem(400, f"{param} is not supported by this server; leave it out", param, "unsupported_parameter")
+    if param == "file":
+        return Problem(400, "file has to be a file of the form, with a filename", "file", "invalid_value")
+    value = first.get("input")
+    shown = f" is {value[:100]!r}" if isinstance(value, str) else ""
+    return Problem(400, f"{param}{shown}: {first['msg']}", param, "invalid_value")
+
+
 # ---- the application ------------------------------------------------------------------------------------------------------
 
 def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), key: str = "", most_bytes: int = 100 * 2 ** 20,
-             max_duration: float = MAX_DURATION, origins: tuple[str, ...] = ()) -> FastAPI:
+             max_duration: float = MAX_DURATION, hosts: frozenset[str] | None = None, origins: tuple[str, ...] = ()) -> FastAPI:
     """The application, without the page (`page.add`).
 
     folder         where uploads are kept while they are needed
@@ -376,16 +239,18 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
     key            that requests need; "": none
     most_bytes     of an upload
     max_duration   seconds of a recording
+    hosts          names that requests may call this server by, without the port; None: any
     origins        from whose pages browsers may call this server (CORS)
     """
     app = FastAPI(title="glmasr", version="1", description="Speech recognition, as OpenAI's API has it.", docs_url=None, redoc_url=None)
-    app.add_middleware(Gate, desk=desk, key=key, most_bytes=most_bytes)
+    app.add_middleware(Gate, desk=desk, key=key, most_bytes=most_bytes, hosts=hosts, origins=origins)
     # The last one added is the first one asked: a browser sends no key when it asks whether it may send one.
     # TRAP: without this one, even for no origin, Gradio adds its own, which lets in the pages of everybody.
     app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
+    forms = APIRouter(route_class=FormRoute)
     began = int(time.time())
     errors = {status: {"description": text, "content": {"application/json": {}}} for status, text in (
-        (400, "not supported, or not a recording"), (401, "API key"), (404, "another model"), (408, "slow upload"), (413, "large upload"),
+        (400, "not supported, or not a recording"), (401, "API key"), (403, "unknown host, or foreign origin"), (404, "another model"), (408, "slow upload"), (413, "large upload"), (415, "charset"),
         (429, "queue full: Retry-After"), (500, "defect"), (503, "about to end"), (504, "time limit"), (507, "no room"))}
     errors[422] = errors[400]
 
@@ -405,12 +270,12 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
     async def invalid(request: Request, error: RequestValidationError):
         return _invalid(error).response()
 
-    @app.post(ROUTE, responses=errors | {200: {"content": {"text/plain": {}, "text/event-stream": {}}}}, tags=["recognition"])
+    @forms.post(ROUTE, responses=errors | {200: {"content": {"text/plain": {}, "text/event-stream": {}}}}, tags=["recognition"])
     async def transcriptions(request: Request, form: Annotated[Transcription, Form(media_type="multipart/form-data")]):
         """The text of a recording."""
         for name in request.query_params:
             raise Problem(400, f"{name[:100]} stands in the address; send it as a field of the form", name[:100], "unsupported_parameter")
-        fields = (await request.form()).multi_items()
+        fields = (await request.form()).multi_items()           # read by `FormRoute` already
         for name in {name for name, _ in fields if not name.endswith("[]")}:
             if sum(name == other for other, _ in fields) > 1:
                 raise Problem(400, f"{name} comes several times; send it once", name, "invalid_value")
@@ -420,7 +285,7 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
         if not form.stream:
             async with kept(form.file, folder) as path:
                 found = await unless_gone(request, asyncio.ensure_future(finished(desk.recognise(path, form.language, options))))
-            return Response(status_code=499) if found is None else answer(found, form.response_format)
+            return Response(status_code=499) if found is None else await anyio.to_thread.run_sync(answer, found, form.response_format)
 
         async with AsyncExitStack() as stack:
             path = await stack.enter_async_context(kept(form.file, folder))
@@ -429,6 +294,8 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
             if isinstance(first, Began):                # an error before the first text has a status of its own
                 first = await unless_gone(request, asyncio.ensure_future(anext(events)))
             return Response(status_code=499) if first is None else EventStream(as_events(events, first), stack.pop_all())
+
+    app.include_router(forms)
 
     def described(name: str) -> dict:
         return {"id": name, "object": "model", "created": began, "owned_by": "glmasr"}

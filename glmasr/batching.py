@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from . import worker
@@ -76,7 +77,7 @@ class Ticket:
 
     recording: Recording
     came: float
-    events: asyncio.Queue = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue = field(default_factory=asyncio.Queue)       # of what the worker says, or an exception that ends it
     started: float | None = None            # when it was handed to the worker
 
 
@@ -114,7 +115,16 @@ class Desk:
         self.process = context.Process(target=worker.work, args=(theirs, self.model), daemon=True, name="glmasr-worker")
         self.process.start()
         theirs.close()                              # so that the end of the process is the end of the pipe
+        self._outbox: SimpleQueue = SimpleQueue()
         threading.Thread(target=self._listen, args=(self._pipe,), daemon=True).start()
+        threading.Thread(target=self._speak, args=(self._pipe, self._outbox), daemon=True).start()
+
+    @staticmethod
+    def _speak(pipe, outbox: SimpleQueue) -> None:
+        """Thread: what the worker is told. TRAP: a pipe takes no more where the worker hangs, and the event loop may not wait for that."""
+        with suppress(OSError):                     # it has just died: `_died` will tell
+            while (message := outbox.get()) is not None:
+                pipe.send(message)
 
     def _listen(self, pipe) -> None:
         """Thread: what the worker says, handed to the event loop."""
@@ -149,6 +159,7 @@ class Desk:
         pipe.close()
         if pipe is not self._pipe:
             return
+        self._outbox.put(None)
         self.ready = None
         for ticket in list(self.running.values()):
             self._release(ticket)
@@ -186,12 +197,14 @@ class Desk:
         for a recording that can't be used; OptionError; OSError, such as a full disk. The file may go as soon as the iterator is closed."""
         self.check()
         ticket = Ticket(Recording(next(self._numbers), path, language, options), time.monotonic())
+        # TRAP: not `wait_for`, which in Python 3.10 and 3.11 loses a cancellation that coincides with an event, and with it this place.
+        limit = asyncio.get_running_loop().call_later(self.time_limit, self._overdue, ticket)
         self.waiting.append(ticket)
         self._hand_over()
         outcome, parts, transcript = "left", [], None
         try:
             while transcript is None:
-                event = await self._next(ticket)
+                event = await ticket.events.get()
                 if isinstance(event, Exception):
                     raise event
                 if isinstance(event, Failed):
@@ -208,17 +221,15 @@ class Desk:
             outcome = type(error).__name__
             raise
         finally:
+            limit.cancel()
             self._leave(ticket)
             self._tell(ticket, outcome, transcript)
 
-    async def _next(self, ticket: Ticket):
-        left = ticket.came + self.time_limit - time.monotonic()
-        try:
-            return await asyncio.wait_for(ticket.events.get(), max(0, left))
-        except asyncio.TimeoutError:
-            if ticket.started and time.monotonic() - self._spoke > self.time_limit:     # it hangs
-                self.process.kill()
-            raise TooLong(f"it took longer than {self.time_limit:g} s, the limit for a recording; cut it, or send it when less is to do") from None
+    def _overdue(self, ticket: Ticket) -> None:
+        if ticket.started and time.monotonic() - self._spoke > self.time_limit:         # it hangs
+            self.process.kill()
+        ticket.events.put_nowait(TooLong(f"it took longer than {self.time_limit:g} s, the limit for a recording; cut it, or send it when less is "
+                                         "to do"))
 
     def _hand_over(self) -> None:
         while self.waiting and self.ready is not None and len(self.running) < RUNNING:
@@ -228,8 +239,7 @@ class Desk:
             self._send(ticket.recording)
 
     def _send(self, message) -> None:
-        with suppress(OSError):                     # it has just died: `_died` will tell
-            self._pipe.send(message)
+        self._outbox.put(message)
 
     def _release(self, ticket: Ticket) -> None:
         """Its place with the worker is free."""
@@ -259,6 +269,11 @@ class Desk:
         self.closing = True
         while self.waiting:
             self.waiting.popleft().events.put_nowait(Closing("the server is about to end; send it to another one, or later", retry_after=10))
+
+    def give_up(self) -> None:
+        """Who is still worked for is refused as well."""
+        for ticket in self.running.values():
+            ticket.events.put_nowait(Closing("the server ends, and this took too long to wait for; send it again", retry_after=10))
 
     def end(self) -> None:
         """Ends the worker."""

@@ -1,51 +1,43 @@
-"""The web page, made with Gradio and mounted into the application of `api.py`; and Gradio's own calls for programs.
-
-    POST /gradio_api/queue/join   {"data": ["data:audio/wav;base64,...", "auto"], "fn_index": 0, "session_hash": "x1"}
-    GET  /gradio_api/queue/data?session_hash=x1     server-sent events; the text is in "process_completed"
+"""The web page, made with Gradio and mounted into the application of `api.py`.
 
 What is unusual here:
 - Labels are in English and Chinese; Gradio picks by the browser's language. What is made later (progress, table) goes by the language
   that the browser asks for.
-- Gradio would fetch any address and, mounted as here, copy any file of the server that a client names. `Input` takes what was uploaded, and
-  nothing else.
+- Gradio sees no file, no address and no object that a client names: `fence.py` stands in front of it, and `uploads.py` keeps the files.
 """
 
 import asyncio
-import base64
 import html
 import importlib.util
 import os
-import re
-import shutil
 import sys
-import tempfile
-import time
 from abc import ABCMeta
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
+import anyio
+import gradio as gr
 import gradio.queueing
 import gradio.routes
-import gradio as gr
 from gradio.data_classes import FileData
-from gradio.utils import is_in_or_equal
-from gradio_client.utils import is_file_obj_with_meta, is_http_url_like
 
-from . import writers
-from .api import STALL, Problem
+from . import fence, writers
 from .batching import Desk, Finished
 from .language import join
 from .pipeline import FLAGS, Options
+from .problems import Problem
+from .uploads import Uploads
 from .worker import Began, Heard
 
-KEEP = 3600                     # seconds that uploads and results of the page are kept, for players and downloads
+SESSIONS = 64                   # that Gradio remembers; the functions here keep nothing in them
+EVENTS = 200                    # calls that may be under way in Gradio at once
 BARS = 400                      # columns of the waveform
 FORMATS = ("txt", "srt", "vtt", "json")
 CHOICES = {"auto": "Auto 自动", "zh": "普通话 Mandarin", "yue": "粤语 Cantonese", "en": "English 英语"}
 TEXTS = {                       # name -> English, Chinese
-    "intro": ("# Speech to text\n\nMandarin, Cantonese and English. Your recording stays on this server and is deleted after an hour.",
-              "# 语音转文字\n\n支持普通话、粤语和英语。录音只保存在本服务器上，一小时后删除。"),
+    "intro": ("# Speech to text\n\nMandarin, Cantonese and English. Your recording stays on this server and is deleted when you close this page.",
+              "# 语音转文字\n\n支持普通话、粤语和英语。录音只保存在本服务器上，关闭本页后即删除。"),
     "language": ("Language", "语言"),
     "more": ("Model and options", "模型与选项"),
     "model": ("Model", "模型"),
@@ -126,37 +118,16 @@ class Plain(type(gr.Audio)):
 
 
 class Input(gr.Audio, metaclass=Plain):
-    """`gr.Audio` for a file of the user's own: one that was uploaded, of which `preprocess` gives the path, or a data URI: (name, content)."""
+    """`gr.Audio` whose value is the path that `fence.checked_recording` gives, and stays it."""
 
     is_template = True                                  # the same for the browser
-    data_model = None                                   # so that a data URI comes as far as `preprocess`
+    data_model = None
 
     def api_info(self) -> dict:
-        return FileData.model_json_schema()
+        return FileData.model_json_schema()             # so that gradio_client uploads a file
 
-    async def async_move_resource_to_block_cache(self, url_or_file_path):
-        path = str(url_or_file_path)
-        if is_http_url_like(path):
-            raise refused("the recording is an address, and this server fetches nothing; expected an uploaded file or a data URI")
-        if not is_in_or_equal(path, self.GRADIO_CACHE):
-            raise refused("the recording is a file of the server; expected an uploaded file or a data URI")
-        return await super().async_move_resource_to_block_cache(path)
-
-    def preprocess(self, payload) -> str | tuple[str, bytes] | None:
-        if isinstance(payload, dict) and is_file_obj_with_meta(payload):        # `async_move_resource_to_block_cache` has seen it
-            return super().preprocess(FileData(**payload))
-        if isinstance(payload, dict):                   # as Gradio 3 sent it
-            payload = payload.get("data", payload)
-        if payload is None:
-            return None
-        found = isinstance(payload, str) and re.match(r'data:([\w.+-]+/(?:x-)?([\w.+-]+))?[\w=;.+" -]*;base64,', payload, re.IGNORECASE | re.ASCII)
-        try:
-            content = base64.b64decode(re.sub(r"\s", "", payload[found.end():]), validate=True) if found else None
-        except ValueError:
-            content = None
-        if content is None:
-            raise refused(f"the recording is {str(payload)[:20]!r}...; expected a data URI, data:audio/wav;base64,..., or an uploaded file")
-        return f"recording.{(found[2] or 'wav').lower()[:8]}", content
+    def preprocess(self, payload: str | None) -> str | None:
+        return payload
 
 
 async def ticking(events: AsyncIterator) -> AsyncIterator:
@@ -183,39 +154,15 @@ async def ticking(events: AsyncIterator) -> AsyncIterator:
 
 
 @contextmanager
-def local(recording: str | tuple[str, bytes]) -> Iterator[str]:
-    """The path of what `Input` gives. What came as a data URI is there only as long: nobody will ask for it again."""
-    if isinstance(recording, str):
-        yield recording
-        return
-    path = stored(*recording)
+def used(uploads: Uploads, path: str) -> Iterator[str]:
+    """The path of a recording while it is recognized. What came within its call goes with it."""
+    once = path in uploads.files and uploads.files[path].once
     try:
         yield path
     finally:
-        shutil.rmtree(Path(path).parent, ignore_errors=True)
-
-
-def stored(name: str, content: bytes) -> str:
-    """The path of a new file of this name, where Gradio keeps its files."""
-    folder = tempfile.mkdtemp(prefix="result-", dir=os.environ["GRADIO_TEMP_DIR"])
-    path = os.path.join(folder, name)
-    Path(path).write_bytes(content)
-    return path
-
-
-async def tidy() -> None:
-    """Removes what is no longer needed, for ever. Gradio leaves the beginning of an upload where it broke off, or where there was no room
-    for the rest; one that grows no more is such a beginning, for the gate ends those that rest."""
-    while True:
-        now = time.time()
-        for path in Path(os.environ["GRADIO_TEMP_DIR"]).iterdir():
-            with suppress(OSError):                     # it has just gone
-                age = now - path.stat().st_mtime
-                if path.is_dir() and age > KEEP:
-                    shutil.rmtree(path)
-                elif path.is_file() and age > STALL + 5:
-                    path.unlink()
-        await asyncio.sleep(5)
+        uploads.find(path)                              # used until now
+        if once:
+            uploads.drop(path)
 
 
 # ---- what is shown --------------------------------------------------------------------------------------------------------
@@ -260,35 +207,34 @@ def table(segments: list, say: Callable[[str], str]) -> str:
             f"<tbody>{rows}</tbody></table></div>")
 
 
-def result(found: Finished, name: str, say: Callable[[str], str]) -> tuple:
-    """Values for status, text, details and the buttons for downloads."""
+def result(found: Finished, name: str, say: Callable[[str], str]) -> tuple[str, str, str, dict[str, bytes]]:
+    """Values for status, text and details, and the files to download."""
     transcript = found.transcript
     summary = say("heard").format(seconds=transcript.seconds, language=transcript.language or say("unknown"))
     notes = "".join(f'<div class="glm-note">{html.escape(warning)}</div>' for warning in transcript.warnings)
     told = f'<div class="glm-status" role="status">{html.escape(say("done") if transcript.text else say("silence"))} · {html.escape(summary)}</div>{notes}'
     details = waveform(found.peaks, transcript.segments, transcript.seconds) + table(transcript.segments, say)
-    stem = Path(name).stem or "recording"
-    files = [stored(f"{stem}.{form}", writers.WRITERS[form](transcript, name=name).encode()) for form in FORMATS]
-    return told, transcript.text, details, *(gr.update(value=file, interactive=True) for file in files)
+    files = {f"{Path(name).stem}.{form}": writers.WRITERS[form](transcript, name=name).encode() for form in FORMATS}
+    return told, transcript.text, details, files
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------------
 
-def add(app, desk: Desk, name: str, *, most_bytes: int, max_duration: float) -> Callable[[], None]:
+def add(app, desk: Desk, uploads: Uploads, name: str, *, most_bytes: int, max_duration: float) -> Callable[[], None]:
     """Mounts the page of a model called `name` at "/". -> a function that ends the streams to open pages, for the server's end."""
-    os.makedirs(os.environ["GRADIO_TEMP_DIR"], mode=0o700, exist_ok=True)
     gradio.queueing.traceback = gradio.routes.traceback = Discreet
-    said, facts = translations(), desk.facts
+    said, facts, ended = translations(), desk.facts, asyncio.Event()
     nothing = (gr.update(value=None, interactive=False),) * len(FORMATS)
+    fence.add_routes(app, uploads, ended)
 
-    async def transcribe(recording: str | tuple[str, bytes] | None, language: str = "auto") -> AsyncIterator[str]:
+    async def transcribe(recording: str | None, language: str = "auto") -> AsyncIterator[str]:
         """The text of a recording: an uploaded file, or a data URI."""
         if recording is None:
             raise refused("the recording is missing; expected an uploaded file, or a data URI as the first value")
         text = ""
         try:
-            with local(recording) as path:
-                async with aclosing(ticking(desk.recognise(path, language, Options(max_duration=max_duration)))) as events:
+            with used(uploads, recording):
+                async with aclosing(ticking(desk.recognise(recording, language, Options(max_duration=max_duration)))) as events:
                     async for event in events:
                         if isinstance(event, Heard):
                             text = join([text, *(segment.text for segment in event.part.segments)])
@@ -296,24 +242,26 @@ def add(app, desk: Desk, name: str, *, most_bytes: int, max_duration: float) -> 
         except Exception as error:
             raise refused(str(Problem.of(error))) from None
 
-    async def show(recording: str | tuple[str, bytes] | None, language: str, timestamps: bool, beams: int, fast: bool, script: str, request: gr.Request):
+    async def show(recording: str | None, language: str, timestamps: bool, beams: float, fast: bool, script: str, request: gr.Request):
         """The same with all that the page shows, while it works."""
         say, text, seconds, told = speaker(request), "", None, ""
         if recording is None:
             yield alert(say("nothing")), "", "", *nothing
             return
-        options = Options(timestamps=bool(timestamps), beams=int(beams) or None, pad_to="speech" if fast else "window", script=script or None,
+        options = Options(timestamps=timestamps, beams=int(beams) or None, pad_to="speech" if fast else "window", script=script or None,
                           max_duration=max_duration)
         yield progress(say("waiting"), None), "", "", *nothing
         try:
-            with local(recording) as path:
-                async with aclosing(ticking(desk.recognise(path, language, options))) as events:
+            with used(uploads, recording):
+                async with aclosing(ticking(desk.recognise(recording, language, options))) as events:
                     async for event in events:
                         if event is None:
                             yield gr.skip()
                             continue
                         if isinstance(event, Finished):
-                            yield result(event, os.path.basename(path), say)
+                            *shown, files = await anyio.to_thread.run_sync(result, event, os.path.basename(recording), say)
+                            paths = [uploads.keep(name, content, beside=recording) for name, content in files.items()]
+                            yield *shown, *(gr.update(value=path, interactive=True) for path in paths)
                             return
                         if isinstance(event, Began):
                             seconds, place = event.seconds, 0.0
@@ -353,14 +301,27 @@ def add(app, desk: Desk, name: str, *, most_bytes: int, max_duration: float) -> 
                                        show_progress="hidden")
         run = go.click(show, [recording, language, timestamps, beams, fast, script], [status, text, details, *files], api_visibility="private",
                        concurrency_limit=None, show_progress="hidden")
-        stop.click(lambda: "", None, status, cancels=[run], api_visibility="private", queue=False)
-    blocks.queue(default_concurrency_limit=None, max_size=200)
+        stop.click(None, None, status, js="() => ''", cancels=[run], api_visibility="private")
+        blocks.unload(lambda: None)                     # so that a page holds a connection while it is open: `fence.add_routes`
+    blocks.queue(default_concurrency_limit=None, max_size=EVENTS)
+    blocks.state_session_capacity = SESSIONS
     fonts = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
     gr.mount_gradio_app(app, blocks, "/", theme=gr.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"]), css=CSS, i18n=said,
                         max_file_size=most_bytes, run_history=False, ssr_mode=False, enable_monitoring=False, mcp_server=False, footer_links=["api"],
                         show_error=True, app_kwargs={"docs_url": None, "redoc_url": None})
 
+    mounted = app.router.routes[-1]
+    gradio_app, mounted.app = mounted.app, fence.Fence(mounted.app, uploads)
+
     def end() -> None:
+        ended.set()
         blocks.is_running = False
-        blocks.app.stop_event.set()
+        gradio_app.stop_event.set()
     return end
+
+
+async def tidy(uploads: Uploads) -> None:
+    """Drops what nobody needs any more, for ever."""
+    while True:
+        await asyncio.sleep(5)
+        uploads.tidy()

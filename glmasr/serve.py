@@ -1,24 +1,32 @@
 """Starts the server: arguments, the private folder, the desk, the application, and the orderly end.
 
-On SIGTERM (and Ctrl-C, and when the terminal is closed) what runs is finished and answered, who waits is refused, and nothing new is taken in; then the folder with all
-uploads is removed. A second signal ends it at once.
+On SIGTERM (and Ctrl-C, and when the terminal is closed) what runs is finished and answered, who waits is refused, and nothing new is taken in;
+then the folder with all uploads is removed. What isn't finished after GRACE seconds is given up. A second signal ends it at once.
 """
 
 import argparse
 import asyncio
+import ipaddress
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from .errors import GlmAsrError, OptionError
+from .errors import GlmAsrError, OptionError, printable
 
-HEADERS = 20.0                  # seconds in which a request has to be there, but for its body, after the connection or the answer before
 BACKLOG = 64                    # connections that may wait to be taken; a thousand would each be an error where no more files can be open
-GRACE = 120.0                   # seconds that running recordings get at the end
+GRACE = 20.0                    # seconds that running recordings get at the end
+LAST = 8.0                      # seconds until the process ends after that, whatever is under way
+FOLDER = "glmasr-server-"
 
 
 def positive(text: str) -> float:
@@ -48,9 +56,16 @@ def origin(text: str) -> str:
     return text
 
 
+def host(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", text):
+        raise ValueError
+    return text.lower()
+
+
 positive.__name__ = "positive number"           # argparse puts it into its message
 count.__name__ = "number of 0 or more"
 port.__name__ = "number of 0 to 65535"
+host.__name__ = "name of a host, without a port"
 origin.__name__ = "origin such as https://example.org"
 
 
@@ -69,6 +84,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-duration", type=positive, default=4 * 3600.0, metavar="SECONDS", help="length of a recording (default: 14400, 4 hours)")
     parser.add_argument("--api-key", default=os.environ.get("GLMASR_API_KEY", ""), metavar="KEY", help="requests need it, and so does the page, as the password; better in GLMASR_API_KEY, for everybody on the machine can read arguments")
     parser.add_argument("--cors", action="append", type=origin, default=[], metavar="ORIGIN", help="lets pages of this origin call the server from a browser, such as https://example.org; may be repeated (default: none)")
+    parser.add_argument("--allow-host", action="append", type=host, default=[], metavar="NAME", help="another name, or address, that requests may call this server by, such as that of a proxy in front of it; may be repeated (default: of a server at this machine's own address localhost, 127.0.0.1 and [::1]; else any)")
+    parser.add_argument("--most-kept", type=positive, default=1024.0, metavar="MIB", help="size of all recordings and results that the page keeps while it is open (default: 1024)")
     parser.add_argument("--no-page", action="store_true", help="only the API")
     parser.add_argument("--quiet", action="store_true", help="errors only on standard error")
     return parser.parse_args(argv)
@@ -98,44 +115,56 @@ def names(args: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys([first, *whole, *(args.name or [])]))
 
 
+def known_hosts(args: argparse.Namespace) -> frozenset[str] | None:
+    """What `Host` of a request may say: None, anything, where other machines are let in and no names are given."""
+    own = args.host.lower()
+    with suppress(ValueError):
+        address = ipaddress.ip_address(own)
+        own = f"[{address}]" if address.version == 6 else str(address)
+        if not (address.is_loopback or args.allow_host):
+            return None
+    if own != "localhost" and not re.match(r"[\d\[]", own) and not args.allow_host:
+        places = {place[4][0] for place in socket.getaddrinfo(own, args.port, type=socket.SOCK_STREAM)}
+        if not all(ipaddress.ip_address(place.partition("%")[0]).is_loopback for place in places):
+            return None
+    return frozenset({"localhost", "127.0.0.1", "[::1]", own, *args.allow_host})
+
+
 async def serve(args: argparse.Namespace, folder: str) -> None:
     """Runs until a signal comes. Raises GlmAsrError where it can't start."""
     try:
         import uvicorn
-        from uvicorn.protocols.http.h11_impl import H11Protocol
 
-        from . import api, batching
+        from . import api, batching, connections
         if not args.no_page:
-            from . import page
+            from . import page, uploads
     except ImportError as error:
         raise missing(error) from None
-
-    class Patient(H11Protocol):
-        """Closes a connection on which no request is made: uvicorn would wait for ever for a client that sends a byte now and then."""
-
-        def connection_made(self, transport):
-            super().connection_made(transport)
-            self.watch()
-
-        def on_response_complete(self):
-            super().on_response_complete()
-            self.watch()
-
-        def watch(self):
-            last = self.cycle
-            if last is None or last.response_complete:          # else the next request is being answered already
-                self.loop.call_later(HEADERS, lambda: self.cycle is last and self.transport.close())
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig, frame):
             # TRAP: uvicorn's own one raises the signal again when all is done, which ends the process before the folder is removed.
-            self.force_exit, self.should_exit = self.should_exit, True
+            if self.should_exit:
+                end_at_once(128 + sig)
+            self.should_exit = True
             loop.call_soon_threadsafe(desk.close)
+            last = threading.Timer(GRACE + LAST, end_at_once, [128 + sig])      # also where the event loop is blocked
+            last.daemon = True
+            last.start()
 
         async def shutdown(self, sockets=None):
             if application.state.stop:                  # streams to open pages
                 application.state.stop()
+            loop.call_later(GRACE, desk.give_up)
             await super().shutdown(sockets)
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+
+    def end_at_once(code: int) -> None:
+        if desk.process is not None:
+            desk.process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(code)
 
     hold(False)
     check_address(args.host, args.port)
@@ -146,20 +175,23 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
         await desk.start()
         most_bytes = round(args.max_upload * 2 ** 20)
         application = api.make_app(desk, folder, names=tuple(names(args)), key=args.api_key, most_bytes=most_bytes,
-                                   max_duration=args.max_duration, origins=tuple(args.cors))
-        application.state.stop = tidying = None
+                                   max_duration=args.max_duration, hosts=known_hosts(args), origins=tuple(args.cors))
+        application.state.stop = None
+        tasks = []
         if not args.no_page:
-            application.state.stop = page.add(application, desk, names(args)[0], most_bytes=most_bytes, max_duration=args.max_duration)
-            tidying = loop.create_task(page.tidy())
+            kept = uploads.Uploads(Path(os.environ["GRADIO_TEMP_DIR"]), round(args.most_kept * 2 ** 20))
+            application.state.stop = page.add(application, desk, kept, names(args)[0], most_bytes=most_bytes, max_duration=args.max_duration)
+            tasks.append(loop.create_task(page.tidy(kept)))
         # uvicorn's log names paths, and those of the page hold the names of files.
-        config = uvicorn.Config(application, args.host, args.port, http=Patient, ws="none", access_log=False, log_config=None, server_header=False,
-                                timeout_graceful_shutdown=int(GRACE), backlog=BACKLOG)
+        config = uvicorn.Config(application, args.host, args.port, http=connections.Connection, ws="none", access_log=False, log_config=None,
+                                server_header=False, timeout_graceful_shutdown=int(GRACE + LAST / 2), backlog=BACKLOG)
         server = Server(config)
+        tasks.append(loop.create_task(connections.watch(server.server_state.connections)))
         if catches_hangup():
             loop.add_signal_handler(signal.SIGHUP, server.handle_exit, signal.SIGHUP, None)
         await server.serve()
-        if tidying:
-            tidying.cancel()
+        for task in tasks:
+            task.cancel()
     finally:
         desk.end()
 
@@ -190,9 +222,62 @@ def allow_files() -> None:
         pass
 
 
+class Escaping(logging.Formatter):
+    """TRAP: a message may hold what a client sent, and a terminal obeys control characters."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, info) -> str:
+        return "\n".join(map(printable, super().formatException(info).split("\n")))
+
+
+@contextmanager
+def private_folder() -> Iterator[str]:
+    """A new folder for this user only, which is removed at the end. Those that killed servers left behind are removed first."""
+    remove_leftovers()
+    with tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True) as folder, lock(folder):
+        yield folder
+
+
+@contextmanager
+def lock(folder: str) -> Iterator[None]:
+    """Holds a lock while this process lives."""
+    try:
+        import fcntl
+    except ImportError:                                 # Windows, where leftovers stay until the system removes them
+        yield
+        return
+    # It gets its name when it is locked: no other server finds it open.
+    with open(os.path.join(folder, "lock.new"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.rename(file.name, os.path.join(folder, "lock"))
+        yield
+
+
+def remove_leftovers() -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return
+    for path in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with suppress(OSError):                         # of another user, still locked, or just gone
+            if path.is_symlink() or path.stat().st_uid != os.getuid():
+                continue
+            if (path / "lock").exists():
+                with open(path / "lock") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path)
+            elif time.time() - path.stat().st_mtime > 60:               # killed before it had one
+                shutil.rmtree(path)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Escaping("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, handlers=[handler])
     for talkative in ("httpx", "httpcore", "python_multipart"):
         logging.getLogger(talkative).setLevel(logging.ERROR)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)         # it tells of each connection that can't be taken, a million times
@@ -201,9 +286,10 @@ def main(argv: list[str] | None = None) -> int:
     hold(True)                                                      # until the folder, and the loop, are there to be removed
     allow_files()
     try:
-        with tempfile.TemporaryDirectory(prefix="glmasr-", ignore_cleanup_errors=True) as folder:       # for this user only
+        with private_folder() as folder:
             # Whatever makes temporary files, in this process and in those that it starts, makes them there.
-            os.environ.update(TMPDIR=folder, GRADIO_TEMP_DIR=os.path.join(folder, "page"), GRADIO_ANALYTICS_ENABLED="False")
+            os.environ.update(TMPDIR=folder, GRADIO_TEMP_DIR=os.path.join(folder, "page"), GRADIO_ANALYTICS_ENABLED="False",
+                              GRADIO_ANALYTICS_MAX_EVENTS="100")
             tempfile.tempdir = folder
             asyncio.run(serve(args, folder))
     except GlmAsrError as error:

@@ -9,11 +9,12 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "glmasr"
 ORDER = ["errors", "config", "audio", "tokenizer", "language", "script", "decode", "fallback", "layers", "conv_frontend", "encoder", "decoder", "model",
          "fast", "graphs", "weights", "hub", "quantize", "cutting", "pipeline", "writers", "explain", "check", "metrics", "worker",
-         "batching", "api", "page", "serve"]
+         "batching", "problems", "gate", "uploads", "api", "fence", "page", "connections", "serve"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
 # Imported only where they are used, with an error that names the extra. Nothing but `serve` imports the modules of the server.
-EXTRAS = {"script": {"opencc"}, "hub": {"huggingface_hub"}, "metrics": {"prometheus_client"}, "api": {"anyio", "fastapi", "pydantic", "starlette"},
-          "page": {"gradio", "gradio_client"}, "serve": {"uvicorn"}}
+EXTRAS = {"script": {"opencc"}, "hub": {"huggingface_hub"}, "metrics": {"prometheus_client"}, "problems": {"fastapi"}, "gate": {"anyio", "starlette"},
+          "api": {"anyio", "fastapi", "pydantic", "starlette"}, "fence": {"anyio", "fastapi", "starlette"}, "page": {"anyio", "gradio"},
+          "connections": {"uvicorn"}, "serve": {"uvicorn"}}
 
 
 def imports(path):
