@@ -15,16 +15,14 @@ import statistics
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import httpx
 import numpy
 import soundfile
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from serving import ROOT, Server
 
-from serving import Server                      # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 CONCURRENCY = (1, 4, 16, 64)
 GROWTH = 0.05                   # of the memory after a quarter of the requests

@@ -7,14 +7,11 @@ Desktop in English, and a phone in Chinese, each with a recording transcribed.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from browser import Page                        # the tests drive the same page
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from browser import Page                        # noqa: E402: the tests drive the same page
-
 PICTURES = {"page-desktop": ("en-GB", 1100, 640, "en.mp3"), "page-phone": ("zh-CN", 390, 1240, "zh.wav")}
 
 

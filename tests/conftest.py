@@ -8,6 +8,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+pytest.register_assert_rewrite("helpers")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():

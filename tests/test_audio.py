@@ -20,6 +20,7 @@ import torch
 
 from glmasr import audio
 from glmasr.errors import AudioError, GlmAsrError, OptionError
+from helpers.sounds import bytes_of, speech
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 
@@ -28,20 +29,6 @@ needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg
 
 def tone(frequency, rate, seconds=1.0, amplitude=0.5):
     return amplitude * np.sin(2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate)
-
-
-def speech(seconds, seed=0):
-    """Speech-like (S,) at 16 kHz: a gliding voice under syllables and two formants, hissing in between, hum and pauses."""
-    random = np.random.default_rng(seed)
-    time = np.arange(round(seconds * 16000)) / 16000
-    pitch = 120 + 30 * np.sin(2 * np.pi * 0.7 * time)
-    phase = 2 * np.pi * np.cumsum(pitch) / 16000
-    voice = sum(np.sin(k * phase) * (np.exp(-((k * pitch - 600) / 300) ** 2) + 0.3 * np.exp(-((k * pitch - 1900) / 400) ** 2))
-                for k in range(1, 30))
-    syllables = np.clip(np.sin(2 * np.pi * 2.3 * time), 0, 1) ** 2
-    hiss = np.diff(random.standard_normal(len(time) + 1)) * np.clip(np.sin(2 * np.pi * 2.3 * time + 3.5), 0, 1) ** 4
-    pauses = np.sin(2 * np.pi * 0.31 * time) > -0.7
-    return ((0.2 * voice * syllables + 0.03 * hiss) * pauses + 0.001 * np.sin(2 * np.pi * 50 * time)).astype(np.float32)
 
 
 def gain(samples, frequency, rate=16000):
@@ -67,12 +54,6 @@ def write(path, samples, rate, format, subtype):
         for start in range(0, len(samples), 8192):
             file.write(samples[start:start + 8192])
     return path
-
-
-def bytes_of(samples, rate=16000, format="WAV", subtype="PCM_16", endian=None):
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, format=format, subtype=subtype, endian=endian)
-    return file.getvalue()
 
 
 def same(a, b, tolerance=0.0):

@@ -14,9 +14,7 @@ from glmasr import check, hub
 from glmasr.model import GlmAsr
 from glmasr.quantize import quantise_directory
 from glmasr.weights import FORMATS, save, their_name
-from test_explain import make_encoder_decoder
-from test_pipeline import make_checkpoint, make_tokenizer
-from test_weights import PUBLISHED, TINY
+from helpers.checkpoints import PUBLISHED, TINY, make_checkpoint, make_encoder_decoder, make_tokenizer
 
 KEY = "language_model.model.layers.1.mlp.up_proj.weight"
 

@@ -23,7 +23,7 @@ yaml = pytest.importorskip("yaml", reason="needs the extra [test]")
 pytest.importorskip("fastapi", reason="needs the extra [web]")
 
 from glmasr import api, serve                   # noqa: E402
-from serving import ROOT, Server                # noqa: E402
+from helpers.server import ROOT, Server         # noqa: E402
 
 EXAMPLES = ROOT / "examples"
 TEXTS = {name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()}

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from glmasr import decode
 from glmasr.decode import Forbid, ForbidFirst, beam, greedy, sample
+from helpers.devices import Waits
 
 STOP = (1, 3, 4)
 
@@ -326,16 +326,6 @@ def test_one_prefill_and_no_step_too_many(width):
         assert (model.prefills, model.steps) == (1, 0)
 
 
-class Waits(TorchDispatchMode):
-    """Counts what would make the host wait for a device: reading one number, or a shape that depends on values."""
-
-    number = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.number += any(name in str(func) for name in ("_local_scalar_dense", "nonzero", "masked_select", "unique"))
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("width", [None, "sample", 1, 4])
 def test_at_most_one_wait_for_the_device_in_a_step(width, monkeypatch):
     """And when a recording leaves, one for each thing that is known of it."""
@@ -403,7 +393,7 @@ def test_all_but_one_forbidden():
 @pytest.mark.parametrize("width", [None, 1, 3])
 def test_rules_see_the_new_tokens_of_their_row(width):
     seen, model = [], Markov(5, 7)
-    prefill, step = model.prefill, model.step
+    prefill = model.prefill
     caches = []
     model.prefill = lambda audio, prompt, cache: (caches.append(cache), prefill(audio, prompt, cache))[1]
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from glmasr import audio as sound
 from glmasr import decode, weights
 from glmasr.config import (CONVOLUTIONS, PRESETS, CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig, read_config,
                            total_stride)

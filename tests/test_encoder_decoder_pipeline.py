@@ -13,7 +13,7 @@ from glmasr.config import CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEn
 from glmasr.decode import Hypothesis
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.model import EncoderDecoder
-from glmasr.pipeline import Options, Segment
+from glmasr.pipeline import Options
 from glmasr.tokenizer import ALPHABET, time_token
 
 NAMES = ["<|endoftext|>", "<|startoftranscript|>", "<|zh|>", "<|yue|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|nospeech|>",

@@ -1,6 +1,5 @@
 """`--explain`: it shows what the plain run does, all of it, and leaves nothing behind."""
 
-import json
 import math
 import re
 from dataclasses import replace
@@ -8,43 +7,15 @@ from dataclasses import replace
 import pytest
 import soundfile
 import torch
-from torch import nn
 
 import glmasr
 import transcribe
-from glmasr import audio, decode, explain, fast, pipeline, weights
-from glmasr.config import CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig
+from glmasr import audio, decode, explain, fast, pipeline
 from glmasr.errors import AudioError, CheckpointError
 from glmasr.explain import LIKELIEST, WIDTH, Observation, _columns, observed, report, spelled, token_text
-from glmasr.model import EncoderDecoder, GlmAsr
-from test_pipeline import RATE, make_checkpoint, make_tokenizer, melody
-
-CONVOLUTIONS = ((6, 10, 5), (8, 8, 4), (8, 16, 16))
-SPECIAL = ("<|endoftranscript|>", "<|startoftranscript|>", "<|zh|>", "<|yue|>", "<|en|>", "<|transcribe|>", "<|nospeech|>", "<|notimestamps|>",
-           *(f"<|{step / 50:.2f}|>" for step in range(101)))
-
-
-def make_encoder_decoder(directory, convolutions=(), width=16, layers=(3, 2), seed=18, loud=1.0):
-    """A tiny random model of the encoder-decoder family, with the byte-level vocabulary of test_pipeline. `loud` says how sure it is."""
-    file = make_tokenizer()
-    end = len(file["model"]["vocab"])
-    file["added_tokens"] = [{**file["added_tokens"][0], "id": end + n, "content": name} for n, name in enumerate(SPECIAL)]
-    config = EncoderDecoderConfig(
-        SinusoidalEncoderConfig(width=width, layers=layers[0], heads=2, hidden=24, positions=100, convolutions=convolutions),
-        CrossDecoderConfig(vocabulary=end + len(SPECIAL), width=width, layers=layers[1], heads=4, hidden=20, positions=64),
-        window_seconds=2, start=end + 1, end=end, languages={"zh": end + 2, "yue": end + 3, "en": end + 4}, tasks={"transcribe": end + 5},
-        no_timestamps=end + 7, suppress=(3, 5), suppress_first=(32, end))
-    model, generator = EncoderDecoder(config), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in sorted(model.named_parameters()):
-            if weight.requires_grad:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * (1.0 if weight.dim() > 1 else 0.1)
-                             + ("norm" in name and name.endswith("weight")))
-        model.decoder.embed.weight *= loud
-        model.decoder.embed.weight[end] *= 2                # so that answers end
-    weights.save(model, directory, torch.float32)
-    (directory / "tokenizer.json").write_text(json.dumps(file), encoding="utf-8")
-    return directory
+from glmasr.model import GlmAsr
+from helpers.checkpoints import CONVOLUTIONS, make_checkpoint, make_encoder_decoder
+from helpers.sounds import RATE, melody
 
 
 def make(kind, directory, **more):

@@ -18,15 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
 import glmasr
 from glmasr import audio
-from test_audio import bytes_of, speech
-from test_pipeline import make_checkpoint
-from test_weights import entry, raw
+from helpers.checkpoints import entry, make_checkpoint, raw
+from helpers.sounds import bytes_of, speech
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "HOSTILE.md"

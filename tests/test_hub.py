@@ -26,7 +26,9 @@ import glmasr
 import transcribe
 from glmasr import hub
 from glmasr.errors import CheckpointError, OptionError
-from test_pipeline import RATE, ROOT, make_checkpoint, melody
+from helpers import ROOT
+from helpers.checkpoints import make_checkpoint
+from helpers.sounds import RATE, melody
 
 # TRAP: it reads the environment once, when it is imported. That has to be now, while conftest.py forbids the network.
 huggingface_hub = pytest.importorskip("huggingface_hub", exc_type=ImportError)

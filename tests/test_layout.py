@@ -1,4 +1,4 @@
-"""The order in which the modules build on each other, and what the package needs of others."""
+"""The order in which the modules build on each other, what the package needs of others, and who may use whom around it."""
 
 import ast
 import configparser
@@ -6,7 +6,8 @@ import importlib
 import sys
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "glmasr"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "glmasr"
 ORDER = ["errors", "config", "audio", "tokenizer", "language", "script", "decode", "fallback", "layers", "conv_frontend", "encoder", "decoder", "model",
          "fast", "graphs", "weights", "hub", "quantize", "cutting", "pipeline", "writers", "explain", "check", "metrics", "worker",
          "batching", "problems", "gate", "uploads", "api", "fence", "page", "connections", "serve"]
@@ -49,3 +50,35 @@ def test_every_command_is_there():
     for place in commands.values():
         module, name = place.split(":")
         assert callable(getattr(importlib.import_module(module), name))
+
+
+# ---- who may use whom outside the package -------------------------------------------------------------------------------
+
+def names(path):
+    """Dotted names of all modules that a file imports anywhere in it, `importorskip` and `import_module` included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield from (node.module or "", *(f"{node.module or ''}.{alias.name}" for alias in node.names))
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("importorskip", "import_module", "__import__"):
+            yield from (argument.value for argument in node.args if isinstance(argument, ast.Constant))
+
+
+def test_no_test_module_imports_another():
+    """What two of them need is in tests/helpers."""
+    files = list((ROOT / "tests").rglob("*.py"))
+    assert len(files) > 30
+    for path in files:
+        found = [name for name in names(path) if any(part.startswith("test_") for part in name.split("."))]
+        assert not found, f"{path.name}: {found}"
+
+
+def test_no_benchmark_needs_a_test():
+    """What both need is in benchmarks/, and tests/helpers imports it from there."""
+    of_tests = {"tests", *(path.stem for path in (ROOT / "tests").iterdir())}
+    files = list((ROOT / "benchmarks").glob("*.py"))
+    assert len(files) > 8 and of_tests >= {"helpers", "conftest", "test_layout"}
+    for path in files:
+        found = of_tests & {name.split(".")[0] for name in names(path)}
+        assert not found and '"tests' not in path.read_text(encoding="utf-8"), f"{path.name}: {found}"

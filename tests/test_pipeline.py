@@ -17,70 +17,15 @@ import soundfile
 import torch
 
 import glmasr
-from glmasr import pipeline, weights
-from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig, read_config
+from glmasr import pipeline
+from glmasr.config import read_config
 from glmasr.language import join
 from glmasr.decode import Hypothesis
-from glmasr.model import GlmAsr
-from glmasr.tokenizer import ALPHABET
+from helpers import ROOT
+from helpers.checkpoints import WINDOW, damage, make_checkpoint
+from helpers.sounds import RATE, melody
 
-ROOT = Path(__file__).resolve().parent.parent
-RATE = 16_000
-WINDOW, LONGEST = 2, 5                  # seconds: two whole windows fit, 4 s
-SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|pad|>", "<|begin_of_audio|>", "<|end_of_audio|>")
-# How strongly the random model wants each script: unforbidden, most of what it writes is kana, then Han, then Latin.
-HAN = "語零一二三四五六七八九好大"
-WISHES = {"いのはをにでときたもこ": 9, HAN: 4, "abcdefghijklmnopqrstuvwxyz": 2, "лжфщ": 4, "가나다라": 4}
 FOREIGN = {"zh": r"(?=\p{L})[^\p{Han}\p{Latin}]", "yue": r"(?=\p{L})[^\p{Han}\p{Latin}]", "en": r"(?=\p{L})[^\p{Latin}]"}
-
-
-def make_tokenizer() -> dict:
-    """Every byte, every character of WISHES, and, as trained vocabularies have them, what those characters begin with."""
-    merges = []
-    for character in "".join(WISHES):
-        code = "".join(ALPHABET[byte] for byte in character.encode())
-        merges += [(code[:n], code[n]) for n in range(1, len(code)) if (code[:n], code[n]) not in merges]
-    tokens = [*ALPHABET, *(left + right for left, right in merges)]
-    return {"added_tokens": [{"id": len(tokens) + n, "content": name, "special": True, "normalized": False, "single_word": False,
-                              "lstrip": False, "rstrip": False} for n, name in enumerate(SPECIAL)],
-            "normalizer": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
-            "decoder": {"type": "ByteLevel"},
-            "model": {"type": "BPE", "vocab": {token: n for n, token in enumerate(tokens)}, "merges": [list(m) for m in merges]}}
-
-
-def make_checkpoint(directory: Path, seed: int = 5) -> Path:
-    """A tiny random model in the published format, whose answers depend on what it hears and are not all alike."""
-    file = make_tokenizer()
-    vocabulary, ids = file["model"]["vocab"], {token["content"]: token["id"] for token in file["added_tokens"]}
-    config = GlmAsrConfig(
-        encoder=EncoderConfig(bands=80, width=16, layers=1, heads=2, key_heads=2, head_size=8, hidden=64, rotary=4),
-        decoder=DecoderConfig(vocabulary=len(vocabulary) + len(ids), width=24, layers=2, heads=2, key_heads=1, head_size=12, hidden=32,
-                              positions=512),
-        audio_token=ids["<|pad|>"], stop=(ids["<|endoftext|>"], ids["<|user|>"], ids["<|observation|>"]),
-        window_seconds=WINDOW, longest_seconds=LONGEST)
-    model, generator = GlmAsr(config), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in sorted(model.named_parameters()):
-            noise = torch.randn(weight.shape, generator=generator)
-            if weight.dim() > 1:
-                weight.copy_((6 if "projector" in name else 2) * noise / weight[0].numel() ** 0.5)
-            else:
-                weight.copy_(0.1 * noise + ("norm" in name and name.endswith("weight")))
-        for characters, strength in WISHES.items():
-            for character in characters:
-                model.decoder.head.weight[vocabulary["".join(ALPHABET[byte] for byte in character.encode())]] *= strength
-        model.decoder.head.weight[len(vocabulary):] = 0             # no special token is ever the likeliest
-    weights.save(model, directory, torch.float32)
-    (directory / "tokenizer.json").write_text(json.dumps(file), encoding="utf-8")
-    return directory
-
-
-def melody(seconds: float, seed: int = 0) -> np.ndarray:
-    """float32 (S,): tones and noise that change all the time."""
-    random = np.random.default_rng(seed)
-    time = np.arange(round(seconds * RATE)) / RATE
-    pitch = 300 + 1500 * random.random(len(time) // 1600 + 1).repeat(1600)[:len(time)]
-    return (0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / RATE) + 0.02 * random.standard_normal(len(time))).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -158,26 +103,6 @@ def test_load_without_weights(tmp_path, monkeypatch):
         glmasr.load(tmp_path / "nothing")
     with pytest.raises(glmasr.CheckpointError, match="config.json"):
         glmasr.load(tmp_path)
-
-
-def damage(directory, file):
-    """Makes one file of a checkpoint unusable in a way that its own format allows or not; returns what the error must name."""
-    path = directory / file.split(":")[0]
-    if file == "model.safetensors:short":
-        path.write_bytes(path.read_bytes()[:-8])
-    elif file == "tokenizer.json:marker":
-        path.write_text(path.read_text(encoding="utf-8").replace("<|begin_of_audio|>", "<|begin|>"), encoding="utf-8")
-        return "<\\|begin_of_audio\\|>"
-    elif file == "tokenizer.json:other":                        # markers whose ids the model does not have
-        data = json.loads(path.read_text(encoding="utf-8"))
-        for token in data["added_tokens"]:
-            token["id"] += 1000
-        path.write_text(json.dumps(data), encoding="utf-8")
-    elif file == "tokenizer.json:gone":
-        path.unlink()
-    else:
-        path.write_text("{", encoding="utf-8")
-    return path.name
 
 
 @pytest.mark.parametrize("file", ["config.json", "processor_config.json", "generation_config.json", "model.safetensors",

@@ -22,8 +22,10 @@ import glmasr
 import transcribe
 from glmasr import writers
 from glmasr.pipeline import Options, Part
-from test_writers import locked
-from test_pipeline import HAN, RATE, ROOT, damage, make_checkpoint, melody
+from helpers import ROOT
+from helpers.checkpoints import HAN, damage, make_checkpoint
+from helpers.files import locked
+from helpers.sounds import RATE, melody
 
 PROGRAM = [sys.executable, str(ROOT / "transcribe.py")]
 KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed", "wordless", "how"]

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.web
 pytest.importorskip("gradio", reason="needs the extra [web]")
 httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 
-from serving import ROOT, Server                # noqa: E402
+from helpers.server import ROOT, Server         # noqa: E402
 
 EXAMPLES = ROOT / "examples"
 TEXTS = {name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()}
@@ -148,7 +148,7 @@ def test_the_page_needs_the_key_too():
 @pytest.fixture
 def browse(server):
     """browse(...) -> an open page."""
-    browser = pytest.importorskip("browser", reason="needs selenium, of the extra [test]", exc_type=ImportError)
+    browser = pytest.importorskip("helpers.browser", reason="needs selenium, of the extra [test]", exc_type=ImportError)
     if not (shutil.which("chromedriver") and (shutil.which("chromium") or shutil.which("chromium-browser"))):
         pytest.skip("needs chromium and chromedriver on the PATH")
     pages = []

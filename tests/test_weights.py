@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,63 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glmasr import weights
-from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig, read_config
+from glmasr.config import GlmAsrConfig, read_config
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.model import GlmAsr
 from glmasr.weights import FORMATS, detect, load, save, their_name
+from helpers.checkpoints import PUBLISHED, TINY, entry, raw
 
 # ---- the published tensors ----------------------------------------------------------------------------------------------
-# Name -> shape of everything in the published files, `{}` for the layer; "w" and "b" stand for weight and bias.
-
-BLOCK = {"q_proj": ("w 1280 1280", "b 1280"), "k_proj": ("w 1280 1280",), "v_proj": ("w 1280 1280", "b 1280"),
-         "out": ("w 1280 1280", "b 1280"), "fc1": ("w 5120 1280", "b 5120"), "fc2": ("w 1280 5120", "b 1280"),
-         "norm 1": ("w 1280", "b 1280"), "norm 2": ("w 1280", "b 1280")}
-LLAMA = {"input_layernorm": "2048", "post_attention_layernorm": "2048", "self_attn.q_proj": "2048 2048", "self_attn.k_proj": "512 2048",
-         "self_attn.v_proj": "512 2048", "self_attn.o_proj": "2048 2048", "mlp.gate_proj": "6144 2048", "mlp.up_proj": "6144 2048",
-         "mlp.down_proj": "2048 6144"}
-
-
-def published(tower, block, norm, linears, language, head, dropped=()):
-    """The tensors of a published format: name -> shape."""
-    def put(module, *leaves):
-        for leaf in leaves:
-            kind, *shape = leaf.split()
-            tensors[f"{module}.{'weight' if kind == 'w' else 'bias'}"] = [int(n) for n in shape]
-
-    tensors = {}
-    put(f"{tower}.conv1", "w 1280 128 3", "b 1280")
-    put(f"{tower}.conv2", "w 1280 1280 3", "b 1280")
-    for layer in range(32):
-        for part, leaves in BLOCK.items():
-            put(f"{tower}.layers.{layer}.{block[part]}", *leaves)
-    put(norm, "w 1280", "b 1280")
-    put(linears[0], "w 4096 5120", "b 4096")
-    put(linears[1], "w 2048 4096", "b 2048")
-    put(f"{language}.embed_tokens", "w 59264 2048")
-    for layer in range(28):
-        for part, shape in LLAMA.items():
-            put(f"{language}.layers.{layer}.{part}", f"w {shape}")
-    put(f"{language}.norm", "w 2048")
-    put(head, "w 59264 2048")
-    return tensors | dict(dropped)
-
-
-def attention(out):
-    return {f"{letter}_proj": f"self_attn.{letter}_proj" for letter in "qkv"} | {"out": f"self_attn.{out}"}
-
-
-NEW = attention("o_proj") | {"fc1": "mlp.fc1", "fc2": "mlp.fc2", "norm 1": "input_layernorm", "norm 2": "post_attention_layernorm"}
-OLD = attention("out_proj") | {"fc1": "fc1", "fc2": "fc2", "norm 1": "self_attn_layer_norm", "norm 2": "final_layer_norm"}
-PUBLISHED = {
-    "transformers": published("audio_tower", NEW, "audio_tower.norm", ("multi_modal_projector.linear_1", "multi_modal_projector.linear_2"),
-                              "language_model.model", "language_model.lm_head"),
-    "original": published("audio_encoder.whisper", OLD, "audio_encoder.layer_norm", ("audio_encoder.adapting.0", "audio_encoder.adapting.2"),
-                          "model", "lm_head",
-                          {"audio_encoder.proj.weight": [2048, 1280], "audio_encoder.proj.bias": [2048],
-                           "audio_encoder.whisper.embed_positions.weight": [1500, 1280],
-                           "audio_encoder.audio_bos_eos_token.weight": [2, 2048]}),
-}
-
 
 @pytest.fixture(scope="module")
 def published_model():
@@ -106,10 +55,6 @@ def test_every_table_is_a_bijection(published_model, kind):
 
 
 # ---- tiny checkpoints ---------------------------------------------------------------------------------------------------
-
-TINY = GlmAsrConfig(encoder=EncoderConfig(bands=80, width=16, layers=2, heads=2, key_heads=2, head_size=8, hidden=64, rotary=4),
-                    decoder=DecoderConfig(vocabulary=48, width=32, layers=2, heads=4, key_heads=2, head_size=8, hidden=40, positions=512),
-                    audio_token=5, stop=(1, 3, 4), window_seconds=2)
 
 
 @pytest.fixture(scope="module")
@@ -367,12 +312,6 @@ def rewrite(folder, change):
     save_file(tensors, folder / "model.safetensors")
 
 
-def raw(folder, header, data=b"", length=None):
-    """Writes a safetensors file from its parts: header a dict, text or bytes; `length` as announced."""
-    text = header if isinstance(header, bytes) else (header if isinstance(header, str) else json.dumps(header)).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
-
-
 FILE = "model.safetensors"
 KEY = "audio_tower.layers.1.self_attn.k_proj.weight"
 
@@ -431,10 +370,6 @@ def test_headers_that_are_no_json_object(folder, header):
 def test_a_git_lfs_pointer(folder):
     (folder / FILE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4515700000\n")
     refused(folder, FILE, "was not downloaded whole")
-
-
-def entry(first, last, shape, dtype="F32"):
-    return {"dtype": dtype, "shape": shape, "data_offsets": [first, last]}
 
 
 @pytest.mark.parametrize("header", [

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_decode import Waits
 
 from glmasr.decode import Forbid, Hypothesis, TimestampRule, beam, greedy, sample
 from glmasr.fallback import TEMPERATURES, Limits, compression_ratio, fallback
+from helpers.devices import Waits
 
 # ---- the rule for times against ApplyTimestampRules
 

@@ -24,6 +24,7 @@ from glmasr import audio, writers
 from glmasr.errors import AudioError, OptionError, OutputError
 from glmasr.pipeline import Segment, Transcript
 from glmasr.writers import WRITERS, Cue, Layout, cues, expand, plan_outputs, record, timed, width, write_whole
+from helpers.files import locked
 
 PAGE = Path(__file__).parents[1] / "docs" / "JSON.md"
 NO_START, NO_END = "。，、！？；：”’）》」】…%,.!?;:)]}»", "“‘（《「【([{«"
@@ -439,17 +440,6 @@ def test_expand(folder, paths, recursive, expected):
 def test_expand_finds_nothing(folder, path, recursive, words):
     with pytest.raises(AudioError, match=words):
         expand(["b.wav", path], recursive)
-
-
-def locked(monkeypatch, names=("deep", "locked")):
-    """Folders of these names can't be read, also by root."""
-    real = os.scandir
-
-    def scandir(path):
-        if os.path.basename(path) in names:
-            raise PermissionError(13, "Permission denied", path)
-        return real(path)
-    monkeypatch.setattr(os, "scandir", scandir)
 
 
 def test_expand_says_which_folder_cannot_be_read(folder, monkeypatch):

@@ -6,7 +6,6 @@ or raises what is none of the package's own exceptions.
 
 import os
 import signal
-import sys
 import traceback
 import warnings
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`python app.py` as a process of its own, for tests and for benchmarks/load.py."""
+"""`python app.py` as a process of its own, for load.py and for the tests."""
 
 import os
 import re

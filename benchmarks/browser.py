@@ -1,4 +1,4 @@
-"""The web page in a real Chromium, driven by chromedriver. For the tests and for benchmarks/screenshots.py."""
+"""The web page in a real Chromium, driven by chromedriver. For screenshots.py and for the tests."""
 
 import shutil
 import tempfile
