@@ -80,31 +80,20 @@ class Transcription(BaseModel):
 
 class FormRoute(APIRoute):
     """A route that takes a form with one file, and at most SLACK bytes beside it. TRAP: left to itself FastAPI takes a thousand fields of a
-    megabyte each into memory, and reads other kinds of forms too."""
+    megabyte each into memory."""
 
     def get_route_handler(self):
         handle = super().get_route_handler()
 
         async def bounded(request: Request) -> Response:
-            if request.method == "POST":
-                await read_form(request)
+            try:
+                form = await request.form(max_files=1, max_fields=MOST_FIELDS, max_part_size=SLACK)         # stays with the request
+            except HTTPException as error:
+                raise (too_many_bytes() if "maximum size" in str(error.detail) else error) from error.__cause__
+            if sum(len(name) + len(value) for name, value in form.multi_items() if isinstance(value, str)) > SLACK:
+                raise too_many_bytes()
             return await handle(request)
         return bounded
-
-
-async def read_form(request: Request) -> None:
-    """Reads the form, which stays with the request. Raises Problem."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        raise Problem(400, "the request has no form; expected multipart/form-data with file and model", None, "missing_required_parameter")
-    try:
-        form = await request.form(max_files=1, max_fields=MOST_FIELDS, max_part_size=SLACK)
-    except HTTPException as error:
-        if error.__cause__ is None and "maximum size" in error.detail:
-            raise too_many_bytes() from None
-        raise
-    # Names count too, and in UTF-8 a letter has at most 4 bytes.
-    if sum(len(name) + len(value) for name, value in form.multi_items() if isinstance(value, str)) > SLACK:
-        raise too_many_bytes()
 
 
 def too_many_bytes() -> Problem:

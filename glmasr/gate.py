@@ -47,14 +47,14 @@ class Gate:
             try:
                 self.check_sender(scope)
                 kind = self.check_type(scope)
-                limit = SLACK + (self.most_bytes * 4 // 3 if kind == "application/json" else self.most_bytes)       # base64
-                self.check_size(scope, limit)
+                recording = {"multipart/form-data": self.most_bytes, "application/json": self.most_bytes * 4 // 3}.get(kind, 0)     # base64
+                self.check_size(scope, recording + SLACK)
                 if scope["path"] == ROUTE and scope["method"] == "POST":
                     self.desk.check()
             except (Problem, Refused) as error:
                 await self.refuse(Problem.of(error), scope, receive, send)
             else:
-                await self.let_in(scope, self.watched(receive, limit), send)
+                await self.let_in(scope, self.watched(receive, recording + SLACK), send)
 
     # -- what is looked at before anything is read ------------------------------------------------------------------------
 
@@ -84,7 +84,7 @@ class Gate:
     def check_size(self, scope, limit: int) -> None:
         length = self.header(scope, b"content-length")
         if length.isdigit() and int(length[:20]) > limit:
-            raise self.too_large()
+            raise self.too_large(limit)
 
     def knows(self, scope) -> bool:
         if not self.key:
@@ -107,7 +107,9 @@ class Gate:
             raise Problem(400, f"{name.decode()} comes {len(values)} times; send it once", None, "invalid_value")
         return values[0].decode("latin-1") if values else ""
 
-    def too_large(self) -> Problem:
+    def too_large(self, limit: int) -> Problem:
+        if limit <= SLACK:
+            return Problem(413, f"a body of this content type may have {SLACK // 1024} KiB; a recording is sent as multipart/form-data", None, "too_large")
         return Problem(413, f"the upload is larger than {self.most_bytes / 2 ** 20:g} MiB, which is the limit; compress it (FLAC, Opus), or cut it",
                        "file", "too_large")
 
@@ -155,7 +157,7 @@ class Gate:
             if read > limit:
                 if message.get("more_body"):
                     await self.read_on(receive)
-                raise _http(self.too_large())
+                raise _http(self.too_large(limit))
             return message
         return inner
 

@@ -31,7 +31,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="needs the extra [web]")
 httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 openai = pytest.importorskip("openai", reason="needs the extra [test]")
 
-from glmasr import api, batching, serve, worker                     # noqa: E402
+from glmasr import api, batching, gate, serve, worker                     # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -259,7 +259,7 @@ def test_an_upload_that_is_too_large_is_refused_while_it_comes(server):
 
 
 def test_a_slow_upload_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(api, "STALL", 0.3)
+    monkeypatch.setattr(gate, "STALL", 0.3)
     with socket.create_connection(server.client.base_url.netloc.decode().split(":")) as slow:
         slow.sendall(f"POST {ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 5000\r\n\r\n--x".encode())
         assert b" 408 " in slow.recv(1000).split(b"\r\n")[0]
@@ -510,7 +510,7 @@ def test_the_page_about_the_server(tmp_path, capsys):
         assert path.replace("{name}", "NAME") in text
     fields = schema["components"]["schemas"]["Transcription"]["properties"]
     assert all(f"`{name}`" in text for name in fields)
-    source = Path(api.__file__).read_text(encoding="utf-8")
+    source = "".join((ROOT / "glmasr" / f"{name}.py").read_text(encoding="utf-8") for name in ("api", "fence", "gate", "problems", "uploads"))
     for status, codes in re.findall(r"^\| (\d{3}) \|([^|]*)\|", text, re.MULTILINE):
         assert codes.strip() and all(f'"{code}"' in source for code in re.findall(r"`(\w+)`", codes)) and status in source
-    assert f"up to {batching.RUNNING} recordings" in text and f"{api.STALL:.0f} s, or not all of it in {api.UPLOAD / 60:.0f} minutes" in text
+    assert f"up to {batching.RUNNING} recordings" in text and f"{gate.STALL:.0f} s, or not all of it in {gate.UPLOAD / 60:.0f} minutes" in text
