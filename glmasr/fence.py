@@ -45,7 +45,7 @@ class Route(NamedTuple):
     reason: str
 
 
-NAME = r"[\w-]{1,64}"
+NAME = r"[\w.-]{1,64}"
 FILES = r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*"              # names without a leading dot: nothing leads upwards
 ROUTES = (
     Route("GET", "/", ("view", "__theme", "__lang"), "the page"),
@@ -70,10 +70,10 @@ LONGEST_TEXT = 200
 
 
 class Fence:
-    """ASGI, around Gradio's application."""
+    """ASGI, around Gradio's application. `languages`: what may be asked for."""
 
-    def __init__(self, app, uploads: Uploads):
-        self.app, self.uploads = app, uploads
+    def __init__(self, app, uploads: Uploads, languages: list[str]):
+        self.app, self.uploads, self.languages = app, uploads, languages
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] == "lifespan":
@@ -93,7 +93,11 @@ class Fence:
         stays = False
         try:
             call = await body.read(receive)
-            content = json.dumps(checked_cancel(call) if scope["path"].endswith("/cancel") else checked_call(call, scope["path"], body, self.uploads)).encode()
+            if scope["path"].endswith("/cancel"):
+                checked = checked_fields(call, ("session_hash", "event_id", "fn_index"))
+            else:
+                checked = checked_call(call, scope["path"].endswith("/join"), body.path, self.uploads, self.languages)
+            content = json.dumps(checked).encode()
             headers = [(name, value) for name, value in scope["headers"] if name not in (b"content-length", b"transfer-encoding")]
             sent = False
 
@@ -238,9 +242,9 @@ def wrong(message: str, param: str | None = None) -> Problem:
     return Problem(400, message, param, "invalid_value")
 
 
-def checked_call(call: dict[str, Any], path: str, body: CallBody, uploads: Uploads) -> dict[str, Any]:
-    """The call as Gradio gets it: what is known, and is what it should be. Raises Problem."""
-    joins = path.endswith("/queue/join")
+def checked_call(call: dict[str, Any], joins: bool, path: str, uploads: Uploads, languages: list[str]) -> dict[str, Any]:
+    """The call as Gradio gets it: what is known, and is what it should be. `joins`: it says which function and session; `path`: of the
+    recording that came with it. Raises Problem."""
     checked = checked_fields(call, ("data", "session_hash", *(("fn_index", "trigger_id") if joins else ())))
     number = checked.setdefault("fn_index", 0) if joins else 0
     if number not in CALLS:
@@ -256,15 +260,12 @@ def checked_call(call: dict[str, Any], path: str, body: CallBody, uploads: Uploa
     for place, (value, kind) in enumerate(zip(values[1:], kinds[1:], strict=True), 1):
         if type(value) not in kind or isinstance(value, str) and len(value) > LONGEST_TEXT:
             raise wrong(f"data[{place}] is {str(value)[:100]!r}, expected a {kind[0].__name__}", "data")
-    recording = checked_recording(values[0], body, uploads)
+    if values[1] not in languages:
+        raise wrong(f"language is {values[1][:40]!r}, expected one of {', '.join(languages)}", "language")
+    recording = checked_recording(values[0], path, uploads)
     if number == 1 and recording:
         uploads.show(recording, checked["session_hash"])
     return checked | {"data": [recording, *values[1:]]}
-
-
-def checked_cancel(call: dict[str, Any]) -> dict[str, Any]:
-    """Raises Problem."""
-    return checked_fields(call, ("session_hash", "event_id", "fn_index"))
 
 
 def checked_fields(call: dict[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
@@ -277,26 +278,26 @@ def checked_fields(call: dict[str, Any], known: tuple[str, ...]) -> dict[str, An
             raise Problem(400, f"{name[:100]} is not supported by this server; leave it out", name[:100], "unsupported_parameter")
         right = type(value) is int and 0 <= value < 2 ** 31 if name in ("fn_index", "trigger_id") else isinstance(value, str) and re.fullmatch(NAME, value, re.ASCII)
         if not right:
-            raise wrong(f"{name} is {str(value)[:100]!r}; expected a number of Gradio's, or a text of letters, digits and dashes", name)
+            raise wrong(f"{name} is {str(value)[:100]!r}; expected a number of Gradio's, or a text of letters, digits, dashes and dots", name)
         checked[name] = value
     return checked
 
 
-def checked_recording(value: Any, body: CallBody, uploads: Uploads) -> str | None:
-    """The path of what was uploaded: by this call as a data URI, or before it. Raises Problem, with the same words whether or not there is
+def checked_recording(value: Any, path: str, uploads: Uploads) -> str | None:
+    """The path of what was uploaded: by this call as a data URI, to `path`, or before it. Raises Problem, with the same words whether or not there is
     such a file on this machine."""
     if isinstance(value, dict) and "data" in value:             # as Gradio 3 sent it
         value = value["data"]
     if value is None:
         return None
-    if isinstance(value, str) and body.path and value == body.path:
+    if isinstance(value, str) and path and value == path:
         return value
-    if isinstance(value, dict) and isinstance(path := value.get("path"), str):
+    if isinstance(value, dict) and isinstance(place := value.get("path"), str):
         if value.get("is_stream"):
             raise wrong("the recording is a stream, which this server doesn't take; expected an uploaded file or a data URI", "data")
-        if found := uploads.find(path):
+        if found := uploads.find(place):
             return found
-        if re.match(r"https?://", path[:10], re.IGNORECASE):
+        if re.match(r"https?://", place[:10], re.IGNORECASE):
             raise wrong("the recording is an address, and this server fetches nothing; expected an uploaded file or a data URI", "data")
         raise wrong("the recording is no file that was uploaded here, or it is no longer kept; upload it, or send a data URI", "data")
     raise wrong(f"the recording is {str(value)[:20]!r}...; expected a data URI, data:audio/wav;base64,..., or an uploaded file", "data")

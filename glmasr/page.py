@@ -12,8 +12,8 @@ import importlib.util
 import os
 import sys
 from abc import ABCMeta
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import anyio
@@ -153,18 +153,6 @@ async def ticking(events: AsyncIterator) -> AsyncIterator:
         await events.aclose()
 
 
-@contextmanager
-def used(uploads: Uploads, path: str) -> Iterator[str]:
-    """The path of a recording while it is recognized. What came within its call goes with it."""
-    once = path in uploads.files and uploads.files[path].once
-    try:
-        yield path
-    finally:
-        uploads.find(path)                              # used until now
-        if once:
-            uploads.drop(path)
-
-
 # ---- what is shown --------------------------------------------------------------------------------------------------------
 
 def alert(text: str) -> str:
@@ -224,6 +212,7 @@ def add(app, desk: Desk, uploads: Uploads, name: str, *, most_bytes: int, max_du
     """Mounts the page of a model called `name` at "/". -> a function that ends the streams to open pages, for the server's end."""
     gradio.queueing.traceback = gradio.routes.traceback = Discreet
     said, facts, ended = translations(), desk.facts, asyncio.Event()
+    languages = [code for code in CHOICES if code in facts.languages]
     nothing = (gr.update(value=None, interactive=False),) * len(FORMATS)
     fence.add_routes(app, uploads, ended)
 
@@ -233,7 +222,7 @@ def add(app, desk: Desk, uploads: Uploads, name: str, *, most_bytes: int, max_du
             raise refused("the recording is missing; expected an uploaded file, or a data URI as the first value")
         text = ""
         try:
-            with used(uploads, recording):
+            with uploads.use(recording):
                 async with aclosing(ticking(desk.recognise(recording, language, Options(max_duration=max_duration)))) as events:
                     async for event in events:
                         if isinstance(event, Heard):
@@ -252,7 +241,7 @@ def add(app, desk: Desk, uploads: Uploads, name: str, *, most_bytes: int, max_du
                           max_duration=max_duration)
         yield progress(say("waiting"), None), "", "", *nothing
         try:
-            with used(uploads, recording):
+            with uploads.use(recording):
                 async with aclosing(ticking(desk.recognise(recording, language, options))) as events:
                     async for event in events:
                         if event is None:
@@ -278,7 +267,7 @@ def add(app, desk: Desk, uploads: Uploads, name: str, *, most_bytes: int, max_du
             with gr.Column(min_width=320):
                 recording = Input(sources=["upload", "microphone"], type="filepath", label="Recording 录音", elem_id="recording",       # TRAP: it alone can't be translated
                                   editable=False, buttons=[])
-                language = gr.Radio([(CHOICES[code], code) for code in CHOICES if code in facts.languages], value="auto", label=said("language"),
+                language = gr.Radio([(CHOICES[code], code) for code in languages], value="auto", label=said("language"),
                                     elem_id="language")
                 with gr.Accordion(said("more"), open=False, elem_id="more"):
                     gr.Textbox(f"{name} ({facts.how['device']}, {facts.how['dtype']})", label=said("model"), interactive=False)
@@ -311,7 +300,7 @@ def add(app, desk: Desk, uploads: Uploads, name: str, *, most_bytes: int, max_du
                         show_error=True, app_kwargs={"docs_url": None, "redoc_url": None})
 
     mounted = app.router.routes[-1]
-    gradio_app, mounted.app = mounted.app, fence.Fence(mounted.app, uploads)
+    gradio_app, mounted.app = mounted.app, fence.Fence(mounted.app, uploads, languages)
 
     def end() -> None:
         ended.set()

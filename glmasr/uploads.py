@@ -16,11 +16,14 @@ import shutil
 import time
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from .problems import Problem
 
+SOON = 60.0                     # seconds in which the call that a recording came with has to begin
 KEEP = 600.0                    # seconds without use, where no open page holds it: a program that calls the page has none
 RETURN = 60.0                   # seconds in which a page whose connection broke may come back
 MOST_FILES = 2000
@@ -35,6 +38,7 @@ class Kept:
     session: str                # of the page that shows it; "" for nobody's yet
     used: float                 # when, by the monotonic clock
     once: bool                  # for one call, which drops it
+    busy: int = 0               # calls that are at work on it
 
 
 class Uploads:
@@ -97,6 +101,19 @@ class Uploads:
             self.bytes -= kept.size
             shutil.rmtree(Path(path).parent, ignore_errors=True)
 
+    @contextmanager
+    def use(self, path: str) -> Iterator[None]:
+        """Keeps a file while a call is at work on it. What came within the call goes with it."""
+        if kept := self.files.get(path):
+            kept.busy += 1
+        try:
+            yield
+        finally:
+            if kept:
+                kept.busy, kept.used = kept.busy - 1, time.monotonic()
+                if kept.once:
+                    self.drop(path)
+
     def page_opened(self, session: str) -> None:
         self.pages[session] += 1
 
@@ -113,7 +130,7 @@ class Uploads:
         """Drops what nobody needs any more."""
         now = time.monotonic()
         for path, kept in list(self.files.items()):
-            if kept.session not in self.pages and now > kept.used + KEEP:
+            if not kept.busy and kept.session not in self.pages and now > kept.used + (SOON if kept.once else KEEP):
                 self.drop(path)
 
 
