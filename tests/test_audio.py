@@ -2,7 +2,6 @@
 
 import io
 import os
-import shutil
 import struct
 import subprocess
 import sys
@@ -20,9 +19,8 @@ import torch
 
 from glmasr import audio
 from glmasr.errors import AudioError, GlmAsrError, OptionError
+from helpers.programs import needs
 from helpers.sounds import bytes_of, speech
-
-needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 
 
 # ---- signals ------------------------------------------------------------------------------------------------------------
@@ -96,7 +94,7 @@ def encoded_by_ffmpeg(path, samples, rate, *options):
     return path
 
 
-@needs_ffmpeg
+@needs("ffmpeg")
 def test_m4a_through_ffmpeg(tmp_path):
     stereo = np.stack([tone(440, 44100, 2), np.zeros(88200)], axis=1)
     path = encoded_by_ffmpeg(tmp_path / "-a: b's.m4a", stereo, 44100)
@@ -106,7 +104,7 @@ def test_m4a_through_ffmpeg(tmp_path):
     same(audio.load(path.read_bytes()), read)
 
 
-@needs_ffmpeg
+@needs("ffmpeg")
 def test_ffmpeg_is_exact_and_all_channels_count_alike(tmp_path):
     random = np.random.default_rng(0)
     surround = random.uniform(-0.5, 0.5, (5000, 6))
@@ -114,7 +112,7 @@ def test_ffmpeg_is_exact_and_all_channels_count_alike(tmp_path):
     same(audio.load(path), torch.from_numpy(surround.mean(1)).float(), 2.0 ** -14)
 
 
-@needs_ffmpeg
+@needs("ffmpeg")
 def test_ffmpeg_ends_when_the_caller_stops(tmp_path):
     path = encoded_by_ffmpeg(tmp_path / "a.mka", np.zeros(16000 * 60 * 5), 16000)
     threads = threading.active_count()
@@ -139,7 +137,7 @@ def test_rare_codecs_are_not_given_to_libsndfile(tmp_path, monkeypatch):
         audio.load(path)
 
 
-@needs_ffmpeg
+@needs("ffmpeg")
 def test_playlists_are_not_followed(tmp_path):
     write(tmp_path / "secret.wav", speech(0.5), 16000, "WAV", "PCM_16")
     for name, text in [("a.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{}\n#EXT-X-ENDLIST\n"),
@@ -168,7 +166,7 @@ def test_ffmpeg_gets_an_absolute_path_and_nothing_but_files(tmp_path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == ["-y $(touch evil); a.m4a", "bin", "seen"]
 
 
-@needs_ffmpeg
+@needs("ffmpeg")
 def test_a_file_for_ffmpeg_cannot_be_longer_than_allowed(tmp_path):
     path = encoded_by_ffmpeg(tmp_path / "a.mka", np.zeros(16000 * 3), 16000)
     assert len(audio.load(path, max_duration=3.1)) > 47_000
@@ -452,8 +450,8 @@ WAV = bytes_of(speech(0.5))
     (bytes_of(np.array([0, 1e200, 0]), subtype="DOUBLE"), "sample 1 is NaN or infinite"),
     *[(bytes_of(np.array([0, value, 0]), subtype="FLOAT"), "sample 1 is .*; expected floats in about") for value in (32767.0, -1e20, 3e38)],
     (bytes_of(speech(0.5), format="FLAC")[:60], "not.* readable|cannot be decoded"),
-])
-@pytest.mark.parametrize("ffmpeg", ["ffmpeg", "no ffmpeg"])
+], ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes")        # which hold the time of day in a WAV of floats
+@pytest.mark.parametrize("ffmpeg", [pytest.param("ffmpeg", marks=needs("ffmpeg")), "no ffmpeg"])
 def test_unusable_files(tmp_path, monkeypatch, content, message, ffmpeg):
     if ffmpeg == "no ffmpeg":
         monkeypatch.setenv("PATH", "")
@@ -755,7 +753,7 @@ LONGER = {"two MP3": (lambda: joined("MP3", "MPEG_LAYER_III", 2), 6.0), "two OGG
           **{f"AU of {length:#x} without a length": (lambda length=length: sun(length), 3.0) for length in (0, 1, 0x7fffffff)}}
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@needs("ffmpeg")
 @pytest.mark.parametrize("name", LONGER)
 def test_files_longer_than_their_header_says_are_read_to_the_end(name):
     make, seconds = LONGER[name]
@@ -763,7 +761,7 @@ def test_files_longer_than_their_header_says_are_read_to_the_end(name):
     assert len(audio.load(make(), warn=warnings.append)) / 16_000 == pytest.approx(seconds, abs=0.2) and warnings == []
 
 
-@needs_ffmpeg
+@needs("ffmpeg")
 @pytest.mark.parametrize("length", [-1, 0, 2 ** 62])
 def test_a_caf_without_a_length_is_read_by_ffmpeg(length):
     """-1 is up to the end of the file, which libsndfile doesn't know."""
@@ -774,7 +772,7 @@ def test_a_caf_without_a_length_is_read_by_ffmpeg(length):
 
 @pytest.mark.parametrize("name", LONGER)
 def test_without_ffmpeg_it_is_said_that_something_is_lost(monkeypatch, name):
-    monkeypatch.setattr(audio.shutil, "which", lambda name: None)
+    monkeypatch.setenv("PATH", "")
     warnings = []
     try:
         assert len(audio.load(LONGER[name][0](), warn=warnings.append)) / 16_000 == pytest.approx(3.0, abs=0.2)

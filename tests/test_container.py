@@ -23,13 +23,13 @@ yaml = pytest.importorskip("yaml", reason="needs the extra [test]")
 pytest.importorskip("fastapi", reason="needs the extra [web]")
 
 from glmasr import api, serve                   # noqa: E402
+from helpers.programs import needs, program      # noqa: E402
 from helpers.server import ROOT, Server         # noqa: E402
 
 EXAMPLES = ROOT / "examples"
 TEXTS = {name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()}
 MODEL = "demo"
 ROUTE = "/v1/audio/transcriptions"
-PROGRAM = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 NGINX = (ROOT / "docker/nginx.conf").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 
@@ -122,12 +122,14 @@ def test_nginx_agrees_with_the_server():
 
 # ---- the whole, run -------------------------------------------------------------------------------------------------------
 
+def container(test):
+    return pytest.mark.container(needs("nginx")(test))
+
+
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
     """(a folder that stands for the root of the image, the environment of its processes). Made by the Dockerfile's own lines; those that
     make a user and install programs of Debian are left out."""
-    if not PROGRAM:
-        pytest.skip("needs nginx: apt-get install nginx-light")
     root = tmp_path_factory.mktemp("image")
     # pip and python are those that run this test; in the image they are the base's. TRAP: without this, a user's own packages are seen.
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TORCH": "cpu", "PYTHONNOUSERSITE": "1"}
@@ -194,7 +196,7 @@ def nginx(server):
     user = "user root;" if os.geteuid() == 0 else ""
     (folder / "nginx.conf").write_text(f"{user} daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{}}\n"
                                        f"http {{ {kinds} proxy_ignore_headers X-Accel-Buffering; include {folder}/default.conf; }}\n", encoding="utf-8")
-    command = [PROGRAM, "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"]
+    command = [program("nginx"), "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"]
     done = subprocess.run([*command, "-t"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     process = subprocess.Popen(command)
@@ -226,7 +228,7 @@ def talk(times: int) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.container
+@container
 def test_what_is_in_the_image(image):
     root, environment = image
     assert [path.name for path in (root / "app").iterdir()] == ["app.py"]
@@ -238,7 +240,7 @@ def test_what_is_in_the_image(image):
     assert Path(path).is_relative_to(root / "venv") and version.partition("+")[0] == pinned
 
 
-@pytest.mark.container
+@container
 def test_recordings_through_nginx(nginx):
     openai = pytest.importorskip("openai", reason="needs the extra [test]")
     client = openai.OpenAI(base_url=f"{nginx}/v1", api_key="none", max_retries=0)
@@ -246,7 +248,7 @@ def test_recordings_through_nginx(nginx):
         assert client.audio.transcriptions.create(file=EXAMPLES / name, model=MODEL).text == text
 
 
-@pytest.mark.container
+@container
 def test_the_page_through_nginx(nginx):
     gradio_client = pytest.importorskip("gradio_client", reason="needs the extra [test]")
     page = httpx.get(nginx)
@@ -255,7 +257,7 @@ def test_the_page_through_nginx(nginx):
     assert client.predict(gradio_client.handle_file(EXAMPLES / "en.mp3"), "auto", api_name="/transcribe") == TEXTS["en.mp3"]
 
 
-@pytest.mark.container
+@container
 def test_health(nginx, server, image):
     _, environment = image
     assert httpx.get(f"{nginx}/healthz").json() == {"status": "ok", "waiting": 0, "running": 0}
@@ -273,7 +275,7 @@ def is_at_work(server) -> bool:
     return httpx.get(f"{server.url}/healthz").json()["running"] == 1
 
 
-@pytest.mark.container
+@container
 def test_texts_are_not_kept_back(nginx, server):
     """When the first one is here the server still works on the rest. All of them would fit into one of nginx's buffers."""
     with httpx.stream("POST", nginx + ROUTE, data={"model": MODEL, "stream": "true"}, files={"file": ("talk.wav", talk(25))}, timeout=120) as stream:
@@ -286,7 +288,7 @@ def test_texts_are_not_kept_back(nginx, server):
     assert events[-1]["text"].count(TEXTS["zh.wav"]) > 15 and len("\n\n".join(received)) < 4000
 
 
-@pytest.mark.container
+@container
 def test_messages_of_the_page_are_not_kept_back(nginx, server):
     """The first one comes before the recording is worked on."""
     body = {"data": ["data:audio/wav;base64," + base64.b64encode(talk(1)).decode(), "auto"], "fn_index": 0, "session_hash": "x"}
@@ -302,14 +304,14 @@ def test_messages_of_the_page_are_not_kept_back(nginx, server):
         os.kill(server.worker, signal.SIGCONT)
 
 
-@pytest.mark.container
+@container
 def test_who_leaves_frees_the_place(nginx, server):
     with pytest.raises(httpx.TimeoutException):
         httpx.post(nginx + ROUTE, data={"model": MODEL}, files={"file": ("talk.wav", talk(100))}, timeout=1)
     server.until(lambda: not is_at_work(server), 3)
 
 
-@pytest.mark.container
+@container
 def test_uploads_that_are_too_large(nginx, server):
     # More than the server's limit, less than nginx's: the server answers. More than nginx's: it answers in the server's place.
     of_server = post(nginx, content=bytes(101 * 2 ** 20))

@@ -230,7 +230,7 @@ def test_word_times_of_the_client(client):
 
 def test_bad_recordings(server):
     found = error(server.send("talk.wav", b"this is a text"), 400)
-    assert found["param"] == "file" and "not a readable recording" in found["message"] and str(server.folder) not in found["message"]
+    assert found["param"] == "file" and re.search("not (a )?readable", found["message"]) and str(server.folder) not in found["message"]
     assert "empty" in error(server.send("talk.wav", b""), 400)["message"]
     assert error(server.send("talk.wav", b"no sound", stream="true"), 400)["code"] == "invalid_audio"
     assert error(server.client.post(ROUTE, data={"model": MODEL, "file": "talk.wav"}), 400)["param"] == "file"
