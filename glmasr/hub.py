@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from . import weights
-from .config import read_config, read_json
+from .config import read_config, read_file, read_json
 from .errors import CheckpointError, GlmAsrError, OptionError
 
 BUILT_IN = {name: Path(__file__).parent / "checkpoints" / name for name in ("demo", "demo-article")}
@@ -123,7 +123,7 @@ class Model:
         if _COMMIT.fullmatch(self.revision):
             return self.revision
         try:
-            found = (self.folder / "refs" / self.revision).read_text(encoding="ascii").strip()
+            found = read_file(self.folder / "refs" / self.revision, 1000).decode("ascii").strip()
         except (OSError, ValueError):
             return None
         return found if _COMMIT.fullmatch(found) else None
@@ -213,6 +213,7 @@ def fetch(model: Model, progress: bool = True) -> Path:
             if model.revision != commit:        # last: until now a branch was what it was before
                 reference = model.folder / "refs" / model.revision
                 reference.parent.mkdir(parents=True, exist_ok=True)
+                _only_a_file(reference)
                 reference.write_text(commit, encoding="ascii")
     return whole
 
@@ -267,6 +268,7 @@ def _get(model: Model, remote: Remote, target: Path, progress: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if not blob.is_file():
         part = _part(model, remote)
+        _only_a_file(part)
         _transfer(remote, part, progress)
         _verify(remote, part)
         os.replace(part, blob)
@@ -279,6 +281,12 @@ def _get(model: Model, remote: Remote, target: Path, progress: bool) -> None:
 
 def _part(model: Model, remote: Remote) -> Path:
     return model.folder / "blobs" / f"{remote.checksum}.incomplete"
+
+
+def _only_a_file(path: Path) -> None:
+    """What is no file, or a link to none, is removed: to write into a pipe would wait."""
+    if not path.is_file():
+        path.unlink(missing_ok=True)
 
 
 def _length(path: Path) -> int:
