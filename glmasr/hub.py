@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from . import weights
-from .config import read_config, read_json
+from .config import read_config, read_file, read_json
 from .errors import CheckpointError, GlmAsrError, OptionError
 
 BUILT_IN = {name: Path(__file__).parent / "checkpoints" / name for name in ("demo", "demo-article")}
@@ -48,7 +48,7 @@ SMALL = (CONFIG, *sorted({name for names in BESIDE.values() for name in names}),
 TRIES = 5                       # of a transfer, without a byte gained
 PAUSE = 1.0                     # seconds before the second try; before the third two, and so on
 TIMEOUT = 30.0                  # seconds without a byte
-LARGEST = 2 ** 28               # bytes of a file that holds no weights
+LARGEST = 40_000_000            # bytes of a file that holds no weights: what the readers take at most
 _HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}")
 _A_HUB = "HF_ENDPOINT has to name a hub or a mirror of it"
@@ -123,7 +123,7 @@ class Model:
         if _COMMIT.fullmatch(self.revision):
             return self.revision
         try:
-            found = (self.folder / "refs" / self.revision).read_text(encoding="ascii").strip()
+            found = read_file(self.folder / "refs" / self.revision, 1000).decode("ascii").strip()
         except (OSError, ValueError):
             return None
         return found if _COMMIT.fullmatch(found) else None
@@ -213,6 +213,7 @@ def fetch(model: Model, progress: bool = True) -> Path:
             if model.revision != commit:        # last: until now a branch was what it was before
                 reference = model.folder / "refs" / model.revision
                 reference.parent.mkdir(parents=True, exist_ok=True)
+                _only_a_file(reference)
                 reference.write_text(commit, encoding="ascii")
     return whole
 
@@ -267,6 +268,7 @@ def _get(model: Model, remote: Remote, target: Path, progress: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if not blob.is_file():
         part = _part(model, remote)
+        _only_a_file(part)
         _transfer(remote, part, progress)
         _verify(remote, part)
         os.replace(part, blob)
@@ -279,6 +281,12 @@ def _get(model: Model, remote: Remote, target: Path, progress: bool) -> None:
 
 def _part(model: Model, remote: Remote) -> Path:
     return model.folder / "blobs" / f"{remote.checksum}.incomplete"
+
+
+def _only_a_file(path: Path) -> None:
+    """What is no file, or a link to none, is removed: to write into a pipe would wait."""
+    if not path.is_file():
+        path.unlink(missing_ok=True)
 
 
 def _length(path: Path) -> int:

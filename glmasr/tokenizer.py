@@ -30,22 +30,29 @@ special tokens, from an `added_tokens.json` beside the model, and output piece b
 
 import codecs
 import heapq
-import json
 import unicodedata
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from time import process_time as _now       # as the timeout of `regex`
 
 import regex
 
-from .config import TIME_STEP, read_file, unique
+from .config import LARGEST_CONFIG, TIME_STEP, parse_json, read_file
 from .errors import TokenizerError
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 HIGHEST_ID = 2**24              # an id above is damage: tables here are as long as the highest id
 CACHED_PIECES = 2**16           # pre-tokens remembered with their ids; words repeat, so most are found here
-MOST_REPEATS = 10_000           # of a regular expression, all its {n} multiplied: `regex` makes a copy for each
-MATCHING = 2.0                  # seconds for a text, and as much for each 100,000 characters; a hostile expression takes years for a line
+LARGEST_FILE = 40_000_000       # bytes of a tokenizer.json; that of Gemma 3 has 33
+LARGEST_MODEL = 6_000_000       # bytes of a tokenizer.model; that of Gemma 3 has 4.7
+MOST_VALUES = 200_000_000       # bytes of memory that a tokenizer.json takes: those of 300,000 tokens and 600,000 merges
+MOST_ADDED = 100_000            # tokens beside the vocabulary
+LONGEST_ADDED = 1000            # characters of one of them
+MOST_STEPS = 20                 # of a pre-tokenizer, as of a normalizer
+LONGEST_PATTERN = 5000          # characters of a regular expression; published ones have up to 500
+MOST_EXPANDED = 200_000         # characters, all its {n} written out, as `regex` does: all of them multiplied with its length
+MATCHING = 1.0                  # seconds for a text, and as much for each 100,000 characters; a hostile expression takes years for a line
 
 
 # --- The byte alphabet -------------------------------------------------------------------------------------------------
@@ -105,7 +112,9 @@ def _compile(pattern: str) -> regex.Pattern:
     `x{2}+` (not possessive there), `^` and `$` (each line there), `(?i:` around anything but
     English contractions (ß folds to ss there), nested classes and `&&`.
     """
-    end, repeats = 0, 1
+    if len(pattern) > LONGEST_PATTERN:
+        raise TokenizerError(f"the regular expression {pattern!r:.60} has {len(pattern)} characters; expected at most {LONGEST_PATTERN}")
+    end, expanded = 0, len(pattern)
     while end < len(pattern):
         token = _SAME.match(pattern, end)
         if token is None:
@@ -113,9 +122,10 @@ def _compile(pattern: str) -> regex.Pattern:
                                  "implement; use the tokenizer.json of the published model")
         end = token.end()
         if token[0][0] == "{":
-            repeats *= max(1, *(int(number[:9]) for number in regex.findall(r"\d+", token[0])))
-        if repeats > MOST_REPEATS:
-            raise TokenizerError(f"the regular expression {pattern!r:.200} repeats a part {repeats} times; expected at most {MOST_REPEATS}")
+            expanded *= max(1, *(int(number[:9]) for number in regex.findall(r"\d+", token[0])))
+        if expanded > MOST_EXPANDED:
+            raise TokenizerError(f"the regular expression {pattern!r:.60} has {expanded} characters or more when its repeats are written out; "
+                                 f"expected at most {MOST_EXPANDED}")
     try:
         return regex.compile(pattern)
     except (regex.error, RecursionError) as error:
@@ -126,16 +136,16 @@ def _pattern(part: dict, where: str) -> regex.Pattern:
     pattern = _get(part, "pattern", dict, where)
     if len(pattern) == 1 and isinstance(pattern.get("Regex"), str) and pattern["Regex"]:
         return _compile(pattern["Regex"])
-    if len(pattern) == 1 and isinstance(pattern.get("String"), str) and pattern["String"]:
+    if len(pattern) == 1 and isinstance(pattern.get("String"), str) and 0 < len(pattern["String"]) <= LONGEST_PATTERN:
         return regex.compile(regex.escape(pattern["String"], special_only=True))
-    raise TokenizerError(f'{where}.pattern is {pattern!r}; expected {{"Regex": ...}} or {{"String": ...}}')
+    raise TokenizerError(f'{where}.pattern is {pattern!r:.200}; expected {{"Regex": ...}} or {{"String": ...}} of at most {LONGEST_PATTERN} characters')
 
 
-def _split(text: str, pattern: regex.Pattern, behavior: str, invert: bool) -> list[str]:
-    """The pieces of a text around the matches of a pattern; `behavior` says where a match goes."""
+def _split(text: str, until: float, pattern: regex.Pattern, behavior: str, invert: bool) -> list[str]:
+    """The pieces of a text around the matches of a pattern; `behavior` says where a match goes. `until` is a time as `_now` tells it."""
     spans, end = [], 0                                          # (start, end, is a delimiter)
     try:
-        for match in pattern.finditer(text, timeout=MATCHING * (1 + len(text) / 100_000)):
+        for match in pattern.finditer(text, timeout=max(0.0, until - _now())):
             if match.start() > end:
                 spans.append((end, match.start(), invert))
             spans.append((match.start(), match.end(), not invert))
@@ -161,20 +171,20 @@ def _split(text: str, pattern: regex.Pattern, behavior: str, invert: bool) -> li
     return [text[start:end] for start, end in (reversed(pieces) if backward else pieces)]
 
 
-def _byte_level(text: str, pattern: "regex.Pattern | None", prefix_space: bool) -> list[str]:
+def _byte_level(text: str, until: float, pattern: "regex.Pattern | None", prefix_space: bool) -> list[str]:
     if prefix_space and not text.startswith(" "):
         text = " " + text
-    pieces = _split(text, pattern, "Isolated", False) if pattern else [text]
+    pieces = _split(text, until, pattern, "Isolated", False) if pattern else [text]
     return [_to_alphabet(piece) for piece in pieces]
 
 
 def _pre_tokenizers(part: "dict | None", where: str = "pre_tokenizer") -> list:
-    """The functions text -> [text] that a pre_tokenizer stands for, in order."""
+    """The functions (text, until) -> [text] that a pre_tokenizer stands for, in order; `until` as of `_split`."""
     if part is None:
         return []
     kind = _get(part, "type", str, where)
     if kind == "Sequence":
-        parts = _get(part, "pretokenizers", list, where)
+        parts = _steps(part, "pretokenizers", where)
         return [step for number, inner in enumerate(parts) for step in _pre_tokenizers(inner, f"{where}.pretokenizers[{number}]")]
     if kind == "ByteLevel":
         pattern = regex.compile(GPT2_PATTERN) if _get(part, "use_regex", bool, where, True) else None
@@ -198,9 +208,16 @@ def _normalizers(part: "dict | None", where: str = "normalizer") -> list:
     if kind in ("NFC", "NFD", "NFKC", "NFKD"):
         return [partial(unicodedata.normalize, kind)]
     if kind == "Sequence":
-        parts = _get(part, "normalizers", list, where)
+        parts = _steps(part, "normalizers", where)
         return [step for number, inner in enumerate(parts) for step in _normalizers(inner, f"{where}.normalizers[{number}]")]
     raise TokenizerError(f"{where} {kind!r} is not implemented; this tokenizer knows NFC, NFD, NFKC, NFKD and Sequence")
+
+
+def _steps(part: dict, key: str, where: str) -> list:
+    steps = _get(part, key, list, where)
+    if len(steps) > MOST_STEPS:
+        raise TokenizerError(f"{where}.{key} are {len(steps)} steps; expected at most {MOST_STEPS}")
+    return steps
 
 
 def _check_decoder(part: "dict | None", where: str = "decoder") -> None:
@@ -229,7 +246,7 @@ class _AddedTokens:
             lengths = self.lengths.setdefault(content[0], [])
             if len(content) not in lengths:
                 lengths.append(len(content))
-        self.first = regex.compile("|".join(map(regex.escape, self.lengths))) if tokens else None
+        self.first = regex.compile(f"[{''.join(map(regex.escape, self.lengths))}]") if tokens else None
 
     def split(self, text: str) -> list:
         """Text -> its stretches without added tokens (str) and the added tokens (int ids) between them."""
@@ -280,16 +297,16 @@ def _check_id(number, token) -> int:
     return number
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, largest: int) -> bytes:
     try:
-        return read_file(path)
+        return read_file(path, largest)
     except OSError as error:
         raise TokenizerError(f"cannot read the tokenizer file {str(path)!r}: {error.strerror or error}") from error
 
 
-def _read_json(path: Path):
+def _read_json(path: Path, largest: int):
     try:
-        return json.loads(_read(path).decode("utf-8"), object_pairs_hook=unique)
+        return parse_json(_read(path, largest), MOST_VALUES)
     except (ValueError, RecursionError) as error:               # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise TokenizerError(f"{str(path)!r} is not valid JSON: {error}; download it again") from error
 
@@ -374,10 +391,11 @@ class Tokenizer(_Vocabulary):
     @classmethod
     def read(cls, path: "str | Path") -> "Tokenizer":
         """From a `tokenizer.json`. Raises TokenizerError where the file is missing, damaged or asks for something unknown."""
+        data = _read_json(Path(path), LARGEST_FILE)
         try:
-            return cls(_read_json(Path(path)))
-        except RecursionError:
-            raise TokenizerError(f"{str(path)!r} has steps inside of steps without end; the tokenizer file is damaged") from None
+            return cls(data)
+        except TokenizerError as error:
+            raise TokenizerError(f"{path}: {error}") from error
 
     def __init__(self, data: dict):
         model = _get(data, "model", dict, "tokenizer.json")
@@ -430,6 +448,8 @@ class Tokenizer(_Vocabulary):
             self._merged.append(self._vocab[pair[0] + pair[1]])
 
     def _read_added(self, added: list) -> None:
+        if len(added) > MOST_ADDED:
+            raise TokenizerError(f"{len(added)} added_tokens; expected at most {MOST_ADDED}")
         self.special: dict[str, int] = {}
         self._ids = dict(self._vocab)                           # base and added tokens; `_encode_piece` must not see the latter
         taken = dict(self._tokens)                              # id -> token as the file writes it
@@ -437,6 +457,8 @@ class Tokenizer(_Vocabulary):
         for position, token in enumerate(added):
             where = f"added_tokens[{position}]"
             content = _get(token, "content", str, where)
+            if len(content) > LONGEST_ADDED:
+                raise TokenizerError(f"{where} has {len(content)} characters; expected at most {LONGEST_ADDED}")
             number = _check_id(_get(token, "id", object, where), content)
             flags = {flag: _get(token, flag, bool, where, False) for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")}
             # A base token may be named again as an added one, with the same id: Whisper's <|endoftext|>.
@@ -455,9 +477,9 @@ class Tokenizer(_Vocabulary):
         self._added_raw, self._added_normalized = _AddedTokens(found[False]), _AddedTokens(found[True])
 
     def _encode_section(self, section: str, ids: list[int]) -> None:
-        pieces = [section]
+        pieces, until = [section], _now() + MATCHING * (1 + len(section) / 100_000)
         for step in self._pre_tokenizers:
-            pieces = [part for piece in pieces for part in step(piece) if part]
+            pieces = [part for piece in pieces for part in step(piece, until) if part]
         for piece in pieces:
             known = self._cache.get(piece)
             if known is None:
@@ -524,7 +546,7 @@ class SentencePieceTokenizer(_Vocabulary):
     def read(cls, path: "str | Path") -> "SentencePieceTokenizer":
         """From a `tokenizer.model` and the `added_tokens.json` beside it. Raises TokenizerError where one is missing or damaged."""
         path = Path(path)
-        model, added = _read(path), _read_json(path.with_name("added_tokens.json"))
+        model, added = _read(path, LARGEST_MODEL), _read_json(path.with_name("added_tokens.json"), LARGEST_CONFIG)
         try:
             return cls(model, added)
         except TokenizerError as error:
@@ -564,6 +586,9 @@ class SentencePieceTokenizer(_Vocabulary):
     def _read_added(self, added: dict[str, int]) -> None:
         if not isinstance(added, dict):
             raise TokenizerError(f"added_tokens.json is {type(added).__name__}; expected an object: special token -> id")
+        if len(added) > MOST_ADDED or max(map(len, added), default=0) > LONGEST_ADDED:
+            raise TokenizerError(f"added_tokens.json: {len(added)} tokens of up to {max(map(len, added))} characters; expected at most "
+                                 f"{MOST_ADDED} of at most {LONGEST_ADDED}")
         pieces = len(self._ids)
         for token, id in added.items():
             if not token or token in self._ids:

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import secrets
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -372,8 +373,9 @@ def expand(paths: Iterable[str], recursive: bool = False, fail: Callable[[AudioE
     are left out. A pattern (`*`, `?`, `[...]`, and `**` for any depth) stands for what it matches, for shells that leave that
     to the program. Everything else stays as it is: "-", and also what is not there, which `audio.blocks` will say.
 
-    A folder without an audio file, one that can't be read, and a pattern that matches nothing are each an AudioError. It is raised,
-    or `fail` is called with it, and the recordings that were found are given all the same.
+    A folder without an audio file, one that can't be read, a pattern that matches nothing, and what lies in a folder or matches a
+    pattern but is no file are each an AudioError. It is raised, or `fail` is called with it, and the recordings that were found are
+    given all the same.
     """
     found: dict[str, str] = {}
     for path in paths:
@@ -393,7 +395,8 @@ def _expanded(path: str, recursive: bool, fail: Callable[[AudioError], None]) ->
         return [path]
     else:
         matches = sorted(glob.glob(path, recursive=True))
-        files = [file for match in matches for file in (_audio_files(match, recursive, errors) if os.path.isdir(match) else [match])]
+        files = [file for match in matches
+                 for file in (_audio_files(match, recursive, errors) if os.path.isdir(match) else _only_files([match], errors))]
         nothing = f"the pattern matches no file; check the spelling and the current directory ({os.getcwd()})"
     if not (files or errors):
         errors = [AudioError(f"{path}: {nothing}")]
@@ -409,9 +412,21 @@ def _audio_files(folder: str, recursive: bool, errors: list[AudioError]) -> Iter
 
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
-        for name in sorted(names):        # hidden: macOS leaves "._talk.wav" beside "talk.wav", and it is no sound
-            if not name.startswith(".") and os.path.splitext(name)[1][1:].lower() in EXTENSIONS:
-                yield os.path.join(place, name)
+        # Hidden: macOS leaves "._talk.wav" beside "talk.wav", and it is no sound.
+        found = (name for name in sorted(names) if not name.startswith(".") and os.path.splitext(name)[1][1:].lower() in EXTENSIONS)
+        yield from _only_files((os.path.join(place, name) for name in found), errors)
+
+
+def _only_files(paths: Iterable[str], errors: list[AudioError]) -> Iterator[str]:
+    """TRAP: to open a pipe waits for whoever writes into it. One that is named by itself, such as a shell's <(command), is meant so."""
+    for path in paths:
+        try:
+            if stat.S_ISREG(os.stat(path).st_mode):
+                yield path
+            else:
+                errors.append(AudioError(f"{path}: is a pipe, a socket or a device; expected an audio file: if a pipe is meant, name it by itself"))
+        except OSError as error:          # a link to what is not there
+            errors.append(AudioError(f"{path}: cannot be opened ({error.strerror}); expected an audio file: if it is a link, mend or remove it"))
 
 
 def plan_outputs(inputs: list[str], formats: Iterable[str], output_dir: str | os.PathLike | None = None) -> dict[str, dict[str, Path]]:

@@ -105,7 +105,7 @@ def test_an_upload_belongs_to_whoever_knows_its_path(server):
     answer = httpx.get(f"{server.url}/gradio_api/file={path}")
     assert answer.text == page and answer.headers["content-type"] == "application/octet-stream" and answer.headers["content-disposition"].startswith("attachment")
     assert "sandbox" in answer.headers["content-security-policy"] and answer.headers["x-content-type-options"] == "nosniff"
-    for other in (str(Path(path).parent), path + "/", path.replace("/page/", "/page/../page/"), path.lower() + "x", os.path.dirname(os.path.dirname(path)), path + "%00"):
+    for other in (str(Path(path).parent), path + "/", path.replace("/page/", "/page//"), path.replace("/page/", "/page/%2e%2e/page/"), path.lower() + "x", os.path.dirname(os.path.dirname(path)), path + "%00"):
         assert httpx.get(f"{server.url}/gradio_api/file={other}").status_code == 404
 
 
@@ -198,8 +198,8 @@ def test_ffmpeg_ends_with_the_server(slow_ffmpeg, number):
         assert {answer.result() for answer in answers} <= ({503} if number == signal.SIGTERM else {None})
 
 
+@needs("ffmpeg")
 def test_a_video_is_read_within_our_limits(server, tmp_path):
-    needs("ffmpeg")
     path = tmp_path / "film.mp4"
     subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "color=s=3840x2160:d=20:r=1", "-i", EXAMPLES / "zh.wav", "-shortest", "-pix_fmt", "yuv420p", path], check=True)
     before = server.memory()

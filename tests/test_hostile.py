@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import glmasr
-from glmasr import audio
+from glmasr import audio, hub
 from helpers.checkpoints import entry, make_checkpoint, raw
 from helpers.sounds import bytes_of, speech
 
@@ -349,7 +349,7 @@ checkpoint("a tensor larger than its bytes", header({"a": entry(0, 8, [3])}), "C
 checkpoint("a tensor of 2^70 bytes", header({"a": entry(0, 2 ** 70, [2 ** 68])}), "CheckpointError: model/model.safetensors: tensor a has dtype 'F32' and shape [295147905179352825856]; …")
 checkpoint("a shape of thousands of digits", header('{"a": {"dtype": "U8", "shape": [1%s, 1%s], "data_offsets": [0, 4]}}' % (("0" * 4000,) * 2)), "CheckpointError: model/model.safetensors: tensor a has dtype 'U8' and shape [1000… ... …")
 checkpoint("2000 axes of 4000 digits each", header('{"a": {"dtype": "U8", "shape": [%s], "data_offsets": [0, 4]}}' % ", ".join(["9" * 4000] * 2000)), f"CheckpointError: model/model.safetensors: tensor a has 2000 axes; expected at most 32; {DAMAGED}")
-checkpoint("200,000 tensors", header({str(number): entry(0, 0, [0]) for number in range(200_000)}), "CheckpointError: model/model.safetensors: its header has … commas and brackets; expected at most 1000000, which is about 100,000 tensors; …")
+checkpoint("200,000 tensors", header({str(number): entry(0, 0, [0]) for number in range(200_000)}), "CheckpointError: model/model.safetensors: its header is not valid JSON (so many values that they take … MB of memory, expected at most 100); …")
 checkpoint("a shape below 0", header({"a": entry(0, 8, [-2, -1])}), "CheckpointError: model/model.safetensors: tensor a has dtype 'F32' and shape [-2, -1]; …")
 checkpoint("an unknown type", header({"a": entry(0, 8, [2], "F31")}), "CheckpointError: model/model.safetensors: tensor a has dtype 'F31' and shape [2]; …")
 checkpoint("a name that a terminal would obey", tensors(lambda held: held.update({"\x1b[2J": torch.zeros(1)})), "CheckpointError: model/model.safetensors: tensor \\x1b[2J is unexpected; …")
@@ -362,11 +362,14 @@ checkpoint("an index that names /etc/passwd", index("/etc/passwd"), "CheckpointE
 checkpoint("an index that names a file that is not there", index("b.safetensors"), "CheckpointError: model/b.safetensors: no such file, but model.safetensors.index.json names it; …")
 checkpoint("an index that names what no file can be called", index("x" * 5000), "CheckpointError: model/xxx…xxx: no such file, …")
 checkpoint("config.json is empty", write(CONFIG, b""), "CheckpointError: model/config.json: not readable as JSON (…)")
-checkpoint("config.json is of 3 GB", huge(CONFIG), "CheckpointError: model/config.json: not readable as JSON (3000000000 bytes, expected at most 50000000)")
+checkpoint("config.json is of 3 GB", huge(CONFIG), "CheckpointError: model/config.json: not readable as JSON (3000000000 bytes, expected at most 5000000)")
 checkpoint("config.json is a pipe", lambda folder: ((folder / CONFIG).unlink(), os.mkfifo(folder / CONFIG)), "CheckpointError: model/config.json: not readable as JSON (it is a directory, a pipe or a device, expected a file)")
 checkpoint("config.json is a link to /dev/zero", lambda folder: ((folder / CONFIG).unlink(), (folder / CONFIG).symlink_to("/dev/zero")),
            "CheckpointError: model/config.json: not readable as JSON (it is a directory, a pipe or a device, expected a file)")
 checkpoint("config.json is 100,000 brackets", write(CONFIG, b"[" * 100_000), "CheckpointError: model/config.json: not readable as JSON (…)")
+checkpoint("config.json is 5 MB of lists", write(CONFIG, b"[" + b"[]," * 1_600_000 + b"0]"), "CheckpointError: model/config.json: not readable as JSON (so many values that they take 192 MB of memory, expected at most 50)")
+checkpoint("config.json has 100 lists inside of each other", put(CONFIG, "shiny", json.loads("[" * 100 + "]" * 100)), "CheckpointError: model/config.json: not readable as JSON (more than 64 lists and objects inside of each other)")
+checkpoint("model.safetensors is a pipe", lambda folder: ((folder / WEIGHTS).unlink(), os.mkfifo(folder / WEIGHTS)), "CheckpointError: model: neither model.safetensors nor model.safetensors.index.json is there")
 checkpoint("config.json has a key twice", write(CONFIG, b'{"model_type": "glmasr", "model_type": "bart"}'), "CheckpointError: model/config.json: not readable as JSON ('model_type' twice in one object)")
 checkpoint("another kind of model", put(CONFIG, "model_type", "bart"), "CheckpointError: model: config.json: model_type is 'bart'; this package runs …")
 checkpoint("an unknown key", put(CONFIG, "shiny", 1), "CheckpointError: model: config.json: unknown key 'shiny'; this package can't tell whether it changes the model")
@@ -383,6 +386,16 @@ checkpoint("an epsilon of NaN", put(CONFIG, "text_config", "rms_norm_eps", float
 checkpoint("a vocabulary of 10^12", put(CONFIG, "text_config", "vocab_size", 10 ** 12), "CheckpointError: model: decoder: vocabulary is 1000000000000, …")
 checkpoint("a window of 11 days", put("processor_config.json", "feature_extractor", "chunk_length", 10 ** 6), "CheckpointError: model: a window of 1000000 s (chunk_length), expected at most 600 s")
 checkpoint("an end id that the vocabulary lacks", put("generation_config.json", "eos_token_id", 10 ** 6), "CheckpointError: model: eos_token_id is [1000000], expected ids below the vocabulary size …")
+
+
+row = others("Checkpoints")
+for what, make in (("a pipe", os.mkfifo), ("a link to /dev/zero", lambda path: path.symlink_to("/dev/zero"))):
+    @row(f"in the hub's cache, a branch that is {what}", "CheckpointError: somebody/model at revision main is not in the cache …")
+    def _(room, make=make):
+        room.patch.setenv("HF_HUB_CACHE", "cache")
+        Path("cache/models--somebody--model/refs").mkdir(parents=True)
+        make(Path("cache/models--somebody--model/refs/main"))
+        return hub.check_whole(hub.local("somebody/model"))
 
 
 # ---- tokenizers ----------------------------------------------------------------------------------------------------------------
@@ -418,20 +431,24 @@ def pieces(added):
 TOKENIZER = "tokenizer.json"
 tokenizer("none", lambda folder: (folder / TOKENIZER).unlink(), "TokenizerError: 'model' has neither tokenizer.json (byte-level BPE) nor tokenizer.model (SentencePiece); …")
 tokenizer("tokenizer.json is no JSON", write(TOKENIZER, b"{"), "TokenizerError: 'model/tokenizer.json' is not valid JSON: …; download it again")
-tokenizer("tokenizer.json is of 3 GB", huge(TOKENIZER), "TokenizerError: cannot read the tokenizer file 'model/tokenizer.json': 3000000000 bytes, expected at most 50000000")
+tokenizer("tokenizer.json is of 3 GB", huge(TOKENIZER), "TokenizerError: cannot read the tokenizer file 'model/tokenizer.json': 3000000000 bytes, expected at most 40000000")
 tokenizer("a key twice", write(TOKENIZER, b'{"model": 1, "model": 2}'), "TokenizerError: 'model/tokenizer.json' is not valid JSON: 'model' twice in one object; …")
-tokenizer("an id of -1", put(TOKENIZER, "model", "vocab", "!", -1), "TokenizerError: the token '!' has the id -1; expected an integer from 0 to 16777216")
-tokenizer("an id of 10^9", put(TOKENIZER, "model", "vocab", "!", 10 ** 9), "TokenizerError: the token '!' has the id 1000000000; expected …")
-tokenizer("an id that is two tokens'", put(TOKENIZER, "model", "vocab", "!", 5), "TokenizerError: the tokens … share the id 5; the vocabulary is damaged")
-tokenizer("no merges", put(TOKENIZER, "model", "merges", []), "TokenizerError: model.merges is empty though the vocabulary has longer tokens; …")
+tokenizer("an id of -1", put(TOKENIZER, "model", "vocab", "!", -1), "TokenizerError: model/tokenizer.json: the token '!' has the id -1; expected an integer from 0 to 16777216")
+tokenizer("an id of 10^9", put(TOKENIZER, "model", "vocab", "!", 10 ** 9), "TokenizerError: model/tokenizer.json: the token '!' has the id 1000000000; expected …")
+tokenizer("an id that is two tokens'", put(TOKENIZER, "model", "vocab", "!", 5), "TokenizerError: model/tokenizer.json: the tokens … share the id 5; the vocabulary is damaged")
+tokenizer("no merges", put(TOKENIZER, "model", "merges", []), "TokenizerError: model/tokenizer.json: model.merges is empty though the vocabulary has longer tokens; …")
 tokenizer("a pattern that takes years", split("(?:[a-z ]|[a-z ][a-z ])+[0-9]"), "CheckpointError: model/tokenizer.json: the regular expression '(?:[a-z ]|[a-z ][a-z ])+[0-9]' takes more than 0.1 s for a text; …")
-tokenizer("a pattern that takes all memory", split("(a{1000}){1000}"), "TokenizerError: the regular expression '(a{1000}){1000}' repeats a part 1000000 times; expected at most 10000")
-tokenizer("a pattern of 5000 brackets", split("(" * 5000 + ")" * 5000), "TokenizerError: the regular expression '((((((… is damaged: …")
-tokenizer("a pattern that is unknown here", split(r"\w+"), "TokenizerError: the regular expression '\\\\w+' uses '\\\\w+' at character 0, which this tokenizer does not implement; …")
-tokenizer("2000 steps inside of each other", nested, "TokenizerError: 'model/tokenizer.json' …")
+tokenizer("a pattern that takes all memory", split("(a{1000}){1000}"), "TokenizerError: model/tokenizer.json: the regular expression '(a{1000}){1000}' has 15000000 characters or more when its repeats are written out; expected at most 200000")
+tokenizer("a pattern of 59 KB, 9999 times", split("(?:" + "[a-c]" * 10_000 + "){9999}"), "TokenizerError: model/tokenizer.json: the regular expression '(?:[a-c][a-c]… has 50010 characters; expected at most 5000")
+tokenizer("a pattern of 4.5 KB, 9999 times", split("(?:" + "[a-c]" * 900 + "){9999}"), "TokenizerError: model/tokenizer.json: the regular expression '(?:[a-c][a-c]… has 45095490 characters or more when its repeats are written out; expected at most 200000")
+tokenizer("a million steps", put(TOKENIZER, "pre_tokenizer", {"type": "Sequence", "pretokenizers": [0] * 10 ** 6}), "TokenizerError: model/tokenizer.json: pre_tokenizer.pretokenizers are 1000000 steps; expected at most 20")
+tokenizer("39 MB of brackets", write(TOKENIZER, b"[" + b"[]," * 13 * 10 ** 6 + b"0]"), "TokenizerError: 'model/tokenizer.json' is not valid JSON: so many values that they take 1560 MB of memory, expected at most 200; …")
+tokenizer("a pattern of 2500 groups, one in the other", split("(" * 2500 + ")" * 2500), "TokenizerError: model/tokenizer.json: the regular expression '((((((… is damaged: …")
+tokenizer("a pattern that is unknown here", split(r"\w+"), "TokenizerError: model/tokenizer.json: the regular expression '\\\\w+' uses '\\\\w+' at character 0, which this tokenizer does not implement; …")
+tokenizer("2000 steps inside of each other", nested, "TokenizerError: 'model/tokenizer.json' is not valid JSON: …")
 tokenizer("the one of another model", put(TOKENIZER, "added_tokens", 1, "content", "<|bot|>"), "CheckpointError: model/tokenizer.json: the vocabulary has no token '<|user|>'; …")
 tokenizer("tokenizer.model breaks off", lambda folder: (pieces({})(folder), os.truncate(folder / "tokenizer.model", 50)), "TokenizerError: model: tokenizer.model is damaged or no SentencePiece model: …")
-tokenizer("tokenizer.model is of 3 GB", lambda folder: (pieces({})(folder), huge("tokenizer.model")(folder)), "TokenizerError: cannot read the tokenizer file 'model/tokenizer.model': 3000000000 bytes, expected at most 50000000")
+tokenizer("tokenizer.model is of 3 GB", lambda folder: (pieces({})(folder), huge("tokenizer.model")(folder)), "TokenizerError: cannot read the tokenizer file 'model/tokenizer.model': 3000000000 bytes, expected at most 6000000")
 tokenizer("added_tokens.json with a gap", pieces({"<|user|>": 1000}), "TokenizerError: model: added_tokens.json: '<|user|>' has the id 1000, expected …: special tokens follow the … pieces of tokenizer.model, …")
 tokenizer("added_tokens.json with 10^9", pieces({"<|user|>": 10 ** 9}), "TokenizerError: model: the token '<|user|>' has the id 1000000000; expected …")
 

@@ -315,6 +315,27 @@ def test_a_branch_stays_where_it_was_until_it_is_asked_for(server, cache):
     assert hub.main([NAME, "--revision", "main", "--quiet"]) == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("kind", ["a pipe", "a link to /dev/zero", "a file of 1 GB"])
+def test_a_cache_with_something_else_in_the_place_of_small_files(server, cache, content, kind):
+    """TRAP: to open a pipe, or to read a device, has no end."""
+    folder, checksum = cache / "models--zai-org--GLM-ASR-Nano-2512", hashlib.sha256(content["model.safetensors"]).hexdigest()
+    for path in (folder / "refs" / "main", folder / "blobs" / f"{checksum}.incomplete"):
+        path.parent.mkdir(parents=True)
+        if kind == "a pipe":
+            os.mkfifo(path)
+        elif kind == "a link to /dev/zero":
+            path.symlink_to("/dev/zero")
+        elif path.name == "main":
+            path.touch()
+            os.truncate(path, 2 ** 30)
+    with pytest.raises(CheckpointError, match="not in the cache"):
+        hub.check_whole(hub.Model(NAME, "main"))
+    assert hub.find(NAME, "main", progress=False).name == PIN
+    assert (folder / "refs" / "main").read_text() == PIN and not (folder / "refs" / "main").is_symlink()
+    assert hub.check_whole(hub.Model(NAME, "main"))
+
+
 def test_another_commit(server, cache):
     refused("no revision '91967ea'", "40 digits", revision=OTHER[:7])       # the hub knows whole ones only
     assert hub.find(NAME, OTHER, progress=False).name == OTHER

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import time
 
 import pytest
 
@@ -277,15 +278,37 @@ def test_regular_expressions_that_could_mean_something_else_are_refused(pattern)
         _compile(pattern)
 
 
-@pytest.mark.parametrize("pattern, message", [("a{10000}", None), ("a{10001}", "10001 times"), ("(a{2,200}){100}", "20000 times"),
-                                              ("a{9999999999999999999999}", "times"), ("a{99}" * 2000, "times"),
-                                              ("(" * 5000 + ")" * 5000, "is damaged")])
+@pytest.mark.parametrize("pattern, message", [("a{10000}", None), ("a{25001}", "200008 characters"), ("(a{2,200}){100}", "300000 characters"),
+                                              ("a{9999999999999999999999}", "characters"), ("a{99}" * 900, "characters"),
+                                              ("(?:%s){9999}" % ("[a-c]" * 900), "45095490 characters"), ("a" * 5001, "has 5001 characters"),
+                                              ("(" * 2500 + ")" * 2500, "is damaged")])
 def test_regular_expressions_that_would_take_all_memory_are_refused(pattern, message):
     if message is None:
         assert _compile(pattern).search("a" * 10_000)
         return
     with pytest.raises(TokenizerError, match=message):
         _compile(pattern)
+
+
+def test_the_time_of_all_steps_together_is_limited(monkeypatch):
+    """Each piece of the second step takes less than is allowed."""
+    monkeypatch.setattr("glmasr.tokenizer.MATCHING", 0.3)
+    slow = Tokenizer(small(pre_tokenizer=sequence(split("x"), split("(?:a|b|aa|ab)+c"), {**BYTES, "use_regex": False})))
+    start = time.process_time()
+    with pytest.raises(TokenizerError, match="takes more than 0.3 s"):
+        slow.encode(("ab" * 10 + " cx") * 1000)
+    assert time.process_time() - start < 3
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"added_tokens": [{"id": 300, "content": "x" * 1001}]}, r"added_tokens\[0\] has 1001 characters; expected at most 1000"),
+    ({"added_tokens": [{"id": 300, "content": "x"}] * 100_001}, "100001 added_tokens; expected at most 100000"),
+    ({"pre_tokenizer": sequence(*[BYTES] * 21)}, "pretokenizers are 21 steps; expected at most 20"),
+    ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 21}}, "normalizers are 21 steps; expected at most 20"),
+    ({"pre_tokenizer": sequence(split("x" * 5001, kind="String"), BYTES)}, r"expected .* of at most 5000 characters")])
+def test_more_than_any_published_file_has(change, message):
+    with pytest.raises(TokenizerError, match=message):
+        Tokenizer(small(**change))
 
 
 def test_a_regular_expression_that_takes_years(monkeypatch):
@@ -296,7 +319,6 @@ def test_a_regular_expression_that_takes_years(monkeypatch):
 
 
 def test_steps_inside_of_each_other_without_end(tmp_path):
-    """Whether the JSON module notices, or only what is made of it: it depends on the version of Python."""
     path, text = tmp_path / "tokenizer.json", json.dumps(small(normalizer="HERE"))
     for depth in (5, 2000, 20_000):
         path.write_text(text.replace('"HERE"', '{"type": "Sequence", "normalizers": [' * depth + "]}" * depth), encoding="utf-8")

@@ -331,6 +331,16 @@ def test_one_folder_that_cannot_be_read_does_not_stop_the_others(call, room, tex
     assert code == 1 and err.count("error: ") == 1 and os.listdir(tmp_path / "out") == ["0.txt"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
+@pytest.mark.parametrize("pattern", [False, True])
+def test_a_pipe_in_a_folder_does_not_stop_the_others(call, room, texts, tmp_path, pattern):
+    shutil.copy(room / "0.wav", tmp_path)
+    os.mkfifo(tmp_path / "a.wav")
+    code, out, err = call(f"{tmp_path}/*.wav" if pattern else str(tmp_path), "--quiet")
+    assert (code, out) == (1, [texts[0]]) and err.splitlines() == [
+        f"error: {tmp_path}/a.wav: is a pipe, a socket or a device; expected an audio file: if a pipe is meant, name it by itself"]
+
+
 def test_a_slash_behind_the_name(call, room, texts, tmp_path):
     shutil.copy(room / "0.wav", tmp_path / "talk.wav")
     assert call(f"{tmp_path / 'talk.wav'}/", "--format", "txt")[0] == 0

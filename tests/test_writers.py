@@ -8,6 +8,7 @@ import math
 import os
 import random
 import re
+import socket
 import unicodedata
 from collections import Counter
 from dataclasses import fields
@@ -457,6 +458,26 @@ def test_expand_gives_what_it_can_read(folder, monkeypatch):
         assert {os.path.normpath(name) for name in found} == {os.path.normpath(name) for name in everything if "deep" not in name}
         assert [str(error).split(": ")[1].split(" (")[0] for error in errors] == (
             ["the folder cannot be read"] if paths == ["."] else ["the folder cannot be read"] * 2 + ["the pattern matches no file; check the spelling and the current directory"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_expand_leaves_out_what_is_no_file(folder):
+    os.mkfifo("pipe.wav")
+    os.symlink("nowhere", "link.wav")
+    os.symlink("/dev/zero", "endless.wav")
+    os.symlink("b.wav", "good.wav")
+    with socket.socket(socket.AF_UNIX) as place:
+        place.bind("socket.wav")
+        expected = {"pipe.wav": "is a pipe, a socket or a device", "socket.wav": "is a pipe, a socket or a device", "link.wav": "cannot be opened (No such file",
+                    "endless.wav": "is a pipe, a socket or a device"}
+        for path in (".", "*.wav"):
+            errors = []
+            assert [os.path.normpath(name) for name in expand([path], fail=errors.append) if "MP3" not in name] == ["b.wav", "good.wav", "talk [1].wav"]
+            assert {os.path.normpath(str(error).split(": ")[0]) for error in errors} == set(expected)
+            assert all(expected[os.path.normpath(str(error).split(": ")[0])] in str(error) for error in errors)
+        assert expand(list(expected)) == list(expected)                # named by itself each is meant
+        with pytest.raises(AudioError, match="cannot be opened|is a pipe"):
+            expand(["."])
 
 
 def test_extensions_are_those_of_the_formats_that_are_read(tmp_path):
