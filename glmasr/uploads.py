@@ -124,7 +124,7 @@ class Uploads:
             del self.pages[session]
             for kept in self.files.values():
                 if kept.session == session:
-                    kept.used = min(kept.used, time.monotonic() + RETURN - KEEP)
+                    kept.used = time.monotonic() + RETURN - KEEP
 
     def tidy(self) -> None:
         """Drops what nobody needs any more."""

@@ -221,6 +221,20 @@ def test_microphone(browse, server):
     assert page.transcribe().strip() == TEXTS["zh.wav"]
 
 
+def test_a_closed_page_leaves_nothing(browse):
+    from glmasr.uploads import RETURN
+    with Server() as server:
+        from helpers import browser
+        page = browser.Page(server.url)
+        page.upload(EXAMPLES / "en.mp3")
+        assert page.transcribe() == TEXTS["en.mp3"]
+        page.upload(EXAMPLES / "zh.wav")
+        assert page.transcribe() == TEXTS["zh.wav"]
+        assert {path.name for path in uploads(server)} == {"zh.wav", "zh.txt", "zh.srt", "zh.vtt", "zh.json"}
+        page.__exit__()
+        server.until(lambda: not uploads(server), RETURN + 30)
+
+
 def test_a_broken_file_and_none(browse, server):
     page = browse()
     page.find("#go").click()

@@ -1,0 +1,393 @@
+"""What stands in front of the server and of Gradio, piece by piece: gate, calls, routes, the page's files."""
+
+import asyncio
+import base64
+import json
+import logging
+import os
+import random
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio", reason="needs the extra [web]")
+httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
+
+from glmasr import api, batching, fence, gate, page, serve, uploads, worker           # noqa: E402
+from glmasr.pipeline import Options             # noqa: E402
+from glmasr.problems import Problem             # noqa: E402
+from helpers import ROOT                        # noqa: E402
+
+LANGUAGES = ["auto", "zh"]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return uploads.Uploads(tmp_path / "page", 2 ** 20, 5)
+
+
+def ask(app, path="/v1/models", method="GET", url="http://localhost", **more):
+    async def run():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url=url) as client:
+            return await client.request(method, path, **more)
+    return asyncio.run(run())
+
+
+# ---- the gate -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("host, known", [
+    ("localhost", True), ("localhost:7860", True), ("LOCALHOST.", True), ("127.0.0.1:1", True), ("[::1]:7860", True), ("asr.example", True), ("evil.example", False),
+    ("localhost.evil.example", False), ("127.0.0.1.evil.example", False), ("[::2]", False), ("127.0.0.1@evil.example", False), ("evil.example:localhost", False), ("", False)])
+def test_hosts(tmp_path, host, known):
+    hosts = serve.known_hosts(serve.arguments(["--allow-host", "ASR.example"]))
+    app = api.make_app(batching.Desk({}), str(tmp_path), hosts=hosts)
+    for path in ("/v1/models", "/metrics"):
+        answer = ask(app, path, headers={"Host": host})
+        assert answer.status_code == (200 if known else 403)
+        assert known or answer.json()["error"]["code"] == "unknown_host" and "--allow-host" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("arguments, names", [
+    ([], {"localhost", "127.0.0.1", "[::1]"}), (["--host", "localhost"], {"localhost", "127.0.0.1", "[::1]"}), (["--host", "127.0.0.2"], {"localhost", "127.0.0.1", "[::1]", "127.0.0.2"}),
+    (["--host", "::1"], {"localhost", "127.0.0.1", "[::1]"}), (["--host", "0.0.0.0"], None), (["--host", "::"], None),
+    (["--host", "0.0.0.0", "--allow-host", "a.example"], {"localhost", "127.0.0.1", "[::1]", "0.0.0.0", "a.example"})])
+def test_known_hosts(arguments, names):
+    assert serve.known_hosts(serve.arguments(arguments)) == names
+
+
+@pytest.mark.parametrize("origin, host, scheme, allowed", [
+    ("http://localhost:7860", "localhost:7860", "http", True), ("https://asr.example", "asr.example", "http", True), ("http://asr.example", "asr.example:80", "http", True),
+    ("https://asr.example", "asr.example:443", "http", True), ("https://friend.example", "asr.example", "http", True), ("http://friend.example", "asr.example", "http", False),
+    ("http://localhost:1", "localhost:7860", "http", False), ("null", "localhost", "http", False), ("file://", "localhost", "http", False), ("http://evil.example", "localhost", "http", False)])
+def test_origins(tmp_path, origin, host, scheme, allowed):
+    app = api.make_app(batching.Desk({}), str(tmp_path), origins=("https://friend.example",))
+    headers = {"Origin": origin, "Host": host}
+    for method in ("POST", "DELETE", "PUT"):
+        answer = ask(app, "/v1/nothing", method, headers=headers)
+        assert answer.status_code == (404 if allowed else 403)
+    assert ask(app, headers=headers).status_code == 200         # what changes nothing, the browser keeps from the page itself
+
+
+def test_two_of_a_header_are_refused(tmp_path):
+    app = api.make_app(batching.Desk({}), str(tmp_path))
+    for name, values in (("Origin", ("http://localhost", "http://evil.example")), ("Content-Type", ("multipart/form-data; boundary=x", "a/b; charset=punycode"))):
+        answer = ask(app, gate.ROUTE, "POST", headers=[(name, value) for value in values])
+        assert answer.status_code == 400 and name.lower() in answer.json()["error"]["message"]
+
+
+# ---- a cancellation that coincides with an event ---------------------------------------------------------------------------
+
+def test_a_cancellation_that_coincides_with_an_event_gives_the_place_back():
+    """In one turn of the event loop the worker says something, and the client leaves."""
+    async def run():
+        desk = batching.Desk({}, time_limit=1000)
+        sent = []
+        desk._send, desk.ready = sent.append, worker.Ready([], True, [], {})
+        for event in (worker.Began(1, 2.0), worker.Heard(1, None)):
+            events = desk.recognise("talk.wav", "auto", Options())
+            task = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(0)
+            [ticket] = desk.running.values()
+            ticket.events.put_nowait(event)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await events.aclose()
+            assert not desk.running and not desk.waiting and isinstance(sent[-1], worker.Cancel)
+        async def receive():
+            await ready.wait()
+            return {"type": "http.request", "body": b"x", "more_body": True}
+        ready = asyncio.Event()
+        watched = asyncio.ensure_future(gate.Gate(None, desk, "", 100, None, ()).watched(receive, 100)())
+        await asyncio.sleep(0)
+        ready.set()
+        watched.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watched
+    asyncio.run(run())
+
+
+def test_a_hanging_worker_does_not_hold_the_event_loop():
+    """More messages than the pipe takes."""
+    async def run():
+        desk = batching.Desk({})
+        desk.ready = worker.Ready([], True, [], {})
+        reader, writer = __import__("multiprocessing").Pipe()
+        desk._outbox = __import__("queue").SimpleQueue()
+        __import__("threading").Thread(target=desk._speak, args=(writer, desk._outbox), daemon=True).start()
+        for _ in range(3000):
+            events = desk.recognise("talk.wav" * 20, "auto", Options())
+            task = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await events.aclose()
+        assert not desk.running
+        reader.close()
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+# ---- the body of a call ---------------------------------------------------------------------------------------------------
+
+def read(kept, pieces):
+    """-> the call, and the content of the recording that came with it, None without one."""
+    async def run():
+        left = list(pieces)
+
+        async def receive():
+            part = left.pop(0)
+            return {"type": "http.request", "body": part, "more_body": bool(left)}
+        body = fence.CallBody(kept)
+        try:
+            call = await body.read(receive)
+            return call, body.path and Path(body.path).read_bytes()
+        finally:
+            if body.path:
+                kept.drop(body.path)
+    return asyncio.run(run())
+
+
+def cut(body, chance):
+    places = sorted({0, len(body), *(chance.randrange(len(body) + 1) for _ in range(chance.choice([0, 1, 5, 200])))})
+    return [body[start:end] for start, end in zip(places, places[1:])] or [b""]
+
+
+def test_a_recording_is_taken_out_of_a_call_however_it_comes(kept):
+    chance = random.Random(1)
+    for _ in range(300):
+        content = chance.randbytes(chance.choice([0, 1, 2, 3, 100, 5000, 100_000]))
+        text = base64.b64encode(content).decode()
+        text = "".join(chance.choice([letter, letter, letter, "\\/" if letter == "/" else f"\\u{ord(letter):04x}"]) if chance.random() < 0.05 else letter for letter in text)
+        if chance.random() < 0.3:
+            text = re.sub("(.{76})(?=.{8})", lambda line: line[1] if line[1].endswith(("\\", "\\u")) or "\\" in line[1][-6:] else line[1] + chance.choice(["\\n", " ", "\\r\\n"]), text)
+        head = chance.choice(["data:audio/wav;base64,", "data:;base64,", "DATA:audio\\/x-wav;BASE64,", 'data:audio/ogg; codecs=\\"opus\\";base64,'])
+        body = f'{{ "a": "a \\"data\\" text", "data" :[{{"name":"x","data":"{head}{text}"}},"auto"], "z": [1, "}}"]}}'.encode()
+        call, found = read(kept, cut(body, chance))
+        assert found == content
+        path = call["data"][0].pop("data")
+        assert call == {"a": 'a "data" text', "data": [{"name": "x"}, "auto"], "z": [1, "}"]} and path.startswith(str(kept.folder))
+    assert not kept.files and kept.bytes == 0 and not list(kept.folder.iterdir())
+
+
+@pytest.mark.parametrize("body, status", [
+    (b"", 400), (b"[]", 400), (b"{", 400), (b'{"data": ["data:a/b;base64,AAA"]}', 400), (b'{"data": ["data:a/b;base64,AA==A"]}', 400), (b'{"data": ["data:a/b;base64,A\xff=="]}', 400),
+    (b'{"data": ["data:a/b;base64,AAAA', 400), (b'{"data": ["data:a/b;base64,AAAA\\"]}', 400), (b'{"data": ["data:a/b;base64,AAA\\u004', 400), (b'{"data": ["data:a/b;base64,\\x"]}', 400),
+    (b'{"data": ["data:a/b;base64,AA=","A"]}', 400), (b"[" * 60_000, 400), (b'{"a":' * 12_000, 400), (b'{"a": 1e999}', 200), (b'{"a": NaN}', 400), (b"[" * 70_000, 413),
+    (b'{"a": "' + b"a" * 70_000, 413), (b'{"data": ["data:a/b;base64,' + b"A" * 2 ** 21 + b'"]}', 507), (b'{"data": ["data:a/b;base64,AAAA", "' + b"a" * 70_000, 413)])
+def test_calls_that_cannot_be_read(kept, body, status):
+    for pieces in ([body], cut(body, random.Random(2))):
+        if status == 200:
+            read(kept, pieces)
+            continue
+        with pytest.raises(Problem) as caught:
+            read(kept, pieces)
+        assert caught.value.status == status
+        assert not kept.files and not list(kept.folder.iterdir())
+
+
+@pytest.mark.parametrize("call, param", [
+    ({"data": [None, "auto"]}, "session_hash"), ({"data": [None, "auto"], "session_hash": "a b"}, "session_hash"), ({"data": [None, "auto"], "session_hash": "s" * 65}, "session_hash"),
+    ({"data": [None, "auto"], "session_hash": "s", "fn_index": 2}, "fn_index"), ({"data": [None, "auto"], "session_hash": "s", "fn_index": True}, "fn_index"),
+    ({"data": [None, "auto"], "session_hash": "s", "fn_index": -1}, "fn_index"), ({"data": [None, "auto"], "session_hash": "s", "event_data": {"path": "x"}}, "event_data"),
+    ({"data": [None, "auto"], "session_hash": "s", "oauth_token": "x"}, "oauth_token"), ({"data": [None, "auto"], "session_hash": "s", "simple_format": True}, "simple_format"),
+    ({"data": [None, "fr"], "session_hash": "s"}, "language"), ({"data": [None, ["auto"]], "session_hash": "s"}, "data"), ({"data": [None, "a" * 201], "session_hash": "s"}, "data"),
+    ({"data": {"a": 1}, "session_hash": "s"}, "data"), ({"session_hash": "s"}, "data"), ({"data": [None, "auto", 1], "session_hash": "s"}, "data"),
+    ({"data": [None, "auto", True], "session_hash": "s", "fn_index": 1}, "data"), ({"data": [None, "auto", 1, 0, False, ""], "session_hash": "s", "fn_index": 1}, "data"),
+    ({"data": [None, "auto", True, "0", False, ""], "session_hash": "s", "fn_index": 1}, "data"), ({"data": [None, "auto", True, True, False, ""], "session_hash": "s", "fn_index": 1}, "data"),
+    ({"data": [{"path": "/etc/hostname"}, "auto"], "session_hash": "s"}, "data"), ({"data": [{"path": ["x"]}, "auto"], "session_hash": "s"}, "data")])
+def test_what_a_call_may_not_say(kept, call, param):
+    with pytest.raises(Problem) as caught:
+        fence.checked_call(call, True, "", kept, LANGUAGES)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_what_a_call_may_say(kept):
+    path = kept.new("talk.wav")
+    sent = {"path": path, "url": "http://x/y", "orig_name": "talk.wav", "size": 3, "mime_type": "audio/wav", "is_stream": False, "meta": {"_type": "gradio.FileData"}}
+    call = {"data": [sent, "zh", True, 0, False, ""], "fn_index": 1, "session_hash": "s.1-2_3", "trigger_id": 14, "event_data": None, "batched": False}
+    assert fence.checked_call(call, True, "", kept, LANGUAGES) == {"data": [path, "zh", True, 0, False, ""], "fn_index": 1, "session_hash": "s.1-2_3", "trigger_id": 14}
+    assert kept.files[path].session == "s.1-2_3"
+    assert fence.checked_call({"data": [path], "session_hash": "s"}, False, path, kept, LANGUAGES) == {"data": [path, "auto"], "session_hash": "s"}
+    with pytest.raises(Problem, match="expected a data URI"):           # a path by itself is none that came with the call
+        fence.checked_call({"data": [path]}, False, "", kept, LANGUAGES)
+
+
+# ---- the page's files -----------------------------------------------------------------------------------------------------
+
+def test_names_of_uploads():
+    for name, expected in (("talk.wav", "talk.wav"), ("../../etc/passwd", "passwd"), ("C:\\a\\b.mp3", "b.mp3"), ("", "recording"), ("...", "recording"), (".wav", "wav"), ("a\x1b[31m\r\n.wav", "a[31m.wav"),
+                           ("\u202egnp.wav", "gnp.wav"), ("录音.m4a", "录音.m4a"), ('a<b>:"|?*.wav', "a_b______.wav"), ("a\0b.wav", "ab.wav"), ("\ud800x.wav", "x.wav")):
+        assert uploads.plain(name) == expected
+    for name in ("a" * 5000 + ".wav", "录" * 5000 + ".flac", "." * 5000 + "x", "a." + "b" * 5000):
+        assert len(uploads.plain(name).encode()) <= uploads.LONGEST_NAME
+
+
+def test_files_have_a_quota(kept):
+    paths = [kept.new("a.wav") for _ in range(5)]
+    with pytest.raises(Problem, match="most-kept") as caught:
+        kept.new("a.wav")
+    assert caught.value.status == 507
+    kept.drop(paths.pop())
+    kept.grow(paths[0], 2 ** 20 - 10)
+    kept.grow(paths[1], 10)
+    with pytest.raises(Problem) as caught:
+        kept.grow(paths[1], 1)
+    assert caught.value.status == 507 and kept.bytes == 2 ** 20
+    kept.drop(paths[0])
+    kept.grow(paths[1], 1)
+    with pytest.raises(Problem) as caught:
+        kept.grow(paths[0], 1)
+    assert caught.value.status == 410 and kept.bytes == 11
+    for path in paths:
+        kept.drop(path)
+    assert kept.bytes == 0 and not list(kept.folder.iterdir())
+
+
+def test_files_stay_as_long_as_they_are_needed(kept, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def left():
+        kept.tidy()
+        return {Path(path).name for path in kept.files}
+    nobody, shown, once, busy = kept.new("nobody"), kept.new("shown"), kept.new("once", once=True), kept.new("busy", once=True)
+    kept.show(shown, "s")
+    kept.keep("result", b"text", beside=shown)
+    kept.page_opened("s")
+    with kept.use(busy):
+        now += uploads.SOON + 1
+        assert left() == {"nobody", "shown", "result", "busy"}
+        now += uploads.KEEP
+        assert left() == {"shown", "result", "busy"} and kept.find(nobody) is kept.find(once) is None
+    assert left() == {"shown", "result"}
+    kept.page_opened("s")
+    kept.page_left("s")
+    assert left() == {"shown", "result"}                # another connection of the same page
+    kept.page_left("s")
+    now += uploads.RETURN - 1
+    assert left() == {"shown", "result"}                # it may come back
+    now += 2
+    assert left() == set() and kept.bytes == 0
+    first, second = kept.new("first"), kept.new("second")
+    for path in (first, second):
+        kept.show(path, "s")
+    assert left() == {"second"}                         # another recording takes its place
+
+
+# ---- Gradio's routes ------------------------------------------------------------------------------------------------------
+
+# Those of Gradio 6.31 that nobody needs here, so that one that is new is looked at by somebody.
+CLOSED = """/login_check /token /user /app_id /dev/reload /login /logout /svelte/{path:path} /{page} /runs /run-history/connect /run-history/buckets /run-history/records
+/run-history/records/{endpoint}/{record_id}/assets/{asset_id} /gradio_api/deep_link /openapi.json /custom_component/{id}/{environment}/{type}/{file_name} /proxy={url_path:path}
+/file={path_or_url:path} /stream/{event_id} /stream/{event_id}/close /stream/{session_hash}/{run}/{component_id}/playlist.m3u8
+/stream/{session_hash}/{run}/{component_id}/{segment_id}.{ext} /stream/{session_hash}/{run}/{component_id}/playlist-file /file/{path:path} /reset /heartbeat/{session_hash}
+/run/{api_name} /api/{api_name} /call/v2/{api_name} /call/v2/{api_name}/{event_id} /component_server /queue/status /upload_progress /upload /startup-events /robots.txt /pwa_icon
+/pwa_icon/{size} /monitoring /monitoring/summary /monitoring/{key} /process_recording /vibe-edit /undo-vibe-edit /vibe-code /vibe-starter-queries /profiling/traces
+/profiling/summary /profiling/clear /theme.css /static/{path:path}""".split()
+
+
+@pytest.fixture(scope="module")
+def application(tmp_path_factory):
+    """The server with its page, without a worker."""
+    folder = tmp_path_factory.mktemp("server")
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "page")
+    desk = batching.Desk({})
+    desk.facts = worker.Ready(["auto", "zh"], True, ["transcribe"], {"device": "cpu", "dtype": "float32"})
+    app = api.make_app(desk, str(folder))
+    page.add(app, desk, uploads.Uploads(folder / "page", 2 ** 20), "demo", most_bytes=2 ** 20, max_duration=60)
+    yield app
+    os.environ.pop("GRADIO_TEMP_DIR") if before is None else os.environ.update(GRADIO_TEMP_DIR=before)
+
+
+def routes(app):
+    """(method, path) of all routes that Gradio registers."""
+    found = set()
+
+    def walk(router, prefix=""):
+        for route in router.routes:
+            path = prefix + getattr(route, "path", "")
+            if getattr(route, "methods", None):
+                found.update((method, path) for method in route.methods)
+            elif inner := getattr(route, "original_router", None) or getattr(getattr(route, "app", None), "routes", None) and route.app:
+                walk(inner, prefix + (getattr(getattr(route, "include_context", None), "prefix", "") or getattr(route, "path", "")))
+    walk(app)
+    return found
+
+
+def test_every_route_of_gradio_is_known(application):
+    gradio_app = application.router.routes[-1].app.app
+    found = routes(gradio_app)
+    assert len(found) > 60, found
+    values = {"path": "x", "page": "x", "api_name": "transcribe", "event_id": "0" * 32, "session_hash": "s"}
+    for method, pattern in sorted(found):
+        path = re.sub(r"\{(\w+)(?::path)?\}", lambda part: values.get(part[1], "x"), pattern)
+        scope = {"type": "http", "method": method, "path": path, "query_string": b""}
+        short = pattern.removeprefix("/gradio_api").rstrip("/") or "/"
+        if fence.allowed(scope):
+            continue
+        assert short in CLOSED or pattern.rstrip("/") in CLOSED or any(fence.allowed(scope | {"path": path.rstrip("/"), "method": other}) for other in ("GET", "POST")), \
+            f"{method} {pattern} is new in this version of Gradio: may it be reached?"
+        if path != "/openapi.json" and not any(part in path for part in ("/upload", "/file=", "/heartbeat/")):            # which are ours
+            answer = ask(application, path, method)
+            assert answer.status_code == 404 and (method == "HEAD" or answer.json()["error"]["code"] == "unknown_url"), (method, path, answer.text)
+
+
+def test_what_the_page_needs_is_open(application):
+    index = ask(application, "/").text
+    assert ask(application, "/", "HEAD").status_code == 200
+    for path in (*set(re.findall(r'"\./((?:assets|static)/[\w./-]+)"', index)), "theme.css?v=1", "config", "gradio_api/info?serialize=False", "manifest.json", "favicon.ico"):
+        assert ask(application, f"/{path}").status_code == 200, path
+
+
+def test_the_routes_are_written_down():
+    text = (ROOT / "docs/SERVER.md").read_text(encoding="utf-8")
+    for route in fence.ROUTES:
+        name = route.path.replace("(?:js|img|fonts|css)/", "").replace(fence.FILES, "...").replace(fence.NAME, "ID")
+        assert f"| `{route.method} {name}` |" in text, name
+
+
+def test_each_promise_names_the_test_that_holds_it():
+    text = (ROOT / "docs/SERVER.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| (`test_\w+\.py: [^|]+`) \|$", text.partition("## Promises")[2].partition("\n## ")[0], re.MULTILINE)
+    assert len(rows) >= 20
+    for row in rows:
+        for file, names in re.findall(r"`(test_\w+\.py): ([\w, ]+)`", row):
+            source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            for name in names.split(", "):
+                assert f"def {name}(" in source, (file, name)
+
+
+# ---- the server's folder, and its log -------------------------------------------------------------------------------------
+
+def test_leftovers_are_removed_and_folders_in_use_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(serve.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(serve.tempfile, "tempdir", str(tmp_path))
+    other, link, young = tmp_path / "other", tmp_path / f"{serve.FOLDER}link", tmp_path / f"{serve.FOLDER}young"
+    for folder in (other, young):
+        folder.mkdir()
+    link.symlink_to(other)
+    left, old = tmp_path / f"{serve.FOLDER}left", tmp_path / f"{serve.FOLDER}old"
+    for folder in (left, old):
+        (folder / "page/0123").mkdir(parents=True)
+    (left / "lock").touch()
+    os.utime(old, (0, 0))
+    with serve.private_folder() as folder:
+        assert not left.exists() and not old.exists()
+        with serve.private_folder():
+            assert Path(folder).exists() and other.exists() and link.exists() and young.exists()
+    assert sorted(tmp_path.iterdir()) == sorted([other, link, young])
+
+
+def test_a_log_has_no_control_characters(capsys):
+    handler = logging.StreamHandler()
+    handler.setFormatter(serve.Escaping("%(message)s"))
+    log = logging.Logger("test")
+    log.addHandler(handler)
+    try:
+        raise ValueError("a\x1b[31mb\rc")
+    except ValueError:
+        log.exception("name %s", "\x1b]0;title\x07\r\nforged line\u202e")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", capsys.readouterr().err)
