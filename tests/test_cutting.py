@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from glmasr.cutting import MARGIN, SILENT, Window, cut, loudness, quietest
+from glmasr.cutting import MARGIN, Window, cut, loudness, quietest
 from glmasr.audio import HOP, SAMPLE_RATE
 
 LENGTH = 10 * SAMPLE_RATE
@@ -39,15 +39,21 @@ def in_blocks(samples, rng=None, size=None):
         place += count
 
 
+def silent(samples, loudest):
+    """Below -80 dB, or where all is quiet 55 dB below the loudest, but never lower than -100 dB. Where samples are cut off, their last
+    frames are up to 3 dB louder than within the recording."""
+    return len(samples) < HOP or loudness(samples).max() < max(min(-80, loudest - 55), -100) + 3
+
+
 def check(samples, windows, length=LENGTH):
     """The windows are stretches of the recording, in order, not too long; what is between them is silent."""
-    place, loudest = 0, loudness(samples).max()
+    place, loudest = 0, loudness(samples).max().item()
     for window in windows:
         assert isinstance(window, Window) and 0 < len(window.samples) <= length and window.start >= place
         assert torch.equal(window.samples, samples[window.start:window.start + len(window.samples)])
-        assert len(samples[place:window.start]) < HOP or loudness(samples[place:window.start]).max() < loudest - SILENT + 3
+        assert silent(samples[place:window.start], loudest)
         place = window.start + len(window.samples)
-    assert place == len(samples) or loudness(samples[place:]).max() < loudest - SILENT + 3
+    assert silent(samples[place:], loudest)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -72,9 +78,21 @@ def test_the_blocks_do_not_matter():
         assert all(torch.equal(a.samples, b.samples) for a, b in zip(found, expected, strict=True))
 
 
-def test_silence_is_left_out():
+@pytest.mark.parametrize("loud, quiet", [(0, -70), (-20, -77), (-40, -92), (-60, -97)])
+def test_what_is_quiet_is_not_silent(loud, quiet):
+    """Behind something loud, between silence: all of it is in the windows, and none of the silence but its margins."""
+    said, whispered = (tone(3, 10 ** (level / 20), 1000) for level in (loud, quiet))
+    samples = torch.cat((said, silence(20), whispered, silence(20), said))
+    windows = list(cut([samples], LENGTH))
+    check(samples, windows)
+    assert [(window.begin, window.begin + window.seconds) for window in windows] == [
+        (pytest.approx(max(0, start - MARGIN), abs=0.05), pytest.approx(min(49, start + 3 + MARGIN), abs=0.05)) for start in (0, 23, 46)]
+
+
+@pytest.mark.parametrize("end", [180, pytest.param(3600, marks=pytest.mark.slow)])
+def test_silence_is_left_out(end):
     rng = np.random.default_rng(1)
-    samples = torch.cat((silence(45), tone(1), silence(100), tone(2), silence(3600)))
+    samples = torch.cat((silence(45), tone(1), silence(100), tone(2), silence(end)))
     windows = list(cut(in_blocks(samples, rng), LENGTH))
     check(samples, windows)
     assert len(windows) == 2

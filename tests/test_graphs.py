@@ -64,6 +64,28 @@ def test_memories_are_used_again_and_clean(pair):
     assert len(pool.free) == graphs.KEPT
 
 
+def test_no_slot_of_a_memory_that_is_used_again_stays_hidden(pair):
+    """Of a shorter prompt in a batch the slots at the left are hidden. Who is there next has a whole prompt, and sees all of it."""
+    plain, static, heard, prompts = pair
+    order = sorted(range(3), key=lambda row: len(prompts[row]))
+    short, longest = order[0], order[-1]
+    assert len(prompts[short]) < len(prompts[longest])
+    how = {"stop": (), "max_new": 5}
+    alone = decode.greedy(plain, [heard[longest]] * 2, [prompts[longest]] * 2, **how)
+    memories = []
+    for rows in ([short, longest], [longest, longest]):
+        cache = static.new_cache(2, 400)
+        memories.append(cache.memory)
+        with torch.inference_mode():
+            logits = static.prefill([heard[row] for row in rows], [prompts[row] for row in rows], cache)
+            padding, found = cache.padding.tolist(), [logits.argmax(-1)]
+            for _ in range(4):
+                found.append(static.step(found[-1], cache).argmax(-1))
+        del cache
+        assert padding == [len(prompts[longest]) - len(prompts[row]) for row in rows]
+    assert memories[0] is memories[1] and torch.stack(found, 1).tolist() == [hypothesis.ids for hypothesis in alone]
+
+
 def test_a_full_cache_is_an_error(pair):
     _, model, heard, prompts = pair
     cache = model.new_cache(1, len(prompts[0]) + 1)

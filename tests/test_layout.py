@@ -3,6 +3,7 @@
 import ast
 import configparser
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -82,3 +83,13 @@ def test_no_benchmark_needs_a_test():
     for path in files:
         found = of_tests & {name.split(".")[0] for name in names(path)}
         assert not found and '"tests' not in path.read_text(encoding="utf-8"), f"{path.name}: {found}"
+
+
+def test_every_suite_is_run():
+    """What a plain pytest leaves out, `.ci/run` runs, and nothing else has a marker."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    markers = [line.split(":")[0] for line in setup["tool:pytest"]["markers"].split("\n") if line]
+    left_out = re.search('-m "(.*)"', setup["tool:pytest"]["addopts"])[1].split(" and ")
+    suites = re.search('^SUITES="(.*)"', (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE)[1].split()
+    assert len(markers) > 3 and sorted(left_out) == sorted(f"not {name}" for name in markers) and sorted(suites) == sorted(markers)

@@ -107,8 +107,7 @@ def test_a_loop_ends_there_and_other_rows_go_on(beams):
     found = (decode.greedy(model, ["loop", "count"], prompts, **how) if beams == 1
              else [some[0] for some in decode.beam(model, ["loop", "count"], prompts, width=beams, **how)])
     assert found[1].ids == list(range(10, 40)) and found[1].stopped
-    assert loops(found[0].ids) or beams > 1     # beams may have found a way that ends
-    assert len(found[0].ids) <= 30 and found[0].stopped
+    assert found[0].ids == [10, 11, 12] * 8 and found[0].stopped        # a loop by `loops`, as soon as it is one
 
 
 def test_loops_are_those_of_the_definition():
@@ -206,6 +205,7 @@ def test_an_empty_answer_that_is_doubtful_is_told(demo, monkeypatch):
 
 def test_the_first_text_is_soon_there(demo, monkeypatch):
     calls = answering(monkeypatch, lambda number, temperature, prompts: [said(demo, "一") for _ in prompts])
+    monkeypatch.setattr(demo.model.encoder, "forward", lambda mel: torch.zeros(len(mel), mel.shape[-1] // 2, demo.config.encoder.width))
     demo.transcribe(talk(30), sample_rate=RATE)
     assert [rows for rows, _ in calls][:3] == [4, 8, 16]
     calls.clear()

@@ -49,8 +49,8 @@ def told(recogniser, recordings, options):
         for segment in part.segments]) for part in some] for some in found]
 
 
-@pytest.mark.parametrize("pad_to", ["window", "speech"])
-@pytest.mark.parametrize("beams", [1, 5])
+@pytest.mark.parametrize("beams, pad_to", [(1, "speech"), (5, "window"), *(pytest.param(*each, marks=pytest.mark.slow)
+                                                                           for each in ((1, "window"), (5, "speech")))])
 def test_each_recording_gets_what_it_gets_alone(recogniser, recordings, beams, pad_to):
     how = {"beams": beams, "pad_to": pad_to, "max_new_tokens": 30}
     alone = [told(recogniser, [samples], Options(**how, batch_size=1))[0] for samples in recordings.values()]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -402,7 +403,7 @@ def test_a_git_lfs_pointer(folder):
 def test_headers_that_make_no_sense(folder, header):
     raw(folder, header, b"\0" * 8 if "short end" in str(header) else b"\0" * 12 if '"b"' in json.dumps(header) else b"\0" * 8)
     message = refused(folder, FILE, "damaged")
-    assert "tensor" in message or "twice" in message
+    assert re.search("tensor [ab] (of shape|has) |'a' twice in one object|its tensors end at byte ", message)
 
 
 def test_a_header_of_too_many_tensors(folder):
