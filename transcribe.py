@@ -8,6 +8,12 @@ Progress, warnings and closing lines go to standard error. Exit code: 0 all reco
 not be used, or a text can't be written, 2 wrong usage, 130 interrupted.
 """
 
+if __name__ == "__main__":                      # before all imports: it makes one of this file as well
+    import sys
+
+    from glmasr.commands import transcribe
+    sys.exit(transcribe())
+
 import argparse
 import json
 import os
@@ -16,6 +22,7 @@ import time
 from dataclasses import dataclass, field
 
 from glmasr import writers                      # torch, which takes a second, only where it is needed
+from glmasr.commands import INTERRUPTED, ended_at_once
 from glmasr.errors import printable
 
 
@@ -266,8 +273,9 @@ class Work:
     def load(self):
         import glmasr
         args = self.args
-        return glmasr.load(args.model, device=args.device, dtype=args.dtype, plain=args.explain,
-                           revision=args.revision, progress=not args.quiet)
+        with ended_at_once():                   # it imports torch, and leaves nothing that has to be cleaned up
+            return glmasr.load(args.model, device=args.device, dtype=args.dtype, plain=args.explain,
+                               revision=args.revision, progress=not args.quiet)
 
     def report(self) -> None:
         for line in self.summary.lines():
@@ -360,22 +368,18 @@ class Work:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments(argv)
-    if sys.stdout is None and not args.files:
-        print("error: standard output is closed", file=sys.stderr)
-        return 1
     try:
+        args = arguments(argv)
+        if sys.stdout is None and not args.files:
+            print("error: standard output is closed", file=sys.stderr)
+            return 1
         return Work(args).run()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except OSError as error:                    # the text can't be written
         if not isinstance(error, BrokenPipeError):                      # `| head` has just seen enough
             print(f"error: {error}", file=sys.stderr)
         # TRAP: the interpreter flushes standard output once more when it ends, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,14 +23,16 @@ import re
 import shutil
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from . import weights
+from .commands import INTERRUPTED, ended_at_once
 from .config import read_config, read_file, read_json
 from .errors import CheckpointError, GlmAsrError, OptionError
 
@@ -459,6 +461,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
     try:
+        with ended_at_once(), suppress(ImportError):            # `fetch` says what is missing
+            import_module("huggingface_hub.utils")
         print(find(args.model, args.revision, progress=not args.quiet, renew=True))
         return 0
     except GlmAsrError as error:
@@ -466,7 +470,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
