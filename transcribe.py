@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass, field
 
 from glmasr import writers                      # torch, which takes a second, only where it is needed
-from glmasr.commands import INTERRUPTED, ended_at_once
+from glmasr.commands import INTERRUPTED, Parser, ended_at_once
 from glmasr.errors import printable
 
 
@@ -61,7 +61,7 @@ def formats(text: str) -> list[str]:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Recognises speech in Mandarin, Cantonese and English.")
+    parser = Parser(description="Recognises speech in Mandarin, Cantonese and English.")
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg), folders, patterns; - is standard input")
     parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a directory, or owner/name of a model of the hub")
     parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub (default: a pinned commit; of other models main)")
@@ -127,9 +127,9 @@ def clock(seconds: float) -> str:
 
 
 def writable(text: str) -> str:
-    """Letters that standard output can't hold are escaped: no text is lost."""
+    """One line. Letters that standard output can't hold are escaped, so no text is lost, and what a terminal would obey."""
     encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def as_line(record: dict) -> str:
@@ -200,7 +200,7 @@ class Progress:
         name = self.names[self.number]
         length = audio.stated_duration(name)
         shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
-        self.bar = tqdm(total=length, desc=f"{self.number + 1}/{len(self.names)} {os.path.basename(name)}", leave=False, bar_format=shape)
+        self.bar = tqdm(total=length, desc=f"{self.number + 1}/{len(self.names)} {printable(os.path.basename(name))}", leave=False, bar_format=shape)
 
     def reach(self, seconds: float) -> None:
         """So much of the recording is recognised."""
@@ -258,7 +258,7 @@ class Work:
                 if self.args.verbose:
                     self.say(", ".join(f"{name} {value}" for name, value in recogniser.how(self.options()).items()))
         except glmasr.GlmAsrError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2 if isinstance(error, glmasr.OptionError) else 1
         try:
             if recogniser is not None:
@@ -335,7 +335,7 @@ class Work:
             with explain.observed(recogniser) as observation:
                 found = list(recogniser.streams([name], self.args.lang, self.options()))
             if not isinstance(found[-1][1], GlmAsrError):
-                tqdm.write(writable(explain.report(observation)), file=sys.stdout)
+                tqdm.write("\n".join(map(writable, explain.report(observation).split("\n"))), file=sys.stdout)
             yield from ((index, part) for _, part in found)
 
     def tell(self, name: str, warnings: list[str], segments: list) -> None:
@@ -379,7 +379,7 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
     except OSError as error:                    # the text can't be written
         if not isinstance(error, BrokenPipeError):                      # `| head` has just seen enough
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
         # TRAP: the interpreter flushes standard output once more when it ends, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

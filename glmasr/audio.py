@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import AudioError, OptionError
+from .errors import AudioError, OptionError, printable
 
 try:
     import resource
@@ -82,12 +82,17 @@ class Cancelled(Exception):
     """Nobody waits for a recording any more: `cancelled` of `blocks` said so."""
 
 
-def load(source, sample_rate=None, *, max_duration=MAX_DURATION, warn=warnings.warn) -> Tensor:
+def warn_printable(warning: str) -> None:
+    """`warnings.warn`, which writes to a terminal: the name of a recording is escaped."""
+    warnings.warn(printable(warning), stacklevel=2)
+
+
+def load(source, sample_rate=None, *, max_duration=MAX_DURATION, warn=warn_printable) -> Tensor:
     """The whole recording -> float32 samples (S,), mono, 16 kHz: `blocks` joined. Arguments and errors as there."""
     return torch.cat(list(blocks(source, sample_rate, max_duration=max_duration, warn=warn)))
 
 
-def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION, warn=warnings.warn,
+def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION, warn=warn_printable,
            cancelled: Callable[[], bool] | None = None) -> Iterator[Tensor]:
     """Yield a recording as float32 blocks (S,), mono, 16 kHz: each `seconds` long, the last one at most that.
 

@@ -4,12 +4,15 @@ TRAP: some of the code that an import runs, such as the callbacks of its own loc
 end in a traceback of 30 lines. Nothing has to be cleaned up as early as that, so the process just ends.
 """
 
+import argparse
 import os
 import signal
 import sys
 import threading
 from contextlib import contextmanager, suppress
 from importlib import import_module
+
+from .errors import printable
 
 INTERRUPTED = 130               # the exit code, as of shells: 128 + SIGINT
 
@@ -37,6 +40,13 @@ def _end(*signal_and_frame) -> None:
     with suppress(OSError):                     # standard error is closed
         os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
+
+
+class Parser(argparse.ArgumentParser):
+    """Quotes what it doesn't know, which a pattern of the shell may have made of the name of a file, so that no terminal obeys it."""
+
+    def error(self, message: str):
+        super().error(printable(message))
 
 
 def _run(module: str) -> int:

@@ -15,7 +15,6 @@ Unusual:
 - Nothing that a hub answers becomes a path but names from the lists below, shards beside their index, and hexadecimal checksums.
 """
 
-import argparse
 import errno
 import hashlib
 import os
@@ -32,9 +31,9 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from . import weights
-from .commands import INTERRUPTED, ended_at_once
+from .commands import INTERRUPTED, Parser, ended_at_once
 from .config import read_config, read_file, read_json
-from .errors import CheckpointError, GlmAsrError, OptionError
+from .errors import CheckpointError, GlmAsrError, OptionError, printable
 
 BUILT_IN = {name: Path(__file__).parent / "checkpoints" / name for name in ("demo", "demo-article")}
 NAMES = {"glm-asr-nano-2512": "zai-org/GLM-ASR-Nano-2512"}
@@ -454,7 +453,7 @@ def _others(model: Model) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """`glmasr-fetch`. Exit code: 0 it is there, 1 it can't be fetched, 2 wrong usage, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="glmasr-fetch", description="Fetches a model from the hub into its cache, where glmasr finds it, "
+    parser = Parser(prog="glmasr-fetch", description="Fetches a model from the hub into its cache, where glmasr finds it, "
                                      "and prints the directory. What was fetched before an interrupt is kept.")
     parser.add_argument("model", nargs="?", default=DEFAULT, metavar="NAME", help=f"{DEFAULT} (default), or owner/name of a model of the hub")
     parser.add_argument("--revision", metavar="REV", help="commit, branch or tag (default: a pinned commit; of others main, as it is now)")
@@ -463,10 +462,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with ended_at_once(), suppress(ImportError):            # `fetch` says what is missing
             import_module("huggingface_hub.utils")
-        print(find(args.model, args.revision, progress=not args.quiet, renew=True))
+        found = str(find(args.model, args.revision, progress=not args.quiet, renew=True))
+        print(printable(found) if sys.stdout.isatty() else found)               # a program that reads it wants the very name
         return 0
     except GlmAsrError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

@@ -1047,3 +1047,9 @@ def test_sound_that_ffmpeg_cannot_find_either_is_said_to_be_lost():
     assert len(audio.load(bytes(content), warn=warnings.append)) < 5.5 * 16_000
     [warning] = warnings
     assert "(6.0 s expected); parts of it are damaged" in warning
+
+
+def test_a_warning_that_nobody_takes_escapes_the_name(tmp_path):
+    path = write_bytes(tmp_path / "a\x1b[2J.flac", bytes_of(speech(2), format="FLAC")[:-4000])
+    with pytest.warns(UserWarning, match=r"a\\x1b\[2J\.flac: breaks off after"):
+        audio.load(path)

@@ -109,3 +109,13 @@ def test_each_command_goes_through_it():
         "glmasr-quantize": "glmasr.commands:quantize"}
     for module in ("transcribe", "glmasr.hub", "glmasr.check", "glmasr.quantize"):
         assert callable(import_module(module).main)
+
+
+@pytest.mark.parametrize("module", ["glmasr.hub", "glmasr.check", "glmasr.quantize", "transcribe"])
+def test_no_command_repeats_what_a_terminal_would_obey(module, monkeypatch, capsys):
+    """A shell's pattern makes options of files that are named like one."""
+    monkeypatch.setattr(sys, "argv", ["command", "a", "b", "--\x1b]0;owned\x07", "--"])
+    with pytest.raises(SystemExit) as leave:
+        import_module(module).main()
+    out, err = capsys.readouterr()
+    assert (leave.value.code, out) == (2, "") and r"--\x1b]0;owned\x07" in err and "\x1b" not in err
