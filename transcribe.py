@@ -22,7 +22,8 @@ import time
 from dataclasses import dataclass, field
 
 from glmasr import writers                      # torch, which takes a second, only where it is needed
-from glmasr.commands import INTERRUPTED, Parser, ended_at_once
+from glmasr.arguments import Parser
+from glmasr.commands import INTERRUPTED, ended_at_once
 from glmasr.errors import printable
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import hub, pipeline, weights
-from .commands import Parser
+from .arguments import Parser
 from .config import EncoderDecoderConfig, GlmAsrConfig
 from .errors import CheckpointError, GlmAsrError, printable
 from .tokenizer import Tokenizer, read_tokenizer

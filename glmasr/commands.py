@@ -1,18 +1,16 @@
 """The first lines of the commands: Ctrl-C while Python imports what they need ends them at once, with exit code 130 and one line.
 
 TRAP: some of the code that an import runs, such as the callbacks of its own locks, drops a KeyboardInterrupt, and everything else lets it
-end in a traceback of 30 lines. Nothing has to be cleaned up as early as that, so the process just ends.
+end in a traceback of 30 lines. Nothing has to be cleaned up as early as that, so the process just ends. What this module itself imports is
+what Python has imported already, or next to nothing.
 """
 
-import argparse
 import os
 import signal
 import sys
 import threading
 from contextlib import contextmanager, suppress
 from importlib import import_module
-
-from .errors import printable
 
 INTERRUPTED = 130               # the exit code, as of shells: 128 + SIGINT
 
@@ -40,13 +38,6 @@ def _end(*signal_and_frame) -> None:
     with suppress(OSError):                     # standard error is closed
         os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
-
-
-class Parser(argparse.ArgumentParser):
-    """Quotes what it doesn't know, which a pattern of the shell may have made of the name of a file, so that no terminal obeys it."""
-
-    def error(self, message: str):
-        super().error(printable(message))
 
 
 def _run(module: str) -> int:

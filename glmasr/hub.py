@@ -31,7 +31,8 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from . import weights
-from .commands import INTERRUPTED, Parser, ended_at_once
+from .arguments import Parser
+from .commands import INTERRUPTED, ended_at_once
 from .config import read_config, read_file, read_json
 from .errors import CheckpointError, GlmAsrError, OptionError, printable
 
@@ -49,7 +50,7 @@ SMALL = (CONFIG, *sorted({name for names in BESIDE.values() for name in names}),
 TRIES = 5                       # of a transfer, without a byte gained
 PAUSE = 1.0                     # seconds before the second try; before the third two, and so on
 TIMEOUT = 30.0                  # seconds without a byte
-LARGEST = 40_000_000            # bytes of a file that holds no weights: what the readers take at most
+LARGEST = 36_000_000            # bytes of a file that holds no weights: what the readers take at most
 _HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}")
 _A_HUB = "HF_ENDPOINT has to name a hub or a mirror of it"

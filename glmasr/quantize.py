@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .commands import Parser
+from .arguments import Parser
 from .errors import GlmAsrError, OutputError, printable
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf"}     # files that are not copied

@@ -36,7 +36,7 @@ def interrupted(name, delay, folder):
     finally:
         child.kill()
     lines = err.splitlines()
-    return child.returncode, [line for line in lines if not line.startswith("import time:")], any("glmasr.commands" in line for line in lines)
+    return child.returncode, [line for line in lines if not line.startswith("import time:")], any(line.startswith("import time:") and line.endswith("glmasr.commands") for line in lines)
 
 
 def check(name, delay, folder):
