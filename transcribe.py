@@ -8,6 +8,12 @@ Progress, warnings and closing lines go to standard error. Exit code: 0 all reco
 not be used, or a text can't be written, 2 wrong usage, 130 interrupted.
 """
 
+if __name__ == "__main__":                      # before all imports: it makes one of this file as well
+    import sys
+
+    from glmasr.commands import transcribe
+    sys.exit(transcribe())
+
 import argparse
 import json
 import os
@@ -16,6 +22,8 @@ import time
 from dataclasses import dataclass, field
 
 from glmasr import writers                      # torch, which takes a second, only where it is needed
+from glmasr.arguments import Parser
+from glmasr.commands import INTERRUPTED, ended_at_once
 from glmasr.errors import printable
 
 
@@ -54,7 +62,7 @@ def formats(text: str) -> list[str]:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Recognises speech in Mandarin, Cantonese and English.")
+    parser = Parser(description="Recognises speech in Mandarin, Cantonese and English.")
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg), folders, patterns; - is standard input")
     parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a directory, or owner/name of a model of the hub")
     parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub (default: a pinned commit; of other models main)")
@@ -120,9 +128,9 @@ def clock(seconds: float) -> str:
 
 
 def writable(text: str) -> str:
-    """Letters that standard output can't hold are escaped: no text is lost."""
+    """One line. Letters that standard output can't hold are escaped, so no text is lost, and what a terminal would obey."""
     encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def as_line(record: dict) -> str:
@@ -193,7 +201,7 @@ class Progress:
         name = self.names[self.number]
         length = audio.stated_duration(name)
         shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
-        self.bar = tqdm(total=length, desc=f"{self.number + 1}/{len(self.names)} {os.path.basename(name)}", leave=False, bar_format=shape)
+        self.bar = tqdm(total=length, desc=f"{self.number + 1}/{len(self.names)} {printable(os.path.basename(name))}", leave=False, bar_format=shape)
 
     def reach(self, seconds: float) -> None:
         """So much of the recording is recognised."""
@@ -251,7 +259,7 @@ class Work:
                 if self.args.verbose:
                     self.say(", ".join(f"{name} {value}" for name, value in recogniser.how(self.options()).items()))
         except glmasr.GlmAsrError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2 if isinstance(error, glmasr.OptionError) else 1
         try:
             if recogniser is not None:
@@ -266,8 +274,9 @@ class Work:
     def load(self):
         import glmasr
         args = self.args
-        return glmasr.load(args.model, device=args.device, dtype=args.dtype, plain=args.explain,
-                           revision=args.revision, progress=not args.quiet)
+        with ended_at_once():                   # it imports torch, and leaves nothing that has to be cleaned up
+            return glmasr.load(args.model, device=args.device, dtype=args.dtype, plain=args.explain,
+                               revision=args.revision, progress=not args.quiet)
 
     def report(self) -> None:
         for line in self.summary.lines():
@@ -327,7 +336,7 @@ class Work:
             with explain.observed(recogniser) as observation:
                 found = list(recogniser.streams([name], self.args.lang, self.options()))
             if not isinstance(found[-1][1], GlmAsrError):
-                tqdm.write(writable(explain.report(observation)), file=sys.stdout)
+                tqdm.write("\n".join(map(writable, explain.report(observation).split("\n"))), file=sys.stdout)
             yield from ((index, part) for _, part in found)
 
     def tell(self, name: str, warnings: list[str], segments: list) -> None:
@@ -360,22 +369,18 @@ class Work:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments(argv)
-    if sys.stdout is None and not args.files:
-        print("error: standard output is closed", file=sys.stderr)
-        return 1
     try:
+        args = arguments(argv)
+        if sys.stdout is None and not args.files:
+            print("error: standard output is closed", file=sys.stderr)
+            return 1
         return Work(args).run()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except OSError as error:                    # the text can't be written
         if not isinstance(error, BrokenPipeError):                      # `| head` has just seen enough
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
         # TRAP: the interpreter flushes standard output once more when it ends, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

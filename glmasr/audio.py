@@ -9,6 +9,7 @@ What is unusual here:
   bottom of the 80 dB that are kept.
 """
 
+import ctypes
 import io
 import math
 import numbers
@@ -21,10 +22,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import AudioError, OptionError
+from .errors import AudioError, OptionError, printable
+
+try:
+    import resource
+except ImportError:                       # Windows
+    resource = None
 
 SAMPLE_RATE = 16_000                      # samples a second, of everything behind this stage
 FFT_SIZE = 400                            # 25 ms of samples in one frame of the spectrum
@@ -48,7 +55,10 @@ MOST_CHANNELS = 255                       # more than any array of microphones t
 VALUES = 2 ** 20                          # samples x channels decoded at once: 4 MiB of float32, whatever a header claims
 MAX_DURATION = 12 * 3600.0                # seconds of a recording, if the caller sets no other limit
 MOST_BYTES = 2 ** 36                      # of decoded samples; 12 hours of 8 channels at 48 kHz are as many
+RESYNC = 1000                             # bytes that are no sound; libmpg123 gives up behind 1024
 PATIENCE = 60.0                           # seconds that ffmpeg may take for the next VALUES samples
+MOST_MEMORY = 2 ** 31                     # bytes that it may address; 8K video beside the sound takes it to 0.4 of it
+MOST_ALLOCATED = 2 ** 28                  # bytes that it may ask for at once: the table of 12 hours of packets is a quarter of it
 
 # The decoders of libsndfile that are widely used and fuzzed; the others have open memory bugs and are left to ffmpeg.
 PCM = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
@@ -68,12 +78,22 @@ CONTAINERS = ("aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,loas,matros
 
 # ---- reading ------------------------------------------------------------------------------------------------------------
 
-def load(source, sample_rate=None, *, max_duration=MAX_DURATION, warn=warnings.warn) -> Tensor:
+class Cancelled(Exception):
+    """Nobody waits for a recording any more: `cancelled` of `blocks` said so."""
+
+
+def warn_printable(warning: str) -> None:
+    """`warnings.warn`, which writes to a terminal: the name of a recording is escaped."""
+    warnings.warn(printable(warning), stacklevel=2)
+
+
+def load(source, sample_rate=None, *, max_duration=MAX_DURATION, warn=warn_printable) -> Tensor:
     """The whole recording -> float32 samples (S,), mono, 16 kHz: `blocks` joined. Arguments and errors as there."""
     return torch.cat(list(blocks(source, sample_rate, max_duration=max_duration, warn=warn)))
 
 
-def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION, warn=warnings.warn) -> Iterator[Tensor]:
+def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION, warn=warn_printable,
+           cancelled: Callable[[], bool] | None = None) -> Iterator[Tensor]:
     """Yield a recording as float32 blocks (S,), mono, 16 kHz: each `seconds` long, the last one at most that.
 
     `source` is one of
@@ -86,6 +106,9 @@ def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION,
     missing, empty, not audio, outside 4..384 kHz, of more than MOST_CHANNELS, longer than `max_duration` seconds or MOST_BYTES
     when decoded, or that holds samples that are NaN, infinite or above LOUDEST. One that breaks off in the middle is read up
     to there, and `warn` is called with a sentence that says so. What counts is what was decoded: a header may claim any length.
+
+    `cancelled` is called now and then, from any thread: between parts that were decoded, and while ffmpeg is silent. Once it says True
+    everything is closed, and Cancelled is raised.
     """
     if not 1 <= seconds * SAMPLE_RATE < math.inf:
         raise OptionError(f"seconds is {seconds}; a block needs at least one sample and an end: give, for example, 30.0")
@@ -93,22 +116,30 @@ def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION,
         raise OptionError(f"max_duration is {max_duration!r}; expected a positive number of seconds: give, for example, "
                           f"{MAX_DURATION:.0f}")
     with ExitStack() as stack:            # closes files and ends ffmpeg, also when the caller stops before the end
-        name, rate, parts = _open(source, sample_rate, max_duration, stack, warn)
+        cancelled = cancelled or (lambda: False)
+        name, rate, parts = _open(source, sample_rate, max_duration, stack, warn, cancelled)
         rate = _checked_rate(rate, name)
-        samples = _mono(_limited(parts, name, rate, max_duration), name)
+        samples = _mono(_limited(_until(cancelled, parts), name, rate, max_duration), name)
         samples = _regrouped(samples, VALUES)                   # decoders give small parts; long ones are faster behind
         yield from _regrouped(_resampled(samples, rate, SAMPLE_RATE), round(seconds * SAMPLE_RATE))
 
 
-def _open(source, sample_rate, max_duration, stack, warn):
+def _until(cancelled, parts):
+    for part in parts:
+        if cancelled():
+            raise Cancelled
+        yield part
+
+
+def _open(source, sample_rate, max_duration, stack, warn, cancelled):
     """source -> its name in messages, its sample rate, and an iterator over float arrays (samples, channels)."""
     if isinstance(source, (np.ndarray, Tensor)):
         return _open_array(source, sample_rate)
     if sample_rate is not None:
         raise AudioError(f"sample_rate={sample_rate} was given for a {type(source).__name__}; only arrays need it, a file "
                          "states its own: leave it out")
-    path, name = _as_file(source, stack)
-    trouble = _foreign(path)
+    path, name = _as_file(source, stack, cancelled)
+    trouble, length = _foreign(path), 0.0
     if not trouble:
         try:
             file = stack.enter_context(_sound_file(path))
@@ -120,15 +151,18 @@ def _open(source, sample_rate, max_duration, stack, warn):
             trouble = "a .raw file has no header"
         else:
             known = file.subtype in FORMATS.get(file.format, ())
-            trouble = _cut_short(file, path) if known else f"{file.subtype} in {file.format} is not among the formats read directly"
+            trouble = f"{file.subtype} in {file.format} is not among the formats read directly"
+            if known:
+                trouble, length = _cut_short(file, path, cancelled)
             if known and not (trouble and shutil.which("ffmpeg")):
                 if trouble:
                     warn(f"{name}: {trouble}; what is behind that is lost: install ffmpeg, which reads on, or convert it to WAV")
+                    warn = _nothing       # of this recording that is all that there is to say
                 # PCM has a byte a sample or more: a length that the size bears out is no forgery, so nothing is read in vain.
                 if max_duration * _checked_rate(file.samplerate, name) < file.frames <= os.path.getsize(path) // file.channels:
                     raise _too_long(name, max_duration)
-                return name, file.samplerate, _decoded(file, name, warn)
-    return _open_ffmpeg(path, name, trouble, stack, warn)
+                return name, file.samplerate, _decoded(file, name, length, warn)
+    return _open_ffmpeg(path, name, trouble, length, stack, warn, cancelled)
 
 
 def may_wait(source) -> bool:
@@ -151,7 +185,45 @@ def stated_duration(source) -> float | None:
 
 def _sound_file(path) -> soundfile.SoundFile:
     # TRAP: on Linux a name need not be UTF-8, and soundfile encodes text as UTF-8; bytes it takes as they are.
-    return soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path))
+    with _HUSH:                           # an MP3, if anything
+        return soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path))
+
+
+class _Hush:
+    """libmpg123, a part of libsndfile, writes remarks on an MP3 to C's `stderr`: millions of them, if the file wants it. While one is opened or
+    read, that variable names a stream that leads nowhere; file descriptor 2, `sys.stderr` and other processes are left as they are.
+
+    Only with the GNU C library, whose manual allows it ("Standard Streams"). TRAP: elsewhere the variable may be in memory that is read only.
+    """
+
+    def __init__(self):
+        self.lock, self.users, self.variable, self.loud, self.nowhere = threading.Lock(), 0, None, None, None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.users == 0 and self.found():
+                self.loud, self.variable.value = self.variable.value, self.nowhere
+            self.users += 1
+
+    def __exit__(self, *error) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0 and self.loud:
+                self.variable.value, self.loud = self.loud, None
+
+    def found(self) -> bool:
+        if self.nowhere is None and "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()):
+            library = ctypes.CDLL(None)
+            library.fopen.restype = ctypes.c_void_p
+            self.variable, self.nowhere = ctypes.c_void_p.in_dll(library, "stderr"), library.fopen(b"/dev/null", b"we")
+        return bool(self.nowhere)         # else there is no /dev/null
+
+
+_HUSH = _Hush()
+
+
+def _nothing(warning: str) -> None:
+    pass
 
 
 def _foreign(path) -> str:
@@ -176,19 +248,27 @@ def _tag_length(head: bytes) -> int:
     return 10 + sum((byte & 0x7f) << 7 * digit for digit, byte in enumerate(reversed(head[6:10])))
 
 
-def _cut_short(file, path) -> str:
-    """Why libsndfile would stop before the end of a file; "" if it wouldn't."""
-    stated = file.frames / max(1, file.samplerate)
+def _cut_short(file, path, cancelled) -> tuple[str, float]:
+    """Why libsndfile would stop before the end of a file, "" if it wouldn't; and the seconds that an MP3 should give, else 0."""
+    stated, length, junk, counted = file.frames / max(1, file.samplerate), 0.0, 0, False
     if file.format == "MP3":
+        for seconds, before, start in _until(cancelled, _mpeg_frames(path)):
+            if length:
+                junk = max(junk, before)
+            else:                         # a header in the first frame may count them all, which goes for one that was cut off as well
+                counted = b"Xing" in start or b"Info" in start
+            length += seconds
         # TRAP: without a Xing header libsndfile goes by the bit rate of the first frame, and stops where that says the end is.
-        length = _mpeg_seconds(path)
         if length > 1.01 * stated + 0.5:
-            return f"its header makes it {stated:.1f} s long, but its frames are {length:.1f} s"
+            return f"its header makes it {stated:.1f} s long, but its frames are {length:.1f} s", length
+        length = max(length, stated if counted else 0)
+        if junk > RESYNC:
+            return f"{junk} bytes between its frames are no sound, where libsndfile stops", length
     if file.format == "OGG" and _chained(path):
-        return f"it is several recordings, one behind the other, and the first is {stated:.1f} s long"
+        return f"it is several recordings, one behind the other, and the first is {stated:.1f} s long", length
     if FORMATS[file.format] is PCM and file.frames == 0 and os.path.getsize(path) > 1000:
-        return "its header says that it holds no samples, as after a crash of the recorder"
-    return ""
+        return "its header says that it holds no samples, as after a crash of the recorder", length
+    return "", length
 
 
 # Kilobits a second of MPEG audio by the index in a frame's header (ISO 11172-3 and 13818-3): (MPEG-1?, layer) -> rates.
@@ -201,16 +281,23 @@ BIT_RATES[False, 3] = BIT_RATES[False, 2]
 
 def _mpeg_seconds(path) -> float:
     """Seconds of sound in the frames of an MP3 file, whatever its header states."""
-    place, seconds, missed = 0, 0.0, 0
+    return sum(seconds for seconds, _, _ in _mpeg_frames(path))
+
+
+def _mpeg_frames(path) -> Iterator[tuple[float, int, bytes]]:
+    """Of each frame of an MP3 file: seconds, the bytes in front of it that are neither a frame nor a tag, and its first 40 bytes."""
+    place = end = missed = 0
     # Not mapped: the pages would count as memory. In so large a buffer most steps from frame to frame stay inside of it.
     with open(path, "rb", buffering=VALUES) as file:
-        while len(start := _at(file, place, 10)) >= 4:
+        while len(start := _at(file, place, 40)) >= 4:
             head = int.from_bytes(start[:4], "big")
             version, layer = head >> 19 & 3, 4 - (head >> 17 & 3)
             index, rate, padding = head >> 12 & 15, head >> 10 & 3, head >> 9 & 1
             if head >> 21 != 0x7ff or version == 1 or layer == 4 or index in (0, 15) or rate == 3:
                 if start[:3] == b"ID3":
                     place += _tag_length(start)
+                    if _tag_length(start) >= 20:                # libmpg123 takes smaller ones for damage
+                        end += _tag_length(start)
                     continue
                 missed, place = missed + 1, place + 1
                 while (piece := _at(file, place, 4096)) and b"\xff" not in piece:
@@ -222,9 +309,9 @@ def _mpeg_seconds(path) -> float:
             hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
             bits = 1000 * BIT_RATES[version == 3, layer][index]
             samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
-            seconds += samples / hertz
+            yield samples / hertz, place - end, start
             place += (12 * bits // hertz + padding) * 4 if layer == 1 else samples // 8 * bits // hertz + padding
-    return seconds
+            end = place
 
 
 def _at(file, place, count) -> bytes:
@@ -272,16 +359,16 @@ def _open_array(source, sample_rate):
     return name, sample_rate, (array[start:start + step] for start in range(0, len(array), step))
 
 
-def _as_file(source, stack):
+def _as_file(source, stack, cancelled):
     """source -> (path, name in messages). What is not a regular file yet becomes a temporary one: decoders have to seek."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _spooled(io.BytesIO(source), "the recording in memory", stack)
+        return _spooled(io.BytesIO(source), "the recording in memory", stack, cancelled)
     if isinstance(source, str) and source == "-":
         if sys.stdin is None:
             raise AudioError("standard input: is closed; expected a recording: pipe one into it, or name a file")
-        return _spooled(getattr(sys.stdin, "buffer", sys.stdin), "standard input", stack)
+        return _spooled(getattr(sys.stdin, "buffer", sys.stdin), "standard input", stack, cancelled)
     if hasattr(source, "read"):
-        return _spooled(source, str(getattr(source, "name", "the file object")), stack)
+        return _spooled(source, str(getattr(source, "name", "the file object")), stack, cancelled)
     if not isinstance(source, (str, os.PathLike)):
         raise AudioError(f"a recording cannot be a {type(source).__name__}; expected a path, '-', bytes, a binary file object, "
                          "or a float array with its sample_rate")
@@ -293,7 +380,7 @@ def _as_file(source, stack):
     try:
         path = Path(name)
         if path.is_fifo():                # a shell's <(command)
-            return _spooled(stack.enter_context(open(path, "rb")), name, stack)
+            return _spooled(stack.enter_context(open(path, "rb")), name, stack, cancelled)
         if path.is_dir():
             raise AudioError(f"{name}: is a directory; expected an audio file: name the files in it")
         if not path.exists():
@@ -308,7 +395,7 @@ def _as_file(source, stack):
         raise AudioError(f"{name}: cannot be opened ({error}); check the name and its permissions") from error
 
 
-def _spooled(stream, name, stack):
+def _spooled(stream, name, stack, cancelled):
     """Write the rest of a binary stream into a temporary file that lives as long as `stack`."""
     try:
         path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="glmasr-")), "recording")
@@ -317,6 +404,8 @@ def _spooled(stream, name, stack):
     with open(path, "wb") as file:
         try:
             while part := stream.read(VALUES):
+                if cancelled():
+                    raise Cancelled
                 file.write(part)
                 if file.tell() > MOST_BYTES:
                     raise AudioError(f"{name}: more than {MOST_BYTES / 2 ** 30:.0f} GiB; expected a recording, which has an end")
@@ -330,13 +419,14 @@ def _spooled(stream, name, stack):
     return path, name
 
 
-def _decoded(file, name, warn):
-    """An open SoundFile -> float32 arrays (samples, channels)."""
+def _decoded(file, name, length, warn):
+    """An open SoundFile -> float32 arrays (samples, channels). `length`: the seconds that an MP3 should give."""
     step, read, trouble = max(1, VALUES // file.channels), 0, ""
     while not trouble:
         part = np.full((step, file.channels), np.nan, dtype=np.float32)
         try:
-            part = file.read(out=part)
+            with _HUSH if file.format == "MP3" else nullcontext():
+                part = file.read(out=part)
         except soundfile.LibsndfileError as error:
             # TRAP: what was decoded before the error lies in `part` already. A FLAC without a stated length ends like this.
             part, trouble = part[~np.isnan(part).all(axis=1)], error.error_string.rstrip(".")
@@ -346,81 +436,151 @@ def _decoded(file, name, warn):
         yield part
     if read == 0 and trouble:
         raise AudioError(f"{name}: cannot be decoded ({trouble}); the file is damaged: record or download it again")
-    # MP3 headers only estimate the length, and 2^62 and more stand for a length that is not stated.
-    if 0 < read < file.frames < 2 ** 62 and file.format != "MP3":
+    seconds = read / file.samplerate
+    if file.format == "MP3":              # whose header may only estimate the length
+        if seconds < _least(length):
+            trouble = f"{length:.1f} s expected"
+        if not trouble:
+            return
+    elif 0 < read < file.frames < 2 ** 62:                      # 2^62 and more stand for a length that is not stated
         trouble = f"{file.frames / file.samplerate:.1f} s announced"
     elif "lost sync" not in trouble:
         return
-    warn(_damage(name, read / file.samplerate, trouble))
+    warn(_damage(name, seconds, trouble))
+
+
+def _least(length) -> float:
+    """Seconds of an MP3 that should give so many; encoders put up to 0.2 s in front and behind."""
+    return 0.99 * length - 0.5
 
 
 def _damage(name, seconds, trouble) -> str:
     return f"{name}: breaks off after {seconds:.1f} s ({trouble.rstrip('.')}); what comes before is used"
 
 
-def _open_ffmpeg(path, name, trouble, stack, warn):
-    """As `_open`, for what libsndfile does not read: `trouble` says why."""
+def _open_ffmpeg(path, name, trouble, length, stack, warn, cancelled):
+    """As `_open`, for what libsndfile does not read: `trouble` says why. `length`: the seconds that an MP3 should give, else 0."""
     program = shutil.which("ffmpeg")
     if program is None:
         raise AudioError(f"{name}: not readable ({trouble}), and there is no ffmpeg on the PATH that could; if it is a "
                          "recording, install ffmpeg or convert it to WAV")
     # No -ac: ffmpeg's own downmix weighs the channels. AU is the simplest header that carries rate and channels.
-    command = [program, "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-format_whitelist", CONTAINERS,
+    command = [program, "-nostdin", "-v", "error", "-max_alloc", str(MOST_ALLOCATED), "-threads", "1", "-vn", "-sn", "-dn",
+               "-protocol_whitelist", "file,pipe", "-format_whitelist", CONTAINERS,
                "-i", path, "-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
     try:
         log = stack.enter_context(tempfile.TemporaryFile())     # TRAP: a pipe that nobody reads would stop ffmpeg at 64 KiB
-        process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-                                                       start_new_session=True))
+        child = stack.enter_context(_Child(command, log, cancelled))
     except OSError as error:
         raise AudioError(f"{name}: not readable ({trouble}), and {program} can't be started ({error}); mend that, or convert it to "
                          "WAV") from error
-    stopped = threading.Event()
-
-    def stop():
-        """TRAP: ffmpeg may be a script, and what it has started holds the pipe open: all of its session is ended."""
-        stopped.set()
-        if process.returncode is None:    # else its number may be another one's by now
-            with suppress(ProcessLookupError, PermissionError):             # macOS: not permitted, of one that has just ended
-                os.killpg(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
-
-    def limited(action, *arguments):
-        timer = threading.Timer(PATIENCE, stop)
-        timer.start()
-        try:
-            return action(*arguments)
-        finally:
-            timer.cancel()
-
-    stack.callback(stop)                  # runs before the wait that `Popen` ends with
-    read = partial(limited, process.stdout.read)
 
     def complaint():
-        limited(process.wait)
-        if stopped.is_set():
+        status = child.wait()
+        if child.silent:
             return f"nothing for {PATIENCE:g} s, so it was ended"
         log.seek(max(0, os.fstat(log.fileno()).st_size - 4096))             # a damaged file can give a line a packet
         lines = log.read().decode("utf-8", "replace").strip().splitlines()
         if any("matches no streams" in line for line in lines):
             return "there is no sound in it"
-        return lines[-1].replace(path, "input") if lines else f"exit status {process.returncode}"
+        return lines[-1].replace(path, "input") if lines else f"exit status {status}"
 
-    header = read(24)
+    header = child.read(24)
     if len(header) < 24:
         raise AudioError(f"{name}: not a readable recording ({trouble}); ffmpeg says: {complaint()}; convert it to WAV, or record "
                          "or download it again")
     _, offset, _, _, rate, channels = struct.unpack(">4s5I", header)
-    read(offset - len(header))
+    child.read(offset - len(header))
 
     def parts():
         count, width = 0, 4 * channels    # bytes of one float32 sample in all channels
-        while raw := read(max(1, VALUES // channels) * width):
+        while raw := child.read(max(1, VALUES // channels) * width):
             part = np.frombuffer(raw, ">f4", len(raw) // width * channels)
             count += len(part) // channels
             yield part.reshape(-1, channels)
-        if limited(process.wait) != 0 and count:
+        if child.wait() != 0 and count:
             warn(_damage(name, count / rate, complaint()))
+        elif count / rate < _least(length):
+            warn(f"{name}: gives {count / rate:.1f} s ({length:.1f} s expected); parts of it are damaged, and their sound is lost")
 
     return name, rate, parts()
+
+
+class _Child:
+    """A program whose output is read, in a session of its own: it is ended with all that it has started
+
+    - when it is closed;
+    - when nothing came for PATIENCE seconds (then it is `silent`), or `cancelled()` is true: a thread looks after that;
+    - when this process is gone, however that ended: the kernel closes the pipe then that a shell, the leash, reads from.
+
+    Raises OSError where it can't be started.
+    """
+
+    LEASH = 'read -r _; kill -9 -"$1"'    # what closes the pipe, kills the session
+
+    def __init__(self, command, log, cancelled):
+        self.cancelled, self.silent, self.deadline, self.closed = cancelled, False, math.inf, threading.Event()
+        with ExitStack() as stack:
+            # TRAP: no other child may inherit a pipe; `Popen` sees to that.
+            self.process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+                                                                start_new_session=True))
+            stack.callback(self.kill)     # runs before the wait that `Popen` ends with
+            if hasattr(resource, "prlimit"):                    # Linux
+                with suppress(OSError):
+                    resource.prlimit(self.process.pid, resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+                    resource.prlimit(self.process.pid, resource.RLIMIT_CORE, (0, 0))        # a core dump would hold the recording
+            if os.path.exists("/bin/sh"):
+                leash = stack.enter_context(subprocess.Popen(["/bin/sh", "-c", self.LEASH, "sh", str(self.process.pid)], stdin=subprocess.PIPE,
+                                                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True))
+                stack.callback(leash.kill)                      # before its pipe is closed: the number may be another one's by then
+                stack.callback(self.kill)
+            watcher = threading.Thread(target=self._watch, daemon=True)
+            watcher.start()
+            stack.callback(watcher.join)
+            stack.callback(self.closed.set)
+            self.stack = stack.pop_all()
+
+    def __enter__(self) -> "_Child":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.stack.close()
+
+    def read(self, count) -> bytes:
+        """So many bytes, fewer at the end."""
+        with self._limited():
+            return self.process.stdout.read(count)
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended."""
+        with self._limited():
+            if hasattr(os, "waitid") and self.process.returncode is None:
+                with suppress(ChildProcessError):
+                    os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+                self.kill()               # what it has left behind, as long as the number is its own
+            return self.process.wait()
+
+    def kill(self) -> None:
+        """TRAP: ffmpeg may be a script, and what it has started holds the pipe open: all of its session is ended."""
+        if self.process.returncode is None:                     # else its number may be another one's by now
+            with suppress(ProcessLookupError, PermissionError):             # macOS: not permitted, of one that has just ended
+                os.killpg(self.process.pid, signal.SIGKILL) if os.name == "posix" else self.process.kill()
+
+    @contextmanager
+    def _limited(self):
+        self.deadline = time.monotonic() + PATIENCE
+        yield
+        self.deadline = math.inf
+        if self.cancelled():
+            raise Cancelled
+
+    def _watch(self) -> None:
+        while not self.closed.wait(0.1):
+            if self.cancelled():
+                self.kill()
+            elif time.monotonic() > self.deadline:
+                self.silent = True
+                self.kill()
 
 
 def _checked_rate(rate, name):

@@ -4,7 +4,6 @@ Each line of the report is found out for itself, so a directory with one damaged
 headers of the weights are read until the last line, which loads the model as `transcribe.py` does.
 """
 
-import argparse
 import math
 import sys
 from collections import Counter
@@ -12,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import hub, pipeline, weights
+from .arguments import Parser
 from .config import EncoderDecoderConfig, GlmAsrConfig
-from .errors import CheckpointError, GlmAsrError
+from .errors import CheckpointError, GlmAsrError, printable
 from .tokenizer import Tokenizer, read_tokenizer
 
 # What the published tokenizer makes of some texts: one id each. A tokenizer with other ids feeds the model other words.
@@ -29,7 +29,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
     def add(self, title: str, text: str) -> None:
-        self.lines.append(f"{title:<12}{CheckpointError(text)}")        # as in a message: what a terminal would obey is escaped
+        self.lines.append(f"{title:<12}{printable(str(CheckpointError(text)))}")        # as in a message, and on one line
 
     def problem(self, title: str, text: str) -> None:
         self.problems.append(text)
@@ -119,7 +119,7 @@ def _run(directory: Path, contents: weights.Contents | None, report: Report) -> 
 
 def main(argv: list[str] | None = None) -> int:
     """`glmasr-check`. Exit code: 0 the package can run it, 1 it can't, 2 wrong usage."""
-    parser = argparse.ArgumentParser(prog="glmasr-check", description="Says what a checkpoint directory holds, and whether this package "
+    parser = Parser(prog="glmasr-check", description="Says what a checkpoint directory holds, and whether this package "
                                      "can run it.")
     parser.add_argument("model", metavar="DIR", help="a directory, demo, demo-article, or a model in the hub's cache (nothing is fetched)")
     parser.add_argument("--revision", metavar="REV", help="of a model in the hub's cache")
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         found = hub.local(args.model, args.revision)
         report = check(found if isinstance(found, Path) else hub.check_whole(found))
     except GlmAsrError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     encoding = sys.stdout.encoding or "utf-8"
     print("\n".join(report.lines).encode(encoding, "backslashreplace").decode(encoding))

@@ -15,7 +15,6 @@ Unusual:
 - Nothing that a hub answers becomes a path but names from the lists below, shards beside their index, and hexadecimal checksums.
 """
 
-import argparse
 import errno
 import hashlib
 import os
@@ -23,16 +22,19 @@ import re
 import shutil
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from . import weights
+from .arguments import Parser
+from .commands import INTERRUPTED, ended_at_once
 from .config import read_config, read_file, read_json
-from .errors import CheckpointError, GlmAsrError, OptionError
+from .errors import CheckpointError, GlmAsrError, OptionError, printable
 
 BUILT_IN = {name: Path(__file__).parent / "checkpoints" / name for name in ("demo", "demo-article")}
 NAMES = {"glm-asr-nano-2512": "zai-org/GLM-ASR-Nano-2512"}
@@ -48,7 +50,7 @@ SMALL = (CONFIG, *sorted({name for names in BESIDE.values() for name in names}),
 TRIES = 5                       # of a transfer, without a byte gained
 PAUSE = 1.0                     # seconds before the second try; before the third two, and so on
 TIMEOUT = 30.0                  # seconds without a byte
-LARGEST = 40_000_000            # bytes of a file that holds no weights: what the readers take at most
+LARGEST = 36_000_000            # bytes of a file that holds no weights: what the readers take at most
 _HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}")
 _A_HUB = "HF_ENDPOINT has to name a hub or a mirror of it"
@@ -452,21 +454,24 @@ def _others(model: Model) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """`glmasr-fetch`. Exit code: 0 it is there, 1 it can't be fetched, 2 wrong usage, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="glmasr-fetch", description="Fetches a model from the hub into its cache, where glmasr finds it, "
+    parser = Parser(prog="glmasr-fetch", description="Fetches a model from the hub into its cache, where glmasr finds it, "
                                      "and prints the directory. What was fetched before an interrupt is kept.")
     parser.add_argument("model", nargs="?", default=DEFAULT, metavar="NAME", help=f"{DEFAULT} (default), or owner/name of a model of the hub")
     parser.add_argument("--revision", metavar="REV", help="commit, branch or tag (default: a pinned commit; of others main, as it is now)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
     try:
-        print(find(args.model, args.revision, progress=not args.quiet, renew=True))
+        with ended_at_once(), suppress(ImportError):            # `fetch` says what is missing
+            import_module("huggingface_hub.utils")
+        found = str(find(args.model, args.revision, progress=not args.quiet, renew=True))
+        print(printable(found) if sys.stdout.isatty() else found)               # a program that reads it wants the very name
         return 0
     except GlmAsrError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

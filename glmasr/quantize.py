@@ -3,14 +3,14 @@
 OUT is loaded by this package only, and faster than DIR with `--dtype int8`, which makes the same numbers each time.
 """
 
-import argparse
 import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-from .errors import GlmAsrError, OutputError
+from .arguments import Parser
+from .errors import GlmAsrError, OutputError, printable
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf"}     # files that are not copied
 
@@ -37,7 +37,7 @@ def quantise_directory(directory: Path, out: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path, metavar="DIR", help="a checkpoint, or a name such as demo")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new directory")
     args = parser.parse_args()
@@ -45,7 +45,7 @@ def main() -> int:
         from .hub import find
         quantise_directory(find(args.directory), args.out)
     except GlmAsrError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 

@@ -44,9 +44,9 @@ from .errors import TokenizerError
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 HIGHEST_ID = 2**24              # an id above is damage: tables here are as long as the highest id
 CACHED_PIECES = 2**16           # pre-tokens remembered with their ids; words repeat, so most are found here
-LARGEST_FILE = 40_000_000       # bytes of a tokenizer.json; that of Gemma 3 has 33
+LARGEST_FILE = 36_000_000       # bytes of a tokenizer.json; that of Gemma 3 has 33
 LARGEST_MODEL = 6_000_000       # bytes of a tokenizer.model; that of Gemma 3 has 4.7
-MOST_VALUES = 200_000_000       # bytes of memory that a tokenizer.json takes: those of 300,000 tokens and 600,000 merges
+MOST_VALUES = 180_000_000       # bytes of memory that a tokenizer.json takes: those of 300,000 tokens and 600,000 merges
 MOST_ADDED = 100_000            # tokens beside the vocabulary
 LONGEST_ADDED = 1000            # characters of one of them
 MOST_STEPS = 20                 # of a pre-tokenizer, as of a normalizer

@@ -141,7 +141,7 @@ class Peaks:
 
 
 class Listening(threading.Thread):
-    """A recording while it is read. `windows`, `ended` and `left` are guarded by the worker's condition."""
+    """A recording while it is read. `windows` and `ended` are guarded by the worker's condition; `left` becomes true once."""
 
     def __init__(self, worker: "Worker", recording: Recording, options: Options):
         super().__init__(daemon=True)
@@ -155,7 +155,7 @@ class Listening(threading.Thread):
         recogniser, recording, peaks, warnings = self.worker.recogniser, self.recording, Peaks(), []
 
         def blocks():
-            for block in sound.blocks(recording.path, max_duration=self.options.max_duration, warn=warnings.append):
+            for block in sound.blocks(recording.path, max_duration=self.options.max_duration, warn=warnings.append, cancelled=lambda: self.left):
                 peaks.add(block)
                 yield block
 
@@ -167,6 +167,8 @@ class Listening(threading.Thread):
                     return
             end = Part(reader.seconds, reader.seconds, "", [], [self.anonymous(warning) for warning in warnings])
             ended = Done(recording.number, end, recogniser.how(self.options), peaks.listed(), self.tokens)
+        except sound.Cancelled:             # in hours of silence there is nothing to `put`
+            return
         except GlmAsrError as error:
             ended = Failed(recording.number, type(error)(self.anonymous(str(error))))
         except OSError as error:

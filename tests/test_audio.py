@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -845,3 +846,203 @@ def test_an_ffmpeg_that_cannot_be_started(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(AudioError, match=r"x\.m4a: not readable \(.*\), and .*ffmpeg can't be started \(.*nowhere"):
         audio.load(tmp_path / "x.m4a")
+
+
+# ---- what must not outlive whoever started it ----------------------------------------------------------------------------
+
+class Sign:
+    """A pipe that a fake ffmpeg and all that it starts hold open: whether any of them lives, zombies not counted."""
+
+    SCRIPT = b"#!/bin/sh\nexec 5>%s; echo >&5; /bin/sleep 50 & exec /bin/sleep 50\n"
+
+    def __init__(self, path):
+        os.mkfifo(path)
+        self.script, self.end = self.SCRIPT % str(path).encode(), os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def wait(self, alive, seconds=20.0) -> float:
+        """Until one lives, or none does; the seconds that it took."""
+        start = time.monotonic()
+        while time.monotonic() - start < seconds:
+            try:
+                found = os.read(self.end, 1)                    # b"": nobody holds it
+            except BlockingIOError:                             # somebody does, and says nothing
+                found = b"" if alive else b"?"
+            if bool(found) == alive:
+                return time.monotonic() - start
+            time.sleep(0.02)
+        raise AssertionError("is still there" if not alive else "has not begun")
+
+
+@pytest.fixture
+def sign(tmp_path, monkeypatch):
+    for path in ("/bin/sh", "/bin/sleep"):
+        if not os.path.exists(path):
+            pytest.skip(f"needs {path}")
+    sign = Sign(tmp_path / "sign")
+    fake_ffmpeg(tmp_path / "bin", monkeypatch, sign.script, patience=60)
+    (tmp_path / "x.m4a").write_bytes(b"no sound")
+    yield sign
+    os.close(sign.end)
+
+
+@pytest.mark.parametrize("end", ["killed", "stopped, then killed", "killed with its group", "ends at once"])
+def test_ffmpeg_ends_with_the_process_that_started_it(sign, tmp_path, end):
+    code = "import os, sys, threading; from glmasr import audio; threading.Timer(float(sys.argv[2]), os._exit, [3]).start(); audio.load(sys.argv[1])"
+    child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "x.m4a", "2" if end == "ends at once" else "60"], start_new_session=True)
+    try:
+        sign.wait(alive=True)
+        if "stopped" in end:
+            child.send_signal(signal.SIGSTOP)
+        if "group" in end:
+            os.killpg(child.pid, signal.SIGKILL)
+        elif "killed" in end:
+            child.kill()
+        child.wait(20)
+        assert sign.wait(alive=False) < 5
+    finally:
+        child.kill()
+
+
+def test_ffmpeg_ends_when_nobody_waits_for_it(sign, tmp_path):
+    """While it is silent: nothing was read yet."""
+    left = threading.Event()
+    threading.Timer(0.5, left.set).start()
+    start, threads = time.monotonic(), threading.active_count()
+    with pytest.raises(audio.Cancelled):
+        list(audio.blocks(tmp_path / "x.m4a", cancelled=left.is_set))
+    assert time.monotonic() - start < 3 and sign.wait(alive=False) < 1 and threading.active_count() < threads
+
+
+def test_ffmpeg_leaves_nothing_behind(tmp_path, monkeypatch, sign):
+    """A script that ends, and what it has started doesn't: it holds the output open no longer."""
+    script = sign.script.replace(b"& exec /bin/sleep 50", b">&- 2>&- & echo nothing >&2; exit 1")
+    (tmp_path / "bin" / "ffmpeg").write_bytes(script)
+    with pytest.raises(AudioError, match="ffmpeg says: nothing"):
+        audio.load(tmp_path / "x.m4a")
+    sign.wait(alive=False)
+
+
+def test_without_a_shell_ffmpeg_has_no_leash(sign, tmp_path, monkeypatch):
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: path != "/bin/sh" and exists(path))
+    monkeypatch.setattr(audio, "PATIENCE", 0.5)
+    with pytest.raises(AudioError, match="ffmpeg says: nothing for 0.5 s"):
+        audio.load(tmp_path / "x.m4a")
+    sign.wait(alive=False)
+
+
+@pytest.mark.parametrize("source", ["FLAC", "a stream"])
+def test_cancelled(source):
+    """Between the parts that were decoded; and in a stream that has no end."""
+    calls = []
+
+    class Endless(io.RawIOBase):
+        def read(self, size):
+            return bytes(size)
+
+    def cancelled():
+        calls.append(1)
+        return len(calls) > 3
+
+    opened = FILES["FLAC"] if source == "FLAC" else Endless()
+    with pytest.raises(audio.Cancelled):
+        for _ in audio.blocks(opened, cancelled=(lambda: True) if source == "FLAC" else cancelled):
+            pass
+    assert source == "FLAC" or len(calls) == 4
+
+
+# ---- what libmpg123 has to say ---------------------------------------------------------------------------------------------
+
+def layer3(seconds=3.0):
+    return bytes_of(speech(seconds), format="MP3", subtype="MPEG_LAYER_III")
+
+
+def damaged(content):
+    random, content = np.random.default_rng(0), bytearray(content)
+    for place in random.integers(1000, len(content), 100):
+        content[place] = random.integers(256)
+    return bytes(content)
+
+
+def odd_tags(count):
+    """ID3 tags whose length is no length, and one with frames in an encoding that there is not."""
+    frame = b"TXXX\0\0\0\x05\0\0\x09abcd"
+    return b"ID3\4\0\0\0\0" + bytes([len(frame) * 8 >> 7, len(frame) * 8 & 127]) + frame * 8 + b"ID3\4\0\0\0\0\0\x01x" * count
+
+
+# What an MP3 is, and how often it has to be said that sound is lost, without an ffmpeg that reads on. None: it is refused.
+REMARKED = {"whole": (layer3, 0), "two, one behind the other": (lambda: layer3() + layer3(2.0), 1), "cut off": (lambda: layer3()[:-4000], 1),
+            "junk in the middle": (lambda: layer3()[:5000] + bytes(3000) + layer3()[5000:], 1), "damaged frames": (lambda: damaged(layer3()), 1),
+            "odd tags in front": (lambda: odd_tags(6) + layer3(), None), "odd tags in the middle": (lambda: layer3()[:5000] + odd_tags(9000) + layer3()[5000:], 1),
+            "a tag with 10,000 odd frames": (lambda: b"ID3\4\0\0\0\x09\x13\x70" + b"TXXX\0\0\0\x05\0\0\x09abcd" * 10_000 + layer3(), 0)}
+hushed = pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()), reason="needs the GNU C library")
+
+
+@hushed
+@pytest.mark.parametrize("kind", REMARKED)
+def test_remarks_of_libmpg123_reach_nobody(capfd, monkeypatch, kind):
+    monkeypatch.setenv("PATH", "")
+    (make, count), warnings = REMARKED[kind], []
+    content = make()
+    if count is None:
+        with pytest.raises(AudioError):
+            audio.load(content)
+    else:
+        audio.load(content, warn=warnings.append)
+    assert capfd.readouterr() == ("", "") and len(warnings) == (count or 0), warnings
+    soundfile.read(io.BytesIO(content)) if kind == "two, one behind the other" else None
+    assert bool(capfd.readouterr().err) == (kind == "two, one behind the other")        # it does make them, and is heard again
+
+
+@hushed
+def test_what_others_say_meanwhile_is_not_lost(capfd, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    content, ended, said = REMARKED["odd tags in the middle"][0](), threading.Event(), []
+
+    def talk():
+        while not ended.is_set():
+            os.write(2, b"a line\n")
+            said.append(1)
+            time.sleep(0.001)
+    talker = threading.Thread(target=talk)
+    readers = [threading.Thread(target=audio.load, args=[content], kwargs={"warn": str}) for _ in range(4)]
+    talker.start()
+    for thread in readers:
+        thread.start()
+    for thread in readers:
+        thread.join()
+    ended.set()
+    talker.join()
+    assert capfd.readouterr().err == "a line\n" * len(said)
+
+
+@hushed
+@pytest.mark.parametrize("closed", [False, True])
+def test_remarks_of_libmpg123_in_a_process_of_its_own(tmp_path, closed):
+    (tmp_path / "a.mp3").write_bytes(REMARKED["odd tags in the middle"][0]())
+    code = "import sys; from glmasr import audio; print(len(audio.load(sys.argv[1], warn=print)) > 8000)"
+    close = (lambda: os.close(2)) if closed else None
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.mp3"], env=os.environ | {"PATH": ""}, capture_output=True, text=True, timeout=60, preexec_fn=close)
+    assert (done.returncode, done.stderr, done.stdout.splitlines()[-1:]) == (0, "", ["True"]) and len(done.stdout.splitlines()) == 2
+
+
+@needs("ffmpeg")
+@pytest.mark.parametrize("kind, count", [("junk in the middle", 0), ("odd tags in the middle", 0), ("two, one behind the other", 0)])
+def test_ffmpeg_reads_on_where_libmpg123_stops(kind, count):
+    warnings = []
+    assert len(audio.load(REMARKED[kind][0](), warn=warnings.append)) / 16_000 == pytest.approx(5.1 if "two" in kind else 3.0, abs=0.15) and len(warnings) == count
+
+
+@needs("ffmpeg")
+def test_sound_that_ffmpeg_cannot_find_either_is_said_to_be_lost():
+    content, warnings = bytearray(layer3(6.0)), []
+    content[8000:16000] = bytes(8000)
+    assert len(audio.load(bytes(content), warn=warnings.append)) < 5.5 * 16_000
+    [warning] = warnings
+    assert "(6.0 s expected); parts of it are damaged" in warning
+
+
+def test_a_warning_that_nobody_takes_escapes_the_name(tmp_path):
+    path = write_bytes(tmp_path / "a\x1b[2J.flac", bytes_of(speech(2), format="FLAC")[:-4000])
+    with pytest.warns(UserWarning, match=r"a\\x1b\[2J\.flac: breaks off after"):
+        audio.load(path)

@@ -21,7 +21,7 @@ import tqdm
 import glmasr
 import transcribe
 from glmasr import writers
-from glmasr.pipeline import Options, Part
+from glmasr.pipeline import Options, Part, Segment
 from helpers import ROOT
 from helpers.checkpoints import HAN, damage, make_checkpoint
 from helpers.files import locked
@@ -388,6 +388,37 @@ def test_names_that_a_terminal_would_obey_or_take_for_options(call, room, texts,
     assert code == 1 and out == texts[:1] and "\x1b" not in err and "a\\x1b[31mb.wav" in err and "no\\nne.wav" in err
     os.chdir(tmp_path)
     assert transcribe.main(["--model", str(room / "model"), "--quiet", "--max-new-tokens", "6", "--", "-x.wav"]) == 0
+
+
+def test_a_terminal_obeys_neither_names_nor_texts(call, room, tmp_path, monkeypatch):
+    """The bar, the text, errors and warnings, and the words of argparse."""
+    hostile = "a\x1b]0;owned\x07\r\x9b2Jb"
+    shutil.copy(room / "0.wav", tmp_path / f"{hostile}.wav")
+    segment = Segment(0.0, 1.0, f"{hostile}\nc", "en")
+
+    class Recogniser:
+        def check(self, *args):
+            pass
+
+        def streams(self, *args):
+            yield 0, Part(1.0, 1.0, "en", [segment], [f"warned {hostile}"])
+            yield 0, glmasr.GlmAsrError(f"refused {hostile}")
+
+        def how(self, options):
+            return {}
+
+    monkeypatch.setattr(glmasr, "load", lambda *args, **more: Recogniser(), raising=False)
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    code, out, _ = call(str(tmp_path / f"{hostile}.wav"), "--timestamps")
+    escaped = r"a\x1b]0;owned\x07\r\x9b2Jb"
+    assert (code, out) == (1, [rf"[00:00.00 --> 00:01.00] {escaped}\nc"])
+    assert f"1/1 {escaped}.wav" in terminal.getvalue() and f"warned {escaped}" in terminal.getvalue() and f"refused {escaped}" in terminal.getvalue()
+    assert call("0.wav", f"--{hostile}")[0] == 2 and f"unrecognized arguments: --{escaped}" in terminal.getvalue()
+    assert not set("\x1b\x07\x9b") & set(terminal.getvalue()) and "owned\r" not in terminal.getvalue()
+    line = transcribe.as_line({"text": hostile})
+    assert json.loads(line) == {"text": hostile} and line.isascii() and line.isprintable()
 
 
 def test_what_was_read_before_an_error_is_recognised(call, room):
