@@ -62,6 +62,11 @@ class Server:
         """Bytes of resident memory of the server and its worker."""
         return sum(int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024 for pid in (self.process.pid, self.worker))
 
+    def uploads(self) -> list[Path]:
+        """Files that it keeps for its clients."""
+        # Not rglob, which stumbles over a folder that goes just now.
+        return [Path(place, name) for folder in self.temporary.glob("glmasr-server-*") for place, _, names in os.walk(folder) for name in names if name != "lock"]
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)

@@ -8,6 +8,7 @@ What is unusual here: it is a process, not a thread. A decoder of a strange form
 then ends this process and not the server, which starts another one (`batching.py`). So whatever is not a user's error may end it.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from .errors import GlmAsrError, OptionError
 from .language import LANGUAGES
 from .pipeline import Hearing, Job, Options, Part, Reader, load
 
+IDLE = 2.0                      # seconds without work after which memory is given back
 AHEAD = 4                       # windows of a recording that are read before their turn: 8 MB of samples
 MOST_PEAKS = 2000               # of a recording: a screen has no more columns
 
@@ -198,6 +200,7 @@ class Worker:
     def __init__(self, recogniser, pipe):
         self.recogniser, self.pipe = recogniser, pipe
         self.listening: dict[int, Listening] = {}       # in the order in which they are served next
+        self.taken = 0                                  # recordings so far
         self.changed = threading.Condition()
         self.sending = threading.Lock()
 
@@ -225,12 +228,18 @@ class Worker:
                 continue
             with self.changed:
                 new = self.listening[message.number] = Listening(self, message, options)
+                self.taken += 1
             new.start()
 
     def run(self) -> None:
+        tidied = 0                              # recordings so far, when memory was last given back
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: any(one.windows or one.ended for one in self.listening.values()))
+                if not self.changed.wait_for(lambda: any(one.windows or one.ended for one in self.listening.values()), IDLE):
+                    if not self.listening and tidied < self.taken:
+                        tidied = self.taken
+                        give_memory_back()
+                    continue
                 ended = [one for one in self.listening.values() if one.ended and not one.windows]
                 for one in ended:
                     del self.listening[one.recording.number]
@@ -273,6 +282,13 @@ class Worker:
                 continue
             one.tokens += [self.recogniser.tokenizer.encode(segment.text) for segment in part.segments]
             self.send(Heard(one.recording.number, part))
+
+
+def give_memory_back() -> None:
+    """TRAP: glibc keeps what threads have freed, up to 100 MB of each, and gives it back where it is asked only."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None          # macOS has none
+    if trim:
+        trim(0)
 
 
 def give_up(error: BaseException) -> None:

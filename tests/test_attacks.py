@@ -47,10 +47,6 @@ def works(server) -> bool:
     return answer.json()["text"] == TEXTS["zh.wav"]
 
 
-def kept(server) -> list[Path]:
-    return [path for folder in server.temporary.glob("glmasr-*") for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
-
-
 def call(server, recording, session: str) -> dict:
     joined = httpx.post(server.url + JOIN, json={"data": [recording, "auto"], "fn_index": 0, "session_hash": session}, timeout=60)
     assert joined.status_code == 200, joined.text
@@ -124,7 +120,7 @@ def test_memory_of_a_thousand_sessions_comes_back(server):
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(send, range(1000)))
     server.until(lambda: server.memory() < before + FREE, 20)
-    server.until(lambda: not any(path.name == "recording.wav" for path in kept(server)))
+    server.until(lambda: not any(path.name == "recording.wav" for path in server.uploads()))
     assert works(server)
 
 
@@ -217,7 +213,7 @@ def test_what_a_killed_server_left_is_removed_by_the_next(tmp_path):
         assert list(tmp_path.iterdir()) == [left] and works(first)
         first.process.kill()
         first.process.wait()
-        assert [path.name for path in kept(first)] == ["a.wav"]
+        assert [path.name for path in first.uploads()] == ["a.wav"]
     with Server(temporary=tmp_path) as second:
         assert not left.exists() and works(second)
     assert not list(tmp_path.iterdir())
@@ -231,7 +227,7 @@ def test_the_page_keeps_no_more_than_its_quota():
         assert full.json()["error"]["code"] == "no_space" and "--most-kept" in full.json()["error"]["message"] and full.headers["Retry-After"]
         joined = httpx.post(server.url + JOIN, content=attacks.join("data:audio/wav;base64," + "A" * MiB)(), headers={"Content-Type": "application/json"})
         assert joined.status_code == 507 and works(server)
-        assert sum(path.stat().st_size for path in kept(server)) == 3 * MiB
+        assert sum(path.stat().st_size for path in server.uploads()) == 3 * MiB
 
 
 # ---- clients that hold a connection ------------------------------------------------------------------------------------------

@@ -232,9 +232,9 @@ def test_a_closed_page_leaves_nothing(browse):
         page.upload(EXAMPLES / "zh.wav")
         page.find("#go").click()
         page.wait(lambda: page.text == TEXTS["zh.wav"])
-        assert {path.name for path in uploads(server)} == {"zh.wav", "zh.txt", "zh.srt", "zh.vtt", "zh.json"}
+        assert {path.name for path in server.uploads()} == {"zh.wav", "zh.txt", "zh.srt", "zh.vtt", "zh.json"}
         page.__exit__()
-        server.until(lambda: not uploads(server), RETURN + 30)
+        server.until(lambda: not server.uploads(), RETURN + 30)
 
 
 def test_a_broken_file_and_none(browse, server):
@@ -344,19 +344,14 @@ def test_the_worker_hangs():
 def test_uploads_that_are_cut(server):
     head = f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 2000000\r\n\r\n"
     part = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
-    before = set(uploads(server))
+    before = set(server.uploads())
     for amount in (0, 10, 1000, 1_500_000):             # the last one is on the disk by then
         for _ in range(5):
             for where in (ROUTE, "/gradio_api/upload"):
                 with socket.create_connection(server.url.removeprefix("http://").split(":")) as cut:
                     cut.sendall((head.replace(ROUTE, where) + part).encode()[:len(head) + amount] + bytes(max(0, amount - len(part))))
     assert works(server)
-    server.until(lambda: set(uploads(server)) <= before)
-
-
-def uploads(server):
-    """Files that the server keeps."""
-    return [path for folder in server.temporary.glob("glmasr-*") for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+    server.until(lambda: set(server.uploads()) <= before)
 
 
 def test_slow_loris_clients(server):
@@ -398,7 +393,7 @@ def test_a_full_disk(tmp_path):
         joined = {"data": ["data:audio/wav;base64," + "A" * 2 ** 23, "auto"], "fn_index": 0, "session_hash": "full"}
         answer = httpx.post(f"{server.url}/gradio_api/queue/join", json=joined)
         assert answer.status_code == 507 and answer.json()["error"]["code"] == "no_space"
-        assert works(server) and not uploads(server)
+        assert works(server) and not server.uploads()
 
 
 def test_schemathesis(server):
