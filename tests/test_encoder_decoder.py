@@ -1,6 +1,7 @@
 """The article's system and Whisper: against Transformers stage by stage, and against slow, obvious definitions."""
 
 import json
+import os
 import math
 from types import SimpleNamespace
 
@@ -301,10 +302,21 @@ def small(convolutions):
     return EncoderDecoderConfig(encoder, CrossDecoderConfig(vocabulary=51_865, width=32, layers=1, heads=2, hidden=64), window_seconds=2)
 
 
+@pytest.fixture
+def all_cores():
+    """For a model that is large enough to gain by them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("config, steps", [
     pytest.param(small(()), 3, id="small"), pytest.param(small(((16, 10, 5), (16, 8, 4), (16, 4, 2), (16, 4, 2), (16, 3, 2))), 3, id="small, waveform"),
     *(pytest.param(PRESETS[name], 2, id=name, marks=pytest.mark.slow) for name in ("article", "article-waveform"))])
-def test_the_article_trains_saves_loads_and_decodes(tmp_path, config, steps):
+def test_the_article_trains_saves_loads_and_decodes(request, tmp_path, config, steps):
+    if config in PRESETS.values():
+        request.getfixturevalue("all_cores")
     torch.manual_seed(0)
     model = EncoderDecoder(config)
     rows = 2 if config.window_seconds < 30 else 1

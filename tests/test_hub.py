@@ -139,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if cut is not None:
             if self.server.stall:
-                self.server.stall.wait(30)
+                self.server.stall.wait(5)
             self.close_connection = True
 
 
