@@ -107,14 +107,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def peak_memory() -> str:
     """The most memory that this process held, and the GPU's share where one was used."""
-    import torch
     try:
         import resource
     except ImportError:                         # Windows has no such count
         return "unknown"
     unit = 1 if sys.platform == "darwin" else 1024
     text = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MiB"
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+    torch = sys.modules.get("torch")            # without it nobody has used a GPU
+    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         text += f" and {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB on the GPU"
     return text
 

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from .arguments import Parser
+from .commands import ended_at_once
 from .errors import GlmAsrError, OutputError, printable
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf"}     # files that are not copied
@@ -42,7 +43,8 @@ def main() -> int:
     parser.add_argument("out", type=Path, metavar="OUT", help="a new directory")
     args = parser.parse_args()
     try:
-        from .hub import find
+        with ended_at_once():                                       # PyTorch, which takes a second: not before the arguments are right
+            from .hub import find
         quantise_directory(find(args.directory), args.out)
     except GlmAsrError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)

@@ -17,6 +17,7 @@ PATIENCE = 10.0                 # seconds; each takes less than 2 where the mach
 PROGRAM = """
 import sys, time
 import torch                    # which the commands need anyway
+from pathlib import Path
 from glmasr import GlmAsrError, audio, config, hub, tokenizer, weights, writers
 start = time.perf_counter()
 try:
