@@ -82,41 +82,46 @@ class Fence:
         route = allowed(scope)
         if route is None:
             raise Problem(404, f"{scope['path'][:100]} is not known; this server has the page at / and the API at /v1", code="unknown_url")
-        scope = scope | {"query_string": b"&".join(part for part in scope["query_string"].split(b"&")
-                                                   if part.partition(b"=")[0].decode("latin-1") in route.queries)}
+        queries = [part for part in scope["query_string"].split(b"&") if part.partition(b"=")[0].decode("latin-1") in route.queries]
+        scope = scope | {"query_string": b"&".join(queries)}
         if route.method == "GET":
             await self.app(scope, receive, send)
             return
-        if not any(name == b"content-type" and value.partition(b";")[0].strip().lower() == b"application/json" for name, value in scope["headers"]):
-            raise Problem(415, "the content type isn't application/json, which this route takes", None, "unsupported_type")
-        body = CallBody(self.uploads)
-        stays = False
+        body, taken = CallBody(self.uploads), False
+
+        async def noted(message):
+            nonlocal taken
+            taken = taken or message.get("status") == 200
+            await send(message)
+
         try:
-            call = await body.read(receive)
-            if scope["path"].endswith("/cancel"):
-                checked = checked_fields(call, ("session_hash", "event_id", "fn_index"))
-            else:
-                checked = checked_call(call, scope["path"].endswith("/join"), body.path, self.uploads, self.languages)
-            content = json.dumps(checked).encode()
-            headers = [(name, value) for name, value in scope["headers"] if name not in (b"content-length", b"transfer-encoding")]
-            sent = False
-
-            async def rebuilt():
-                nonlocal sent
-                if sent:
-                    return await receive()              # that the client has left
-                sent = True
-                return {"type": "http.request", "body": content, "more_body": False}
-
-            async def noted(message):
-                nonlocal stays
-                stays = stays or message.get("status") == 200
-                await send(message)
-
-            await self.app(scope | {"headers": [*headers, (b"content-length", str(len(content)).encode())]}, rebuilt, noted)
+            content = await self.made_anew(scope, body, receive)
+            await self.app(*with_body(scope, receive, content), noted)
         finally:
-            if body.path and not stays:                 # nobody will ask for it
+            if body.path and not taken:                 # nobody will ask for it
                 self.uploads.drop(body.path)
+
+    async def made_anew(self, scope, body: "CallBody", receive) -> bytes:
+        """The body of a call as Gradio gets it. Raises Problem."""
+        types = [value.partition(b";")[0].strip().lower() for name, value in scope["headers"] if name == b"content-type"]
+        if types != [b"application/json"]:
+            raise Problem(415, "the content type isn't application/json, which this route takes", None, "unsupported_type")
+        call = await body.read(receive)
+        if scope["path"].endswith("/cancel"):
+            checked = checked_fields(call, ("session_hash", "event_id", "fn_index"))
+        else:
+            checked = checked_call(call, scope["path"].endswith("/join"), body.path, self.uploads, self.languages)
+        return json.dumps(checked).encode()
+
+
+def with_body(scope, receive, content: bytes):
+    """The scope and `receive` of the same request with another body."""
+    headers = [(name, value) for name, value in scope["headers"] if name not in (b"content-length", b"transfer-encoding")]
+    parts = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def inner():
+        return parts.pop() if parts else await receive()        # later on, that the client has left
+    return scope | {"headers": [*headers, (b"content-length", str(len(content)).encode())]}, inner
 
 
 def allowed(scope) -> Route | None:
