@@ -213,7 +213,7 @@ def tensors(header: Header, floats: bool = False) -> dict[str, dict]:
     for name, entry in variables.items():
         if name.endswith(SCALE) and variables.get(name.removesuffix(SCALE), {}).get("dtype") in ("I8", "I16"):
             continue                            # goes with its weight
-        scale = _scale(header.path, name, entry, variables) if entry["dtype"] in ("I8", "I16") else None
+        scale = _scale(header.path, name, entry, variables) if entry["shape"] and entry["dtype"] in ("I8", "I16") else None
         stacked = _STACK.fullmatch(name)
         count = _STACKED[stacked[1]] if stacked else 1
         if stacked and (not entry["shape"] or entry["shape"][0] % count):
@@ -235,7 +235,7 @@ def _scale(path: Path, name: str, entry: dict, variables: dict[str, dict]) -> di
     """The scales of a weight of integers: one for each row of 8-bit numbers, one for all of 16."""
     scale = variables.get(name + SCALE)
     expected = entry["shape"][:1] if entry["dtype"] == "I8" else []
-    if not entry["shape"] or scale is None or (scale["dtype"], scale["shape"]) != ("F32", expected):
+    if scale is None or (scale["dtype"], scale["shape"]) != ("F32", expected):
         raise CheckpointError(f"{path}: variable {name} of shape {entry['shape']} is of type {entry['dtype']} and needs {name}{SCALE}, F32 of shape {expected}"
                               f"{'' if scale is None else ', which is ' + scale['dtype'] + ' of shape ' + str(scale['shape'])}")
     return scale
@@ -365,9 +365,9 @@ def _steering(directory: Path, config: dict, vocabulary: int) -> dict:
     ids = [] if vocabulary == _ONE_LANGUAGE else config.get("lang_ids") or sorted(
         number for name, number in special.items() if _LANGUAGE.fullmatch(name) and special[START] < number < min(tasks.values(), default=0))
     for number in ids:
-        if not isinstance(number, int) or not _LANGUAGE.fullmatch(names.get(number, "")):
-            raise CheckpointError(f"config.json: lang_ids has {number!r:.20}, which is {names.get(number, 'no special token')!r} of the tokenizer, expected a "
-                                  "language; it is that of another model")
+        name = names.get(number, "") if isinstance(number, int) else ""
+        if not _LANGUAGE.fullmatch(name):
+            raise CheckpointError(f"config.json: lang_ids has {number!r:.20}, in the tokenizer {name!r:.60}, expected a language; it is that of another model")
     suppress, suppress_first = config.get("suppress_ids"), config.get("suppress_ids_begin")
     tokenizer = read_tokenizer(directory) if None in (suppress, suppress_first) else None
     return {"decoder_start_token_id": special[START], "eos_token_id": special[end], "is_multilingual": bool(ids),
