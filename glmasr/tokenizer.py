@@ -676,8 +676,8 @@ def read_tokenizer(directory: "str | Path") -> "Tokenizer | SentencePieceTokeniz
     path = tokenizer_file(directory)
     if path:
         return KINDS[path.name].read(path)
-    raise TokenizerError(f"{str(directory)!r} has neither tokenizer.json (byte-level BPE) nor tokenizer.model (SentencePiece), nor "
-                         "a vocabulary.json or .txt; expected one of them beside config.json: download the model again")
+    raise TokenizerError(f"{str(directory)!r} has neither tokenizer.json (byte-level BPE) nor tokenizer.model (SentencePiece); "
+                         "expected one of them, or for decoding alone a vocabulary.json or .txt, beside config.json: download the model again")
 
 
 def read_special(directory: "str | Path") -> dict[str, int]:
