@@ -160,8 +160,8 @@ def check_whole(model: Model) -> Path:
     if commit is None or not model.snapshot(commit).is_dir():
         raise CheckpointError(f"{model} is not in the cache {cache_folder()}")
     snapshot, absent = model.snapshot(commit), model.absent(commit)
-    files = weights.weight_files(snapshot)
-    kind = ctranslate2.FILE if files[0].name == ctranslate2.FILE else str(read_json(snapshot / CONFIG).get("model_type")).partition("-")[0]
+    config, files = read_json(snapshot / CONFIG), weights.weight_files(snapshot)
+    kind = ctranslate2.FILE if files[0].name == ctranslate2.FILE else str(config.get("model_type")).partition("-")[0]
     for name in BESIDE.get(kind, ()):
         if not ((snapshot / name).is_file() or (absent / name).is_file()):
             raise CheckpointError(f"{snapshot / name}: no such file; the download is not complete")
