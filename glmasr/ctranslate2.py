@@ -1,21 +1,25 @@
-"""Whisper as CTranslate2 has it, for faster-whisper: `model.bin`, `config.json`, and a tokenizer. Nothing of that package is needed.
+"""Whisper as CTranslate2 has it, for faster-whisper: `model.bin`, `config.json`, and a tokenizer. That package isn't needed.
 
 A `model.bin`, little endian; a string is its length as u16, its bytes and a NUL, which the length counts:
     u32 version of this layout, 1 to 6
     string kind of model, u32 revision of it                        from version 2 on
     u32 number of variables, and of each:
         string name, u8 number of axes, u32 for each of them
-        u8 type, u32 number of bytes                                from version 4 on; before: u8 bytes of an item, u32 number of items
+        u8 type, u32 number of bytes                                from version 4 on
+        or u8 bytes of an item, u32 number of items                 before
         the data
     u32 number of aliases, and of each: string alias, string name   from version 3 on
 
 Unusual:
-- It is no pickle, though PyTorch gives its pickles such names. What doesn't begin with one of those versions is not read any further.
-- Queries, keys and values are one variable, stacked: here three tensors, `.../linear_0/weight[0/3]` to `[2/3]`, each its own bytes of the file.
+- It is no pickle, though PyTorch gives its pickles such names. What doesn't begin with a version is not read any further.
+- Queries, keys and values are one variable, stacked: here three tensors, `.../linear_0/weight[0/3]` to `[2/3]`, each its own
+  bytes of the file.
 - TRAP: keys have no bias, but their part of the stacked one is there. It must be zero.
-- TRAP: 8-bit rows are DIVIDED by their scale, 127 / (largest of the row). Embeddings and convolutions are such rows too; here they become float32.
-- Variables lie at odd addresses, where no processor likes to compute: they are copied, each for itself, when they are wanted.
-- Sizes are those of the variables, the names of languages and tasks those of the tokenizer; `config.json` has little more than suppressed ids.
+- TRAP: 8-bit rows are DIVIDED by their scale, 127 / (largest of the row). Embeddings and convolutions are such rows too; here
+  they become float32.
+- Variables lie at odd addresses, where no processor likes to compute: they are copied, each when it is wanted.
+- Sizes are those of the variables, the names of languages and tasks those of the tokenizer; `config.json` has little more than
+  suppressed ids.
 """
 
 import math
@@ -39,7 +43,8 @@ NEWEST = 6                      # version of the layout
 KIND, REVISION = "WhisperSpec", 3
 TYPES = ("F32", "I8", "I16", "I32", "F16", "BF16")                  # by their number in the file
 TYPE_OF_SIZE = {1: "I8", 2: "I16", 4: "F32"}                        # before version 4
-TORCH = {"F32": torch.float32, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "F16": torch.float16, "BF16": torch.bfloat16}
+TORCH = {"F32": torch.float32, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "F16": torch.float16,
+         "BF16": torch.bfloat16}
 MOST_VARIABLES = 100_000        # a large Whisper has 1,300
 MOST_AXES = 8
 SCALE = "_scale"                # behind the name of an integer weight
@@ -47,22 +52,27 @@ SCALE = "_scale"                # behind the name of an integer weight
 # -- names -------------------------------------------------------------------------------------------------------------
 
 _NORM = {"weight": "gamma", "bias": "beta"}
-_BLOCK = {"attn.query": "self_attention/linear_0", "attn.key": "self_attention/linear_0", "attn.value": "self_attention/linear_0",
+_BLOCK = {"attn.query": "self_attention/linear_0", "attn.key": "self_attention/linear_0",
+          "attn.value": "self_attention/linear_0",
           "attn.out": "self_attention/linear_1", "attn_norm": "self_attention/layer_norm", "mlp_norm": "ffn/layer_norm",
           "mlp.up": "ffn/linear_0", "mlp.down": "ffn/linear_1"}
 _CROSS = {"cross.query": "attention/linear_0", "cross.key": "attention/linear_1", "cross.value": "attention/linear_1",
           "cross.out": "attention/linear_2", "cross_norm": "attention/layer_norm"}
-_PART = {"attn.query": "[0/3]", "attn.key": "[1/3]", "attn.value": "[2/3]", "cross.key": "[0/2]", "cross.value": "[1/2]"}
+_PART = {"attn.query": "[0/3]", "attn.key": "[1/3]", "attn.value": "[2/3]", "cross.key": "[0/2]",
+         "cross.value": "[1/2]"}
 _STACKED = {"self_attention/linear_0": 3, "attention/linear_1": 2}
 
 
 def _table() -> dict[str, str]:
     """Our parameter -> their variable, or a part of one."""
-    table = {"encoder.positions": "encoder/position_encodings/encodings", "decoder.positions.weight": "decoder/position_encodings/encodings",
+    table = {"encoder.positions": "encoder/position_encodings/encodings",
+             "decoder.positions.weight": "decoder/position_encodings/encodings",
              "decoder.embed.weight": "decoder/embeddings/weight"}
-    table |= {f"encoder.frontend.{conv}.{leaf}": f"encoder/{conv}/{leaf}" for conv in ("conv1", "conv2") for leaf in _NORM}
+    table |= {f"encoder.frontend.{conv}.{leaf}": f"encoder/{conv}/{leaf}"
+              for conv in ("conv1", "conv2") for leaf in _NORM}
     for tower, block in (("encoder", _BLOCK), ("decoder", _BLOCK | _CROSS)):
-        modules = {f"{tower}.norm": f"{tower}/layer_norm"} | {f"{tower}.blocks.{{}}.{ours}": f"{tower}/layer_{{}}/{theirs}" for ours, theirs in block.items()}
+        modules = {f"{tower}.norm": f"{tower}/layer_norm"}
+        modules |= {f"{tower}.blocks.{{}}.{ours}": f"{tower}/layer_{{}}/{theirs}" for ours, theirs in block.items()}
         for ours, theirs in modules.items():
             part = _PART.get(ours.partition("{}.")[2], "")
             for leaf in _NORM:
@@ -75,11 +85,13 @@ TABLE = _table()
 HEAD = "decoder/projection/weight"      # the embedding once more
 _EMBEDDING = TABLE["decoder.embed.weight"]
 _STACK = re.compile(rf"(?:encoder|decoder)/layer_\d+/({'|'.join(_STACKED)})/(weight|bias)")
-_KEY_BIAS = re.compile(r"(?:encoder|decoder)/layer_\d+/(?:self_attention/linear_0/bias\[1/3\]|attention/linear_1/bias\[0/2\])")
+_KEY_BIAS = re.compile(r"(?:encoder|decoder)/layer_\d+/"
+                       r"(?:self_attention/linear_0/bias\[1/3\]|attention/linear_1/bias\[0/2\])")
 
 # Variables without axes, with the values that this package computes; None: whatever it is, it changes nothing.
-_MUST = {"decoder/activation": 3, "decoder/pre_norm": 1, "decoder/scale_embeddings": 0}         # 3: GELU, not one of its approximations
-_MAY = {"decoder/alibi": 0, "decoder/start_from_zero_embedding": 0, "decoder/multi_query_attention": 0, "decoder/alibi_use_positive_positions": None,
+_MUST = {"decoder/activation": 3, "decoder/pre_norm": 1, "decoder/scale_embeddings": 0}     # 3: GELU, as it is defined
+_MAY = {"decoder/alibi": 0, "decoder/start_from_zero_embedding": 0, "decoder/multi_query_attention": 0,
+        "decoder/alibi_use_positive_positions": None,
         "decoder/scale_alibi": None, "decoder/alignment_heads": None, "decoder/alignment_layer": None}
 _HEADS = ("encoder/num_heads", "decoder/num_heads")
 
@@ -88,7 +100,8 @@ _HEADS = ("encoder/num_heads", "decoder/num_heads")
 
 @dataclass(frozen=True)
 class Header:
-    """A `model.bin` without its data. `variables`: name -> {dtype, shape, data_offsets} as of a safetensors file, but offsets count from
+    """A `model.bin` without its data. `variables`: name -> {dtype, shape, data_offsets} as of a safetensors file, but offsets count
+    from
     the start of this one; those without axes have their `value` too. An alias is one more name of a variable."""
 
     path: Path
@@ -131,18 +144,21 @@ class _Reader:
         except UnicodeDecodeError:
             text = "\0"
         if not data.endswith(b"\0") or "\0" in text or not text:
-            raise self.broken(f"{what} at byte {self.place - len(data)} is {data[:60]!r}, expected UTF-8 with a NUL at its end")
+            raise self.broken(f"{what} at byte {self.place - len(data)} is {data[:60]!r}, expected UTF-8 with a NUL at its "
+                              "end")
         return text
 
     def header(self) -> Header:
         version = self.number("I")
         if not 1 <= version <= NEWEST:
-            raise CheckpointError(f"{self.path}: begins with {struct.pack('<I', version)!r}, expected a version from 1 to {NEWEST}: it is no file of "
-                                  "CTranslate2, or a newer one; pickles of PyTorch have such names too, can run any program when they are opened, and "
-                                  "are not read here")
+            raise CheckpointError(
+                f"{self.path}: begins with {struct.pack('<I', version)!r}, expected a version from 1 to {NEWEST}: it is no file "
+                "of CTranslate2, or a newer one; pickles of PyTorch have such names too, can run any program when they are "
+                "opened, and are not read here")
         kind, revision = (self.string("the kind of model"), self.number("I")) if version >= 2 else (KIND, 1)
         if kind != KIND or not 1 <= revision <= REVISION:
-            raise CheckpointError(f"{self.path}: holds a {kind}, revision {revision}; this package reads {KIND}, revisions 1 to {REVISION}")
+            raise CheckpointError(f"{self.path}: holds a {kind}, revision {revision}; this package reads {KIND}, revisions 1 to "
+                                  f"{REVISION}")
         variables: dict[str, dict] = {}
         for number in range(self.count("variables", MOST_VARIABLES)):
             name = self.string(f"the name of variable {number}")
@@ -178,11 +194,13 @@ class _Reader:
         number = self.number("B")
         dtype = (TYPES[number] if number < len(TYPES) else None) if version >= 4 else TYPE_OF_SIZE.get(number)
         if dtype is None:
-            raise self.broken(f"variable {name} is of type {number}, expected {f'0 to {len(TYPES) - 1}' if version >= 4 else '1, 2 or 4 bytes'}")
+            expected = f"0 to {len(TYPES) - 1}" if version >= 4 else "1, 2 or 4 bytes"
+            raise self.broken(f"variable {name} is of type {number}, expected {expected}")
         item = TORCH[dtype].itemsize
         count = self.number("I") * (1 if version >= 4 else item)
         if count != math.prod(shape) * item:
-            raise self.broken(f"variable {name} of shape {shape} and type {dtype} has {count} bytes, expected {math.prod(shape) * item}")
+            raise self.broken(f"variable {name} of shape {shape} and type {dtype} has {count} bytes, expected "
+                              f"{math.prod(shape) * item}")
         start = self.place
         if start + count > self.size:
             raise self.broken(f"variable {name} lies at bytes {start} to {start + count} of {self.size}")
@@ -196,9 +214,11 @@ class _Reader:
 
 
 def tensors(header: Header, floats: bool = False) -> dict[str, dict]:
-    """Name -> {dtype, shape, data_offsets} of the tensors in a file, as `TABLE` names them, after checking what this package computes with.
+    """Name -> {dtype, shape, data_offsets} of the tensors in a file, as `TABLE` names them, after checking what this package
+    computes with.
 
-    Integers become "F32", by the `scale` of their rows, but for 8-bit weights of linears, which stay as they are with their scale as a
+    Integers become "F32", by the `scale` of their rows, but for 8-bit weights of linears, which stay as they are with their scale
+    as a
     tensor of its own, unless `floats`. Raises CheckpointError.
     """
     found: dict[str, dict] = {}
@@ -206,18 +226,20 @@ def tensors(header: Header, floats: bool = False) -> dict[str, dict]:
     for name, value in (_MUST | _MAY).items():
         there = variables.pop(name, None)
         if there is None and name in _MUST or there is not None and value is not None and there.get("value") != value:
-            raise CheckpointError(f"{header.path}: variable {name} is {there.get('value', 'no number') if there else 'missing'}; this package computes "
-                                  f"{value} only")
+            found_ = there.get("value", "no number") if there else "missing"
+            raise CheckpointError(f"{header.path}: variable {name} is {found_}; this package computes {value} only")
     for name in _HEADS:
         variables.pop(name, None)
     for name, entry in variables.items():
         if name.endswith(SCALE) and variables.get(name.removesuffix(SCALE), {}).get("dtype") in ("I8", "I16"):
             continue                            # goes with its weight
-        scale = _scale(header.path, name, entry, variables) if entry["shape"] and entry["dtype"] in ("I8", "I16") else None
+        integers = entry["shape"] and entry["dtype"] in ("I8", "I16")
+        scale = _scale(header.path, name, entry, variables) if integers else None
         stacked = _STACK.fullmatch(name)
         count = _STACKED[stacked[1]] if stacked else 1
         if stacked and (not entry["shape"] or entry["shape"][0] % count):
-            raise CheckpointError(f"{header.path}: variable {name} has shape {entry['shape']}; expected {count} parts of equal size")
+            raise CheckpointError(f"{header.path}: variable {name} has shape {entry['shape']}; expected {count} parts of equal "
+                                  "size")
         for part in range(count):
             ours = f"{name}[{part}/{count}]" if stacked else name
             found[ours] = tensor = _cut(entry, part, count)
@@ -236,8 +258,9 @@ def _scale(path: Path, name: str, entry: dict, variables: dict[str, dict]) -> di
     scale = variables.get(name + SCALE)
     expected = entry["shape"][:1] if entry["dtype"] == "I8" else []
     if scale is None or (scale["dtype"], scale["shape"]) != ("F32", expected):
-        raise CheckpointError(f"{path}: variable {name} of shape {entry['shape']} is of type {entry['dtype']} and needs {name}{SCALE}, F32 of shape {expected}"
-                              f"{'' if scale is None else ', which is ' + scale['dtype'] + ' of shape ' + str(scale['shape'])}")
+        found = "" if scale is None else f", which is {scale['dtype']} of shape {scale['shape']}"
+        raise CheckpointError(f"{path}: variable {name} of shape {entry['shape']} is of type {entry['dtype']} and needs "
+                              f"{name}{SCALE}, F32 of shape {expected}{found}")
     return scale
 
 
@@ -247,7 +270,8 @@ def _cut(entry: dict, part: int, count: int) -> dict:
         return entry
     start, end = entry["data_offsets"]
     size = (end - start) // count
-    return entry | {"shape": [entry["shape"][0] // count, *entry["shape"][1:]], "data_offsets": [start + part * size, start + (part + 1) * size]}
+    shape = [entry["shape"][0] // count, *entry["shape"][1:]]
+    return entry | {"shape": shape, "data_offsets": [start + part * size, start + (part + 1) * size]}
 
 
 def ignored(names) -> set[str]:
@@ -277,7 +301,8 @@ class Mapped:
             return tensor
         scale = self._copy(entry["scale"])
         if not 0 < scale.min() <= scale.max() < math.inf:
-            raise CheckpointError(f"{self._path}: the scales of {name} hold what no row can be divided by; expected numbers above 0")
+            raise CheckpointError(f"{self._path}: the scales of {name} hold what no row can be divided by; expected numbers "
+                                  "above 0")
         return tensor.float().div_(scale.view(-1, *[1] * (tensor.dim() - 1)))
 
 
@@ -288,7 +313,8 @@ def check_values(path: Path, entries: dict[str, dict]) -> None:
         if name != HEAD and file.get_tensor(name).any():
             raise CheckpointError(f"{path}: tensor {name} is not zero; keys have no bias in a Whisper")
     head, embedding = entries.get(HEAD), entries.get(_EMBEDDING)
-    if head and embedding and head["data_offsets"] != embedding["data_offsets"] and not torch.equal(file.get_tensor(HEAD), file.get_tensor(_EMBEDDING)):
+    same = not (head and embedding) or head["data_offsets"] == embedding["data_offsets"]
+    if not same and not torch.equal(file.get_tensor(HEAD), file.get_tensor(_EMBEDDING)):
         raise CheckpointError(f"{path}: tensor {HEAD} is another one than {_EMBEDDING}; in a Whisper they are the same")
 
 
@@ -305,7 +331,8 @@ def check_config(config: dict) -> None:
     """Raises CheckpointError unless a `config.json` is one of CTranslate2's for Whisper."""
     unknown = sorted(set(config) - _KEYS)
     if unknown:
-        raise CheckpointError(f"config.json: unknown key {unknown[0]!r}; beside {FILE}, CTranslate2 writes {', '.join(sorted(_KEYS))} for a Whisper")
+        raise CheckpointError(f"config.json: unknown key {unknown[0]!r}; beside {FILE}, CTranslate2 writes "
+                              f"{', '.join(sorted(_KEYS))} for a Whisper")
     for key in _KEYS:
         if not isinstance(config.get(key, []), (list, type(None))):
             raise CheckpointError(f"config.json: {key} is {config[key]!r:.60}, expected a list")
@@ -316,7 +343,8 @@ def read_config(directory: Path, header: Header) -> EncoderDecoderConfig:
     config = read_json(directory / "config.json")
     try:
         check_config(config)
-        processor = read_json(directory / "preprocessor_config.json") if (directory / "preprocessor_config.json").is_file() else {}
+        features = directory / "preprocessor_config.json"
+        processor = read_json(features) if features.is_file() else {}
         sizes = _sizes(header)
         return EncoderDecoderConfig.published(sizes, processor, _steering(directory, config, sizes["vocab_size"]))
     except TokenizerError:
@@ -330,7 +358,8 @@ def _sizes(header: Header) -> dict:
     def shape(name: str, axes: int) -> list[int]:
         found = header.variables.get(name)
         if found is None or len(found["shape"]) != axes:
-            raise CheckpointError(f"{FILE}: variable {name} {f'has shape ' + str(found['shape']) if found else 'is missing'}, expected {axes} axes")
+            what = f"has shape {found['shape']}" if found else "is missing"
+            raise CheckpointError(f"{FILE}: variable {name} {what}, expected {axes} axes")
         return found["shape"]
 
     def layers(tower: str) -> int:
@@ -338,13 +367,16 @@ def _sizes(header: Header) -> dict:
 
     heads = [header.variables.get(name, {}).get("value") for name in _HEADS]
     if None in heads:
-        raise CheckpointError(f"{FILE}: variable {_HEADS[heads.index(None)]} is missing or no number; convert the model again, with a newer CTranslate2")
+        raise CheckpointError(f"{FILE}: variable {_HEADS[heads.index(None)]} is missing or no number; convert the model again, "
+                              "with a newer CTranslate2")
     width, bands, _ = shape("encoder/conv1/weight", 3)
     vocabulary, _ = shape(_EMBEDDING, 2)
     return {"num_mel_bins": bands, "d_model": width, "vocab_size": vocabulary,
-            "encoder_layers": layers("encoder"), "encoder_attention_heads": heads[0], "encoder_ffn_dim": shape("encoder/layer_0/ffn/linear_0/weight", 2)[0],
+            "encoder_layers": layers("encoder"), "encoder_attention_heads": heads[0],
+            "encoder_ffn_dim": shape("encoder/layer_0/ffn/linear_0/weight", 2)[0],
             "max_source_positions": shape("encoder/position_encodings/encodings", 2)[0],
-            "decoder_layers": layers("decoder"), "decoder_attention_heads": heads[1], "decoder_ffn_dim": shape("decoder/layer_0/ffn/linear_0/weight", 2)[0],
+            "decoder_layers": layers("decoder"), "decoder_attention_heads": heads[1],
+            "decoder_ffn_dim": shape("decoder/layer_0/ffn/linear_0/weight", 2)[0],
             "max_target_positions": shape("decoder/position_encodings/encodings", 2)[0]}
 
 
@@ -355,33 +387,40 @@ def _steering(directory: Path, config: dict, vocabulary: int) -> dict:
     end = next((name for name in _ENDS if name in special), _ENDS[0])
     for name in (end, START):
         if name not in special:
-            raise CheckpointError(f"the vocabulary has no token {name!r}; is this the tokenizer of the model that is loaded?")
+            raise CheckpointError(f"the vocabulary has no token {name!r}; is this the tokenizer of the model that is "
+                                  "loaded?")
     tasks = {name: special[f"<|{name}|>"] for name in ("transcribe", "translate") if f"<|{name}|>" in special}
     no_timestamps = special.get("<|notimestamps|>")
     for name in ("<|nospeech|>", "<|nocaptions|>"):
         if no_timestamps is not None and special.get(name, no_timestamps - 1) != no_timestamps - 1:
-            raise CheckpointError(f"the tokenizer has {special[name]} for {name} and {no_timestamps} for <|notimestamps|>, expected neighbours")
-    # TRAP: a model for English alone has tokens for languages too, which it was never trained with, and its `lang_ids` are those of others.
+            raise CheckpointError(f"the tokenizer has {special[name]} for {name} and {no_timestamps} for <|notimestamps|>, "
+                                  "expected neighbours")
+    # TRAP: a model for English alone has tokens for languages too, which it was never trained with, and `lang_ids` of others.
     ids = [] if vocabulary == _ONE_LANGUAGE else config.get("lang_ids") or sorted(
-        number for name, number in special.items() if _LANGUAGE.fullmatch(name) and special[START] < number < min(tasks.values(), default=0))
+        number for name, number in special.items()
+        if _LANGUAGE.fullmatch(name) and special[START] < number < min(tasks.values(), default=0))
     for number in ids:
         name = names.get(number, "") if isinstance(number, int) else ""
         if not _LANGUAGE.fullmatch(name):
-            raise CheckpointError(f"config.json: lang_ids has {number!r:.20}, in the tokenizer {name!r:.60}, expected a language; it is that of another model")
+            raise CheckpointError(f"config.json: lang_ids has {number!r:.20}, in the tokenizer {name!r:.60}, expected a "
+                                  "language; it is that of another model")
     suppress, suppress_first = config.get("suppress_ids"), config.get("suppress_ids_begin")
     tokenizer = read_tokenizer(directory) if None in (suppress, suppress_first) else None
     return {"decoder_start_token_id": special[START], "eos_token_id": special[end], "is_multilingual": bool(ids),
             "lang_to_id": {names[number].strip("<|>"): number for number in ids}, "task_to_id": tasks,
-            "no_timestamps_token_id": no_timestamps, "max_initial_timestamp_index": 50,         # of openai/whisper: a second
+            "no_timestamps_token_id": no_timestamps,
+            "max_initial_timestamp_index": 50,          # of openai/whisper: a second
             "suppress_tokens": not_speech(tokenizer) if suppress is None else suppress,
             "begin_suppress_tokens": [tokenizer.id("Ġ"), special[end]] if suppress_first is None else suppress_first}
 
 
 def not_speech(tokenizer) -> list[int]:
-    """The ids of what nobody says, notes and brackets, and of the special tokens that are no answer (openai/whisper, tokenizer.py:
+    """The ids of what nobody says, notes and brackets, and of the special tokens that are no answer (openai/whisper,
+    tokenizer.py:
     non_speech_tokens; decoding.py: _get_suppress_tokens)."""
     notes = "♩♪♫♬♭♮♯"
-    marks = [*'"#()*+/:;<=>@[\\]^_`{|}~「」『』', *"<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split(), *notes]
+    marks = [*'"#()*+/:;<=>@[\\]^_`{|}~「」『』', *notes,
+             *"<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split()]
     found = {tokenizer.encode(text)[0] for text in (" -", " '")}
     for mark in marks:
         for ids in (tokenizer.encode(mark), tokenizer.encode(" " + mark)):
