@@ -1,4 +1,4 @@
-"""Whisper as CTranslate2 has it, for faster-whisper: `model.bin`, `config.json`, and a tokenizer. That package isn't needed.
+"""Whisper as CTranslate2 has it, for faster-whisper: `model.bin`, `config.json`, a tokenizer. It isn't needed itself.
 
 A `model.bin`, little endian; a string is its length as u16, its bytes and a NUL, which the length counts:
     u32 version of this layout, 1 to 6
@@ -11,15 +11,15 @@ A `model.bin`, little endian; a string is its length as u16, its bytes and a NUL
     u32 number of aliases, and of each: string alias, string name   from version 3 on
 
 Unusual:
-- It is no pickle, though PyTorch gives its pickles such names. What doesn't begin with a version is not read any further.
-- Queries, keys and values are one variable, stacked: here three tensors, `.../linear_0/weight[0/3]` to `[2/3]`, each its own
-  bytes of the file.
+- It is no pickle, though PyTorch gives its pickles such names. What doesn't begin with a version is read no further.
+- Queries, keys and values are one variable, stacked: here three tensors, `.../linear_0/weight[0/3]` to `[2/3]`, each
+  its own bytes of the file.
 - TRAP: keys have no bias, but their part of the stacked one is there. It must be zero.
-- TRAP: 8-bit rows are DIVIDED by their scale, 127 / (largest of the row). Embeddings and convolutions are such rows too; here
-  they become float32.
+- TRAP: 8-bit rows are DIVIDED by their scale, 127 / (largest of the row). Embeddings and convolutions are such rows
+  too; here they become float32.
 - Variables lie at odd addresses, where no processor likes to compute: they are copied, each when it is wanted.
-- Sizes are those of the variables, the names of languages and tasks those of the tokenizer; `config.json` has little more than
-  suppressed ids.
+- Sizes are those of the variables, the names of languages and tasks those of the tokenizer; `config.json` has little
+  more than suppressed ids.
 """
 
 import math
@@ -100,9 +100,8 @@ _HEADS = ("encoder/num_heads", "decoder/num_heads")
 
 @dataclass(frozen=True)
 class Header:
-    """A `model.bin` without its data. `variables`: name -> {dtype, shape, data_offsets} as of a safetensors file, but offsets count
-    from
-    the start of this one; those without axes have their `value` too. An alias is one more name of a variable."""
+    """A `model.bin` without its data. `variables`: name -> {dtype, shape, data_offsets} as of a safetensors file, but
+    offsets count from the start of this one; those without axes have their `value` too. An alias is one more name."""
 
     path: Path
     version: int
@@ -144,21 +143,21 @@ class _Reader:
         except UnicodeDecodeError:
             text = "\0"
         if not data.endswith(b"\0") or "\0" in text or not text:
-            raise self.broken(f"{what} at byte {self.place - len(data)} is {data[:60]!r}, expected UTF-8 with a NUL at its "
-                              "end")
+            raise self.broken(f"{what} at byte {self.place - len(data)} is {data[:60]!r}, expected UTF-8 with a NUL "
+                              "at its end")
         return text
 
     def header(self) -> Header:
         version = self.number("I")
         if not 1 <= version <= NEWEST:
             raise CheckpointError(
-                f"{self.path}: begins with {struct.pack('<I', version)!r}, expected a version from 1 to {NEWEST}: it is no file "
-                "of CTranslate2, or a newer one; pickles of PyTorch have such names too, can run any program when they are "
-                "opened, and are not read here")
+                f"{self.path}: begins with {struct.pack('<I', version)!r}, expected a version from 1 to {NEWEST}: it "
+                "is no file of CTranslate2, or a newer one; pickles of PyTorch have such names too, can run any program "
+                "when they are opened, and are not read here")
         kind, revision = (self.string("the kind of model"), self.number("I")) if version >= 2 else (KIND, 1)
         if kind != KIND or not 1 <= revision <= REVISION:
-            raise CheckpointError(f"{self.path}: holds a {kind}, revision {revision}; this package reads {KIND}, revisions 1 to "
-                                  f"{REVISION}")
+            raise CheckpointError(f"{self.path}: holds a {kind}, revision {revision}; this package reads {KIND}, "
+                                  f"revisions 1 to {REVISION}")
         variables: dict[str, dict] = {}
         for number in range(self.count("variables", MOST_VARIABLES)):
             name = self.string(f"the name of variable {number}")
@@ -214,12 +213,11 @@ class _Reader:
 
 
 def tensors(header: Header, floats: bool = False) -> dict[str, dict]:
-    """Name -> {dtype, shape, data_offsets} of the tensors in a file, as `TABLE` names them, after checking what this package
-    computes with.
+    """Name -> {dtype, shape, data_offsets} of the tensors in a file, as `TABLE` names them, after checking what this
+    package computes with.
 
-    Integers become "F32", by the `scale` of their rows, but for 8-bit weights of linears, which stay as they are with their scale
-    as a
-    tensor of its own, unless `floats`. Raises CheckpointError.
+    Integers become "F32", by the `scale` of their rows, but for 8-bit weights of linears, which stay as they are with
+    their scale as a tensor of its own, unless `floats`. Raises CheckpointError.
     """
     found: dict[str, dict] = {}
     variables = dict(header.variables)
@@ -238,8 +236,8 @@ def tensors(header: Header, floats: bool = False) -> dict[str, dict]:
         stacked = _STACK.fullmatch(name)
         count = _STACKED[stacked[1]] if stacked else 1
         if stacked and (not entry["shape"] or entry["shape"][0] % count):
-            raise CheckpointError(f"{header.path}: variable {name} has shape {entry['shape']}; expected {count} parts of equal "
-                                  "size")
+            raise CheckpointError(f"{header.path}: variable {name} has shape {entry['shape']}; expected {count} parts "
+                                  "of equal size")
         for part in range(count):
             ours = f"{name}[{part}/{count}]" if stacked else name
             found[ours] = tensor = _cut(entry, part, count)
@@ -259,8 +257,8 @@ def _scale(path: Path, name: str, entry: dict, variables: dict[str, dict]) -> di
     expected = entry["shape"][:1] if entry["dtype"] == "I8" else []
     if scale is None or (scale["dtype"], scale["shape"]) != ("F32", expected):
         found = "" if scale is None else f", which is {scale['dtype']} of shape {scale['shape']}"
-        raise CheckpointError(f"{path}: variable {name} of shape {entry['shape']} is of type {entry['dtype']} and needs "
-                              f"{name}{SCALE}, F32 of shape {expected}{found}")
+        raise CheckpointError(f"{path}: variable {name} of shape {entry['shape']} is of type {entry['dtype']} and "
+                              f"needs {name}{SCALE}, F32 of shape {expected}{found}")
     return scale
 
 
@@ -301,13 +299,13 @@ class Mapped:
             return tensor
         scale = self._copy(entry["scale"])
         if not 0 < scale.min() <= scale.max() < math.inf:
-            raise CheckpointError(f"{self._path}: the scales of {name} hold what no row can be divided by; expected numbers "
-                                  "above 0")
+            raise CheckpointError(f"{self._path}: the scales of {name} hold what no row can be divided by; expected "
+                                  "numbers above 0")
         return tensor.float().div_(scale.view(-1, *[1] * (tensor.dim() - 1)))
 
 
 def check_values(path: Path, entries: dict[str, dict]) -> None:
-    """Raises CheckpointError unless what is ignored changes nothing: biases of keys are zero, the head is the embedding."""
+    """Raises CheckpointError unless what is ignored changes nothing: no bias of keys, the head is the embedding."""
     file = Mapped(path, entries)
     for name in sorted(ignored(entries)):
         if name != HEAD and file.get_tensor(name).any():
@@ -367,8 +365,8 @@ def _sizes(header: Header) -> dict:
 
     heads = [header.variables.get(name, {}).get("value") for name in _HEADS]
     if None in heads:
-        raise CheckpointError(f"{FILE}: variable {_HEADS[heads.index(None)]} is missing or no number; convert the model again, "
-                              "with a newer CTranslate2")
+        raise CheckpointError(f"{FILE}: variable {_HEADS[heads.index(None)]} is missing or no number; convert the "
+                              "model again, with a newer CTranslate2")
     width, bands, _ = shape("encoder/conv1/weight", 3)
     vocabulary, _ = shape(_EMBEDDING, 2)
     return {"num_mel_bins": bands, "d_model": width, "vocab_size": vocabulary,
@@ -393,17 +391,17 @@ def _steering(directory: Path, config: dict, vocabulary: int) -> dict:
     no_timestamps = special.get("<|notimestamps|>")
     for name in ("<|nospeech|>", "<|nocaptions|>"):
         if no_timestamps is not None and special.get(name, no_timestamps - 1) != no_timestamps - 1:
-            raise CheckpointError(f"the tokenizer has {special[name]} for {name} and {no_timestamps} for <|notimestamps|>, "
-                                  "expected neighbours")
-    # TRAP: a model for English alone has tokens for languages too, which it was never trained with, and `lang_ids` of others.
+            raise CheckpointError(f"the tokenizer has {special[name]} for {name} and {no_timestamps} for "
+                                  "<|notimestamps|>, expected neighbours")
+    # TRAP: a model for English alone has tokens for languages too, never trained, and `lang_ids` of others.
     ids = [] if vocabulary == _ONE_LANGUAGE else config.get("lang_ids") or sorted(
         number for name, number in special.items()
         if _LANGUAGE.fullmatch(name) and special[START] < number < min(tasks.values(), default=0))
     for number in ids:
         name = names.get(number, "") if isinstance(number, int) else ""
         if not _LANGUAGE.fullmatch(name):
-            raise CheckpointError(f"config.json: lang_ids has {number!r:.20}, in the tokenizer {name!r:.60}, expected a "
-                                  "language; it is that of another model")
+            raise CheckpointError(f"config.json: lang_ids has {number!r:.20}, in the tokenizer {name!r:.60}, expected "
+                                  "a language; it is that of another model")
     suppress, suppress_first = config.get("suppress_ids"), config.get("suppress_ids_begin")
     tokenizer = read_tokenizer(directory) if None in (suppress, suppress_first) else None
     return {"decoder_start_token_id": special[START], "eos_token_id": special[end], "is_multilingual": bool(ids),
@@ -416,8 +414,7 @@ def _steering(directory: Path, config: dict, vocabulary: int) -> dict:
 
 def not_speech(tokenizer) -> list[int]:
     """The ids of what nobody says, notes and brackets, and of the special tokens that are no answer (openai/whisper,
-    tokenizer.py:
-    non_speech_tokens; decoding.py: _get_suppress_tokens)."""
+    tokenizer.py: non_speech_tokens; decoding.py: _get_suppress_tokens)."""
     notes = "♩♪♫♬♭♮♯"
     marks = [*'"#()*+/:;<=>@[\\]^_`{|}~「」『』', *notes,
              *"<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split()]
