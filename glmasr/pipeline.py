@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import audio as sound
-from . import cutting, decode, fast, hub, script, weights
+from . import coverage, cutting, decode, fast, hub, script, vad, weights
 from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
 from .cutting import Window
 from .errors import CheckpointError, GlmAsrError, OptionError, ShortMemoryError, out_of_memory
@@ -38,6 +38,7 @@ LENGTHS = 0.8                   # seconds, about; windows are heard to a multipl
 MOST_BEAMS = 64                 # memory and time grow with them; nobody has seen a gain beyond ten
 SAMPLES = 5                     # drawn for a window at temperatures above 0; the likeliest counts
 SPLIT_SECONDS = 2.0             # a shorter window is not split for another try
+SHORTER = 1.0                   # seconds by which a stretch has to be shorter than its window to be decoded by itself
 MOST_ROWS = 32                  # windows in a batch, if the caller sets no number and memory allows more
 MOST_BATCH = 4096
 MOST_HEARD = {"cpu": 1, "cuda": 16}     # windows that go through the encoder at a time; a CPU has enough to do with one
@@ -52,6 +53,7 @@ FLAGS = {                       # of a segment -> what the warning says
     "sampled": "the first answer couldn't be right; this one was sampled",
     "split": "no answer could be right; the halves were recognised separately",
     "dropped": "no answer could be right, and in its halves nobody seems to speak; there is no text",
+    "uncovered": "somebody speaks here, and there is no text, or too little",
 }
 
 
@@ -64,6 +66,7 @@ class Segment:
     compression_ratio   of its window's text: above 2.4 it repeats itself
     no_speech           the probability that nobody speaks in its window
     temperature         0: searched, above: sampled
+    language            which was spoken: as asked for, heard, or what the text is written in
     flags               names of FLAGS: what is doubtful
     """
 
@@ -75,6 +78,7 @@ class Segment:
     no_speech: float = 0.0
     temperature: float = 0.0
     flags: tuple[str, ...] = ()
+    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Part:
     failed: bool = False        # the text can't be right, whatever was tried
     resume: float = 0.0         # seconds: where the last sentence that is complete ends, or `end`; for `--long seek`
     last: bool = False          # the recording ends here
+    uncovered: tuple[tuple[float, float], ...] = ()     # seconds: somebody speaks there, and there is no text
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ class Transcript:
     silent      seconds of it that were skipped as silent; what is neither heard nor silent is named in the warnings
     wordless    seconds that were heard, and in which nobody speaks
     failed      stretches whose text can't be right, whatever was tried
+    uncovered   from where to where, in seconds, somebody speaks and there is no text, or too little of it
     how         what it was computed on: device, type of the numbers, kind of linears and of steps, and what the encoder heard (`pad_to`)
     warnings    sentences for the user, such as that the text is incomplete
     """
@@ -117,6 +123,7 @@ class Transcript:
     failed: int = 0
     wordless: float = 0.0
     how: dict[str, str] = field(default_factory=dict)
+    uncovered: list[tuple[float, float]] = field(default_factory=list)
 
     @classmethod
     def of(cls, parts: list[Part], how: dict[str, str] = {}) -> "Transcript":
@@ -129,7 +136,7 @@ class Transcript:
         wordless = sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0)
         heard, silent, wordless = (min(round(value, 3), seconds) for value in (heard, max(0.0, parts[-1].start - heard), wordless))
         return cls(text, language, segments, seconds, [warning for part in parts for warning in part.warnings], heard, silent,
-                   sum(part.failed for part in parts), wordless, dict(how))
+                   sum(part.failed for part in parts), wordless, dict(how), [stretch for part in parts for stretch in part.uncovered])
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,8 @@ class Options:
     """How to recognise.
 
     task            "transcribe"; of an encoder-decoder whose vocabulary has it, also "translate" (into English)
-    timestamps      times from the model's own time tokens, to 20 ms: encoder-decoder only
+    timestamps      times from the model's own time tokens, to 20 ms: encoder-decoder only. None: it writes them, for that way it loses
+                    less, and they aren't shown; False: it writes none
     beams           width of the search, 1 is greedy; by default what the model was meant for: 5 for the encoder-decoder, else 1
     length_penalty  of a search with beams: the higher, the more it favours long answers
     max_new_tokens  limit for the answer of a window; by default it follows from the window's length
@@ -154,7 +162,7 @@ class Options:
     """
 
     task: str = "transcribe"
-    timestamps: bool = False
+    timestamps: bool | None = None
     beams: int | None = None
     length_penalty: float = 1.0
     max_new_tokens: int | None = None
@@ -176,9 +184,10 @@ class Options:
         for name, value in (("beams", self.beams), ("max_new_tokens", self.max_new_tokens), ("batch_size", self.batch_size)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise OptionError(f"{name} is {value!r}, expected a positive integer")
-        for name, value in (("timestamps", self.timestamps), ("guards", self.guards)):
-            if not isinstance(value, bool):
-                raise OptionError(f"{name} is {value!r}, expected True or False")
+        if not isinstance(self.guards, bool):
+            raise OptionError(f"guards is {self.guards!r}, expected True or False")
+        if self.timestamps is not None and not isinstance(self.timestamps, bool):
+            raise OptionError(f"timestamps is {self.timestamps!r}, expected True, False or None")
         if self.batch_size is not None and self.batch_size > MOST_BATCH:
             raise OptionError(f"batch_size is {self.batch_size}, expected at most {MOST_BATCH}")
         if self.max_new_tokens is not None and self.max_new_tokens > positions:     # memory for all of them is taken at once
@@ -244,6 +253,8 @@ class Job:
 
     window: Window
     hearing: Hearing
+    again: int = 0              # how often its sound was decoded without any text
+    goes_on: bool = False       # what no text covers at its end is heard with what follows
 
 
 @dataclass
@@ -286,7 +297,7 @@ class Recogniser:
         return found | ({"levels": str(fast.levels())} if model.linears == "int8" else {})
 
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
-                   timestamps: bool = False, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
+                   timestamps: bool | None = None, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
                    temperatures: tuple[float, ...] = TEMPERATURES, long: str = "cut", batch_size: int | None = None, guards: bool = True,
                    pad_to: str = "window", script: str | None = None, max_duration: float = sound.MAX_DURATION) -> Transcript:
         """Recognises one recording.
@@ -365,8 +376,8 @@ class Recogniser:
         self.rules(language, options)
         if options.long not in self.ways:
             raise OptionError(f"long is {options.long!r}; this model knows {' and '.join(map(repr, self.ways))}")
-        if options.long == "seek" and not options.timestamps:
-            raise OptionError("long is 'seek', which goes by the model's time tokens; it needs timestamps (--timestamps)")
+        if options.long == "seek" and not self.timed(options):
+            raise OptionError("long is 'seek', which goes by the model's time tokens; it needs them (timestamps not False, and a model that has them)")
         return replace(options, beams=options.beams or self.config.beams)
 
     def jobs(self, reader: "Reader", hearing: Hearing) -> Iterator[Job]:
@@ -379,9 +390,16 @@ class Recogniser:
         """The parts of some windows, of one recording or of several, decoded together; `options` as `check` gives them. What the model
         can't answer is an error in place of its part."""
         convert = script.converter(options.script)
-        return [part if isinstance(part, GlmAsrError) else
-                replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in part.segments])
-                for part in self._decode_apart(jobs, options)]
+        parts = self._decode_apart(jobs, options)
+        for index, (job, part) in enumerate(zip(jobs, parts, strict=True)):
+            if not isinstance(part, GlmAsrError):
+                segments = part.segments if options.timestamps or not self.timed(options) else whole(job.window, part.segments)
+                parts[index] = replace(part, segments=[replace(segment, text=convert(segment.text)) for segment in segments])
+        return parts
+
+    def timed(self, options: Options) -> bool:
+        """Whether the model writes times."""
+        return False
 
     def batch_size(self, options: Options) -> int:
         """Windows that are decoded together, at most; `options` as `check` gives them."""
@@ -491,7 +509,7 @@ class Recogniser:
             return heard.no_speech[index] if heard.no_speech is not None else hypothesis.empty
 
         tried = fallback(attempt, len(jobs), lambda index, hypothesis: not flags(index, hypothesis), options.tried)
-        parts = []
+        parts, whole = [], []                       # the numbers of those that weren't split
         for index, (job, (hypothesis, temperature)) in enumerate(zip(jobs, tried, strict=True)):
             doubts, silence, text = flags(index, hypothesis), no_speech(index, hypothesis), self._text(hypothesis.ids)
             if doubts and not halves and job.window.seconds >= SPLIT_SECONDS:
@@ -504,10 +522,43 @@ class Recogniser:
             seen = {"mean_logprob": round(hypothesis.mean_logprob, 4), "compression_ratio": round(compression_ratio(text), 3),
                     "no_speech": round(silence, 4), "temperature": float(temperature), "flags": names}
             nobody = options.guards and limits.silent(hypothesis, silence)
-            segments = [] if nobody else [Segment(*said, **seen) for said in self._segments(job.window, hypothesis.ids)]
-            part = self._part(job.window, heard.languages[index], segments, bool(doubts), options, () if nobody else names)
+            language = heard.languages[index]
+            segments = [] if nobody else [Segment(*said, **seen, language=language or name_language(said[-1]))
+                                          for said in self._segments(job.window, hypothesis.ids)]
+            part = self._part(job.window, language, segments, bool(doubts), options, () if nobody else names)
             parts.append(replace(part, resume=part.end if nobody else self._resume(job.window, hypothesis.ids)))
-        return parts
+            whole.append(index)
+        return self._cover(jobs, parts, whole, options) if options.guards else parts
+
+    def _cover(self, jobs: list[Job], parts: list[Part], chosen: list[int], options: Options) -> list[Part]:
+        """The parts, with text where somebody speaks and there was none, or too little of it: such stretches are decoded by themselves.
+        What stays without text is told."""
+        lost: list[tuple[int, coverage.Stretch, Window, int]] = []      # number of the part, stretch, its window, how many jobs
+        again: list[Job] = []
+        for index in chosen:
+            job, window, part = jobs[index], jobs[index].window, parts[index]
+            voiced = vad.voiced(window.samples)
+            covered = [(segment.start - window.begin, segment.end - window.begin, segment.text) for segment in part.segments]
+            fruitless = job.again + (not covered)
+            for stretch in coverage.stretches(voiced, covered):
+                piece = window.part(stretch.first * sound.HOP, min(stretch.last * sound.HOP, len(window.samples)))
+                if job.goes_on and stretch.covering is None and 0 < stretch.first and stretch.last == len(voiced):
+                    parts[index] = replace(parts[index], resume=piece.begin)
+                    continue
+                # Each try is shorter than the one before it, so there is an end to them.
+                if piece.seconds <= window.seconds - SHORTER:
+                    pieces = [piece]
+                elif fruitless <= 1 and piece.seconds >= SPLIT_SECONDS:
+                    pieces = [piece.part(0, piece.cut_point()), piece.part(piece.cut_point(), len(piece.samples))]
+                else:
+                    pieces = []
+                lost.append((index, stretch, piece, len(pieces)))
+                again += [Job(one, Hearing(part.language or "auto"), fruitless) for one in pieces]
+        decoded = iter(self._decode(again, options, halves=True) if again else [])
+        found: dict[int, list] = {}
+        for index, stretch, piece, count in lost:
+            found.setdefault(index, []).append((stretch, piece, [next(decoded) for _ in range(count)]))
+        return [patched(part, found[index]) if index in found else part for index, part in enumerate(parts)]
 
     def _split(self, job: Job, options: Options) -> Part:
         """The window once more, in two halves."""
@@ -667,6 +718,9 @@ class EncoderDecoderRecogniser(Recogniser):
             if self.tokenizer.id(name) != number:
                 raise CheckpointError(f"{name} is {self.tokenizer.id(name)}, but {number} in generation_config.json; it is that of another model")
 
+    def timed(self, options: Options) -> bool:
+        return bool(options.timestamps) or options.timestamps is None and self.config.no_timestamps is not None
+
     def rules(self, language: str, options: Options = Options()) -> list[decode.Rule]:
         """The decoding rules; they are the same for all languages. Raises OptionError for what the model has no tokens for."""
         known = self.config.languages
@@ -676,10 +730,11 @@ class EncoderDecoderRecogniser(Recogniser):
             some = ", ".join([*ours, *others[:8], *["..."] * (len(others) > 8)])
             raise OptionError(f"language is {language!r}; " + (f"this model has tokens for {some}, and 'auto' lets it judge" if known else
                               "this model knows one language only and has no tokens for others; expected 'auto' or 'en'"))
-        self.model.prompt(next(iter(self.config.languages), None), options.task, options.timestamps)
-        if options.timestamps not in self._rules:
-            self._rules[options.timestamps] = self.model.rules(options.timestamps)
-        return self._rules[options.timestamps]
+        timed = self.timed(options)
+        self.model.prompt(next(iter(self.config.languages), None), options.task, timed)
+        if timed not in self._rules:
+            self._rules[timed] = self.model.rules(timed)
+        return self._rules[timed]
 
     def encode(self, windows: list[Tensor], length: int | None = None) -> Tensor:
         """Samples (S,) of windows -> encoder states (A, T, D). They are padded, or cut, to `length` samples; by default as published."""
@@ -693,7 +748,7 @@ class EncoderDecoderRecogniser(Recogniser):
             return
         place, length = 0, self.config.window
         while len(samples := reader.peek(length)):
-            [part] = self.decode_together([Job(Window(place, samples), hearing)], options)
+            [part] = self.decode_together([Job(Window(place, samples), hearing, goes_on=reader.more(length))], options)
             if reader.more(length) and part.start < part.resume < part.end:
                 # What comes behind the last complete sentence is heard again, from there.
                 part = replace(part, end=part.resume, segments=[segment for segment in part.segments if segment.end <= part.resume + TIME_STEP / 2])
@@ -714,7 +769,7 @@ class EncoderDecoderRecogniser(Recogniser):
             if job.hearing.language == "auto" and silence <= Limits().no_speech and name:
                 job.hearing.language = name
             languages.append(name if job.hearing.language == "auto" else job.hearing.language)
-        prompts = [self.model.prompt(language, options.task, options.timestamps) for language in languages]
+        prompts = [self.model.prompt(language, options.task, self.timed(options)) for language in languages]
         return Heard(heard, prompts, languages, no_speech.tolist())
 
     def _room(self, prompt: int) -> int:
@@ -753,6 +808,45 @@ class EncoderDecoderRecogniser(Recogniser):
         if not pairs or times[-2:] == [False, True]:
             return end
         return min(end, window.begin + (ids[pairs[-1]] - config.times) * TIME_STEP)
+
+
+def whole(window: Window, segments: list[Segment]) -> list[Segment]:
+    """The segments of a window as one for each language, without times of their own."""
+    found: list[Segment] = []
+    start, end = window.sounding() if segments else (0.0, 0.0)
+    for segment in segments:
+        if found and found[-1].language == segment.language:
+            before = found[-1]
+            found[-1] = replace(before, end=max(before.end, segment.end), text=join([before.text, segment.text]), flags=tuple(dict.fromkeys(before.flags + segment.flags)),
+                                mean_logprob=min(before.mean_logprob, segment.mean_logprob), no_speech=max(before.no_speech, segment.no_speech),
+                                compression_ratio=max(before.compression_ratio, segment.compression_ratio), temperature=max(before.temperature, segment.temperature))
+        else:
+            found.append(segment)
+    if found:
+        found[0] = replace(found[0], start=round(min(start, found[0].end), 3))
+        found[-1] = replace(found[-1], end=round(max(end, found[-1].start), 3))
+    return found
+
+
+def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]) -> Part:
+    """A part with what was found in stretches of it, each with its window and the parts that came of it."""
+    segments, uncovered, warnings = dict(enumerate(part.segments)), list(part.uncovered), list(part.warnings)
+    for stretch, window, tries in found:
+        tries = [one for one in tries if not one.failed]
+        new = [segment for one in tries for segment in one.segments]
+        old = segments.get(stretch.covering)
+        more = sum(coverage.spoken(segment.text) for segment in new) > (coverage.spoken(old.text) if old else 0)
+        if more:
+            segments.pop(stretch.covering, None)
+            segments |= {len(segments) + len(part.segments) + number: segment for number, segment in enumerate(new)}
+            uncovered += [place for one in tries for place in one.uncovered]
+            warnings += [warning for one in tries for warning in one.warnings]
+        elif stretch.voice >= coverage.TOLD:
+            if old:
+                segments[stretch.covering] = replace(old, flags=(*old.flags, "uncovered"))
+            uncovered.append((round(window.begin, 3), round(window.begin + window.seconds, 3)))
+            warnings.append(f"{window.begin:.1f} s to {window.begin + window.seconds:.1f} s: {FLAGS['uncovered']}")
+    return replace(part, segments=sorted(segments.values(), key=lambda segment: segment.start), uncovered=tuple(sorted(uncovered)), warnings=warnings)
 
 
 class Reader:

@@ -1,0 +1,59 @@
+"""Is speech lost? Stretches of a window in which somebody speaks and that no text covers, and texts too short for the speech under them.
+
+A decoder can stop in the middle of a window, jump over a sentence, or write a sentence once that was said three times, and be sure of
+what it wrote. What it wrote then doesn't fit the sound: the pipeline has such stretches decoded once more, by themselves.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import regex
+from torch import Tensor
+
+FRAME = 0.01                    # seconds, of what `vad.voiced` gives
+AGAIN = 0.5                     # seconds of voice without text that are decoded again
+TOLD = 1.0                      # seconds of voice without text that are told of; a cough is shorter
+SLOW = 4.5                      # letters a second of voice; who speaks slowest in 383 recordings of 87 people says 8
+ALLOWED = 1.0                   # seconds of voice that a text needn't cover: breath, laughter, a word drawn out
+# How many letters a sign is worth: what is said in the time of so many letters of English.
+WORTH = [(regex.compile(r"[\p{Script=Han}\p{Nd}]"), 3.0),
+         (regex.compile(r"[\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}]"), 2.0),
+         (regex.compile(r"\p{L}"), 1.0)]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Frames `first` up to `last` of a window, with so many seconds of voice. `covering`: the number of the segment whose text is too
+    short for them; None: no text covers them."""
+
+    first: int
+    last: int
+    voice: float
+    covering: int | None = None
+
+
+def spoken(text: str) -> float:
+    """How much is said with a text, in letters of English."""
+    amount = 0.0
+    for signs, worth in WORTH:
+        text, count = signs.subn("", text)
+        amount += worth * count
+    return amount
+
+
+def sparse(text: str, voice: float) -> bool:
+    """Whether a text is too short for so many seconds of voice."""
+    return spoken(text) < SLOW * (voice - ALLOWED)
+
+
+def stretches(voiced: Tensor, covered: list[tuple[float, float, str]], least: float = AGAIN) -> Iterator[Stretch]:
+    """What is lost, in order: voiced (F,), a bool for each frame of a window; `covered`: seconds from its start, and text, of segments in order."""
+    place = 0
+    for number, (start, end, text) in enumerate([*covered, (len(voiced) * FRAME, len(voiced) * FRAME, "")]):
+        first, last = (min(len(voiced), max(0, round(seconds / FRAME))) for seconds in (start, end))
+        voice = float(voiced[place:first].sum()) * FRAME if first > place else 0.0
+        if voice >= least:
+            yield Stretch(place, first, voice)
+        if number < len(covered) and sparse(text, voice := float(voiced[first:last].sum()) * FRAME):
+            yield Stretch(first, last, voice, number)
+        place = max(place, last)
