@@ -52,6 +52,10 @@ positive_or_auto.__name__ = "positive integer or auto"
 seconds.__name__ = "number of seconds"
 
 
+def names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
 def formats(text: str) -> list[str]:
     names = list(dict.fromkeys(text.split(",")))
     if "all" in names:
@@ -68,8 +72,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub (default: a pinned commit; of other models main)")
     parser.add_argument("--lang", default="auto", metavar="LANGUAGE", help="auto (default), zh, yue, en, or another one that an encoder-decoder has a token for (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)")
     parser.add_argument("--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English, where the model's vocabulary has it")
-    parser.add_argument("--timestamps", action="store_true", help="segments with times, from the time tokens of an encoder-decoder")
-    parser.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="recordings longer than a window: cut where it is quiet (default); all in one prompt, as GLM-ASR was published; or, of an encoder-decoder with --timestamps, go on where the last sentence ended")
+    parser.add_argument("--languages", type=names, metavar="LANGUAGE,...", help="what --lang auto may choose among (default: all that the model knows)")
+    parser.add_argument("--timestamps", action=argparse.BooleanOptionalAction, help="segments with times, from the time tokens of an encoder-decoder (default: it writes them, which loses least, and they aren't shown; --no-timestamps: it writes none)")
+    parser.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="recordings longer than a window: cut where it is quiet (default); all in one prompt, as GLM-ASR was published; or, of an encoder-decoder, go on where the last sentence ended")
     parser.add_argument("--batch-size", type=positive_or_auto, metavar="N|auto", help="windows that are decoded together (default: auto, what memory allows)")
     parser.add_argument("--pad-to", default="window", choices=["window", "speech"], help="what the encoder hears of a window: all of it, padded with silence, as published (default), or up to a second behind the last sound, which is faster")
     parser.add_argument("--beams", type=positive, metavar="N", help="width of the beam search, 1 is greedy (default: 5 for an encoder-decoder, else 1)")
@@ -285,6 +290,7 @@ class Work:
     def options(self):
         from glmasr.pipeline import Options
         options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "pad_to", "script")}
+        options["languages"] = self.args.languages or ()
         return Options(**options, **({"max_duration": self.args.max_duration} if self.args.max_duration else {}))
 
     def recognise(self, recogniser, names: list[str], outputs: dict) -> None:

@@ -38,7 +38,10 @@ LENGTHS = 0.8                   # seconds, about; windows are heard to a multipl
 MOST_BEAMS = 64                 # memory and time grow with them; nobody has seen a gain beyond ten
 SAMPLES = 5                     # drawn for a window at temperatures above 0; the likeliest counts
 SPLIT_SECONDS = 2.0             # a shorter window is not split for another try
-SHORTER = 1.0                   # seconds by which a stretch has to be shorter than its window to be decoded by itself
+LONG_PAUSE = 10.0               # seconds, behind which somebody else may speak, in another language
+SURE = 0.8                      # probability with which a window changes the language of a recording
+UNSURE = -0.4                   # mean log-probability; below it a text in a language that isn't sure is compared with that in the next likely one
+SHORTER = 0.5                   # seconds by which a stretch has to be shorter than its window to be decoded by itself
 MOST_ROWS = 32                  # windows in a batch, if the caller sets no number and memory allows more
 MOST_BATCH = 4096
 MOST_HEARD = {"cpu": 1, "cuda": 16}     # windows that go through the encoder at a time; a CPU has enough to do with one
@@ -101,8 +104,8 @@ class Part:
 class Transcript:
     """What was recognised.
 
-    language    as it was asked for; for "auto" the one that the model hears, of those that it has tokens for, or where it has none, the
-                one that the text is written in: "zh", "yue", "en". "" where that says nothing
+    language    as it was asked for; for "auto" the one that the model hears most of, of those that it has tokens for, or where it has none,
+                the one that the text is written in: "zh", "yue", "en". "" where that says nothing
     seconds     length of the recording
     heard       seconds of it that the model heard, at most `seconds`
     silent      seconds of it that were skipped as silent; what is neither heard nor silent is named in the warnings
@@ -130,8 +133,10 @@ class Transcript:
         """All parts of a stream, joined. The last one reaches from what was listened to up to the end of the recording."""
         segments = [segment for part in parts for segment in part.segments]
         text = join([segment.text for segment in segments])
-        # The last one knows: see `EncoderDecoderRecogniser._hear`.
-        language = next((part.language for part in reversed(parts) if part.language), name_language(text))
+        spoken: dict[str, float] = {}
+        for segment in segments:
+            spoken[segment.language] = spoken.get(segment.language, 0.0) + segment.end - segment.start
+        language = max(spoken, key=spoken.get) if spoken else next((part.language for part in reversed(parts) if part.language), name_language(text))
         seconds, heard = parts[-1].end, sum((part.end - part.start for part in parts[:-1]), 0.0)
         wordless = sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0)
         heard, silent, wordless = (min(round(value, 3), seconds) for value in (heard, max(0.0, parts[-1].start - heard), wordless))
@@ -157,6 +162,7 @@ class Options:
     guards          False: every answer is taken as it comes
     pad_to          what the encoder hears of a window: "window", with silence up to its full length, as published, or "speech",
                     up to a second behind the last sound, which is several times cheaper for short recordings, and another result
+    languages       what `language` "auto" may choose among; empty: all languages of the model
     script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
     max_duration    seconds that a recording may have at most
     """
@@ -173,6 +179,7 @@ class Options:
     pad_to: str = "window"
     script: str | None = None
     max_duration: float = sound.MAX_DURATION
+    languages: tuple[str, ...] = ()
 
     @property
     def tried(self) -> tuple[float, ...]:
@@ -242,9 +249,18 @@ def make_recogniser(model: GlmAsr | EncoderDecoder, tokenizer) -> "Recogniser":
 
 @dataclass
 class Hearing:
-    """A recording while it is heard. `language` is "auto" until a window with speech has said more."""
+    """A recording while it is heard: the language that was asked for; with "auto", the one that was heard last, and up to which second."""
 
     language: str
+    heard: str = ""
+    until: float = 0.0
+
+    def choose(self, probabilities: dict[str, float], begin: float, speech: bool) -> str:
+        """The language of a window that begins at this second: what was heard before, unless this is speech, and something else is sure or
+        the other was long ago."""
+        likely = max(probabilities, key=probabilities.get)
+        before = begin < self.until + LONG_PAUSE and probabilities[likely] < SURE
+        return self.heard if self.heard in probabilities and (before or not speech) else likely
 
 
 @dataclass(frozen=True)
@@ -265,6 +281,7 @@ class Heard:
     prompts: list[list[int]]
     languages: list[str]
     no_speech: list[float] | None = None    # None: the search knows
+    others: list[str] | None = None         # where the language isn't sure, the next likely one; else ""
 
     def pick(self, chosen: list[int]):
         """(audio, prompts) of some of the windows."""
@@ -299,7 +316,8 @@ class Recogniser:
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
                    timestamps: bool | None = None, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
                    temperatures: tuple[float, ...] = TEMPERATURES, long: str = "cut", batch_size: int | None = None, guards: bool = True,
-                   pad_to: str = "window", script: str | None = None, max_duration: float = sound.MAX_DURATION) -> Transcript:
+                   pad_to: str = "window", script: str | None = None, max_duration: float = sound.MAX_DURATION,
+                   languages: tuple[str, ...] = ()) -> Transcript:
         """Recognises one recording.
 
         audio       path, "-" (standard input), bytes, binary file, or a float array (S,) or (S, channels), about -1..1, with its
@@ -311,7 +329,7 @@ class Recogniser:
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
         """
         options = Options(task, timestamps, beams, length_penalty, max_new_tokens, temperatures, long, batch_size, guards, pad_to, script,
-                          max_duration)
+                          max_duration, tuple(languages))
         return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)), self.how(options))
 
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None) -> Iterator[Part]:
@@ -373,6 +391,12 @@ class Recogniser:
     def check(self, language: str = "auto", options: Options = Options()) -> Options:
         """The options with this model's defaults. Raises OptionError for what it can't do."""
         options.check(self.config.decoder.positions)
+        if options.languages and language != "auto":
+            raise OptionError(f"languages is {options.languages!r}, which says what language 'auto' may choose among; language is {language!r}")
+        if "auto" in options.languages:
+            raise OptionError(f"languages is {options.languages!r}, expected names of languages, such as ('zh', 'yue', 'en')")
+        for name in options.languages:
+            self.rules(name, replace(options, languages=()))
         self.rules(language, options)
         if options.long not in self.ways:
             raise OptionError(f"long is {options.long!r}; this model knows {' and '.join(map(repr, self.ways))}")
@@ -441,7 +465,7 @@ class Recogniser:
 
     def _decode_apart(self, jobs: list[Job], options: Options) -> "list[Part | GlmAsrError]":
         """The parts of some jobs. What the model can't answer is an error, and nobody else's; so is what memory doesn't hold."""
-        known = [job.hearing.language for job in jobs]
+        known = [replace(job.hearing) for job in jobs]
         try:
             return self._decode(jobs, options)
         except (CheckpointError, ShortMemoryError) as error:
@@ -453,8 +477,8 @@ class Recogniser:
                                        f"{str(error).partition(chr(10))[0] or 'MemoryError'}; expected fewer beams, a smaller max_new_tokens, or more memory")
         if len(jobs) == 1:
             return [refused]
-        for job, language in zip(jobs, known):          # as it was before this try
-            job.hearing.language = language
+        for job, before in zip(jobs, known):            # as it was before this try
+            vars(job.hearing).update(vars(before))
         return [part for job in jobs for part in self._decode_apart([job], options)]
 
     def _decode(self, jobs: list[Job], options: Options, halves: bool = False) -> list[Part]:
@@ -509,6 +533,7 @@ class Recogniser:
             return heard.no_speech[index] if heard.no_speech is not None else hypothesis.empty
 
         tried = fallback(attempt, len(jobs), lambda index, hypothesis: not flags(index, hypothesis), options.tried)
+        self._compare(jobs, heard, tried, attempt, options)
         parts, whole = [], []                       # the numbers of those that weren't split
         for index, (job, (hypothesis, temperature)) in enumerate(zip(jobs, tried, strict=True)):
             doubts, silence, text = flags(index, hypothesis), no_speech(index, hypothesis), self._text(hypothesis.ids)
@@ -529,6 +554,22 @@ class Recogniser:
             parts.append(replace(part, resume=part.end if nobody else self._resume(job.window, hypothesis.ids)))
             whole.append(index)
         return self._cover(jobs, parts, whole, options) if options.guards else parts
+
+    def _compare(self, jobs: list[Job], heard: Heard, tried: list, attempt, options: Options) -> None:
+        """Where it isn't sure which language is spoken, nor the text: the text of the next likely one, if that is surer."""
+        unsure = [index for index, other in enumerate(heard.others or []) if other and tried[index][0].mean_logprob < UNSURE]
+        if not unsure:
+            return
+        before = {index: heard.prompts[index] for index in unsure}
+        for index in unsure:
+            heard.prompts[index] = self.model.prompt(heard.others[index], options.task, self.timed(options))
+        for index, hypothesis in zip(unsure, attempt(unsure, 0.0), strict=True):
+            if hypothesis.mean_logprob > tried[index][0].mean_logprob:
+                tried[index], heard.languages[index] = (hypothesis, 0.0), heard.others[index]
+                if jobs[index].hearing.heard:
+                    jobs[index].hearing.heard = heard.others[index]
+            else:
+                heard.prompts[index] = before[index]
 
     def _cover(self, jobs: list[Job], parts: list[Part], chosen: list[int], options: Options) -> list[Part]:
         """The parts, with text where somebody speaks and there was none, or too little of it: such stretches are decoded by themselves.
@@ -553,7 +594,7 @@ class Recogniser:
                 else:
                     pieces = []
                 lost.append((index, stretch, piece, len(pieces)))
-                again += [Job(one, Hearing(part.language or "auto"), fruitless) for one in pieces]
+                again += [Job(one, replace(job.hearing, heard=part.language, until=window.begin), fruitless) for one in pieces]
         decoded = iter(self._decode(again, options, halves=True) if again else [])
         found: dict[int, list] = {}
         for index, stretch, piece, count in lost:
@@ -635,11 +676,13 @@ class GlmAsrRecogniser(Recogniser):
             raise OptionError(f"task is {options.task!r}; this model knows 'transcribe' only")
         if options.timestamps:
             raise OptionError("this model has no time tokens; models of the encoder-decoder family have (--model demo-article, or Whisper)")
-        if language not in self._rules:
+        among = options.languages if language == "auto" and options.languages else (language,)
+        if among not in self._rules:
             size = self.config.decoder.vocabulary
-            ids = forbidden_ids(self.tokenizer, language, size)
-            self._rules[language] = [decode.Forbid(ids, size, self.model.device)] if ids else []
-        return self._rules[language]
+            # Of several languages, letters that none of them is written in.
+            ids = sorted(set.intersection(*(set(forbidden_ids(self.tokenizer, name, size)) for name in among)))
+            self._rules[among] = [decode.Forbid(ids, size, self.model.device)] if ids else []
+        return self._rules[among]
 
     @torch.inference_mode()
     def hear(self, samples: Tensor, window: int | None = None) -> Tensor:
@@ -758,19 +801,28 @@ class EncoderDecoderRecogniser(Recogniser):
             yield part
 
     def _hear(self, jobs: list[Job], length: int, options: Options) -> Heard:
-        """A recording whose language is "auto" gets that of its first window with speech; windows before that one are each taken
-        for what they sound like."""
+        """Each window of a recording whose language is "auto" is judged, and `Hearing.choose` says what counts. What isn't speech, or sounds
+        like tones, says nothing about the windows behind it."""
         heard = self.model.decoder.hear(self.encode([job.window.samples for job in jobs], length))     # once, for all that follows
         likely, no_speech = self.model.judge(heard)
-        names = list(self.config.languages)
-        judged = [names[index] for index in likely.argmax(-1).tolist()] if names else [""] * len(jobs)
-        languages = []
-        for job, name, silence in zip(jobs, judged, no_speech.tolist(), strict=True):
-            if job.hearing.language == "auto" and silence <= Limits().no_speech and name:
-                job.hearing.language = name
-            languages.append(name if job.hearing.language == "auto" else job.hearing.language)
+        names, among = list(self.config.languages), options.languages or self.config.languages
+        languages, others = [], []
+        for job, row, silence in zip(jobs, likely.tolist(), no_speech.tolist(), strict=True):
+            window, hearing = job.window, job.hearing
+            chosen, other = "" if hearing.language == "auto" else hearing.language, ""
+            if names and hearing.language == "auto":
+                total = sum(value for name, value in zip(names, row) if name in among)
+                probabilities = {name: value / total for name, value in zip(names, row) if name in among}
+                speech = silence <= Limits().no_speech and not window.tonal()
+                chosen = hearing.choose(probabilities, window.begin, speech)
+                if speech and probabilities[chosen] < SURE:
+                    other = max((name for name in probabilities if name != chosen), key=probabilities.get, default="")
+                if speech:
+                    hearing.heard, hearing.until = chosen, window.begin + window.seconds
+            languages.append(chosen)
+            others.append(other)
         prompts = [self.model.prompt(language, options.task, self.timed(options)) for language in languages]
-        return Heard(heard, prompts, languages, no_speech.tolist())
+        return Heard(heard, prompts, languages, no_speech.tolist(), others)
 
     def _room(self, prompt: int) -> int:
         return self.config.decoder.positions - prompt

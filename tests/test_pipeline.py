@@ -202,7 +202,7 @@ def test_transcript(recogniser, says):
     noise = 0.1 * torch.randn(RATE // 2, generator=torch.Generator().manual_seed(0))        # a text in a melody would be doubted
     transcript = recogniser.transcribe(noise, sample_rate=RATE)
     count = len(recogniser.tokenizer.encode(" 零一 ok \n")) + 1
-    segment = glmasr.Segment(0.0, 0.5, "零一 ok", mean_logprob=round(-1.0 / count, 4), compression_ratio=round(9 / len(zlib.compress("零一 ok".encode())), 3))
+    segment = glmasr.Segment(0.0, 0.5, "零一 ok", mean_logprob=round(-1.0 / count, 4), compression_ratio=round(9 / len(zlib.compress("零一 ok".encode())), 3), language="zh")
     assert transcript == glmasr.Transcript("零一 ok", "zh", [segment], 0.5, [], heard=0.5, how=recogniser.how())
 
 

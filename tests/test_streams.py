@@ -88,15 +88,17 @@ def judging(article, monkeypatch):
 
 
 def window(seconds, loudness):
-    return torch.full((round(seconds * RATE),), loudness)
+    noise = torch.rand(round(seconds * RATE), generator=torch.Generator().manual_seed(0)) - 0.5     # a melody would say nothing about the language
+    return loudness * noise / noise.max()
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_the_first_window_with_speech_says_the_language_whatever_its_length(judging, batch_size):
+def test_windows_with_speech_say_the_language_whatever_their_length(judging, batch_size):
+    """What isn't speech says nothing about the windows behind it, and is taken for what was heard before."""
     def judge(samples):
         return {1: ("zh", 0.9), 2: ("yue", 0.1), 3: ("en", 0.1)}[round(10 * float(samples.max()))]
-    windows = [window(1, 0.1), window(3, 0.2), window(1, 0.3), window(3, 0.3), window(1, 0.1)]
-    assert judging(judge, windows, batch_size) == ["zh"] + ["yue"] * 4
+    windows = [window(1, 0.1), window(3, 0.2), window(1, 0.2), window(3, 0.1), window(1, 0.3), window(3, 0.3), window(1, 0.1)]
+    assert judging(judge, windows, batch_size) == ["zh", "yue", "yue", "yue", "en", "en", "en"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
