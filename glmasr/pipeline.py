@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import audio as sound
-from . import cutting, decode, fast, hub, script, weights
+from . import cutting, decode, fast, script, weights
+from . import hub as hubs
 from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
 from .cutting import Window
 from .errors import CheckpointError, GlmAsrError, OptionError, ShortMemoryError, out_of_memory
@@ -197,8 +198,8 @@ class Options:
             raise OptionError(f"pad_to is {self.pad_to!r}, expected 'window' or 'speech'")
 
 
-def load(name_or_path=hub.DEFAULT, *, device="auto", dtype="auto", plain: bool = False, revision: str | None = None,
-         progress: bool = True) -> "Recogniser":
+def load(name_or_path=hubs.DEFAULT, *, device="auto", dtype="auto", plain: bool = False, revision: str | None = None,
+         hub: str | None = None, progress: bool = True) -> "Recogniser":
     """A recogniser from a checkpoint directory, or by name: "glm-asr-nano-2512", "demo", "demo-article", or "owner/name" of a model
     of the hub, which is fetched if it isn't on this machine. Raises CheckpointError, OptionError.
 
@@ -206,12 +207,13 @@ def load(name_or_path=hub.DEFAULT, *, device="auto", dtype="auto", plain: bool =
     dtype     "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"; "int8": weights of 8 bits, on the CPU
     plain     the modules as they are to be read, without the faster ones of `fast` and `graphs`. `recogniser.how()` says what was taken
     revision  commit, branch or tag of a model of the hub (None: see `hub.find`)
+    hub       "huggingface" or "modelscope" (None: what GLMASR_HUB says, or "huggingface")
     progress  show a bar on standard error while weights are fetched
     """
     weights.choose_device(device)                               # before gigabytes are fetched
     if dtype not in ("auto", "int8"):
         dtype = weights.choose_dtype(dtype)
-    directory = hub.find(name_or_path, revision, progress=progress)
+    directory = hubs.find(name_or_path, revision, hub=hub, progress=progress)
     model = weights.load(directory, device=device, dtype=dtype, plain=plain)
     tokenizer = read_tokenizer(directory)
     if isinstance(model.config, EncoderDecoderConfig):
