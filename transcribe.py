@@ -256,7 +256,10 @@ class Work:
                 writers.prepare(self.args.output_dir)
             recogniser = self.load() if names else None
             if recogniser is not None:
+                from glmasr import hub
                 recogniser.check(self.args.lang, self.options())
+                if self.args.model in hub.BUILT_IN:
+                    self.say(f"{self.args.model}: {hub.DEMO}")
                 if self.args.verbose:
                     self.say(", ".join(f"{name} {value}" for name, value in recogniser.how(self.options()).items()))
         except glmasr.GlmAsrError as error:

@@ -136,7 +136,7 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
     try:
         import uvicorn
 
-        from . import api, batching, connections
+        from . import api, batching, connections, hub
         if not args.no_page:
             from . import page, uploads
     except ImportError as error:
@@ -174,6 +174,8 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
     desk = batching.Desk(model, args.queue, args.time_limit)
     try:
         await desk.start()
+        if args.model in hub.BUILT_IN:
+            logging.info("%s: %s", args.model, hub.DEMO)
         most_bytes = round(args.max_upload * 2 ** 20)
         application = api.make_app(desk, folder, names=tuple(names(args)), key=args.api_key, most_bytes=most_bytes,
                                    max_duration=args.max_duration, hosts=known_hosts(args), origins=tuple(args.cors))
