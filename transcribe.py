@@ -320,7 +320,7 @@ class Work:
         """A transcript goes where it should, if it isn't there already. Raises OutputError."""
         from tqdm import tqdm
         args = self.args
-        if args.lang == "auto" and transcript.language:
+        if args.lang.strip().lower() == "auto" and transcript.language:
             self.say(f"{name}: language {transcript.language}")
         if args.json:
             tqdm.write(as_line(writers.record(transcript, name)), file=sys.stdout)

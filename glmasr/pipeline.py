@@ -26,7 +26,7 @@ from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check
 from .cutting import Window
 from .errors import CheckpointError, GlmAsrError, OptionError, ShortMemoryError, out_of_memory
 from .fallback import TEMPERATURES, Limits, compression_ratio, fallback
-from .language import LANGUAGES, forbidden_ids, join, name_language
+from .language import LANGUAGES, alike, canonical, forbidden_ids, join, name_language
 from .model import EncoderDecoder, GlmAsr
 from .tokenizer import read_tokenizer, tokenizer_file
 
@@ -239,6 +239,9 @@ class Hearing:
 
     language: str
 
+    def __post_init__(self):
+        self.language = canonical(self.language)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -295,7 +298,7 @@ class Recogniser:
 
         audio       path, "-" (standard input), bytes, binary file, or a float array (S,) or (S, channels), about -1..1, with its
                     `sample_rate` in Hz
-        language    "auto", "zh", "yue", "en". The encoder-decoder is told it by a token, or judges it by itself; of GLM-ASR, which
+        language    "auto", "zh", "yue", "en", or another name of one, such as "zh-CN" or "Cantonese". The encoder-decoder is told it by a token, or judges it by itself; of GLM-ASR, which
                     has no such tokens, letters that the language is not written in are forbidden
         task, ...   what `Options` says
 
@@ -580,8 +583,9 @@ class GlmAsrRecogniser(Recogniser):
 
     def rules(self, language: str, options: Options = Options()) -> list[decode.Rule]:
         """The decoding rules of a language option. The checkpoint has no language tokens: see `glmasr.language`."""
+        said, language = language, canonical(language)
         if not isinstance(language, str) or language not in LANGUAGES:
-            raise OptionError(f"language is {language!r}, expected one of {', '.join(LANGUAGES)}")
+            raise OptionError(f"language is {said!r}, expected one of {', '.join(LANGUAGES)}{alike(said, LANGUAGES)}")
         if options.task != "transcribe":
             raise OptionError(f"task is {options.task!r}; this model knows 'transcribe' only")
         if options.timestamps:
@@ -671,12 +675,14 @@ class EncoderDecoderRecogniser(Recogniser):
 
     def rules(self, language: str, options: Options = Options()) -> list[decode.Rule]:
         """The decoding rules; they are the same for all languages. Raises OptionError for what the model has no tokens for."""
-        known = self.config.languages
+        known, said = self.config.languages, language
+        language = canonical(said)
         if not isinstance(language, str) or language not in (*known, "auto", *([] if known else ["en"])):
             ours = [name for name in LANGUAGES if name in known]
             others = sorted(name for name in known if name not in ours)
             some = ", ".join([*ours, *others[:8], *["..."] * (len(others) > 8)])
-            raise OptionError(f"language is {language!r}; " + (f"this model has tokens for {some}, and 'auto' lets it judge" if known else
+            way = "; for Cantonese take zh" if language == "yue" and "zh" in known else alike(said, known)
+            raise OptionError(f"language is {said!r}; " + (f"this model has tokens for {some}, and 'auto' lets it judge{way}" if known else
                               "this model knows one language only and has no tokens for others; expected 'auto' or 'en'"))
         self.model.prompt(next(iter(self.config.languages), None), options.task, options.timestamps)
         if options.timestamps not in self._rules:
