@@ -400,16 +400,16 @@ def _stream(remote: Remote, have: int):
 
 
 def _verify(model: Model, remote: Remote, part: Path) -> None:
-    """Raises CheckpointError, and throws the file away, if its checksum is another one than the hub says."""
+    """Raises CheckpointError, and throws the file away, if its size or checksum is another one than the hub says."""
     size = _length(part)
     digest = hashlib.sha256() if len(remote.checksum) == 64 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with open(part, "rb") as file:
         while chunk := file.read(2 ** 22):
             digest.update(chunk)
-    if digest.hexdigest() != remote.checksum:
+    if digest.hexdigest() != remote.checksum or remote.size not in (None, size):
         part.unlink()
         raise CheckpointError(f"{remote.name}: the {size:,} bytes that were fetched from {remote.url} have the checksum {digest.hexdigest()}, "
-                              f"expected {remote.checksum}; they were damaged on the way and are thrown away: run it again, or name a mirror "
+                              f"expected {remote.checksum}{'' if remote.size is None else f' of {remote.size:,} bytes'}; they were damaged on the way and are thrown away: run it again, or name a mirror "
                               f"({model.site.variable})")
 
 

@@ -49,12 +49,12 @@ class File:
 def endpoint() -> str:
     """The hub's address, by the variables of its own packages. Raises CheckpointError if it is none."""
     name = next((name for name in ("MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN") if os.environ.get(name)), None)
-    value = os.environ[name].strip().rstrip("/") if name else ENDPOINT
+    value = os.environ[name].strip() if name else ENDPOINT
     value = value if "://" in value else f"https://{value}"
     try:
         parts = urlsplit(value)
         if parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) and not re.search(r"[\s\x00-\x20\x7f?#]", value):
-            return value
+            return value.rstrip("/")
     except ValueError:
         pass
     raise CheckpointError(f"{name} is {os.environ.get(name)!r:.200}, expected the address of a hub, such as {ENDPOINT}")
@@ -81,7 +81,7 @@ def fetched_by_others(repository: str, revision: str) -> list[Path]:
 
 
 def address(repository: str, revision: str, name: str) -> str:
-    return f"{endpoint()}/api/v1/models/{quote(repository)}/repo?{urlencode({'Revision': revision, 'FilePath': name})}"
+    return f"{endpoint()}/api/v1/models/{quote(repository)}/repo?{urlencode({'Revision': revision, 'FilePath': name}, errors='replace')}"
 
 
 def listing(repository: str, revision: str) -> tuple[str, dict[str, File]]:
