@@ -125,6 +125,7 @@ def test_other_names_of_a_language_are_the_same_token(recogniser, monkeypatch, n
     asked = answering(monkeypatch, [said("x")])
     transcript = recogniser.transcribe(sound(1), name, sample_rate=16_000)
     assert transcript.language == code and asked[0]["prompts"][0][1] == recogniser.config.languages[code]
+    answering(monkeypatch, [said("x")])
     assert [t.language for t in recogniser.recognise([torch.from_numpy(sound(1))], [name])] == [code]
 
 
