@@ -624,7 +624,7 @@ def main(argv: list[str] | None = None) -> int:
     """`glmasr-fetch`. Exit code: 0 it is there, 1 it can't be fetched, 2 wrong usage, 130 interrupted."""
     parser = Parser(prog="glmasr-fetch", description="Fetches a model from the hub into its cache, where glmasr finds it, "
                                      "and prints the directory. What was fetched before an interrupt is kept.")
-    parser.add_argument("model", nargs="?", default=DEFAULT, metavar="NAME", help=f"{DEFAULT} (default), or owner/name of a model of the hub")
+    parser.add_argument("model", nargs="?", default=DEFAULT, metavar="NAME", help=f"{DEFAULT} (default), a Whisper by its short name (tiny to large-v3, turbo), or owner/name of a model of the hub")
     parser.add_argument("--revision", metavar="REV", help="commit, branch or tag (default: a pinned commit; of others main, as it is now)")
     parser.add_argument("--hub", choices=tuple(HUBS), help="where it comes from (default: huggingface, or what GLMASR_HUB says)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

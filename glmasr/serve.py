@@ -71,7 +71,7 @@ origin.__name__ = "origin such as https://example.org"
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Recognises speech: a web page, and an API like OpenAI's.")
-    parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a directory, or owner/name of a model of the hub")
+    parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a Whisper by its short name (tiny to large-v3, turbo), a directory, or owner/name of a model of the hub")
     parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub")
     parser.add_argument("--hub", choices=["huggingface", "modelscope"], help="where the model comes from (default: huggingface, or what GLMASR_HUB says)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
