@@ -10,8 +10,8 @@ That of ModelScope's is laid out alike in <MODELSCOPE_CACHE>/models/<owner>--<na
 Unusual:
 - A checkpoint that is whole in the cache is used without any network, and without the package `huggingface_hub`. One that
   isn't whole is never used: see `check_whole`.
-- Of Hugging Face's, `huggingface_hub` says where a file is, how large and with which checksum; the transfer is ours, since that package (2.4) throws
-  away what it has when a transfer is given up, and doesn't compare checksums. Here 4 GB of 4.5 are kept for the next run, and a file
+- Of Hugging Face's, `huggingface_hub` says where a file is, how large and with which checksum; the transfer is ours, since that package (2.4)
+  throws away what it has when a transfer is given up, and doesn't compare checksums. Here 4 GB of 4.5 are kept for the next run, and a file
   gets its name only when its checksum is right.
 - Nothing that a hub answers becomes a path but names from the lists below, shards beside their index, and hexadecimal checksums.
 """
@@ -409,8 +409,8 @@ def _verify(model: Model, remote: Remote, part: Path) -> None:
     if digest.hexdigest() != remote.checksum or remote.size not in (None, size):
         part.unlink()
         raise CheckpointError(f"{remote.name}: the {size:,} bytes that were fetched from {remote.url} have the checksum {digest.hexdigest()}, "
-                              f"expected {remote.checksum}{'' if remote.size is None else f' of {remote.size:,} bytes'}; they were damaged on the way and are thrown away: run it again, or name a mirror "
-                              f"({model.site.variable})")
+                              f"expected {remote.checksum}{'' if remote.size is None else f' of {remote.size:,} bytes'}; they were damaged on the "
+                              f"way and are thrown away: run it again, or name a mirror ({model.site.variable})")
 
 
 def _check_space(model: Model, remotes: list[Remote]) -> None:
@@ -423,7 +423,8 @@ def _check_space(model: Model, remotes: list[Remote]) -> None:
 
 
 def _no_space(model: Model, numbers: str) -> CheckpointError:
-    return CheckpointError(f"no space for {model} in {model.site.cache()}: {numbers}; make room, or let {model.site.home} name a folder on another disk")
+    return CheckpointError(f"no space for {model} in {model.site.cache()}: {numbers}; make room, or let {model.site.home} name a folder on another "
+                           "disk")
 
 
 # -- what can go wrong -------------------------------------------------------------------------------------------------
@@ -608,7 +609,7 @@ class Hub:
 
 
 HUGGINGFACE = Hub("huggingface", "Hugging Face", NAMES, PINNED, "main", "https://huggingface.co/{model.repository}/tree/{model.revision}",
-                  "HF_ENDPOINT", "HF_HOME", "take ModelScope's hub (--hub modelscope)", lambda: cache_folder(),
+                  "HF_ENDPOINT", "HF_HOME", "take ModelScope's hub (--hub modelscope)", cache_folder,
                   lambda repository: cache_folder() / f"models--{repository.replace('/', '--')}", lambda model: None,
                   _listing, _stream, _explained, _weak_lock)
 MODELSCOPE = Hub("modelscope", "ModelScope", modelscope.NAMES, {}, "master", f"{modelscope.ENDPOINT}/models/{{model.repository}}/files",

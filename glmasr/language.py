@@ -179,7 +179,8 @@ zh: zho chi cmn / chinese, mandarin, 中文, 汉语, 漢語, 普通话, 普通�
 """
 _CANTONESE_REGIONS = ("hk", "mo")               # whose Chinese is Cantonese when it is spoken
 # BCP 47: language, extended language, script, region, variants, extensions.
-_TAG = regex.compile(r"([a-z]{2,3})(?:-([a-z]{3}))?(?:-[a-z]{4})?(?:-([a-z]{2}|\d{3}))?(?:-(?:[a-z0-9]{5,8}|\d[a-z0-9]{3}))*(?:-[a-z0-9](?:-[a-z0-9]{2,8})+)*")
+_TAG = regex.compile(r"([a-z]{2,3})(?:-([a-z]{3}))?(?:-[a-z]{4})?(?:-([a-z]{2}|\d{3}))?"
+                     r"(?:-(?:[a-z0-9]{5,8}|\d[a-z0-9]{3}))*(?:-[a-z0-9](?:-[a-z0-9]{2,8})+)*")
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,7 @@
 """ModelScope's hub over its plain HTTP interface: what a model's folder holds, and the content of a file.
 
-    GET <endpoint>/api/v1/models/<owner>/<name>/repo/files?Revision=master&Recursive=False        {"Data": {"Files": [{"Path", "Size", "Sha256", "Type"}]}}
-    GET <endpoint>/api/v1/models/<owner>/<name>/repo?Revision=master&FilePath=config.json         the content, from the middle where "Range" asks for it
+    GET <endpoint>/api/v1/models/<owner>/<name>/repo/files?Revision=master&Recursive=False    {"Data": {"Files": [{"Path", "Size", "Sha256", "Type"}]}}
+    GET <endpoint>/api/v1/models/<owner>/<name>/repo?Revision=master&FilePath=config.json     the content; from the middle, if "Range" asks for it
 
 Written from the package `modelscope_hub` (0.5), which does the same and needs more; the hub itself was not at hand. `hub` does the rest, the
 same for both hubs: which files, where they go, going on after a cut, checksums, locks.
@@ -125,7 +125,8 @@ class _ToTheWeb(urllib.request.HTTPRedirectHandler):
 def opened(url: str, start: int = 0) -> Iterator[http.client.HTTPResponse]:
     """The answer of the hub, from byte `start` on where its status is 206, else from the beginning. Raises HTTPError for a status that is none
     of success, and BROKEN. A token (MODELSCOPE_API_TOKEN) goes to the hub and not to where it leads."""
-    request = urllib.request.Request(url, headers={"User-Agent": "glmasr", "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {}))
+    headers = {"User-Agent": "glmasr", "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    request = urllib.request.Request(url, headers=headers)
     if token := os.environ.get("MODELSCOPE_API_TOKEN"):
         request.add_unredirected_header("Authorization", f"Bearer {token}")
         request.add_unredirected_header("Cookie", f"m_session_id={token}")
