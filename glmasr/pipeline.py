@@ -298,8 +298,9 @@ class Recogniser:
 
         audio       path, "-" (standard input), bytes, binary file, or a float array (S,) or (S, channels), about -1..1, with its
                     `sample_rate` in Hz
-        language    "auto", "zh", "yue", "en", or another name of one, such as "zh-CN" or "Cantonese". The encoder-decoder is told it by a token, or judges it by itself; of GLM-ASR, which
-                    has no such tokens, letters that the language is not written in are forbidden
+        language    "auto", "zh", "yue", "en", or another name of one, such as "zh-CN" or "Cantonese". The encoder-decoder is told it by
+                    a token, or judges it by itself; of GLM-ASR, which has no such tokens, letters that the language is not written in
+                    are forbidden
         task, ...   what `Options` says
 
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
