@@ -54,7 +54,8 @@ OPTIONS = {name: options(path) for name, path in PROGRAMS.items()}
 def commands(page: str) -> list[tuple[str, list[str]]]:
     """(program, its arguments) of each call of a program of this repository, in blocks of code and in the text."""
     text = PAGES[page]
-    blocks = re.findall(r"^```(?:sh|console)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)      # TRAP: all of them, or an end is taken for a beginning
+    blocks = [block for kind, block in fenced if kind in ("", "sh", "console")]
     lines = [line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE).replace("\n", " "))
     found = []
@@ -74,7 +75,7 @@ def commands(page: str) -> list[tuple[str, list[str]]]:
 
 def test_commands_are_found():
     found = [program for page in PAGES for program, _ in commands(page)]
-    assert len(found) > 45 and {"transcribe.py", "app.py", "glmasr", "glmasr-fetch", "glmasr-check", "glmasr-quantize"} <= set(found)
+    assert len(found) > 60 and {"transcribe.py", "app.py", "glmasr", "glmasr-fetch", "glmasr-check", "glmasr-quantize"} <= set(found)
     assert OPTIONS["transcribe.py"] > {"--model", "--hub", "--lang"} and OPTIONS["app.py"] == OPTIONS["glmasr-serve"] > {"--model", "--hub", "--port"}
 
 
