@@ -19,7 +19,7 @@ RUN useradd --create-home --uid 1000 glmasr && install -d -o glmasr -g glmasr /c
 COPY --from=build /venv /venv
 WORKDIR /app
 COPY app.py ./
-ENV PATH=/venv/bin:$PATH HF_HOME=/cache
+ENV PATH=/venv/bin:$PATH HF_HOME=/cache MODELSCOPE_CACHE=/cache/modelscope
 USER glmasr
 VOLUME /cache
 EXPOSE 7860

@@ -70,7 +70,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg), folders, patterns; - is standard input")
     parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a Whisper by its short name (tiny to large-v3, turbo), a directory, or owner/name of a model of the hub")
     parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub (default: a pinned commit; of other models main)")
-    parser.add_argument("--lang", default="auto", metavar="LANGUAGE", help="auto (default), zh, yue, en, or another one that an encoder-decoder has a token for (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)")
+    parser.add_argument("--hub", choices=["huggingface", "modelscope"], help="where the model comes from (default: huggingface, or what GLMASR_HUB says)")
+    parser.add_argument("--lang", default="auto", metavar="LANGUAGE", help="auto (default), zh, yue, en, or another one that an encoder-decoder has a token for; also zh-CN, zh-HK, English and their like (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)")
     parser.add_argument("--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English, where the model's vocabulary has it")
     parser.add_argument("--languages", type=names, metavar="LANGUAGE,...", help="what --lang auto may choose among (default: all that the model knows)")
     parser.add_argument("--timestamps", action=argparse.BooleanOptionalAction, help="segments with times, from the time tokens of an encoder-decoder (default: it writes them, which loses least, and they aren't shown; --no-timestamps: it writes none)")
@@ -260,7 +261,10 @@ class Work:
                 writers.prepare(self.args.output_dir)
             recogniser = self.load() if names else None
             if recogniser is not None:
+                from glmasr import hub
                 recogniser.check(self.args.lang, self.options())
+                if self.args.model in hub.BUILT_IN:
+                    self.say(f"{self.args.model}: {hub.DEMO}")
                 if self.args.verbose:
                     self.say(", ".join(f"{name} {value}" for name, value in recogniser.how(self.options()).items()))
         except glmasr.GlmAsrError as error:
@@ -281,7 +285,7 @@ class Work:
         args = self.args
         with ended_at_once():                   # it imports torch, and leaves nothing that has to be cleaned up
             return glmasr.load(args.model, device=args.device, dtype=args.dtype, plain=args.explain,
-                               revision=args.revision, progress=not args.quiet)
+                               revision=args.revision, hub=args.hub, progress=not args.quiet)
 
     def report(self) -> None:
         for line in self.summary.lines():
@@ -322,7 +326,7 @@ class Work:
         """A transcript goes where it should, if it isn't there already. Raises OutputError."""
         from tqdm import tqdm
         args = self.args
-        if args.lang == "auto" and transcript.language:
+        if args.lang.strip().lower() == "auto" and transcript.language:
             self.say(f"{name}: language {transcript.language}")
         if args.json:
             tqdm.write(as_line(writers.record(transcript, name)), file=sys.stdout)

@@ -123,9 +123,10 @@ def main(argv: list[str] | None = None) -> int:
                                      "can run it.")
     parser.add_argument("model", metavar="DIR", help="a directory, demo, demo-article, or a model in the hub's cache (nothing is fetched)")
     parser.add_argument("--revision", metavar="REV", help="of a model in the hub's cache")
+    parser.add_argument("--hub", choices=tuple(hub.HUBS), help="whose cache (default: huggingface, or what GLMASR_HUB says)")
     args = parser.parse_args(argv)
     try:
-        found = hub.local(args.model, args.revision)
+        found = hub.local(args.model, args.revision, args.hub)
         report = check(found if isinstance(found, Path) else hub.check_whole(found))
     except GlmAsrError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)

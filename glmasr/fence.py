@@ -30,6 +30,7 @@ from starlette.datastructures import UploadFile
 
 from .api import FormRoute
 from .gate import SLACK
+from .language import canonical
 from .problems import Problem
 from .uploads import Uploads
 
@@ -303,6 +304,7 @@ def checked_call(call: dict[str, Any], joins: bool, body: CallBody, uploads: Upl
     for place, (value, right) in enumerate(zip(values[2:], checks, strict=True), 2):
         if not right(value):
             raise wrong(f"data[{place}] is {str(value)[:100]!r}, which the page doesn't send", "data")
+    values[1] = canonical(values[1])
     if not isinstance(values[1], str) or values[1] not in languages:
         raise wrong(f"language is {str(values[1])[:40]!r}, expected one of {', '.join(languages)}", "language")
     recording = checked_recording(values[0], body, uploads)

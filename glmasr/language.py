@@ -1,4 +1,4 @@
-"""The language option of a model without language tokens: a rule on the vocabulary, and the language of a text by name.
+"""The language option of a model without language tokens: a rule on the vocabulary; names of languages; the language of a text by name.
 
 The model recognises Mandarin (zh), Cantonese (yue) and English (en), and decides by itself which one it hears; no prompt for
 it was trained. What can be promised is what is written: `forbidden_ids` lists the vocabulary entries that could put a letter
@@ -9,6 +9,8 @@ Unusual: a vocabulary entry is bytes, and may hold a part of a letter. So entrie
 forbidden as well.
 """
 
+import difflib
+import unicodedata
 from functools import lru_cache
 
 import regex
@@ -68,6 +70,167 @@ def forbidden_ids(tokenizer: Tokenizer, language: str, vocabulary_size: int) -> 
         if any(code[-n:] in prefixes for n in (1, 2, 3)) or pattern.search(code.decode("utf-8", errors="ignore")):
             forbidden.append(id)
     return forbidden
+
+
+# --- Names of languages ----------------------------------------------------------------------------------------------------
+
+# Whisper's code: the other codes of ISO 639-1, -2 and -3 / its names in English, and in the language itself.
+_NAMES = """
+af: afr / afrikaans
+am: amh / amharic, አማርኛ
+ar: ara arb / arabic, العربية
+as: asm / assamese, অসমীয়া
+az: aze azj / azerbaijani, azeri, azərbaycan dili
+ba: bak / bashkir, башҡорт теле
+be: bel / belarusian, беларуская
+bg: bul / bulgarian, български
+bn: ben / bengali, bangla, বাংলা
+bo: bod tib / tibetan, 藏语, 藏文, བོད་སྐད
+br: bre / breton, brezhoneg
+bs: bos / bosnian, bosanski
+ca: cat / catalan, valencian, català
+cs: ces cze / czech, čeština
+cy: cym wel / welsh, cymraeg
+da: dan / danish, dansk
+de: deu ger / german, deutsch, 德语
+el: ell gre / greek, ελληνικά
+en: eng / english, 英语, 英文
+es: spa / spanish, castilian, español, castellano, 西班牙语
+et: est ekk / estonian, eesti
+eu: eus baq / basque, euskara
+fa: fas per pes / persian, farsi, فارسی
+fi: fin / finnish, suomi
+fo: fao / faroese, føroyskt
+fr: fra fre / french, français, 法语
+gl: glg / galician, galego
+gu: guj / gujarati, ગુજરાતી
+ha: hau / hausa
+haw: / hawaiian, ʻōlelo hawaiʻi
+he: heb iw / hebrew, עברית
+hi: hin / hindi, हिन्दी, हिंदी
+hr: hrv / croatian, hrvatski
+ht: hat / haitian creole, haitian, kreyòl ayisyen
+hu: hun / hungarian, magyar
+hy: hye arm / armenian, հայերեն
+id: ind in / indonesian, bahasa indonesia
+is: isl ice / icelandic, íslenska
+it: ita / italian, italiano
+ja: jpn / japanese, 日本語, 日语
+jw: jv jav / javanese, basa jawa
+ka: kat geo / georgian, ქართული
+kk: kaz / kazakh, қазақша
+km: khm / khmer, cambodian, ខ្មែរ
+kn: kan / kannada, ಕನ್ನಡ
+ko: kor / korean, 한국어, 韩语
+la: lat / latin, latina
+lb: ltz / luxembourgish, letzeburgesch, lëtzebuergesch
+ln: lin / lingala
+lo: lao / lao, ລາວ
+lt: lit / lithuanian, lietuvių
+lv: lav lvs / latvian, latviešu
+mg: mlg plt / malagasy
+mi: mri mao / maori, māori
+mk: mkd mac / macedonian, македонски
+ml: mal / malayalam, മലയാളം
+mn: mon khk / mongolian, монгол
+mr: mar / marathi, मराठी
+ms: msa may zsm / malay, bahasa melayu
+mt: mlt / maltese, malti
+my: mya bur / myanmar, burmese, မြန်မာ
+ne: nep npi / nepali, नेपाली
+nl: nld dut / dutch, flemish, nederlands, vlaams
+nn: nno / nynorsk
+no: nor nb nob / norwegian, norsk, bokmål
+oc: oci / occitan
+pa: pan / punjabi, panjabi, ਪੰਜਾਬੀ
+pl: pol / polish, polski
+ps: pus pbt / pashto, pushto, پښتو
+pt: por / portuguese, português, 葡萄牙语
+ro: ron rum mo mol / romanian, moldavian, moldovan, română
+ru: rus / russian, русский, 俄语
+sa: san / sanskrit
+sd: snd / sindhi, سنڌي
+si: sin / sinhala, sinhalese, සිංහල
+sk: slk slo / slovak, slovenčina
+sl: slv / slovenian, slovene, slovenščina
+sn: sna / shona
+so: som / somali, soomaali
+sq: sqi alb als / albanian, shqip
+sr: srp / serbian, српски, srpski
+su: sun / sundanese, basa sunda
+sv: swe / swedish, svenska
+sw: swa swh / swahili, kiswahili
+ta: tam / tamil, தமிழ்
+te: tel / telugu, తెలుగు
+tg: tgk / tajik, тоҷикӣ
+th: tha / thai, ไทย
+tk: tuk / turkmen
+tl: tgl fil / tagalog, filipino
+tr: tur / turkish, türkçe
+tt: tat / tatar, татарча
+uk: ukr / ukrainian, українська
+ur: urd / urdu, اردو
+uz: uzb uzn / uzbek, oʻzbekcha
+vi: vie / vietnamese, tiếng việt
+yi: yid ydd ji / yiddish, ייִדיש
+yo: yor / yoruba, yorùbá
+yue: / cantonese, 粤语, 粵語, 广东话, 廣東話, 白话, 廣州話, 广州话
+zh: zho chi cmn / chinese, mandarin, 中文, 汉语, 漢語, 普通话, 普通話, 国语, 國語, 华语, 華語
+"""
+_CANTONESE_REGIONS = ("hk", "mo")               # whose Chinese is Cantonese when it is spoken
+# BCP 47: language, extended language, script, region, variants, extensions.
+_TAG = regex.compile(r"([a-z]{2,3})(?:-([a-z]{3}))?(?:-[a-z]{4})?(?:-([a-z]{2}|\d{3}))?"
+                     r"(?:-(?:[a-z0-9]{5,8}|\d[a-z0-9]{3}))*(?:-[a-z0-9](?:-[a-z0-9]{2,8})+)*")
+
+
+def _plain(name: str) -> str:
+    """In small letters, composed, with single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", "-").split())
+
+
+@lru_cache(maxsize=None)
+def _codes_and_names() -> tuple[dict[str, str], dict[str, str]]:
+    """(codes, names) -> Whisper's code."""
+    codes, names = {}, {}
+    for code, others, named in regex.findall(r"(\w+):(.*) / (.*)", _NAMES):
+        codes |= dict.fromkeys((code, *others.split()), code)
+        names |= dict.fromkeys(map(_plain, named.split(", ")), code)
+    return codes, names
+
+
+def canonical(name: str) -> str:
+    """The code that models have for a language: that of ISO 639-1 where there is one, as Whisper has it, or "auto". A name that is none of
+    a language is given back as it is: the model says what it knows.
+
+    name    a code of ISO 639-1, -2 or -3, a tag of BCP 47 (large or small letters, "-" or "_"), a name in English or in the language itself.
+            Chinese of Hong Kong and Macao is Cantonese, any other is Mandarin.
+
+    >>> [canonical(name) for name in ("EN", "zh-CN", "zh_Hant_TW", "zh-HK", "cmn", "chinese", "廣東話", "English", "ger", "pt-BR", "Auto", "dothraki")]
+    ['en', 'zh', 'zh', 'yue', 'zh', 'zh', 'yue', 'en', 'de', 'pt', 'auto', 'dothraki']
+    """
+    if not isinstance(name, str) or len(name) > 100:
+        return name
+    codes, names = _codes_and_names()
+    plain = _plain(name)
+    if plain == "auto" or plain in names:
+        return names.get(plain, "auto")
+    tag = _TAG.fullmatch(plain)
+    if not tag or tag[1] not in codes:
+        return name
+    code, extended, region = codes[tag[1]], tag[2], tag[3]
+    if extended:                                # such as zh-yue; zh-nan is neither Mandarin nor Cantonese
+        return codes[extended] if code == "zh" and extended in ("cmn", "yue") else name
+    return "yue" if code == "zh" and tag[1] != "cmn" and region in _CANTONESE_REGIONS else code
+
+
+def alike(name: str, known) -> str:
+    """What may have been meant by a name that is none of those `known`, for a message: "" or " (did you mean ...?)"."""
+    codes, names = _codes_and_names()
+    if not isinstance(name, str) or len(name) > 100 or canonical(name) in codes.values():
+        return ""
+    candidates = [other for other, code in (names | codes).items() if code in known]
+    close = difflib.get_close_matches(_plain(name), candidates, 3, 0.75)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 # --- The language of a text ------------------------------------------------------------------------------------------------

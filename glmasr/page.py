@@ -25,6 +25,7 @@ from gradio.data_classes import FileData
 
 from . import fence, writers
 from .batching import Desk, Finished
+from .hub import BUILT_IN
 from .language import join
 from .pipeline import FLAGS, Options
 from .problems import Problem
@@ -39,6 +40,7 @@ CHOICES = {"auto": "Auto 自动", "zh": "普通话 Mandarin", "yue": "粤语 Can
 TEXTS = {                       # name -> English, Chinese
     "intro": ("# Speech to text\n\nMandarin, Cantonese and English. Your recording stays on this server and is deleted when you close this page.",
               "# 语音转文字\n\n支持普通话、粤语和英语。录音只保存在本服务器上，关闭本页后即删除。"),
+    "demo": ("**This demo knows spoken digits only; whatever else is said, it writes digits.**", "**此演示模型只认识数字的读音；无论说什么，它都只会写出数字。**"),
     "language": ("Language", "语言"),
     "more": ("Model and options", "模型与选项"),
     "model": ("Model", "模型"),
@@ -264,6 +266,8 @@ def add(app, desk: Desk, uploads: Uploads, name: str, *, most_bytes: int, max_du
 
     with gr.Blocks(title="glmasr", analytics_enabled=False) as blocks:
         gr.Markdown(said("intro"))
+        if name in BUILT_IN:
+            gr.Markdown(said("demo"))
         with gr.Row(equal_height=False):
             with gr.Column(min_width=320):
                 recording = Input(sources=["upload", "microphone"], type="filepath", label="Recording 录音", elem_id="recording",       # TRAP: it alone can't be translated

@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import audio as sound
-from . import coverage, cutting, decode, fast, hub, script, vad, weights
+from . import coverage, cutting, decode, fast, script, vad, weights
+from . import hub as hubs
 from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
 from .cutting import Window
 from .errors import CheckpointError, GlmAsrError, OptionError, ShortMemoryError, out_of_memory
 from .fallback import TEMPERATURES, Limits, compression_ratio, fallback
-from .language import LANGUAGES, forbidden_ids, join, name_language
+from .language import LANGUAGES, alike, canonical, forbidden_ids, join, name_language
 from .model import EncoderDecoder, GlmAsr
 from .tokenizer import read_tokenizer, tokenizer_file
 
@@ -213,8 +214,8 @@ class Options:
             raise OptionError(f"pad_to is {self.pad_to!r}, expected 'window' or 'speech'")
 
 
-def load(name_or_path=hub.DEFAULT, *, device="auto", dtype="auto", plain: bool = False, revision: str | None = None,
-         progress: bool = True) -> "Recogniser":
+def load(name_or_path=hubs.DEFAULT, *, device="auto", dtype="auto", plain: bool = False, revision: str | None = None,
+         hub: str | None = None, progress: bool = True) -> "Recogniser":
     """A recogniser from a checkpoint directory, or by name: "glm-asr-nano-2512", "demo", "demo-article", or "owner/name" of a model
     of the hub, which is fetched if it isn't on this machine. Raises CheckpointError, OptionError.
 
@@ -222,12 +223,13 @@ def load(name_or_path=hub.DEFAULT, *, device="auto", dtype="auto", plain: bool =
     dtype     "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"; "int8": weights of 8 bits, on the CPU
     plain     the modules as they are to be read, without the faster ones of `fast` and `graphs`. `recogniser.how()` says what was taken
     revision  commit, branch or tag of a model of the hub (None: see `hub.find`)
+    hub       "huggingface" or "modelscope" (None: what GLMASR_HUB says, or "huggingface")
     progress  show a bar on standard error while weights are fetched
     """
     weights.choose_device(device)                               # before gigabytes are fetched
     if dtype not in ("auto", "int8"):
         dtype = weights.choose_dtype(dtype)
-    directory = hub.find(name_or_path, revision, progress=progress)
+    directory = hubs.find(name_or_path, revision, hub=hub, progress=progress)
     model = weights.load(directory, device=device, dtype=dtype, plain=plain)
     tokenizer = read_tokenizer(directory)
     if isinstance(model.config, EncoderDecoderConfig):
@@ -254,6 +256,9 @@ class Hearing:
     language: str
     heard: str = ""
     until: float = 0.0
+
+    def __post_init__(self):
+        self.language = canonical(self.language)
 
     def choose(self, probabilities: dict[str, float], begin: float, speech: bool) -> str:
         """The language of a window that begins at this second: what was heard before, unless this is speech, and something else is sure or
@@ -322,8 +327,9 @@ class Recogniser:
 
         audio       path, "-" (standard input), bytes, binary file, or a float array (S,) or (S, channels), about -1..1, with its
                     `sample_rate` in Hz
-        language    "auto", "zh", "yue", "en". The encoder-decoder is told it by a token, or judges it by itself; of GLM-ASR, which
-                    has no such tokens, letters that the language is not written in are forbidden
+        language    "auto", "zh", "yue", "en", or another name of one, such as "zh-CN" or "Cantonese". The encoder-decoder is told it by
+                    a token, or judges it by itself; of GLM-ASR, which has no such tokens, letters that the language is not written in
+                    are forbidden
         task, ...   what `Options` says
 
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
@@ -402,7 +408,7 @@ class Recogniser:
             raise OptionError(f"long is {options.long!r}; this model knows {' and '.join(map(repr, self.ways))}")
         if options.long == "seek" and not self.timed(options):
             raise OptionError("long is 'seek', which goes by the model's time tokens; it needs them (timestamps not False, and a model that has them)")
-        return replace(options, beams=options.beams or self.config.beams)
+        return replace(options, beams=options.beams or self.config.beams, languages=tuple(map(canonical, options.languages)))
 
     def jobs(self, reader: "Reader", hearing: Hearing) -> Iterator[Job]:
         """The windows of a recording, cut where it is quiet."""
@@ -670,8 +676,9 @@ class GlmAsrRecogniser(Recogniser):
 
     def rules(self, language: str, options: Options = Options()) -> list[decode.Rule]:
         """The decoding rules of a language option. The checkpoint has no language tokens: see `glmasr.language`."""
+        said, language = language, canonical(language)
         if not isinstance(language, str) or language not in LANGUAGES:
-            raise OptionError(f"language is {language!r}, expected one of {', '.join(LANGUAGES)}")
+            raise OptionError(f"language is {said!r}, expected one of {', '.join(LANGUAGES)}{alike(said, LANGUAGES)}")
         if options.task != "transcribe":
             raise OptionError(f"task is {options.task!r}; this model knows 'transcribe' only")
         if options.timestamps:
@@ -766,12 +773,14 @@ class EncoderDecoderRecogniser(Recogniser):
 
     def rules(self, language: str, options: Options = Options()) -> list[decode.Rule]:
         """The decoding rules; they are the same for all languages. Raises OptionError for what the model has no tokens for."""
-        known = self.config.languages
+        known, said = self.config.languages, language
+        language = canonical(said)
         if not isinstance(language, str) or language not in (*known, "auto", *([] if known else ["en"])):
             ours = [name for name in LANGUAGES if name in known]
             others = sorted(name for name in known if name not in ours)
             some = ", ".join([*ours, *others[:8], *["..."] * (len(others) > 8)])
-            raise OptionError(f"language is {language!r}; " + (f"this model has tokens for {some}, and 'auto' lets it judge" if known else
+            way = "; for Cantonese take zh" if language == "yue" and "zh" in known else alike(said, known)
+            raise OptionError(f"language is {said!r}; " + (f"this model has tokens for {some}, and 'auto' lets it judge{way}" if known else
                               "this model knows one language only and has no tokens for others; expected 'auto' or 'en'"))
         timed = self.timed(options)
         self.model.prompt(next(iter(self.config.languages), None), options.task, timed)

@@ -40,12 +40,13 @@ def quantise_directory(directory: Path, out: Path) -> None:
 def main() -> int:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path, metavar="DIR", help="a checkpoint, or a name such as demo")
+    parser.add_argument("--hub", choices=["huggingface", "modelscope"], help="where a model comes from that isn't here (default: huggingface, or what GLMASR_HUB says)")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new directory")
     args = parser.parse_args()
     try:
         with ended_at_once():                                       # PyTorch, which takes a second: not before the arguments are right
             from .hub import find
-        quantise_directory(find(args.directory), args.out)
+        quantise_directory(find(args.directory, hub=args.hub), args.out)
     except GlmAsrError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1

@@ -71,8 +71,9 @@ origin.__name__ = "origin such as https://example.org"
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Recognises speech: a web page, and an API like OpenAI's.")
-    parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a directory, or owner/name of a model of the hub")
+    parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a Whisper by its short name (tiny to large-v3, turbo), a directory, or owner/name of a model of the hub")
     parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub")
+    parser.add_argument("--hub", choices=["huggingface", "modelscope"], help="where the model comes from (default: huggingface, or what GLMASR_HUB says)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32", "int8"])
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in (default: 127.0.0.1, this machine only)")
@@ -135,7 +136,7 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
     try:
         import uvicorn
 
-        from . import api, batching, connections
+        from . import api, batching, connections, hub
         if not args.no_page:
             from . import page, uploads
     except ImportError as error:
@@ -169,10 +170,12 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
     hold(False)
     check_address(args.host, args.port)
     loop = asyncio.get_running_loop()
-    model = {"name_or_path": args.model, "device": args.device, "dtype": args.dtype, "revision": args.revision, "progress": not args.quiet}
+    model = {"name_or_path": args.model, "device": args.device, "dtype": args.dtype, "revision": args.revision, "hub": args.hub, "progress": not args.quiet}
     desk = batching.Desk(model, args.queue, args.time_limit)
     try:
         await desk.start()
+        if args.model in hub.BUILT_IN:
+            logging.info("%s: %s", args.model, hub.DEMO)
         most_bytes = round(args.max_upload * 2 ** 20)
         application = api.make_app(desk, folder, names=tuple(names(args)), key=args.api_key, most_bytes=most_bytes,
                                    max_duration=args.max_duration, hosts=known_hosts(args), origins=tuple(args.cors))

@@ -211,6 +211,8 @@ def test_what_a_call_may_say(kept):
     call = {"data": [sent, "zh", True, 0, False, ""], "fn_index": 1, "session_hash": "s.1-2_3", "trigger_id": 14, "event_data": None, "batched": False}
     body = fence.CallBody(kept)
     assert fence.checked_call(call, True, body, kept, LANGUAGES) == {"data": [path, "zh", True, 0, False, ""], "fn_index": 1, "session_hash": "s.1-2_3", "trigger_id": 14}
+    named = fence.checked_call(call | {"data": [sent, "zh-CN", True, 0, False, ""]}, True, body, kept, LANGUAGES)
+    assert named["data"][1] == "zh"             # Gradio knows the codes only
     assert kept.files[path].session == "s.1-2_3"
     for value in (path, body.token):                    # by themselves they are nothing that came with the call
         with pytest.raises(Problem, match="expected a data URI"):

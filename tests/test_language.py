@@ -7,7 +7,7 @@ import pytest
 import regex
 
 from glmasr.errors import OptionError
-from glmasr.language import LANGUAGES, forbidden_ids, name_language
+from glmasr.language import LANGUAGES, alike, canonical, forbidden_ids, name_language
 from glmasr.tokenizer import ALPHABET, Tokenizer
 
 def foreign(own: str) -> regex.Pattern:
@@ -112,3 +112,39 @@ def test_special_tokens_and_undefined_ids_are_never_forbidden():
 ])
 def test_name_language(language, text):
     assert name_language(text) == language
+
+
+# ---- names of languages ---------------------------------------------------------------------------------------------------
+
+NAMED = {"zh": "zh ZH zh-CN zh_cn zh-TW zh-SG zh-Hans zh-Hant zh-Hans-CN zh_Hant_TW cmn cmn-Hans-CN zh-cmn zho chi chinese Chinese Mandarin 中文 普通话 普通話 国语 國語",
+         "yue": "yue YUE yue-HK yue-Hant-HK zh-HK zh-hant-hk zh_HK zh-MO zh-yue zh-yue-HK cantonese Cantonese 粤语 粵語 广东话 廣東話",
+         "en": "en EN eng en-US en_GB en-Latn-US en-US-u-ca-gregory English ENGLISH 英语", "de": "de deu ger German Deutsch de-1996 de-CH",
+         "es": "es spa castilian es-419", "my": "myanmar burmese mya bur", "ca": "valencian ca-valencia", "nl": "flemish dut nl-BE", "ps": "pushto pashto",
+         "ro": "moldavian moldovan ron rum mo", "si": "sinhalese sinhala", "lb": "letzeburgesch", "pa": "panjabi", "no": "no nb nob", "nn": "nynorsk nn-NO",
+         "jw": "jv jav jw javanese", "he": "iw heb", "id": "in ind", "haw": "haw Hawaiian", "ja": "ja-JP 日本語", "auto": "auto AUTO"}
+
+
+@pytest.mark.parametrize("code, names", NAMED.items())
+def test_names_of_languages(code, names):
+    assert {name: canonical(name) for name in names.split()} == dict.fromkeys(names.split(), code)
+
+
+@pytest.mark.parametrize("name", ["xx", "", "zh-nan", "wuu", "en-foo", "en--us", "en-", "-en", "english!", "en us", "zh-CN\0", "a" * 10 ** 6, None, 3, ["zh"], b"zh"])
+def test_what_is_no_name_of_a_language_stays_as_it_is(name):
+    assert canonical(name) is name or canonical(name) == name
+
+
+def test_spaces_and_forms_of_letters_make_no_difference():
+    assert {canonical(name) for name in (" zh ", "ｚｈ", "Haitian  Creole", "haitian creole", "franc\u0327ais")} == {"zh", "ht", "fr"}
+
+
+def test_all_of_openai_whispers_names_and_codes():
+    from_whisper = pytest.importorskip("whisper.tokenizer", exc_type=ImportError)
+    assert all(canonical(code) == code for code in from_whisper.LANGUAGES)
+    assert {name: canonical(name.title()) for name in from_whisper.TO_LANGUAGE_CODE} == from_whisper.TO_LANGUAGE_CODE
+
+
+def test_close_names_are_pointed_out():
+    assert alike("Englsh", LANGUAGES) == " (did you mean english?)" and "cantonese" in alike("cantonse", LANGUAGES)
+    assert [alike(name, LANGUAGES) for name in ("xx", "fr", "Frensh", None, "x" * 10 ** 6)] == [""] * 5        # this model knows no French
+    assert alike("Frensh", {"fr"}) == " (did you mean french?)"

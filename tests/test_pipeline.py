@@ -218,6 +218,7 @@ def test_auto_names_the_language(recogniser, says, text, language):
     transcript = recogniser.transcribe(melody(0.5), sample_rate=RATE)
     assert (transcript.text, transcript.language, len(transcript.segments)) == (text, language, bool(text))
     assert recogniser.transcribe(melody(0.5), "yue", sample_rate=RATE).language == "yue"       # as asked for
+    assert recogniser.transcribe(melody(0.5), "zh-HK", sample_rate=RATE).language == "yue"
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -148,7 +148,9 @@ def test_verbose_json(client, expected):
 
 
 def test_language_and_temperature_reach_the_model(server):
-    assert server.send("zh.wav", language="en").json()["text"] != TEXTS["zh.wav"]
+    english = server.send("zh.wav", language="en").json()["text"]
+    assert english != TEXTS["zh.wav"]
+    assert [server.send("zh.wav", language=name).json()["text"] for name in ("English", "en-US", "zh-CN")] == [english, english, TEXTS["zh.wav"]]
     found = server.send("zh.wav", temperature="0.4", response_format="verbose_json").json()
     assert {segment["temperature"] for segment in found["segments"]} <= {0.4, 0.6, 0.8, 1.0}
 

@@ -20,7 +20,7 @@ import tqdm
 
 import glmasr
 import transcribe
-from glmasr import writers
+from glmasr import hub, writers
 from glmasr.pipeline import Options, Part, Segment
 from helpers import ROOT
 from helpers.checkpoints import HAN, damage, make_checkpoint
@@ -143,7 +143,7 @@ def test_options_reach_the_library(call, monkeypatch):
     monkeypatch.setattr(glmasr, "load", lambda *args, **more: calls.append((args, more)) or Recogniser(), raising=False)
     assert call("0.wav", "--lang", "yue", "--beams", "3", "--task", "translate", "--timestamps", "--long", "seek", "--batch-size", "7",
                 "--script", "traditional", "--max-duration", "99.5", tokens=44)[:2] == (0, [""])
-    assert calls == [(("model",), {"device": "cpu", "dtype": "float32", "plain": False, "revision": None, "progress": True}),
+    assert calls == [(("model",), {"device": "cpu", "dtype": "float32", "plain": False, "revision": None, "hub": None, "progress": True}),
                      (["0.wav"], "yue", Options(task="translate", timestamps=True, beams=3, max_new_tokens=44, long="seek", batch_size=7,
                                               script="traditional", max_duration=99.5))]
 
@@ -519,3 +519,20 @@ def test_interrupt(room, texts, tmp_path, before):
     assert (child.returncode, text, err.splitlines()[-1]) == (130, "", "interrupted") and "Traceback" not in err
     assert sorted(path.name for path in out.glob("*")) == [Path(name).stem + ".txt" for name in before]
     assert bool(before) == ("1.0 s of sound" in err)
+
+
+# ---- what it doesn't know -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("model", ["demo", "demo-article"])
+def test_one_line_says_that_a_demo_knows_digits_only(model, capsys):
+    """Of whatever it hears: it can't tell. A transcript of digits has no warning."""
+    recording = str(ROOT / "examples" / "zh.wav")
+    for quiet in ([], ["--quiet"]):
+        assert transcribe.main([recording, "--model", model, "--device", "cpu", "--dtype", "float32", "--json", *quiet]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["warnings"] == []
+        assert [line for line in err.splitlines() if "digits only" in line] == ([] if quiet else [f"{model}: {hub.DEMO}"])
+
+
+def test_other_models_are_not_said_to_know_digits_only(room, call):
+    assert "digits" not in call("0.wav")[2]
