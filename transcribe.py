@@ -314,18 +314,17 @@ class Work:
                 self.fail(error, name)
                 continue
             free.append(name)
-            other = [key for key in run if run[key] != journal.run.get(key)]
+            other = sorted(key for key in run if run[key] != journal.run.get(key))
             if run["recording"] is None:
                 other = ["recording, which can't be read again"]
             if self.args.resume and journal.parts and not other:
                 self.journals[name] = journal
-                journal.begin(run, [], anew=False)
                 self.say(f"{name}: goes on at {clock(journal.parts[-1].end)}, where it was stopped")
                 continue
             if not other and journal.parts:
                 self.say(f"{name}: begins anew; with --resume it goes on at {clock(journal.parts[-1].end)}, where it was stopped")
             elif self.args.resume:
-                reason = f"the run that was stopped had another {', '.join(other)}" if other else "nothing was recognised of it"
+                reason = f"the run that was stopped had another {', '.join(other)}" if other and journal.run else "nothing was recognised of it"
                 self.say(f"{name}: begins anew, because {reason}")
             journal.close()
         return free
@@ -427,6 +426,8 @@ class Work:
                             self.finish(name, transcript, outputs.get(name), before.get(name, 0.0))
                         except GlmAsrError as error:
                             self.fail(error, name)
+                            if (journal := self.journals.pop(name, None)) is not None:
+                                journal.close()                 # it stays: there is nothing to recognise again
                     current = index + 1
                     parts = list(done.get(current, []))
                     progress.next()

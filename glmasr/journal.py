@@ -75,7 +75,8 @@ class Journal:
     """
 
     def __init__(self, path: Path):
-        self.path, self.run, self.formats, self.parts, self.count = path, {}, [], [], 0
+        self.path, self.run, self.formats, self.parts = path, {}, [], []
+        self._ends: list[int] = []        # bytes up to the end of each line that is whole
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
@@ -84,7 +85,7 @@ class Journal:
         try:
             if fcntl is not None:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._end = self._read()
+            self._read()
         except BlockingIOError:
             self.close()
             raise OutputError(f"{path}: another process is at work on the same files; wait for its end, or choose another --output-dir") from None
@@ -95,46 +96,43 @@ class Journal:
     def _refused(self, error: OSError) -> OutputError:
         return OutputError(f"{self.path}: cannot be written ({error.strerror or error}); make room, or check the permissions of its folder")
 
-    def _read(self) -> int:
-        """Bytes up to the end of the last part that counts."""
-        end = place = 0
-        parts: list[Part] = []
+    @property
+    def count(self) -> int:
+        return max(0, len(self._ends) - 1)
+
+    def _read(self) -> None:
+        parts, ends = [], [0]
         try:
             for line in self._file.read().split(b"\n")[:-1]:
-                place += len(line) + 1
                 fields = json.loads(line)
+                ends.append(ends[-1] + len(line) + 1)
                 if not self.run:
-                    self.run, self.formats, end = dict(fields["run"]), list(fields["formats"]), place
+                    self.run, self.formats, self._ends = dict(fields["run"]), list(fields["formats"]), ends[1:]
                     continue
                 parts.append(_part(fields))
                 if parts[-1].hearing is not None:
-                    self.parts, end = list(parts), place
+                    self.parts, self._ends = list(parts), ends[1:]
         except (ValueError, TypeError, KeyError, AttributeError):       # torn, or of another version, which `run` says
             pass
-        return end
 
-    def begin(self, run: dict, formats: list[str], anew: bool = True) -> None:
-        """To be called before the first `add`: what is there is dropped, unless it is continued. Raises OutputError."""
-        try:
-            self._file.seek(0 if anew else self._end)
-            self._file.truncate()
-        except OSError as error:
-            raise self._refused(error) from error
-        if anew:
-            self._write({"run": run, "formats": formats}, True)
-        self.count = 0 if anew else len(self.parts)
+    def begin(self, run: dict, formats: list[str]) -> None:
+        """Drops what is there. Raises OutputError."""
+        self._ends = []
+        self._write({"run": run, "formats": formats}, True)
 
     def add(self, part: Part) -> None:
-        """Raises OutputError; then what was added before is still there."""
+        """Behind what is there. Raises OutputError; then, or after Ctrl-C, what was added before is still there, and the part can be added again."""
         self._write(asdict(part), part.hearing is not None)
-        self.count += 1
 
     def _write(self, fields: dict, lasting: bool) -> None:
         try:
+            self._file.seek(self._ends[-1] if self._ends else 0)
+            self._file.truncate()         # of what was torn
             self._file.write(json.dumps(fields).encode() + b"\n")
             self._file.flush()
             if lasting:                   # the others don't count by themselves
                 os.fsync(self._file.fileno())
+            self._ends.append(self._file.tell())
         except OSError as error:
             raise self._refused(error) from error
 
