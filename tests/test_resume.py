@@ -37,7 +37,7 @@ def talk():
     """(S,): noise of two seconds, then examples of all languages, with pauses: a dozen windows."""
     zh, yue, en = (audio.load(ROOT / "examples" / name).numpy() for name in ("zh.wav", "yue.flac", "en.mp3"))
     pause, noise = np.zeros(RATE // 2, np.float32), np.random.default_rng(0).normal(0, 0.01, 3 * RATE).astype(np.float32)
-    return np.concatenate([noise, *(part for _ in range(4) for part in (pause, zh, pause, en, pause, yue))])
+    return np.concatenate([noise, *(part for _ in range(3) for part in (pause, zh, pause, en, pause, yue))])
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +136,9 @@ def test_what_is_written_at_once(run, whole, tmp_path):
     assert "0 done, 1 skipped" in run("--resume", "--skip-existing", names=("talk.wav", "nothing.wav"))[1]
 
 
-@pytest.mark.parametrize("options", [["--timestamps"], ["--timestamps", "--long", "seek"], ["--batch-size", "3"], ["--batch-size", "auto", "--lang", "zh"]])
+@pytest.mark.parametrize("options", [["--timestamps"], ["--batch-size", "3"], ["--batch-size", "auto", "--lang", "zh"]])
 def test_stopped_again_and_again(run, whole, tmp_path, options):
-    """In each way of cutting, and in the middle of batches."""
+    """Also in the middle of batches."""
     code, err, total = run(*options)
     assert code == 0
     expected = found(tmp_path)
@@ -148,7 +148,7 @@ def test_stopped_again_and_again(run, whole, tmp_path, options):
     while code == 130:
         code, err, count = run(*options, "--resume", stop=total // 3 + 2)
         counts.append(count)
-    assert code == 0 and len(counts) > 2 and sum(counts) <= total + len(counts) * 4      # windows of the batch that was stopped
+    assert code == 0 and len(counts) > 2 and sum(counts) <= total + len(counts) * 8      # windows of the batch that was stopped
     same = found(tmp_path)
     assert set(same) == set(expected)
     for name, text in expected.items():
@@ -227,7 +227,7 @@ def test_resume_goes_with_files(capsys):
 
 def test_an_error_keeps_its_part_and_the_others_are_done(run, whole, recogniser, tmp_path, monkeypatch):
     def starved(jobs, options, decode=recogniser._decode_apart):
-        return [ShortMemoryError("no memory")] if jobs[0].window.begin > 12 and jobs[0].hearing is first[0] else decode(jobs, options)
+        return [ShortMemoryError("no memory")] if jobs and jobs[0].window.begin > 12 and jobs[0].hearing is first[0] else decode(jobs, options)
 
     first, work = [], recogniser._work
 
@@ -361,14 +361,14 @@ def test_results_that_cannot_be_written_are_not_recognised_again(run, whole, tmp
 
 # ---- the library -------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("size", [1, 3])
-def test_a_stream_goes_on_behind_any_part_that_has_its_hearing(recogniser, talk, size):
-    options = Options(batch_size=size, beams=1)
-    parts = list(recogniser.stream(talk, "auto", options, sample_rate=RATE))
+@pytest.mark.parametrize("size, more", [(1, {}), (3, {}), (1, {"long": "seek", "timestamps": True})])
+def test_a_stream_goes_on_behind_any_part_that_has_its_hearing(recogniser, talk, size, more):
+    options, sound = Options(batch_size=size, beams=1, temperatures=(0.0,), **more), talk[:20 * RATE]
+    parts = list(recogniser.stream(sound, "auto", options, sample_rate=RATE))
     places = [place for place, part in enumerate(parts, 1) if part.hearing]
-    assert len(places) == -(-(len(parts) - 1) // size) and parts[places[0] - 1].hearing.language in ("auto", "zh", "en", "yue")
-    for place in places[::3]:
-        rest = list(recogniser.stream(talk, "auto", options, sample_rate=RATE, done=parts[:place]))
+    assert len(places) == -(-(len(parts) - 1) // size) > 1 and parts[places[-1] - 1].hearing.language in ("zh", "en", "yue")
+    for place in places[::2]:
+        rest = list(recogniser.stream(sound, "auto", options, sample_rate=RATE, done=parts[:place]))
         assert [(part.start, part.end, part.language, [segment.text for segment in part.segments]) for part in rest] == [
             (part.start, part.end, part.language, [segment.text for segment in part.segments]) for part in parts[place:]]
 
@@ -388,9 +388,9 @@ def test_warnings_are_said_once(recogniser, tmp_path, talk):
     soundfile.write(tmp_path / "torn.flac", talk, RATE)
     data = (tmp_path / "torn.flac").read_bytes()
     (tmp_path / "torn.flac").write_bytes(data[:len(data) * 3 // 4])
-    parts = list(recogniser.stream(tmp_path / "torn.flac", "auto", Options(batch_size=1, beams=1)))
+    parts = list(recogniser.stream(tmp_path / "torn.flac", "auto", Options(batch_size=1, beams=1, temperatures=(0.0,))))
     said = [warning for part in parts for warning in part.warnings if "breaks off" in warning]
     assert len(said) == 1
-    for place in range(1, len(parts)):
-        rest = recogniser.stream(tmp_path / "torn.flac", "auto", Options(batch_size=1, beams=1), done=parts[:place])
+    for place in range(1, len(parts), 3):
+        rest = recogniser.stream(tmp_path / "torn.flac", "auto", Options(batch_size=1, beams=1, temperatures=(0.0,)), done=parts[:place])
         assert [warning for part in [*parts[:place], *rest] for warning in part.warnings if "breaks off" in warning] == said

@@ -377,7 +377,7 @@ def test_json_of_unusual_names_and_numbers():
     assert (segment["start"], segment["end"], segment["text"]) == (None, None, "\ud83d\0\u2028")
 
 
-TYPES = {"integer": int, "number": (int, float), "string": str, "object": dict, "null": type(None)}
+TYPES = {"integer": int, "number": (int, float), "string": str, "boolean": bool, "object": dict, "null": type(None)}
 LISTS = {"list of segments": dict, "list of strings": str, "list of numbers": (int, float)}
 
 
