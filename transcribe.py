@@ -309,7 +309,7 @@ class Work:
                 free.append(name)
                 continue
             try:
-                journal, run = Journal(writers.journal(outputs[name])), self.depends(recogniser, name)
+                run, journal = self.depends(recogniser, name), Journal(writers.journal(outputs[name]))
             except (GlmAsrError, OSError) as error:
                 self.fail(error, name)
                 continue
@@ -318,7 +318,7 @@ class Work:
             if run["recording"] is None:
                 other = ["recording, which can't be read again"]
             if self.args.resume and journal.parts and not other:
-                self.journals[name] = journal
+                self.journals[name], journal.begun = journal, True
                 self.say(f"{name}: goes on at {clock(journal.parts[-1].end)}, where it was stopped")
                 continue
             if not other and journal.parts:
@@ -345,16 +345,15 @@ class Work:
             return
         try:
             if name not in self.journals:
-                self.journals[name] = None
-                journal = Journal(writers.journal(outputs))
-                journal.begin(self.depends(recogniser, name), [*dict.fromkeys([*journal.formats, *outputs])])
-                self.journals[name] = journal
+                self.journals[name] = Journal(writers.journal(outputs))
             journal = self.journals[name]
+            if not journal.begun:               # also where Ctrl-C came in between
+                journal.begin(self.depends(recogniser, name), [*dict.fromkeys([*journal.formats, *outputs])])
             for part in parts[journal.count:]:
                 journal.add(part)
         except (GlmAsrError, OSError) as error:
-            if (journal := self.journals[name]) is not None:
-                journal.close()
+            if name in self.journals:
+                self.journals[name].close()
             self.journals[name] = None
             self.complain(f"{error}; without it {name} is recognised all the same, but --resume can't go on with it")
 

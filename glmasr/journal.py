@@ -70,12 +70,13 @@ class Journal:
     formats     of the files that the run was to write
     parts       those that were there, up to the last one behind which a run can go on
     count       of the parts in the file
+    begun       whether parts may be added: behind those that are there if the caller sets it, or after `begin`
 
     Raises OutputError where it can't be opened, read or written to, or another process has it.
     """
 
     def __init__(self, path: Path):
-        self.path, self.run, self.formats, self.parts = path, {}, [], []
+        self.path, self.run, self.formats, self.parts, self.begun = path, {}, [], [], False
         self._ends: list[int] = []        # bytes up to the end of each line that is whole
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +120,7 @@ class Journal:
         """Drops what is there. Raises OutputError."""
         self._ends = []
         self._write({"run": run, "formats": formats}, True)
+        self.begun = True
 
     def add(self, part: Part) -> None:
         """Behind what is there. Raises OutputError; then, or after Ctrl-C, what was added before is still there, and the part can be added again."""

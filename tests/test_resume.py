@@ -312,6 +312,20 @@ def test_an_interrupted_line_is_written_again_once(tmp_path, monkeypatch):
     assert Journal(tmp_path / "b.jsonl").parts == [PART, replace(PART, start=1.5)]
 
 
+def test_interrupted_while_it_begins(run, whole, tmp_path, monkeypatch):
+    """Between the opening of the journal and its first line."""
+    def interrupted(*arguments, real=journal.fingerprint, calls=[]):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(*arguments)
+    monkeypatch.setattr(journal, "fingerprint", interrupted)
+    code, err, count = run()
+    assert (code, count) == (130, 2) and sorted(found(tmp_path)) == INCOMPLETE
+    code, err, count = run("--resume")
+    assert code == 0 and count == len(parts_of(whole)) - 2 and found(tmp_path) == found(whole / "out")
+
+
 @pytest.mark.skipif(journal.fcntl is None, reason="needs locks of POSIX")
 def test_two_processes_do_not_write_into_one_journal(run, whole, tmp_path):
     run(stop=4)
