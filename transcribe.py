@@ -5,7 +5,8 @@
     python transcribe.py talks/ --recursive --format srt,json --output-dir out  files, named after the recordings
 
 Progress, warnings and closing lines go to standard error. Exit code: 0 all recognised, 1 some recording or the model could
-not be used, or a text can't be written, 2 wrong usage, 130 interrupted.
+not be used, or a text can't be written, 2 wrong usage, 130 interrupted. What was recognised of a recording before an error or
+Ctrl-C goes into files with `.incomplete` in their names; with `--resume` the same command goes on behind it.
 """
 
 if __name__ == "__main__":                      # before all imports: it makes one of this file as well
@@ -91,6 +92,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     files.add_argument("--output-dir", metavar="DIR", help="where they go (default: beside the recordings)")
     files.add_argument("--recursive", action="store_true", help="of a folder, also what is in its folders")
     files.add_argument("--skip-existing", action="store_true", help="leave out recordings whose files are all there: go on with a batch that was stopped")
+    files.add_argument("--resume", action="store_true", help="go on with recordings that were stopped in the middle, by Ctrl-C or a crash, behind what was recognised of them")
     files.add_argument("--max-line-width", type=positive, metavar="N", default=42, help="columns of a line of subtitles; a Chinese character takes two (default: 42)")
     files.add_argument("--max-line-count", type=positive, metavar="N", default=2, help="lines of subtitles at a time (default: 2)")
     parser.add_argument("--verbose", action="store_true", help="also say what it runs on, and how")
@@ -104,6 +106,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--json goes to standard output; for files use --format json")
     if args.skip_existing and not args.files:
         parser.error("--skip-existing goes with files: add --format or --output-dir")
+    if args.resume and not args.files:
+        parser.error("--resume goes with files: add --format or --output-dir, as in the run that was stopped")
     if args.max_line_width < 2:
         parser.error("--max-line-width has to be 2 or more: a Chinese character takes two columns")
     return args
@@ -157,10 +161,10 @@ class Summary:
     doubtful: int = 0                                           # stretches
     spent: float = 0.0
 
-    def add(self, transcript, spent: float) -> None:
-        """`spent`: seconds since the first recording was begun."""
+    def add(self, transcript, spent: float, before: float = 0.0) -> None:
+        """`spent`: seconds since the first recording was begun. `before`: those of it that an earlier run recognised."""
         self.done += 1
-        self.seconds += transcript.seconds
+        self.seconds += transcript.seconds - before
         self.silent += transcript.silent
         self.doubtful += transcript.failed
         self.spent = spent
@@ -182,8 +186,9 @@ class Summary:
 class Progress:
     """A bar for the recording that is being recognised, on a terminal."""
 
-    def __init__(self, names: list[str], quiet: bool):
-        self.names, self.number, self.bar = names, -1, None
+    def __init__(self, names: list[str], quiet: bool, begun: dict[str, float] = {}):
+        """`begun`: seconds of recordings that are recognised already."""
+        self.names, self.begun, self.number, self.bar = names, begun, -1, None
         self.hidden = quiet or sys.stderr is None or not sys.stderr.isatty()
         self.next()
 
@@ -207,7 +212,7 @@ class Progress:
         name = self.names[self.number]
         length = audio.stated_duration(name)
         shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
-        self.bar = tqdm(total=length, desc=f"{self.number + 1}/{len(self.names)} {printable(os.path.basename(name))}", leave=False, bar_format=shape)
+        self.bar = tqdm(total=length, initial=self.begun.get(name, 0), desc=f"{self.number + 1}/{len(self.names)} {printable(os.path.basename(name))}", leave=False, bar_format=shape)
 
     def reach(self, seconds: float) -> None:
         """So much of the recording is recognised."""
@@ -217,7 +222,8 @@ class Progress:
         if bar.total:                           # TRAP: beyond the end tqdm forgets the total, and the bar can't be made
             bar.total = max(bar.total, seconds)                 # it was only what the header states
         bar.update(seconds - bar.n)
-        bar.set_postfix_str(f"{seconds / (time.perf_counter() - self.start):.1f} times as fast as sound", refresh=False)
+        new = seconds - bar.initial
+        bar.set_postfix_str(f"{new / (time.perf_counter() - self.start):.1f} times as fast as sound", refresh=False)
 
 
 # ---- the work -------------------------------------------------------------------------------------------------------------
@@ -227,6 +233,7 @@ class Work:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.summary = args, Summary()
+        self.journals: dict[str, object] = {}   # of recordings that are begun; None: it can't be kept
 
     def say(self, text: str) -> None:
         from tqdm import tqdm
@@ -234,13 +241,16 @@ class Work:
             tqdm.write(printable(text), file=sys.stderr)
 
     def fail(self, error: Exception, name: str = "") -> None:
-        from tqdm import tqdm
         text, name = printable(str(error)), printable(name)
         if name and not text.startswith(f"{name}: "):           # such as an error of the model: it doesn't know the recording
             text = f"{name}: {text}"
-        if sys.stderr is not None:
-            tqdm.write(f"error: {text}", file=sys.stderr)
+        self.complain(text)
         self.summary.failures.append(text)
+
+    def complain(self, text: str) -> None:
+        from tqdm import tqdm
+        if sys.stderr is not None:
+            tqdm.write(f"error: {printable(text)}", file=sys.stderr)
 
     def recordings(self) -> list[str]:
         """Folders and patterns opened up. One that gives nothing doesn't stop the others."""
@@ -272,7 +282,7 @@ class Work:
             return 2 if isinstance(error, glmasr.OptionError) else 1
         try:
             if recogniser is not None:
-                self.recognise(recogniser, names, outputs)
+                self.recognise(recogniser, self.begun(recogniser, names, outputs), outputs)
         except KeyboardInterrupt:               # what was finished is written already
             if self.summary.done:
                 self.report()
@@ -297,32 +307,145 @@ class Work:
         options["languages"] = self.args.languages or ()
         return Options(**options, **({"max_duration": self.args.max_duration} if self.args.max_duration else {}))
 
+    # -- recordings that are stopped in the middle
+
+    def begun(self, recogniser, names: list[str], outputs: dict) -> list[str]:
+        """Opens the journals that earlier runs have left. Gives the recordings without those that another process is at work on."""
+        from glmasr.errors import GlmAsrError
+        from glmasr.journal import Journal
+        free = []
+        for name in names:
+            if not (outputs and writers.journal(outputs[name]).exists()):
+                free.append(name)
+                continue
+            try:
+                run, journal = self.depends(recogniser, name), Journal(writers.journal(outputs[name]))
+            except (GlmAsrError, OSError) as error:
+                self.fail(error, name)
+                continue
+            free.append(name)
+            other = sorted(key for key in run if run[key] != journal.run.get(key))
+            if run["recording"] is None:
+                other = ["recording, which can't be read again"]
+            if self.args.resume and journal.parts and not other:
+                self.journals[name], journal.begun = journal, True
+                self.say(f"{name}: goes on at {clock(journal.parts[-1].end)}, where it was stopped")
+                continue
+            if not other and journal.parts:
+                self.say(f"{name}: begins anew; with --resume it goes on at {clock(journal.parts[-1].end)}, where it was stopped")
+            elif self.args.resume:
+                reason = f"the run that was stopped had another {', '.join(other)}" if other and journal.run else "nothing was recognised of it"
+                self.say(f"{name}: begins anew, because {reason}")
+            journal.close()
+        return free
+
+    def depends(self, recogniser, name: str) -> dict:
+        """What the text of a recording depends on."""
+        import glmasr
+        from glmasr import hub, journal
+        model = hub.find(self.args.model, self.args.revision, progress=False)
+        options = recogniser.check(self.args.lang, self.options())
+        return {"glmasr": glmasr.__version__, **journal.fingerprint(name, model, recogniser, self.args.lang, options)}
+
+    def keep(self, recogniser, name: str, parts: list, outputs: dict) -> None:
+        """What isn't in the journal yet goes there. Where that fails, the work goes on without it."""
+        from glmasr.errors import GlmAsrError
+        from glmasr.journal import Journal
+        if self.journals.get(name, ...) is None:
+            return
+        try:
+            if name not in self.journals:
+                self.journals[name] = Journal(writers.journal(outputs))
+            journal = self.journals[name]
+            if not journal.begun:               # also where Ctrl-C came in between
+                journal.begin(self.depends(recogniser, name), [*dict.fromkeys([*journal.formats, *outputs])])
+            for part in parts[journal.count:]:
+                journal.add(part)
+        except (GlmAsrError, OSError) as error:
+            if name in self.journals:
+                self.journals[name].close()
+            self.journals[name] = None
+            self.complain(f"{error}; without it {name} is recognised all the same, but --resume can't go on with it")
+
+    def stop(self, recogniser, name: str, parts: list, outputs: dict | None) -> None:
+        """What was recognised of a recording that isn't finished goes where it should, marked as incomplete."""
+        from glmasr import GlmAsrError
+        from glmasr.pipeline import Transcript
+        from tqdm import tqdm
+        parts = [part for part in parts if not part.last]
+        if not parts:
+            return
+        transcript = Transcript.stopped(parts, recogniser.how(self.options()))
+        if self.args.json:
+            tqdm.write(as_line(writers.record(transcript, name)), file=sys.stdout)
+            sys.stdout.flush()
+        more = ""
+        if self.args.files:
+            self.keep(recogniser, name, parts, outputs)
+            try:
+                self.write(name, transcript, {form: writers.incomplete(path) for form, path in outputs.items()})
+            except GlmAsrError as error:
+                self.complain(str(error))
+            if (journal := self.journals.pop(name)) is not None:
+                journal.close()
+                more = "; the same command with --resume goes on there"
+        self.say(f"{name}: incomplete, recognised up to {clock(transcript.seconds)}{more}")
+
+    def tidy(self, name: str, outputs: dict) -> None:
+        """The whole is written: what was there of a part goes."""
+        from contextlib import suppress
+        from glmasr.errors import OutputError
+        from glmasr.journal import Journal
+        journal, place, formats = self.journals.pop(name, None), writers.journal(outputs), set(outputs)
+        with suppress(OutputError, OSError):    # another process has it, or may do what this one may not
+            if journal is None and place.exists():
+                journal = Journal(place)
+            if journal is not None:
+                formats |= set(journal.formats) & set(writers.WRITERS)
+                journal.remove()
+            for form in formats:
+                writers.incomplete(next(iter(outputs.values())).with_suffix(f".{form}")).unlink(missing_ok=True)
+
     def recognise(self, recogniser, names: list[str], outputs: dict) -> None:
         """The recordings, told as soon as a part of them is recognised, and written as soon as they are."""
         from glmasr import GlmAsrError
         from glmasr.pipeline import Transcript
-        self.start, parts = time.perf_counter(), []
-        found = self.explained(recogniser, names) if self.args.explain else recogniser.streams(names, self.args.lang, self.options())
-        with Progress(names, self.args.quiet) as progress:
-            for index, part in found:
-                name = names[index]
-                if isinstance(part, GlmAsrError):
-                    self.fail(part, name)
-                    parts = []
+        self.start = time.perf_counter()
+        done = {index: self.journals[name].parts for index, name in enumerate(names) if name in self.journals}
+        before = {names[index]: parts[-1].end for index, parts in done.items()}
+        current, parts = 0, list(done.get(0, []))
+        found = self.explained(recogniser, names) if self.args.explain else recogniser.streams(names, self.args.lang, self.options(), done=done)
+        try:
+            with Progress(names, self.args.quiet, before) as progress:
+                for index, part in found:
+                    name = names[index]
+                    if isinstance(part, GlmAsrError):
+                        self.stop(recogniser, name, parts, outputs.get(name))
+                        self.fail(part, name)
+                    else:
+                        parts.append(part)
+                        if self.args.files and len(parts) > 1 and not part.last:        # recordings of one window need no journal
+                            self.keep(recogniser, name, parts, outputs[name])
+                        self.tell(name, part.warnings, part.segments)
+                        progress.reach(part.end)
+                        if not part.last:
+                            continue
+                        transcript = Transcript.of(parts, recogniser.how(self.options()))
+                        try:
+                            self.finish(name, transcript, outputs.get(name), before.get(name, 0.0))
+                        except GlmAsrError as error:
+                            self.fail(error, name)
+                            if (journal := self.journals.pop(name, None)) is not None:
+                                journal.close()                 # it stays: there is nothing to recognise again
+                    current = index + 1
+                    parts = list(done.get(current, []))
                     progress.next()
-                    continue
-                parts.append(part)
-                self.tell(name, part.warnings, part.segments)
-                progress.reach(part.end)
-                if part.last:
-                    progress.next()
-                    transcript, parts = Transcript.of(parts, recogniser.how(self.options())), []
-                    try:
-                        self.finish(name, transcript, outputs.get(name))
-                    except GlmAsrError as error:
-                        self.fail(error, name)
+        except BaseException as error:          # Ctrl-C, or a defect
+            if current < len(names) and (self.args.files or isinstance(error, KeyboardInterrupt)):
+                self.stop(recogniser, names[current], parts, outputs.get(names[current]))
+            raise
 
-    def finish(self, name: str, transcript, outputs: dict | None) -> None:
+    def finish(self, name: str, transcript, outputs: dict | None, before: float = 0.0) -> None:
         """A transcript goes where it should, if it isn't there already. Raises OutputError."""
         from tqdm import tqdm
         args = self.args
@@ -336,7 +459,8 @@ class Work:
             sys.stdout.flush()
         else:
             self.write(name, transcript, outputs)
-        self.summary.add(transcript, time.perf_counter() - self.start)
+            self.tidy(name, outputs)
+        self.summary.add(transcript, time.perf_counter() - self.start, before)
 
     def explained(self, recogniser, names: list[str]):
         """The parts of recordings, one after the other, and in front of the text of each how it came about."""

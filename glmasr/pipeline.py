@@ -14,6 +14,7 @@ a segment and in the warnings, and no text is lost without a word.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +100,7 @@ class Part:
     resume: float = 0.0         # seconds: where the last sentence that is complete ends, or `end`; for `--long seek`
     last: bool = False          # the recording ends here
     uncovered: tuple[tuple[float, float], ...] = ()     # seconds: somebody speaks there, and there is no text
+    hearing: "Hearing | None" = None    # as it was behind this part; None where others of its batch follow. With it, `streams` can go on here
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Transcript:
 
     language    as it was asked for; for "auto" the one that the model hears most of, of those that it has tokens for, or where it has none,
                 the one that the text is written in: "zh", "yue", "en". "" where that says nothing
-    seconds     length of the recording
+    seconds     length of the recording; of an incomplete transcript, up to where it was recognised
     heard       seconds of it that the model heard, at most `seconds`
     silent      seconds of it that were skipped as silent; what is neither heard nor silent is named in the warnings
     wordless    seconds that were heard, and in which nobody speaks
@@ -115,6 +117,7 @@ class Transcript:
     uncovered   from where to where, in seconds, somebody speaks and there is no text, or too little of it
     how         what it was computed on: device, type of the numbers, kind of linears and of steps, and what the encoder heard (`pad_to`)
     warnings    sentences for the user, such as that the text is incomplete
+    incomplete  the recording goes on behind `seconds`: an error or Ctrl-C came before its end
     """
 
     text: str
@@ -128,6 +131,7 @@ class Transcript:
     wordless: float = 0.0
     how: dict[str, str] = field(default_factory=dict)
     uncovered: list[tuple[float, float]] = field(default_factory=list)
+    incomplete: bool = False
 
     @classmethod
     def of(cls, parts: list[Part], how: dict[str, str] = {}) -> "Transcript":
@@ -143,6 +147,13 @@ class Transcript:
         heard, silent, wordless = (min(round(value, 3), seconds) for value in (heard, max(0.0, parts[-1].start - heard), wordless))
         return cls(text, language, segments, seconds, [warning for part in parts for warning in part.warnings], heard, silent,
                    sum(part.failed for part in parts), wordless, dict(how), [stretch for part in parts for stretch in part.uncovered])
+
+    @classmethod
+    def stopped(cls, parts: list[Part], how: dict[str, str] = {}) -> "Transcript":
+        """The parts, at least one, of a stream that was stopped before its end."""
+        end = parts[-1].end
+        rest = Part(end, end, "", [], [f"it was stopped at {end:.1f} s, so the text is incomplete"], last=True)
+        return replace(cls.of([*parts, rest], how), incomplete=True)
 
 
 @dataclass(frozen=True)
@@ -338,21 +349,30 @@ class Recogniser:
                           max_duration, tuple(languages))
         return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)), self.how(options))
 
-    def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None) -> Iterator[Part]:
+    def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None,
+               done: list[Part] = []) -> Iterator[Part]:
         """The same, part by part as they are recognised; the last part is empty and says where the recording ends. Memory
-        doesn't grow with the recording. Options are checked before the first part."""
-        for _, part in self.streams([audio], language, options, sample_rate=sample_rate):
+        doesn't grow with the recording. Options are checked before the first part.
+
+        done    parts of the same recording from a stream that was stopped, with the same options, up to one that has its `hearing`: what
+                comes behind them is given, as if it had not been stopped. The sound before is read, and not recognised again.
+        """
+        for _, part in self.streams([audio], language, options, sample_rate=sample_rate, done={0: done}):
             if isinstance(part, GlmAsrError):
                 raise part
             yield part
 
     def streams(self, recordings: Iterable, language: str = "auto", options: Options = Options(), *,
-                sample_rate: int | None = None) -> "Iterator[tuple[int, Part | GlmAsrError]]":
+                sample_rate: int | None = None, done: dict[int, list[Part]] = {}) -> "Iterator[tuple[int, Part | GlmAsrError]]":
         """The same for several recordings, whose windows are decoded in common batches: the number of a recording, from 0, and a
         part of it. A recording that can't be used, or not to its end, ends with its error in place of the last part."""
+        if open_ended := [index for index, parts in done.items() if parts and parts[-1].hearing is None]:
+            raise OptionError(f"done: the last part of recording {open_ended[0]} has no `hearing`; expected the parts up to one that has it")
         options = self.check(language, options)
         warnings: dict[int, list[str]] = {}
         failed: set[int] = set()
+        # What is read again says the same again.
+        told = {index: {warning for part in parts for warning in part.warnings} for index, parts in done.items()}
 
         def work() -> Iterator[tuple[int, Job | Part | GlmAsrError | None]]:
             for index, audio in enumerate(recordings):
@@ -362,7 +382,9 @@ class Recogniser:
                 try:
                     blocks = sound.blocks(audio, sample_rate, max_duration=options.max_duration, warn=said.append)
                     reader = Reader(blocks, self.config.window)
-                    for item in self._work(reader, Hearing(language), options, said):
+                    before = done.get(index, [])
+                    hearing = replace(before[-1].hearing) if before else Hearing(language)      # a copy: it changes
+                    for item in self._work(reader, hearing, options, said, before):
                         yield index, item
                         if index in failed:             # the rest of it would be in vain
                             break
@@ -377,7 +399,7 @@ class Recogniser:
                 failed.add(index)
                 yield index, part
                 continue
-            said, warnings[index][:] = warnings[index][:], []
+            said, warnings[index][:] = [warning for warning in warnings[index] if warning not in told.get(index, ())], []
             yield index, replace(part, warnings=said + part.warnings)
 
     def recognise(self, recordings: list[Tensor], languages: list[str], options: Options = Options()) -> list[Transcript]:
@@ -410,10 +432,10 @@ class Recogniser:
             raise OptionError("long is 'seek', which goes by the model's time tokens; it needs them (timestamps not False, and a model that has them)")
         return replace(options, beams=options.beams or self.config.beams, languages=tuple(map(canonical, options.languages)))
 
-    def jobs(self, reader: "Reader", hearing: Hearing) -> Iterator[Job]:
-        """The windows of a recording, cut where it is quiet."""
-        # A recording of one window is heard as it is.
-        for window in [Window(0, reader.first)] if reader.fits else cutting.cut(reader, self.config.window):
+    def jobs(self, reader: "Reader", hearing: Hearing, done: int = 0) -> Iterator[Job]:
+        """The windows of a recording, cut where it is quiet, without the first `done`."""
+        # A recording of one window is heard as it is. Where to cut depends on nothing but the sound, so to skip windows they are cut again.
+        for window in islice([Window(0, reader.first)] if reader.fits else cutting.cut(reader, self.config.window), done, None):
             yield Job(window, hearing)
 
     def decode_together(self, jobs: list[Job], options: Options) -> "list[Part | GlmAsrError]":
@@ -435,9 +457,9 @@ class Recogniser:
         """Windows that are decoded together, at most; `options` as `check` gives them."""
         return options.batch_size or self._batch_size(options)
 
-    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> "Iterator[Job | Part]":
-        """What is to be decoded of a recording, or was already, because what follows depends on it."""
-        yield from self.jobs(reader, hearing)
+    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str], done: list[Part]) -> "Iterator[Job | Part]":
+        """What is to be decoded of a recording behind the parts that are `done`, or was decoded already, because what follows depends on it."""
+        yield from self.jobs(reader, hearing, len(done))
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
@@ -453,8 +475,12 @@ class Recogniser:
 
         def decoded() -> "Iterator[tuple[int, Part | GlmAsrError]]":
             parts = iter(self.decode_together(jobs, options))
+            last = {index: item for index, item in batch if isinstance(item, Job)}
             for index, item in batch:
-                yield index, next(parts) if isinstance(item, Job) else item
+                part = next(parts) if isinstance(item, Job) else item
+                if item is last.get(index) and isinstance(part, Part):
+                    part = replace(part, hearing=replace(item.hearing))
+                yield index, part
             batch.clear()
             jobs.clear()
 
@@ -714,16 +740,17 @@ class GlmAsrRecogniser(Recogniser):
         rows = iter(heard)
         return [torch.cat([next(rows) for _ in some]) for some in counts]
 
-    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> Iterator[Job | Part]:
+    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str], done: list[Part]) -> Iterator[Job | Part]:
         if options.long != "whole" or reader.fits:
-            yield from super()._work(reader, hearing, options, warnings)
+            yield from super()._work(reader, hearing, options, warnings, done)
             return
         most = self.config.longest_windows * self.config.window
         samples = reader.take(most)
         if reader.left_out:
             warnings.append(f"the model takes {most / sound.SAMPLE_RATE:.0f} s at most, {self.config.longest_windows} whole windows: "
                             f"the last {reader.left_out:.1f} s of the recording are left out")
-        yield Job(Window(0, samples), hearing)
+        if not done:
+            yield Job(Window(0, samples), hearing)
 
     def _length(self, window: Window, options: Options) -> int:
         return self.config.window if len(window.samples) > self.config.window else super()._length(window, options)
@@ -794,20 +821,22 @@ class EncoderDecoderRecogniser(Recogniser):
         padded = torch.stack([F.pad(samples[:length], (0, max(0, length - len(samples)))) for samples in windows])
         return self.model.encode(self.model.features(padded.to(self.model.device)))
 
-    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str]) -> Iterator[Job | Part]:
+    def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str], done: list[Part]) -> Iterator[Job | Part]:
         if options.long != "seek" or reader.fits:
-            yield from super()._work(reader, hearing, options, warnings)
+            yield from super()._work(reader, hearing, options, warnings, done)
             return
-        place, length = 0, self.config.window
+        place, length, before = 0, self.config.window, iter(done)
         while len(samples := reader.peek(length)):
-            [part] = self.decode_together([Job(Window(place, samples), hearing, goes_on=reader.more(length))], options)
-            if reader.more(length) and part.start < part.resume < part.end:
+            known = next(before, None)
+            [part] = [known] if known else self.decode_together([Job(Window(place, samples), hearing, goes_on=reader.more(length))], options)
+            if not known and reader.more(length) and part.start < part.resume < part.end:
                 # What comes behind the last complete sentence is heard again, from there.
                 part = replace(part, end=part.resume, segments=[segment for segment in part.segments if segment.end <= part.resume + TIME_STEP / 2])
             count = min(len(samples), max(sound.HOP, round((part.end - part.start) * sound.SAMPLE_RATE)))
             reader.skip(count)
             place += count
-            yield part
+            if not known:
+                yield replace(part, hearing=replace(hearing))
 
     def _hear(self, jobs: list[Job], length: int, options: Options) -> Heard:
         """Each window of a recording whose language is "auto" is judged, and `Hearing.choose` says what counts. What isn't speech, or sounds

@@ -38,6 +38,7 @@ if TYPE_CHECKING:                         # needs torch, which takes a second to
 
 SCHEMA = 1                                # of the JSON; docs/JSON.md says when it changes
 UNTIMED = 1000                            # ms that a segment whose end is not behind its start is shown, if there is room
+JOURNAL = ".jsonl"
 PAUSE = 2000                              # ms without a cue, after which LRC takes the last line off the screen
 
 
@@ -291,7 +292,7 @@ def as_srt(transcript: "Transcript", layout: Layout = Layout(), name: str = "") 
 
 def as_vtt(transcript: "Transcript", layout: Layout = Layout(), name: str = "") -> str:
     """WebVTT (https://www.w3.org/TR/webvtt1/), with &, < and > as entities, and so no arrow in a text."""
-    blocks = ["WEBVTT\n"]
+    blocks = ["WEBVTT\n", *([f"NOTE incomplete: the recording goes on behind {_stamp(_length(transcript), '.')}\n"] if transcript.incomplete else [])]
     for cue in cues(transcript, layout):
         text = html.escape("\n".join(cue.lines), quote=False)
         blocks.append(f"{_stamp(cue.start, '.')} --> {_stamp(cue.end, '.')}\n{text}\n")
@@ -435,7 +436,7 @@ def plan_outputs(inputs: list[str], formats: Iterable[str], output_dir: str | os
     A file is named after its input: `talk.wav` makes `talk.srt`. Inputs that would share a name get the first of these that
     tells them apart: `talk.wav.srt`, `monday/talk.srt` (the folders below those that all inputs have in common),
     `monday/talk.wav.srt`, `monday/talk.wav-2.srt`. The order of the inputs makes no difference. Names that differ in case only
-    are the same, as they are on Windows and macOS. No output has the name of an input.
+    are the same, as they are on Windows and macOS. No output has the name of an input, and nobody's `incomplete` output that of another's.
 
     Raises OptionError for a format that is not in WRITERS.
     """
@@ -453,6 +454,9 @@ def plan_outputs(inputs: list[str], formats: Iterable[str], output_dir: str | os
     common = len(os.path.commonprefix([place.parent.parts for place in places.values()]))
     numbers = {name: number for number, name in enumerate(sorted(inputs), 1)}
 
+    def claimed(paths: Iterable[Path]) -> set[str]:
+        return {identity(claim) for path in paths for claim in (path, incomplete(path), incomplete(path).with_suffix(JOURNAL))}
+
     def files(name: str, attempt: int) -> dict[str, Path]:
         place = places.get(name, Path("stdin"))
         top, inner = Path(name).parent, ""          # of "talk.wav/" too, which opens as "talk.wav" does
@@ -468,12 +472,27 @@ def plan_outputs(inputs: list[str], formats: Iterable[str], output_dir: str | os
     while True:
         plan = {name: files(name, attempt) for name, attempt in attempts.items()}
         uses = Counter(map(identity, places))
-        uses.update(identity(path) for paths in plan.values() for path in paths.values())
-        clashing = [name for name, paths in plan.items() if any(uses[identity(path)] > 1 for path in paths.values())]
+        claims = {name: claimed(paths.values()) for name, paths in plan.items()}
+        uses.update(claim for some in claims.values() for claim in some)
+        clashing = [name for name, some in claims.items() if any(uses[claim] > 1 for claim in some)]
         if not clashing:
             return plan
         for name in clashing:
             attempts[name] += 1
+
+
+def incomplete(path: Path) -> Path:
+    """Where the result of a recording goes that was stopped in the middle: beside the whole one, which nobody can take it for.
+
+    >>> incomplete(Path("talks/monday.srt")).name
+    'monday.incomplete.srt'
+    """
+    return path.with_name(f"{path.stem}.incomplete{path.suffix}")
+
+
+def journal(outputs: dict[str, Path]) -> Path:
+    """Where `glmasr.journal` keeps what was recognised so far: one file for all formats, `monday.incomplete.jsonl`."""
+    return incomplete(next(iter(outputs.values()))).with_suffix(JOURNAL)
 
 
 def prepare(folder: str | os.PathLike) -> None:

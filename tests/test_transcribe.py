@@ -28,7 +28,7 @@ from helpers.files import locked
 from helpers.sounds import RATE, melody
 
 PROGRAM = [sys.executable, str(ROOT / "transcribe.py")]
-KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed", "wordless", "how"]
+KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed", "wordless", "how", "incomplete"]
 CLOSING = re.compile(r"^(\d+\.\d) s of sound in (\d+\.\d\d) s, real-time factor (\d+\.\d+); peak memory \d+ MiB", re.MULTILINE)
 
 
@@ -133,7 +133,7 @@ def test_options_reach_the_library(call, monkeypatch):
         def check(self, *args):
             pass
 
-        def streams(self, *args):
+        def streams(self, *args, done):
             calls.append(args)
             yield 0, Part(1.0, 1.0, "en", [], [], last=True)
 
@@ -400,7 +400,7 @@ def test_a_terminal_obeys_neither_names_nor_texts(call, room, tmp_path, monkeypa
         def check(self, *args):
             pass
 
-        def streams(self, *args):
+        def streams(self, *args, done):
             yield 0, Part(1.0, 1.0, "en", [segment], [f"warned {hostile}"])
             yield 0, glmasr.GlmAsrError(f"refused {hostile}")
 

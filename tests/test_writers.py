@@ -377,7 +377,7 @@ def test_json_of_unusual_names_and_numbers():
     assert (segment["start"], segment["end"], segment["text"]) == (None, None, "\ud83d\0\u2028")
 
 
-TYPES = {"integer": int, "number": (int, float), "string": str, "object": dict, "null": type(None)}
+TYPES = {"integer": int, "number": (int, float), "string": str, "boolean": bool, "object": dict, "null": type(None)}
 LISTS = {"list of segments": dict, "list of strings": str, "list of numbers": (int, float)}
 
 
@@ -511,6 +511,7 @@ def test_extensions_are_those_of_the_formats_that_are_read(tmp_path):
     (["a.srt"], None, ["a.srt"]),                                                # "a.srt" is the recording itself
     (["a.srt", "a.srt.srt"], None, None),
     (["noextension", ".wav", "..", "/", ""], "out", None),
+    (["talk.wav", "talk.incomplete.wav"], "out", ["out/talk.wav", "out/talk.incomplete.wav"]),      # "talk.incomplete.srt" would be both
 ])
 def test_plan_outputs(inputs, directory, expected):
     plan = plan_outputs(inputs, ["srt", "json"], directory)
