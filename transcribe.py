@@ -47,9 +47,18 @@ def seconds(text: str) -> float:
     return number
 
 
+def number_or_language(text: str) -> int | str:
+    if text.isdecimal():
+        return positive(text)
+    if not (text.isascii() and text.isalpha() and len(text) in (2, 3)):
+        raise ValueError
+    return text
+
+
 positive.__name__ = "positive integer"          # argparse puts it into its message
 positive_or_auto.__name__ = "positive integer or auto"
 seconds.__name__ = "number of seconds"
+number_or_language.__name__ = "number from 1 on or language"
 
 
 def formats(text: str) -> list[str]:
@@ -75,6 +84,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--beams", type=positive, metavar="N", help="width of the beam search, 1 is greedy (default: 5 for an encoder-decoder, else 1)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="limit for the text of a window, in tokens (default: by its length)")
     parser.add_argument("--max-duration", type=seconds, metavar="SECONDS", help="refuse longer recordings (default: 43200, 12 hours)")
+    parser.add_argument("--track", type=number_or_language, metavar="N|LANGUAGE", help="of a file with several tracks of sound: its number, from 1, or its language, such as eng (default: the one that the file calls its default, else the first one)")
     parser.add_argument("--script", choices=["simplified", "traditional"], help="write all Chinese characters so (needs the extra [zh])")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32", "int8"], help="default: bfloat16 where the machine is fast at it, else float32; int8: weights of 8 bits, on a CPU")
@@ -284,7 +294,7 @@ class Work:
 
     def options(self):
         from glmasr.pipeline import Options
-        options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "pad_to", "script")}
+        options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "pad_to", "script", "track")}
         return Options(**options, **({"max_duration": self.args.max_duration} if self.args.max_duration else {}))
 
     def recognise(self, recogniser, names: list[str], outputs: dict) -> None:

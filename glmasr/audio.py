@@ -3,7 +3,8 @@
 What is unusual here:
 - Every recording is read, mixed and resampled in blocks, so memory does not grow with its length; the blocks joined are
   the same samples, to float rounding, as those of one pass over the whole.
-- All channels are averaged. Keeping the first one only would lose a speaker who was recorded on the second.
+- All channels are averaged. Keeping the first one only would lose a speaker who was recorded on the second. But two in opposite
+  phase would cancel each other out (a plug that is wired the wrong way round): `_Phase` takes one of them there.
 - The resampler has a real anti-alias filter: flat to 7.2 kHz, 80 dB down at 8 kHz, the highest frequency that 16 kHz can hold.
 - The log-mel is in float32 on purpose: the models were trained on the rounding of a float32 transform, which shows at the
   bottom of the 80 dB that are kept.
@@ -26,7 +27,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +62,10 @@ RESYNC = 1000                             # bytes that are no sound; libmpg123 g
 PATIENCE = 60.0                           # seconds that ffmpeg may take for the next VALUES samples
 MOST_MEMORY = 2 ** 31                     # bytes that it may address; 8K video beside the sound takes it to 0.4 of it
 MOST_ALLOCATED = 2 ** 28                  # bytes that it may ask for at once: the table of 12 hours of packets is a quarter of it
+MOST_LISTED = 2 ** 20                     # bytes of what ffmpeg says about a file before it reads it; tags may be as long as they like
+GAP = 0.1                                 # seconds without packets that are made up with silence; clocks of packets tremble by less
+LONGEST_GAP = 3600.0                      # seconds; beyond that a clock has jumped, and no sound is missing
+SILENT = 1e-3                             # of full scale: a track that is never louder is a microphone that was off
 
 # The decoders of libsndfile that are widely used and fuzzed; the others have open memory bugs and are left to ffmpeg.
 PCM = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
@@ -87,12 +94,12 @@ def warn_printable(warning: str) -> None:
     warnings.warn(printable(warning), stacklevel=2)
 
 
-def load(source, sample_rate=None, *, max_duration=MAX_DURATION, warn=warn_printable) -> Tensor:
+def load(source, sample_rate=None, *, track=None, max_duration=MAX_DURATION, warn=warn_printable) -> Tensor:
     """The whole recording -> float32 samples (S,), mono, 16 kHz: `blocks` joined. Arguments and errors as there."""
-    return torch.cat(list(blocks(source, sample_rate, max_duration=max_duration, warn=warn)))
+    return torch.cat(list(blocks(source, sample_rate, track=track, max_duration=max_duration, warn=warn)))
 
 
-def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION, warn=warn_printable,
+def blocks(source, sample_rate=None, *, seconds=30.0, track: int | str | None = None, max_duration=MAX_DURATION, warn=warn_printable,
            cancelled: Callable[[], bool] | None = None) -> Iterator[Tensor]:
     """Yield a recording as float32 blocks (S,), mono, 16 kHz: each `seconds` long, the last one at most that.
 
@@ -102,8 +109,11 @@ def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION,
     - a float array or tensor (S,), (S, channels) or (channels, S), about -1..1, with its `sample_rate` in Hz. The shorter
       axis is the channels, the second one where both are equal.
 
+    `track` is one of several tracks of sound in a file: its number, from 1, or its language ("eng"). By default it is the one that
+    the file calls its default, else the first one, and `warn` is told that there are others.
+
     Raises AudioError, at the first block for what the header shows and later for what is inside: a recording that is
-    missing, empty, not audio, outside 4..384 kHz, of more than MOST_CHANNELS, longer than `max_duration` seconds or MOST_BYTES
+    missing, empty, not audio, without that track, outside 4..384 kHz, of more than MOST_CHANNELS, longer than `max_duration` seconds or MOST_BYTES
     when decoded, or that holds samples that are NaN, infinite or above LOUDEST. One that breaks off in the middle is read up
     to there, and `warn` is called with a sentence that says so. What counts is what was decoded: a header may claim any length.
 
@@ -115,11 +125,12 @@ def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION,
     if not (isinstance(max_duration, numbers.Real) and max_duration > 0):
         raise OptionError(f"max_duration is {max_duration!r}; expected a positive number of seconds: give, for example, "
                           f"{MAX_DURATION:.0f}")
+    check_track(track)
     with ExitStack() as stack:            # closes files and ends ffmpeg, also when the caller stops before the end
         cancelled = cancelled or (lambda: False)
-        name, rate, parts = _open(source, sample_rate, max_duration, stack, warn, cancelled)
+        name, rate, parts = _open(source, sample_rate, track, max_duration, stack, warn, cancelled)
         rate = _checked_rate(rate, name)
-        samples = _mono(_limited(_until(cancelled, parts), name, rate, max_duration), name)
+        samples = _mono(_limited(_until(cancelled, parts), name, rate, max_duration), name, rate, warn)
         samples = _regrouped(samples, VALUES)                   # decoders give small parts; long ones are faster behind
         yield from _regrouped(_resampled(samples, rate, SAMPLE_RATE), round(seconds * SAMPLE_RATE))
 
@@ -131,10 +142,12 @@ def _until(cancelled, parts):
         yield part
 
 
-def _open(source, sample_rate, max_duration, stack, warn, cancelled):
+def _open(source, sample_rate, track, max_duration, stack, warn, cancelled):
     """source -> its name in messages, its sample rate, and an iterator over float arrays (samples, channels)."""
     if isinstance(source, (np.ndarray, Tensor)):
-        return _open_array(source, sample_rate)
+        name, rate, parts = _open_array(source, sample_rate)
+        _only_track(track, name)
+        return name, rate, parts
     if sample_rate is not None:
         raise AudioError(f"sample_rate={sample_rate} was given for a {type(source).__name__}; only arrays need it, a file "
                          "states its own: leave it out")
@@ -161,8 +174,9 @@ def _open(source, sample_rate, max_duration, stack, warn, cancelled):
                 # PCM has a byte a sample or more: a length that the size bears out is no forgery, so nothing is read in vain.
                 if max_duration * _checked_rate(file.samplerate, name) < file.frames <= os.path.getsize(path) // file.channels:
                     raise _too_long(name, max_duration)
+                _only_track(track, name)
                 return name, file.samplerate, _decoded(file, name, length, warn)
-    return _open_ffmpeg(path, name, trouble, length, stack, warn, cancelled)
+    return _open_ffmpeg(path, name, trouble, length, track, stack, warn, cancelled)
 
 
 def may_wait(source) -> bool:
@@ -458,52 +472,259 @@ def _damage(name, seconds, trouble) -> str:
     return f"{name}: breaks off after {seconds:.1f} s ({trouble.rstrip('.')}); what comes before is used"
 
 
-def _open_ffmpeg(path, name, trouble, length, stack, warn, cancelled):
-    """As `_open`, for what libsndfile does not read: `trouble` says why. `length`: the seconds that an MP3 should give, else 0."""
-    program = shutil.which("ffmpeg")
-    if program is None:
-        raise AudioError(f"{name}: not readable ({trouble}), and there is no ffmpeg on the PATH that could; if it is a "
-                         "recording, install ffmpeg or convert it to WAV")
-    # No -ac: ffmpeg's own downmix weighs the channels. AU is the simplest header that carries rate and channels.
-    command = [program, "-nostdin", "-v", "error", "-max_alloc", str(MOST_ALLOCATED), "-threads", "1", "-vn", "-sn", "-dn",
-               "-protocol_whitelist", "file,pipe", "-format_whitelist", CONTAINERS,
-               "-i", path, "-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
-    try:
-        log = stack.enter_context(tempfile.TemporaryFile())     # TRAP: a pipe that nobody reads would stop ffmpeg at 64 KiB
-        child = stack.enter_context(_Child(command, log, cancelled))
-    except OSError as error:
-        raise AudioError(f"{name}: not readable ({trouble}), and {program} can't be started ({error}); mend that, or convert it to "
-                         "WAV") from error
+@dataclass(frozen=True)
+class _Track:
+    """A stream of sound in a file with several streams. `index`: its number among all of them."""
 
-    def complaint():
-        status = child.wait()
-        if child.silent:
-            return f"nothing for {PATIENCE:g} s, so it was ended"
-        log.seek(max(0, os.fstat(log.fileno()).st_size - 4096))             # a damaged file can give a line a packet
-        lines = log.read().decode("utf-8", "replace").strip().splitlines()
+    index: int
+    language: str = ""                    # three letters, "" where the file doesn't say
+    default: bool = False
+
+
+# TRAP: in a transport stream they are listed by program, so not in their order, and one of two programs twice.
+STREAM = re.compile(r"^ {2,4}Stream #0:(\d+)(?:\[0x[0-9a-f]+\])?(?:\(([\w,-]+)\))?: Audio: (.*)$", re.MULTILINE)
+CLOCK = re.compile(r"^  Duration: (?:(\d+):(\d\d):([\d.]+)|N/A)(?:, start: (-?[\d.]+))?", re.MULTILINE)
+# What people call a language, and what files call it (ISO 639-1, and 639-2 in both of its ways).
+CALLED = ({"zh", "chi", "zho", "cmn"}, {"yue"}, {"en", "eng"}, {"de", "ger", "deu"}, {"fr", "fre", "fra"}, {"es", "spa"}, {"it", "ita"},
+          {"ja", "jpn"}, {"ko", "kor"}, {"pt", "por"}, {"ru", "rus"}, {"nl", "dut", "nld"}, {"ar", "ara"}, {"hi", "hin"}, {"vi", "vie"})
+
+
+def check_track(track) -> None:
+    """Raises OptionError for what no track can be called."""
+    if track is None or isinstance(track, int) and not isinstance(track, bool) and track >= 1:
+        return
+    if not (isinstance(track, str) and re.fullmatch("[A-Za-z]{2,3}", track)):
+        raise OptionError(f"track is {track!r}, expected a number from 1 on, or a language of two or three letters such as 'eng'")
+
+
+def _only_track(track, name) -> None:
+    if track not in (None, 1):
+        raise AudioError(f"{name}: has no track {track}; it has one track, whose language it doesn't state: leave the track out")
+
+
+def _listing(tracks) -> str:
+    def described(number, track):
+        remarks = ", ".join(filter(None, (track.language, "default" if track.default else "")))
+        return f"{number} ({remarks})" if remarks else str(number)
+    shown = [described(number, track) for number, track in enumerate(tracks[:20], 1)]
+    return ", ".join(shown + ["..."] * (len(tracks) > 20))
+
+
+def _chosen(tracks, track, name) -> int:
+    """Which of the tracks is read, from 0: the one that was asked for, the default one, the first one."""
+    if track is None:
+        return next((place for place, one in enumerate(tracks) if one.default), 0)
+    if isinstance(track, int):
+        fitting = [track - 1] if track <= len(tracks) else []
+    else:
+        names = next((names for names in CALLED if track.lower() in names), {track.lower()})
+        fitting = [place for place, one in enumerate(tracks) if names & set(one.language.lower().split(","))]
+    if not fitting:
+        raise AudioError(f"{name}: has no track {track}; expected one of {_listing(tracks)}: choose one of these, or leave the track out")
+    return fitting[0]
+
+
+class _Ffmpeg:
+    """ffmpeg on the PATH, for one file."""
+
+    def __init__(self, path, name, trouble, cancelled):
+        self.path, self.name, self.trouble, self.cancelled = path, name, trouble, cancelled
+        self.program = shutil.which("ffmpeg")
+        if self.program is None:
+            raise AudioError(f"{name}: not readable ({trouble}), and there is no ffmpeg on the PATH that could; if it is a "
+                             "recording, install ffmpeg or convert it to WAV")
+
+    def start(self, log, options, output=()) -> "_Child":
+        command = [self.program, "-nostdin", *options, "-max_alloc", str(MOST_ALLOCATED), "-threads", "1", "-vn", "-sn", "-dn",
+                   "-protocol_whitelist", "file,pipe", "-format_whitelist", CONTAINERS, "-i", self.path, *output]
+        try:
+            return _Child(command, log, self.cancelled)
+        except OSError as error:
+            raise self.not_started(error) from error
+
+    def not_started(self, error) -> AudioError:
+        return AudioError(f"{self.name}: not readable ({self.trouble}), and {self.program} can't be started ({error}); mend that, or "
+                          "convert it to WAV")
+
+    def refused(self, complaint) -> AudioError:
+        return AudioError(f"{self.name}: not a readable recording ({self.trouble}); ffmpeg says: {complaint}; convert it to WAV, or record "
+                          "or download it again")
+
+    def look(self) -> tuple[list[_Track], float, float]:
+        """The tracks of sound; the seconds at which the clock of the file begins; and how long it says that it is (inf: it doesn't)."""
+        with self.start(subprocess.STDOUT, ["-hide_banner", "-v", "info"]) as child:
+            text = child.read(MOST_LISTED).decode("utf-8", "replace")
+            if child.silent:
+                raise self.refused(_SILENCE.format(PATIENCE))
+        found = {int(index): _Track(int(index), "" if language == "und" else language, "(default)" in rest)
+                 for index, language, rest in STREAM.findall(text)}
+        clock = CLOCK.search(text)
+        hours, minutes, seconds, begin = clock.groups() if clock else (None,) * 4
+        length = 3600 * int(hours) + 60 * int(minutes) + float(seconds) if hours else math.inf
+        return [found[index] for index in sorted(found)], float(begin or 0), length
+
+    def decode(self, stream: str, begin: float, length: float, stack) -> "_Sound":
+        """A stream, by ffmpeg's name for it."""
+        # No -ac: ffmpeg's own downmix weighs the channels. Matroska is the simplest container that says when a packet is heard.
+        # TRAP: without -copyts a transport stream begins where its sound does, not where the file does.
+        output = ["-map", stream, "-map_metadata", "-1", "-map_chapters", "-1", "-avoid_negative_ts", "disabled",
+                  "-c:a", "pcm_f32le", "-f", "matroska", "pipe:1"]
+        try:
+            log = stack.enter_context(tempfile.TemporaryFile())     # TRAP: a pipe that nobody reads would stop ffmpeg at 64 KiB
+        except OSError as error:
+            raise self.not_started(error) from error
+        child = stack.enter_context(self.start(log, ["-v", "error", "-copyts"], output))
+        return _Sound(self, child, log, max(begin, 0.0), length)
+
+
+_SILENCE = "nothing for {:g} s, so it was ended"
+
+
+class _Sound:
+    """What ffmpeg makes of a stream: its `rate`, and `parts`, with silence where the clock of the file runs on without sound.
+
+    So a time in the recording is one of the file, as players show it: where sound begins later than the picture, or packets were lost.
+    No sound is dropped: where the clock goes back, the sound goes on.
+    """
+
+    # Elements of Matroska (RFC 9559): those that hold others, and those that count here. All others are skipped.
+    HOLDERS = {0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE, 0xE1, 0xA0}            # segment, cluster, tracks, track, audio, block group
+    RATE, CHANNELS, TIME, BLOCKS = 0xB5, 0x9F, 0xE7, (0xA3, 0xA1)
+
+    def __init__(self, ffmpeg, child, log, begin, length):
+        self.ffmpeg, self.child, self.log, self.begin, self.length = ffmpeg, child, log, begin, length
+        self.rate = self.channels = self.read = 0
+        self.stream = io.BufferedReader(_Output(child), 4 * VALUES)
+        self.elements = self._elements()
+        self.held = next(self.elements, None)           # the first block: what comes before it says rate and channels
+        if not self.rate or not self.channels:
+            raise ffmpeg.refused(self.complaint())
+
+    def complaint(self) -> str:
+        status = self.child.wait()
+        if self.child.silent:
+            return _SILENCE.format(PATIENCE)
+        self.log.seek(max(0, os.fstat(self.log.fileno()).st_size - 4096))       # a damaged file can give a line a packet
+        lines = self.log.read().decode("utf-8", "replace").strip().splitlines()
         if any("matches no streams" in line for line in lines):
             return "there is no sound in it"
-        return lines[-1].replace(path, "input") if lines else f"exit status {status}"
+        return lines[-1].replace(self.ffmpeg.path, "input") if lines else f"exit status {status}"
 
-    header = child.read(24)
-    if len(header) < 24:
-        raise AudioError(f"{name}: not a readable recording ({trouble}); ffmpeg says: {complaint()}; convert it to WAV, or record "
-                         "or download it again")
-    _, offset, _, _, rate, channels = struct.unpack(">4s5I", header)
-    child.read(offset - len(header))
+    def _number(self, marked: bool) -> int | None:
+        """The next number of variable length; an element's kind keeps the bit that marks the length. None: the end."""
+        first = self.stream.read(1)
+        if not first or not first[0]:
+            return None
+        length = 9 - first[0].bit_length()
+        rest = self.stream.read(length - 1)
+        return int.from_bytes(first + rest, "big") & (-1 if marked else (1 << 7 * length) - 1) if len(rest) == length - 1 else None
+
+    def _elements(self) -> Iterator[tuple[float | None, bytes]]:
+        """Of each block the second at which it is heard, and its bytes; of a large one several pieces, all but the first without a time."""
+        cluster = 0
+        while (kind := self._number(True)) is not None and (size := self._number(False)) is not None:
+            if kind in self.HOLDERS:
+                continue
+            time = None
+            if kind in self.BLOCKS:
+                head = self.stream.read(4)
+                time, size = (cluster + int.from_bytes(head[1:3], "big", signed=True)) / 1000, size - len(head)
+            while size > 0 and (piece := self.stream.read(min(size, 4 * VALUES))):
+                size -= len(piece)
+                if kind in self.BLOCKS:
+                    yield time, piece
+                    time = None
+                elif kind == self.RATE and len(piece) in (4, 8):
+                    self.rate = struct.unpack(">f" if len(piece) == 4 else ">d", piece)[0]
+                elif kind == self.CHANNELS:
+                    self.channels = int.from_bytes(piece, "big")
+                elif kind == self.TIME:
+                    cluster = int.from_bytes(piece, "big")
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """float32 arrays (samples, channels)."""
+        width, ahead, joined = 4 * self.channels, -self.begin, bytearray()      # bytes of a sample in all channels; our clock - the file's
+
+        def joined_up() -> np.ndarray:
+            count = len(joined) // width
+            self.read += count
+            part = np.frombuffer(bytes(joined[:count * width]), "<f4").reshape(count, self.channels)
+            del joined[:count * width]
+            return part
+
+        for time, piece in chain([self.held] if self.held else [], self.elements):
+            if time is not None:
+                reached = self.read + len(joined) // width
+                missing = time + ahead - reached / self.rate
+                if missing < -1 or missing > min(LONGEST_GAP, max(GAP, self.length - reached / self.rate)):
+                    ahead -= missing                    # another clock, or a damaged one
+                elif missing > GAP:
+                    if joined:
+                        yield joined_up()
+                    left = round(missing * self.rate)
+                    self.read += left
+                    while left > 0:
+                        count = min(left, max(1, VALUES // self.channels))
+                        left -= count
+                        yield np.zeros((count, self.channels), np.float32)
+            joined += piece
+            if len(joined) >= 4 * VALUES:
+                yield joined_up()
+        if joined:
+            yield joined_up()
+
+    def silent(self) -> bool:
+        """Whether it is silent throughout. Reads it as far as it is."""
+        return all(not part.size or np.abs(part).max() < SILENT for part in self.parts())
+
+
+class _Output(io.RawIOBase):
+    """What a program writes, as far as it may take."""
+
+    def __init__(self, child):
+        self.child = child
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        content = self.child.read(len(buffer))
+        buffer[:len(content)] = content
+        return len(content)
+
+
+def _open_ffmpeg(path, name, trouble, length, track, stack, warn, cancelled):
+    """As `_open`, for what libsndfile does not read: `trouble` says why. `length`: the seconds that an MP3 should give, else 0."""
+    ffmpeg = _Ffmpeg(path, name, trouble, cancelled)
+    tracks, begin, stated = ffmpeg.look()
+    chosen = _chosen(tracks, track, name) if tracks else 0
+    found = ffmpeg.decode(f"0:{tracks[chosen].index}" if tracks else "0:a:0", begin, stated, stack)
+    if len(tracks) > 1 and track is None:
+        warn(f"{name}: has {len(tracks)} tracks of sound, {_listing(tracks)}; track {chosen + 1} is read: choose another one with --track")
 
     def parts():
-        count, width = 0, 4 * channels    # bytes of one float32 sample in all channels
-        while raw := child.read(max(1, VALUES // channels) * width):
-            part = np.frombuffer(raw, ">f4", len(raw) // width * channels)
-            count += len(part) // channels
-            yield part.reshape(-1, channels)
-        if child.wait() != 0 and count:
-            warn(_damage(name, count / rate, complaint()))
-        elif count / rate < _least(length):
-            warn(f"{name}: gives {count / rate:.1f} s ({length:.1f} s expected); parts of it are damaged, and their sound is lost")
+        silent = True
+        for part in found.parts():
+            silent = silent and len(tracks) > 1 and np.abs(part).max() < SILENT
+            yield part
+        seconds = found.read / found.rate
+        if found.child.wait() != 0 and found.read:
+            warn(_damage(name, seconds, found.complaint()))
+        elif seconds < _least(length):
+            warn(f"{name}: gives {seconds:.1f} s ({length:.1f} s expected); parts of it are damaged, and their sound is lost")
+        if silent and len(tracks) > 1:
+            others = (place for place in range(len(tracks)) if place != chosen and _heard(ffmpeg, tracks[place], begin, stated))
+            if (other := next(others, None)) is not None:
+                warn(f"{name}: track {chosen + 1}, which was read, is silent throughout, but track {other + 1} has sound: choose it with --track {other + 1}")
 
-    return name, rate, parts()
+    return name, found.rate, parts()
+
+
+def _heard(ffmpeg, track, begin, length) -> bool:
+    """Whether a track has any sound."""
+    with ExitStack() as stack, suppress(AudioError):            # one that can't be read: nobody asked for it
+        return not ffmpeg.decode(f"0:{track.index}", begin, length, stack).silent()
+    return False
 
 
 class _Child:
@@ -616,15 +837,11 @@ def _too_long(name, max_duration) -> AudioError:
                       "the limit with --max-duration")
 
 
-def _mono(parts, name):
-    """Float arrays (samples, channels) -> float32 tensors (samples,), the mean of all channels, checked."""
-    read = 0
-    for part in parts:
-        if 0 in part.shape:
-            continue
-        part = np.ascontiguousarray(part, dtype=np.float32)     # native byte order; a cast out of range gives infinity
-        weights = np.full(part.shape[1], 1 / part.shape[1], dtype=np.float32)
-        mono = torch.from_numpy(part @ weights)                 # ten times as fast as mean(axis=1)
+def _mono(parts, name, rate, warn):
+    """Float arrays (samples, channels) -> float32 tensors (samples,), the mean of all channels, or one of two, checked."""
+    read, phase = 0, _Phase(name, rate, warn)
+    parts = (np.ascontiguousarray(part, dtype=np.float32) for part in parts if 0 not in part.shape)     # native byte order
+    for mono in map(torch.from_numpy, phase.mixed(parts)):                      # a cast out of range has given infinity
         finite = mono.isfinite()
         if not finite.all():
             first = read + int(finite.logical_not().nonzero()[0])
@@ -638,6 +855,136 @@ def _mono(parts, name):
         yield mono
     if read == 0:
         raise AudioError(f"{name}: holds no samples (a header only?); expected audio: record or download it again")
+
+
+def _mean(part):
+    """(samples, channels) -> (samples,)"""
+    return part @ np.full(part.shape[1], 1 / part.shape[1], dtype=np.float32)   # ten times as fast as mean(axis=1)
+
+
+class _Phase:
+    """Two channels -> one: their mean, but the louder one of them as long as they are in opposite phase.
+
+    The rule, on frames of 0.25 s: two channels cancel each other out where their mean has less than a tenth of the power of the louder
+    one. (It has a quarter if the other is silent, half if they have nothing in common, all if they are alike; to a tenth it only comes
+    when they are opposite.) They don't where it has more than a fifth. In between, and in frames that are quiet beside the loudest so
+    far, nothing is decided. What counts is the slope of the sound between 100 and 2000 Hz, about, where voices are: hum and offsets of
+    direct current are often opposite where the voice is not.
+
+    It takes 2 s of frames that agree, with none that objects, to change over, and then it is done from the first of them on: a tone, a
+    vowel or a chord that reaches two microphones half a wave apart cancels as well, but for no longer than it sounds. Where the
+    sound ends before that, or pauses for long, one frame will do if nothing ever objected. At most OPEN seconds are held back.
+    """
+
+    FRAME, AGREE, OPEN = 0.25, 8, 10.0
+    CANCELS, STANDS = 0.1, 0.2            # power of the mean, of that of the louder channel
+    QUIET, FAINTEST = 1e-3, 1e-10         # power of a frame, of the loudest so far; and of full scale
+
+    def __init__(self, name, rate, warn):
+        self.name, self.rate, self.warn = name, rate, warn
+        self.fold = max(1, rate // 4000)  # samples whose mean is looked at: about 4000 a second
+        self.frame = self.fold * max(2, round(self.FRAME * rate / self.fold))
+        self.folding = np.tile(np.eye(2, dtype=np.float32) / self.fold, (self.fold, 1))
+        self.channel: int | None = None   # the one that is taken; None: the mean
+        self.loudest, self.settled, self.told, self.read = 0.0, False, False, 0
+        self.open: list[np.ndarray] = []  # frames that wait until it is clear what becomes of them
+        self.against = 0                  # how many of them are for a change
+        self.power = np.zeros(2)          # of those, in each channel
+
+    def mixed(self, parts):
+        """Arrays (samples, channels) -> arrays (samples,), in all as many."""
+        rest = np.zeros((0, 2), np.float32)
+        for part in parts:
+            if part.shape[1] != 2:        # after another recording in the same file
+                yield from self.closed(rest)
+                rest = rest[:0]
+                yield _mean(part)
+                continue
+            part = np.concatenate([rest, part]) if len(rest) else part
+            count = len(part) // self.frame
+            if count:
+                yield from self.frames(part[:count * self.frame].reshape(count, self.frame, 2))
+            rest = part[count * self.frame:]
+        yield from self.closed(rest)
+
+    def closed(self, rest):
+        """What is left, at the end: less than a frame, and it counts as one."""
+        whole = len(rest) // self.fold * self.fold
+        if whole > self.fold:
+            [power], [mixed] = self.powers(rest[None, :whole])
+            verdict = self.verdict(power, mixed)
+            self.settled = self.settled or verdict is False
+            if verdict:
+                self.against, self.power = self.against + 1, self.power + power
+        yield from self.give_up()
+        if len(rest):
+            yield self.taken(rest)
+
+    def frames(self, part):
+        """(frames, samples, 2): as long as nothing speaks against it, all at once."""
+        powers, mean = self.powers(part)
+        first = 0                         # of those that are not given out yet
+        for place, (power, mixed) in enumerate(zip(powers, mean, strict=True)):
+            verdict = self.verdict(power, mixed)
+            if verdict is False:          # it is as it was
+                self.settled = True
+                yield from self.flush()
+            elif verdict or self.open:
+                if first < place and not self.open:
+                    yield self.taken(part[first:place].reshape(-1, 2))
+                self.open.append(part[place])
+                first = place + 1
+                if verdict:
+                    self.against, self.power = self.against + 1, self.power + power
+                if self.against == self.AGREE:
+                    self.change()
+                    yield from self.flush()
+                elif len(self.open) * self.FRAME >= self.OPEN:
+                    yield from self.give_up()
+        if first < len(part):
+            yield self.taken(part[first:].reshape(-1, 2))
+
+    def powers(self, part):
+        """(frames, samples, 2) -> those of the channels (frames, 2), and those of their mean (frames,)."""
+        with np.errstate(all="ignore"):   # NaN and infinity are found behind
+            coarse = part.reshape(len(part), -1, 2 * self.fold) @ self.folding
+            coarse = np.diff(coarse, axis=1)
+            return np.square(coarse, dtype=np.float64).mean(1), np.square(coarse.mean(2), dtype=np.float64).mean(1)
+
+    def verdict(self, power, mixed) -> bool | None:
+        """Whether a frame is for a change. None: it says nothing."""
+        louder = power.max()
+        if not self.FAINTEST < louder < np.inf or louder < self.QUIET * self.loudest:
+            return None
+        self.loudest = max(self.loudest, louder)
+        cancels = True if mixed < self.CANCELS * louder else False if mixed > self.STANDS * louder else None
+        return None if cancels is None else cancels == (self.channel is None)
+
+    def change(self) -> None:
+        self.channel, self.settled = int(self.power.argmax()) if self.channel is None else None, True
+        if self.channel is not None and not self.told:
+            self.told = True
+            begin = self.read / self.rate
+            since = f" from {begin:.1f} s on" if begin >= 1 else ""
+            self.warn(f"{self.name}: its two channels are in opposite phase{since}, so that their mean would be next to silence; the "
+                      f"{('left', 'right')[self.channel]} one is taken there")
+
+    def give_up(self):
+        """What is open is decided with what there is."""
+        if self.against and not self.settled:
+            self.change()
+        yield from self.flush()
+
+    def flush(self):
+        held, self.open, self.against, self.power = self.open, [], 0, np.zeros(2)
+        if held:
+            yield self.taken(np.concatenate(held))
+
+    def taken(self, part):
+        self.read += len(part)
+        mean = _mean(part)
+        # What is no number is found in the mean of both.
+        return mean if self.channel is None or not np.isfinite(mean).all() else np.ascontiguousarray(part[:, self.channel])
 
 
 def _regrouped(parts, length):

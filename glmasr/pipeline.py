@@ -151,6 +151,8 @@ class Options:
                     up to a second behind the last sound, which is several times cheaper for short recordings, and another result
     script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
     max_duration    seconds that a recording may have at most
+    track           of a file with several tracks of sound: a number, from 1, or a language ("eng"); by default the one that the file
+                    calls its default, else the first one
     """
 
     task: str = "transcribe"
@@ -165,6 +167,7 @@ class Options:
     pad_to: str = "window"
     script: str | None = None
     max_duration: float = sound.MAX_DURATION
+    track: int | str | None = None
 
     @property
     def tried(self) -> tuple[float, ...]:
@@ -191,6 +194,7 @@ class Options:
                 and all(isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 10 for value in self.temperatures)):
             raise OptionError(f"temperatures is {self.temperatures!r}, expected numbers from 0 to 10, at least one")
         script.converter(self.script)
+        sound.check_track(self.track)
         if self.long not in ("cut", "whole", "seek"):
             raise OptionError(f"long is {self.long!r}, expected 'cut', 'whole' or 'seek'")
         if self.pad_to not in ("window", "speech"):
@@ -289,7 +293,8 @@ class Recogniser:
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
                    timestamps: bool = False, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
                    temperatures: tuple[float, ...] = TEMPERATURES, long: str = "cut", batch_size: int | None = None, guards: bool = True,
-                   pad_to: str = "window", script: str | None = None, max_duration: float = sound.MAX_DURATION) -> Transcript:
+                   pad_to: str = "window", script: str | None = None, max_duration: float = sound.MAX_DURATION,
+                   track: int | str | None = None) -> Transcript:
         """Recognises one recording.
 
         audio       path, "-" (standard input), bytes, binary file, or a float array (S,) or (S, channels), about -1..1, with its
@@ -301,7 +306,7 @@ class Recogniser:
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
         """
         options = Options(task, timestamps, beams, length_penalty, max_new_tokens, temperatures, long, batch_size, guards, pad_to, script,
-                          max_duration)
+                          max_duration, track)
         return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)), self.how(options))
 
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None) -> Iterator[Part]:
@@ -326,7 +331,7 @@ class Recogniser:
                 if sound.may_wait(audio):
                     yield index, None               # what came before must not wait with it
                 try:
-                    blocks = sound.blocks(audio, sample_rate, max_duration=options.max_duration, warn=said.append)
+                    blocks = sound.blocks(audio, sample_rate, track=options.track, max_duration=options.max_duration, warn=said.append)
                     reader = Reader(blocks, self.config.window)
                     for item in self._work(reader, Hearing(language), options, said):
                         yield index, item

@@ -157,7 +157,8 @@ class Listening(threading.Thread):
         recogniser, recording, peaks, warnings = self.worker.recogniser, self.recording, Peaks(), []
 
         def blocks():
-            for block in sound.blocks(recording.path, max_duration=self.options.max_duration, warn=warnings.append, cancelled=lambda: self.left):
+            for block in sound.blocks(recording.path, track=self.options.track, max_duration=self.options.max_duration,
+                                      warn=warnings.append, cancelled=lambda: self.left):
                 peaks.add(block)
                 yield block
 

@@ -142,10 +142,10 @@ def test_options_reach_the_library(call, monkeypatch):
 
     monkeypatch.setattr(glmasr, "load", lambda *args, **more: calls.append((args, more)) or Recogniser(), raising=False)
     assert call("0.wav", "--lang", "yue", "--beams", "3", "--task", "translate", "--timestamps", "--long", "seek", "--batch-size", "7",
-                "--script", "traditional", "--max-duration", "99.5", tokens=44)[:2] == (0, [""])
+                "--script", "traditional", "--max-duration", "99.5", "--track", "eng", tokens=44)[:2] == (0, [""])
     assert calls == [(("model",), {"device": "cpu", "dtype": "float32", "plain": False, "revision": None, "progress": True}),
                      (["0.wav"], "yue", Options(task="translate", timestamps=True, beams=3, max_new_tokens=44, long="seek", batch_size=7,
-                                              script="traditional", max_duration=99.5))]
+                                              script="traditional", max_duration=99.5, track="eng"))]
 
 
 def test_progress_on_a_terminal(call, texts, monkeypatch):
