@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,9 @@ FORMATS = {"WAV": PCM, "WAVEX": PCM, "RF64": PCM, "AIFF": PCM, "AU": PCM, "CAF":
            "OGG": {"VORBIS", "OPUS"}, "MP3": {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}}
 # How their files begin. TRAP: the memory bugs are in the code that opens a file, so it is looked at before libsndfile gets it.
 BEGINNINGS = re.compile(rb"(RIFF|RIFX|RF64)....WAVE|FORM....AIF[FC]|fLaC|OggS|\.snd|dns\.|caff|\xff[\xe0-\xff]", re.DOTALL)
+# The same behind the end of another recording, with as much as makes a chance find unlikely.
+BEHIND = re.compile(rb"(RIFF|RIFX|RF64)....WAVE|FORM....AIF[FC]|fLaC\0\0\0\x22|OggS\0\x02|\.snd\0\0|caff\0\x01", re.DOTALL)
+MOST_PIECES = 1000                        # recordings in one file, one behind the other
 # And those of others that have a name. (ffmpeg reads some of them.)
 OTHERS = {b"riff": "W64", b"Creative Voice": "VOC", b"NIST_1A": "NIST", b"PVF1": "PVF", b" paf": "PAF", b"fap ": "PAF", b"2BIT": "AVR",
           b"MATLAB 5": "MAT5", b"ALawSoundFile": "WVE", b"Extended Instrument": "XI", b"\xf0\x7e": "SDS", b"\x64\xa3": "IRCAM",
@@ -154,8 +157,9 @@ def _open(source, sample_rate, track, max_duration, stack, warn, cancelled):
     path, name = _as_file(source, stack, cancelled)
     trouble, length = _foreign(path), 0.0
     if not trouble:
+        pieces = _pieces(path, cancelled)
         try:
-            file = stack.enter_context(_sound_file(path))
+            file = stack.enter_context(_sound_file(path, *pieces[:2]))
         except soundfile.LibsndfileError as error:
             trouble = error.error_string.rstrip(".")
             if "SF_INFO" in trouble:
@@ -163,8 +167,8 @@ def _open(source, sample_rate, track, max_duration, stack, warn, cancelled):
         except TypeError:                 # TRAP: a file named .raw, for which soundfile wants to be told the rate
             trouble = "a .raw file has no header"
         else:
-            known = file.subtype in FORMATS.get(file.format, ())
-            trouble = f"{file.subtype} in {file.format} is not among the formats read directly"
+            trouble = _unknown(file)
+            known = not trouble
             if known:
                 trouble, length = _cut_short(file, path, cancelled)
             if known and not (trouble and shutil.which("ffmpeg")):
@@ -175,7 +179,7 @@ def _open(source, sample_rate, track, max_duration, stack, warn, cancelled):
                 if max_duration * _checked_rate(file.samplerate, name) < file.frames <= os.path.getsize(path) // file.channels:
                     raise _too_long(name, max_duration)
                 _only_track(track, name)
-                return name, file.samplerate, _decoded(file, name, length, warn)
+                return name, file.samplerate, chain(_decoded(file, name, length, warn), _joined(path, pieces, file.samplerate, name, warn))
     return _open_ffmpeg(path, name, trouble, length, track, stack, warn, cancelled)
 
 
@@ -197,10 +201,132 @@ def stated_duration(source) -> float | None:
         return None
 
 
-def _sound_file(path) -> soundfile.SoundFile:
-    # TRAP: on Linux a name need not be UTF-8, and soundfile encodes text as UTF-8; bytes it takes as they are.
+def _sound_file(path, begin=0, end=None) -> soundfile.SoundFile:
+    """A file, or the bytes of it from `begin` to `end`."""
     with _HUSH:                           # an MP3, if anything
+        if begin or end is not None:
+            return soundfile.SoundFile(_Slice(path, begin, end))
+        # TRAP: on Linux a name need not be UTF-8, and soundfile encodes text as UTF-8; bytes it takes as they are.
         return soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path))
+
+
+class _Slice(io.RawIOBase):
+    """A part of a file, as a file; `end` None: up to its end."""
+
+    def __init__(self, path, begin, end):
+        self.file, self.begin, self.place = open(path, "rb"), begin, 0
+        self.size = (os.path.getsize(path) if end is None else end) - begin
+
+    def seek(self, offset, whence=os.SEEK_SET) -> int:
+        self.place = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence])
+        return self.place
+
+    def tell(self) -> int:
+        return self.place
+
+    def readinto(self, buffer) -> int:
+        content = _at(self.file, self.begin + self.place, max(0, min(len(buffer), self.size - self.place)))
+        buffer[:len(content)] = content
+        self.place += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _unknown(file) -> str:
+    """Why an open SoundFile is left to ffmpeg; "" if it isn't."""
+    known = file.subtype in FORMATS.get(file.format, ())
+    return "" if known else f"{file.subtype} in {file.format} is not among the formats read directly"
+
+
+# ---- several recordings in one file, as `cat a.wav b.wav` makes it ---------------------------------------------------------
+
+def _pieces(path, cancelled) -> list[int | None]:
+    """Where the recordings of a file begin, and where the last one ends: None, or the place of the one that is too many.
+    TRAP: libsndfile and ffmpeg read the first one and say nothing."""
+    places, size = [0], os.path.getsize(path)
+    with open(path, "rb", buffering=VALUES) as file:
+        while len(places) <= MOST_PIECES and (place := _behind(file, places[-1], size)) < size:
+            for found in _until(cancelled, _searched(file, place)):
+                if found is not None:
+                    places.append(found)
+                    break
+            else:
+                break
+    return places if len(places) > MOST_PIECES else [*places, None]
+
+
+def _behind(file, place, end) -> int:
+    """Where the sound ends of the recording that begins at `place`, by its own header; of a FLAC, which doesn't say that, where it
+    begins. `end`, of the file, where that isn't known."""
+    head = _at(file, place, 36)
+    if head[:3] == b"ID3":                # in front of a FLAC
+        place = min(place + _tag_length(head), end)
+        head = _at(file, place, 36)
+    kind, order = head[:4], "little" if head[:4] in (b"RIFF", b"RF64", b"dns.") else "big"
+    if kind == b"fLaC":
+        return place + 4
+    if kind == b"OggS":
+        return _behind_ogg(file, place)
+    if kind in (b".snd", b"dns."):
+        offset, size = (int.from_bytes(head[start:start + 4], order) for start in (4, 8))
+        return place + offset + size if size else end
+    if kind not in (b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff"):
+        return end
+    # A WAV of 64 bits has its sizes in its first chunk.
+    long = int.from_bytes(head[28:36], "little") if kind == b"RF64" and head[12:16] == b"ds64" else 0
+    digits, place = (8, place + 8) if kind == b"caff" else (4, place + 12)
+    while place < end and len(chunk := _at(file, place, 4 + digits)) == 4 + digits:
+        size = int.from_bytes(chunk[4:], order)
+        place += 4 + digits
+        if chunk[:4] in (b"data", b"SSND"):
+            size = long if long and size == 2 ** 32 - 1 else size
+            return place + size if size else end
+        place += size + (size % 2 if digits == 4 else 0)
+    return end
+
+
+def _searched(file, place) -> Iterator[int | None]:
+    """From `place` on, where the next recording begins; None as long as it isn't found."""
+    while len(content := _at(file, place, VALUES)) > 16:
+        found = BEHIND.search(content)
+        yield place + found.start() if found else None
+        place += len(content) - 16
+
+
+def _behind_ogg(file, place) -> int:
+    """The same of an OGG file: where a page is none of its streams', but begins another, or where there are no more pages."""
+    sound = False
+    while len(head := _at(file, place, 27)) == 27 and head.startswith(b"OggS"):
+        first = bool(head[5] & 2)
+        if first and sound:
+            break
+        sound = sound or not first
+        place += 27 + head[26] + sum(file.read(head[26]))
+    return place
+
+
+def _joined(path, places, rate, name, warn) -> Iterator[np.ndarray]:
+    """The recordings of a file behind the first one, as float32 arrays (samples, channels) at the rate of that one."""
+    for number, (begin, end) in enumerate(pairwise(places[1:]), 2):
+        try:
+            with _sound_file(path, begin, end) as file:
+                if trouble := _unknown(file):
+                    raise AudioError(trouble)
+                parts = _decoded(file, name, 0.0, warn)
+                if _checked_rate(file.samplerate, name) == rate:
+                    yield from parts
+                else:
+                    for part in _resampled((torch.from_numpy(_mean(part)) for part in parts), file.samplerate, rate):
+                        yield part.numpy()[:, None]
+        except (AudioError, soundfile.LibsndfileError) as error:
+            reason = getattr(error, "error_string", str(error)).rstrip(".")
+            warn(f"{name}: recording {number} in this file, which begins at byte {begin}, is lost ({reason}): cut the file in two there")
+    if places[-1] is not None:
+        warn(f"{name}: holds more than {MOST_PIECES} recordings, one behind the other; what follows those, from byte {places[-1]} on, is "
+             "lost: cut the file in two there")
 
 
 class _Hush:
@@ -278,8 +404,6 @@ def _cut_short(file, path, cancelled) -> tuple[str, float]:
         length = max(length, stated if counted else 0)
         if junk > RESYNC:
             return f"{junk} bytes between its frames are no sound, where libsndfile stops", length
-    if file.format == "OGG" and _chained(path):
-        return f"it is several recordings, one behind the other, and the first is {stated:.1f} s long", length
     if FORMATS[file.format] is PCM and file.frames == 0 and os.path.getsize(path) > 1000:
         return "its header says that it holds no samples, as after a crash of the recorder", length
     return "", length
@@ -331,19 +455,6 @@ def _mpeg_frames(path) -> Iterator[tuple[float, int, bytes]]:
 def _at(file, place, count) -> bytes:
     file.seek(place)
     return file.read(count)
-
-
-def _chained(path) -> bool:
-    """Whether another stream begins in an OGG file behind the pages of the first ones."""
-    sound = False
-    with open(path, "rb") as file:
-        while len(head := file.read(27)) == 27 and head.startswith(b"OggS"):
-            first = head[5] & 2
-            if first and sound:
-                return True
-            sound = sound or not first
-            file.seek(sum(file.read(head[26])), os.SEEK_CUR)
-    return False
 
 
 def _open_array(source, sample_rate):
@@ -715,7 +826,8 @@ def _open_ffmpeg(path, name, trouble, length, track, stack, warn, cancelled):
         if silent and len(tracks) > 1:
             others = (place for place in range(len(tracks)) if place != chosen and _heard(ffmpeg, tracks[place], begin, stated))
             if (other := next(others, None)) is not None:
-                warn(f"{name}: track {chosen + 1}, which was read, is silent throughout, but track {other + 1} has sound: choose it with --track {other + 1}")
+                warn(f"{name}: track {chosen + 1}, which was read, is silent throughout, but track {other + 1} has sound: choose it with "
+                     f"--track {other + 1}")
 
     return name, found.rate, parts()
 
