@@ -113,7 +113,8 @@ async def kept(upload: UploadFile, folder: str) -> AsyncIterator[str]:
             await anyio.to_thread.run_sync(shutil.copyfileobj, upload.file, file, 2 ** 20)
         yield path
     finally:
-        os.unlink(path)
+        with anyio.CancelScope(shield=True):            # of a client that left too
+            await anyio.to_thread.run_sync(os.unlink, path)
 
 
 # ---- what is answered -----------------------------------------------------------------------------------------------------

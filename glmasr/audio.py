@@ -67,6 +67,8 @@ GAP = 0.1                                 # seconds without packets that are mad
 LONGEST_GAP = 3600.0                      # seconds; beyond that a clock has jumped, and no sound is missing
 SILENT = 1e-3                             # of full scale: a track that is never louder is a microphone that was off
 
+MOST_LOGGED = 2 ** 20                     # bytes of its complaints that are kept; a damaged file can give a line a packet
+
 # The decoders of libsndfile that are widely used and fuzzed; the others have open memory bugs and are left to ffmpeg.
 PCM = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
 FORMATS = {"WAV": PCM, "WAVEX": PCM, "RF64": PCM, "AIFF": PCM, "AU": PCM, "CAF": PCM, "FLAC": {"PCM_S8", "PCM_16", "PCM_24"},
@@ -852,7 +854,7 @@ class _Child:
     LEASH = 'read -r _; kill -9 -"$1"'    # what closes the pipe, kills the session
 
     def __init__(self, command, log, cancelled):
-        self.cancelled, self.silent, self.deadline, self.closed = cancelled, False, math.inf, threading.Event()
+        self.log, self.cancelled, self.silent, self.deadline, self.closed = log, cancelled, False, math.inf, threading.Event()
         with ExitStack() as stack:
             # TRAP: no other child may inherit a pipe; `Popen` sees to that.
             self.process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
@@ -909,6 +911,8 @@ class _Child:
 
     def _watch(self) -> None:
         while not self.closed.wait(0.1):
+            if getattr(os.fstat(self.log.fileno()), "st_blocks", 0) * 512 > MOST_LOGGED:       # where it writes on, there is a hole in front
+                os.ftruncate(self.log.fileno(), 0)
             if self.cancelled():
                 self.kill()
             elif time.monotonic() > self.deadline:

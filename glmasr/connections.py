@@ -2,32 +2,53 @@
 or doesn't take its answer."""
 
 import asyncio
+import select
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from . import gate
 
 HEADERS = 20.0                  # seconds in which a request has to be there, but for its body, after the connection or the answer before
 READ = 2 ** 14                  # bytes that are parsed in one go; h11 is slow, and all others wait meanwhile
-SMALLEST_CHUNK = 32             # bytes that chunks of a body have to have on average; each costs as much as a large one
+CHUNKS, SMALLEST = 256, 128     # after so many chunks of a body they have to have so many bytes on average; each costs as much as a large one
 TICK = 1.0
+LEFT = getattr(select, "POLLRDHUP", 0)          # that the other side sends no more; Linux only
+
+
+class Parser(h11.Connection):
+    """Counts the chunks of a body."""
+
+    chunks = size = 0
+
+    def next_event(self):
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.chunks = self.size = 0
+        elif isinstance(event, h11.Data):
+            self.chunks, self.size = self.chunks + event.chunk_start, self.size + len(event.data)
+            if self.chunks > CHUNKS and self.size < self.chunks * SMALLEST:
+                raise h11.RemoteProtocolError("chunks too small")
+        return event
 
 
 class Connection(H11Protocol):
+    def __init__(self, config, *args, **more):
+        super().__init__(config, *args, **more)
+        self.conn = Parser(h11.SERVER)
+
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         if hasattr(transport, "max_size"):
             transport.max_size = READ
         self.taken = self.idle = self.loop.time()       # when the client last took all that was sent, and when no request was there
 
-    def data_received(self, data: bytes) -> None:
-        if len(data) > READ // 4 and data.count(b"\r\n") > 2 * len(data) / SMALLEST_CHUNK and self.chunked():
+    def send_400_response(self, msg: str) -> None:
+        """TRAP: uvicorn's own fails where the answer has begun, and the rest of the body is damaged."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
             self.transport.abort()
-            return
-        super().data_received(data)
-
-    def chunked(self) -> bool:
-        return self.cycle is not None and self.cycle.more_body and any(name == b"transfer-encoding" for name, _ in self.headers)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -38,13 +59,26 @@ class Connection(H11Protocol):
         self.idle = self.loop.time()
 
     def check(self, now: float) -> None:
-        """Closes the connection where the client is too slow. Between the calls there is a second."""
+        """Closes the connection where the client is too slow, or has left. Between the calls there is a second."""
         if not self.transport.get_write_buffer_size():
             self.taken = now
         elif now > self.taken + gate.STALL:             # TRAP: to close would wait until all is sent
             self.transport.abort()
-        if (self.cycle is None or self.cycle.response_complete) and now > self.idle + HEADERS:
-            self.transport.close()
+        if self.cycle is None or self.cycle.response_complete:
+            if self.conn.their_state is h11.SEND_BODY and now > self.idle + gate.LINGER:       # it was refused, and goes on sending
+                self.transport.abort()
+            elif now > self.idle + HEADERS:
+                self.transport.close()
+        elif self.flow.read_paused and self.left():
+            self.transport.abort()
+
+    def left(self) -> bool:
+        """Whether the client has closed its side. TRAP: a transport that doesn't read, for it holds enough, doesn't see that."""
+        if not LEFT or self.transport.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), LEFT)
+        return bool(poll.poll(0))
 
 
 async def watch(connections: set[Connection]) -> None:

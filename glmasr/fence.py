@@ -8,6 +8,8 @@ What is unusual here:
 - Gradio takes objects that name files, streams and addresses anywhere in a call. It never gets one: a recording becomes the path of a file
   that was uploaded for it, everything else has to be a text, a number or a truth value, and what isn't known is refused by name.
 - A data URI goes into a file while it comes in. The rest of a call has at most SLACK bytes. So no call takes time or memory to parse.
+- What Gradio makes anew for each request, page and descriptions, it makes for one at a time; and it sees no header by which a client could say
+  what this server is called, for it would tell that to others.
 - Files are stored and given out here, not by Gradio: see `uploads.py`.
 """
 
@@ -17,7 +19,8 @@ import json
 import mimetypes
 import os
 import re
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
 import anyio
@@ -47,6 +50,7 @@ class Route(NamedTuple):
 
 NAME = r"[\w.-]{1,64}"
 FILES = r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*"              # names without a leading dot: nothing leads upwards
+HEADERS = {b"host", b"content-type", b"accept", b"accept-language", b"user-agent", b"origin", b"range", b"x-forwarded-proto", b"authorization"}
 ROUTES = (
     Route("GET", "/", ("view", "__theme", "__lang"), "the page"),
     Route("GET", rf"/assets/{FILES}", (), "its programs and styles"),
@@ -62,11 +66,25 @@ ROUTES = (
     Route("GET", rf"/gradio_api/call/transcribe/{NAME}", (), "the events of that call"),
     Route("POST", "/gradio_api/cancel", (), "the page's Stop"),
 )
-# What each function takes, by its number: the recording, and the kinds of its other values.
-RECORDING, TEXT, TRUTH, NUMBER = "a recording", (str,), (bool,), (int, float)
-CALLS = {0: (RECORDING, TEXT), 1: (RECORDING, TEXT, TRUTH, NUMBER, TRUTH, TEXT)}
-DEFAULTS = {0: (None, "auto")}
-LONGEST_TEXT = 200
+MADE = {"/", "/config", "/gradio_api/info", "/theme.css"}               # anew for each request
+UNREAD = 8                      # calls of a session whose events nobody has asked for
+MOST_BEAMS = 10                 # of the page
+
+
+def is_truth(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def is_beams(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= MOST_BEAMS
+
+
+def is_script(value: Any) -> bool:
+    return value in ("", "simplified", "traditional")
+
+
+# What each function takes behind the recording and its language, by its number: whether times, beams, a fast encoding, a script of Chinese.
+CALLS: dict[int, tuple[Callable[[Any], bool], ...]] = {0: (), 1: (is_truth, is_beams, is_truth, is_script)}
 
 
 class Fence:
@@ -74,6 +92,7 @@ class Fence:
 
     def __init__(self, app, uploads: Uploads, languages: list[str]):
         self.app, self.uploads, self.languages = app, uploads, languages
+        self.turn = asyncio.Lock()
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] == "lifespan":
@@ -83,7 +102,13 @@ class Fence:
         if route is None:
             raise Problem(404, f"{scope['path'][:100]} is not known; this server has the page at / and the API at /v1", code="unknown_url")
         queries = [part for part in scope["query_string"].split(b"&") if part.partition(b"=")[0].decode("latin-1") in route.queries]
-        scope = scope | {"query_string": b"&".join(queries)}
+        scope = scope | {"query_string": b"&".join(queries), "headers": [(name, value) for name, value in scope["headers"] if name in HEADERS]}
+        if scope["path"] in MADE:
+            async with self.turn:
+                messages = await self.rendered(scope, receive)
+            for message in messages:                    # to a client that may be slow
+                await send(message)
+            return
         if route.method == "GET":
             await self.app(scope, receive, send)
             return
@@ -101,6 +126,18 @@ class Fence:
             if body.path and not taken:                 # nobody will ask for it
                 self.uploads.drop(body.path)
 
+    async def rendered(self, scope, receive) -> list[dict[str, Any]]:
+        """The messages of an answer. TRAP: of the description Gradio keeps the first one, with the address that its client used."""
+        self.app.api_info = None
+        messages: list[dict[str, Any]] = []
+
+        async def collect(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"cache-control", b"no-store"), (b"content-security-policy", b"frame-ancestors 'self'")]
+            messages.append(message)
+        await self.app(scope, receive, collect)
+        return messages
+
     async def made_anew(self, scope, body: "CallBody", receive) -> bytes:
         """The body of a call as Gradio gets it. Raises Problem."""
         types = [value.partition(b";")[0].strip().lower() for name, value in scope["headers"] if name == b"content-type"]
@@ -109,8 +146,12 @@ class Fence:
         call = await body.read(receive)
         if scope["path"].endswith("/cancel"):
             checked = checked_fields(call, ("session_hash", "event_id", "fn_index"))
+            if len(checked) < 3:
+                raise wrong("a cancellation needs session_hash, event_id and fn_index")
         else:
-            checked = checked_call(call, scope["path"].endswith("/join"), body.path, self.uploads, self.languages)
+            checked = checked_call(call, scope["path"].endswith("/join"), body, self.uploads, self.languages)
+            if len(self.app.get_blocks()._queue.pending_event_ids_session.get(checked.get("session_hash"), ())) >= UNREAD:
+                raise Problem(429, f"{UNREAD} calls of this session have events that nobody has asked for; ask for them first", "session_hash", "queue_full", 1)
         return json.dumps(checked).encode()
 
 
@@ -138,10 +179,10 @@ DATA_URI = re.compile(rb'"(data:(?:[^,"\\]|\\.){0,200};base64,)', re.IGNORECASE 
 
 
 class CallBody:
-    """JSON that is read as it comes. The first data URI in it goes into a file, and its path takes its place: `path`, "" without one."""
+    """JSON that is read as it comes. The first data URI in it goes into a file, `path` ("" without one), and `token` takes its place."""
 
     def __init__(self, uploads: Uploads):
-        self.uploads, self.path = uploads, ""
+        self.uploads, self.path, self.token = uploads, "", secrets.token_hex(16)
 
     async def read(self, receive) -> dict[str, Any]:
         """Raises Problem."""
@@ -160,7 +201,7 @@ class CallBody:
                 if quote:
                     await recording.close()
                     recording = None
-                    kept += json.dumps(self.path).encode()[1:] + rest
+                    kept += self.token.encode() + quote + rest
             if len(kept) > SLACK:
                 raise Problem(413, f"the call has more than {SLACK // 1024} KiB beside its one recording, which is the limit", None, "too_large")
         try:
@@ -247,27 +288,24 @@ def wrong(message: str, param: str | None = None) -> Problem:
     return Problem(400, message, param, "invalid_value")
 
 
-def checked_call(call: dict[str, Any], joins: bool, path: str, uploads: Uploads, languages: list[str]) -> dict[str, Any]:
-    """The call as Gradio gets it: what is known, and is what it should be. `joins`: it says which function and session; `path`: of the
-    recording that came with it. Raises Problem."""
+def checked_call(call: dict[str, Any], joins: bool, body: CallBody, uploads: Uploads, languages: list[str]) -> dict[str, Any]:
+    """The call as Gradio gets it: what is known, and is what it should be. `joins`: it says which function and session. Raises Problem."""
     checked = checked_fields(call, ("data", "session_hash", *(("fn_index", "trigger_id") if joins else ())))
     number = checked.setdefault("fn_index", 0) if joins else 0
     if number not in CALLS:
         raise wrong(f"fn_index is {number}, expected 0, which recognizes a recording", "fn_index")
     if joins and "session_hash" not in checked:
         raise wrong("session_hash is missing; expected a random text of your own, by which the events are asked for", "session_hash")
-    kinds, values = CALLS[number], call.get("data")
-    if not isinstance(values, list) or len(values) > len(kinds):
-        raise wrong(f"data is no list of at most {len(kinds)} values; expected the recording and its language", "data")
-    values = [*values, *DEFAULTS.get(number, ())[len(values):]]
-    if len(values) < len(kinds):
-        raise wrong(f"data has {len(values)} values, expected {len(kinds)}", "data")
-    for place, (value, kind) in enumerate(zip(values[1:], kinds[1:], strict=True), 1):
-        if type(value) not in kind or isinstance(value, str) and len(value) > LONGEST_TEXT:
-            raise wrong(f"data[{place}] is {str(value)[:100]!r}, expected a {kind[0].__name__}", "data")
-    if values[1] not in languages:
-        raise wrong(f"language is {values[1][:40]!r}, expected one of {', '.join(languages)}", "language")
-    recording = checked_recording(values[0], path, uploads)
+    checks, values = CALLS[number], call.get("data")
+    if not isinstance(values, list) or len(values) != 2 + len(checks) and not (number == 0 and len(values) < 2):
+        raise wrong(f"data is no list of {2 + len(checks)} values; expected the recording, its language, and what else the page sends", "data")
+    values = [*values, *(None, "auto")[len(values):]]
+    for place, (value, right) in enumerate(zip(values[2:], checks, strict=True), 2):
+        if not right(value):
+            raise wrong(f"data[{place}] is {str(value)[:100]!r}, which the page doesn't send", "data")
+    if not isinstance(values[1], str) or values[1] not in languages:
+        raise wrong(f"language is {str(values[1])[:40]!r}, expected one of {', '.join(languages)}", "language")
+    recording = checked_recording(values[0], body, uploads)
     if number == 1 and recording:
         uploads.show(recording, checked["session_hash"])
     return checked | {"data": [recording, *values[1:]]}
@@ -288,15 +326,15 @@ def checked_fields(call: dict[str, Any], known: tuple[str, ...]) -> dict[str, An
     return checked
 
 
-def checked_recording(value: Any, path: str, uploads: Uploads) -> str | None:
-    """The path of what was uploaded: by this call as a data URI, to `path`, or before it. Raises Problem, with the same words whether or not there is
+def checked_recording(value: Any, body: CallBody, uploads: Uploads) -> str | None:
+    """The path of what was uploaded: by this call as a data URI, or before it. Raises Problem, with the same words whether or not there is
     such a file on this machine."""
     if isinstance(value, dict) and "data" in value:             # as Gradio 3 sent it
         value = value["data"]
     if value is None:
         return None
-    if isinstance(value, str) and path and value == path:
-        return value
+    if body.path and value == body.token:
+        return body.path
     if isinstance(value, dict) and isinstance(place := value.get("path"), str):
         if value.get("is_stream"):
             raise wrong("the recording is a stream, which this server doesn't take; expected an uploaded file or a data URI", "data")

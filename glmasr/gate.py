@@ -20,6 +20,7 @@ ROUTE = "/v1/audio/transcriptions"
 STALL = 20.0                    # seconds in which nothing of an upload comes, or nothing of an answer is taken, before a connection is given up
 UPLOAD = 600.0                  # seconds that an upload may take
 LINGER = 5.0                    # seconds for which a refused upload is read on: a client that is still sending hears no answer
+UNFINISHED = 10                 # recordings of the largest size that may be under way: unfinished uploads lie on the disk
 SLACK = 2 ** 16                 # bytes of a request beside the recording: all other fields together
 LONGEST_TYPE = 500              # characters of a content type; the boundary of a form has at most 70
 REFUSED = {408, 413, 429, 503, 504, 507}        # an answer of these says: not now, or not this much
@@ -37,6 +38,7 @@ class Gate:
 
     def __init__(self, app, desk: Desk, key: str, most_bytes: int, hosts: frozenset[str] | None, origins: tuple[str, ...]):
         self.app, self.desk, self.key, self.most_bytes, self.hosts, self.origins = app, desk, key.encode(), most_bytes, hosts, origins
+        self.unfinished = 0                             # bytes of all bodies that are under way
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] == "lifespan":
@@ -54,7 +56,7 @@ class Gate:
             except (Problem, Refused) as error:
                 await self.refuse(Problem.of(error), scope, receive, send)
             else:
-                await self.let_in(scope, self.watched(receive, recording + SLACK), send)
+                await self.let_in(scope, receive, send, recording + SLACK)
 
     # -- what is looked at before anything is read ------------------------------------------------------------------------
 
@@ -121,8 +123,8 @@ class Gate:
             await self.read_on(receive)
         await problem.response()(scope, receive, send)
 
-    async def let_in(self, scope, receive, send) -> None:
-        begun = False
+    async def let_in(self, scope, receive, send, limit: int) -> None:
+        begun, body = False, Body(self, receive, limit)
 
         async def noted(message):
             nonlocal begun
@@ -132,40 +134,58 @@ class Gate:
             await send(message)
 
         try:
-            await self.app(scope, receive, noted)
+            await self.app(scope, body.receive, noted)
         except Exception as error:                      # TRAP: beyond this place its message would be logged
             response = Problem.of(error).response()
             if not begun:
                 await response(scope, receive, send)
-
-    def watched(self, receive, limit: int):
-        """The same `receive`, which raises where an upload is too large or too slow."""
-        read, over, deadline = 0, False, time.monotonic() + UPLOAD
-
-        async def inner():
-            nonlocal read, over
-            if over:                                    # what comes now is that the client has left, whenever that is
-                return await receive()
-            message = None
-            with anyio.move_on_after(max(0, min(STALL, deadline - time.monotonic()))):
-                message = await receive()
-            if message is None:
-                raise _http(Problem(408, f"nothing came for {STALL:g} s, or not all of it in {UPLOAD:g} s; send it again", None, "upload_timeout",
-                                    headers={"Connection": "close"}))
-            read += len(message.get("body", b""))
-            over = not message.get("more_body")
-            if read > limit:
-                if message.get("more_body"):
-                    await self.read_on(receive)
-                raise _http(self.too_large(limit))
-            return message
-        return inner
+        finally:
+            body.finish()
 
     async def read_on(self, receive) -> None:
         """TRAP: a connection that is closed while its client is sending is reset, and the client sees that instead of the answer."""
         with anyio.move_on_after(LINGER):
             while (message := await receive())["type"] == "http.request" and message.get("more_body"):
                 pass
+
+
+class Body:
+    """The body of a request while it comes in."""
+
+    def __init__(self, gate: Gate, receive, limit: int):
+        self.gate, self._receive, self.limit = gate, receive, limit
+        self.read, self.over, self.deadline = 0, False, time.monotonic() + UPLOAD
+
+    async def receive(self):
+        """ASGI's `receive`, which raises where an upload is too large or too slow, or where too many are under way."""
+        if self.over:                                   # what comes now is that the client has left, whenever that is
+            return await self._receive()
+        message = None
+        with anyio.move_on_after(max(0, min(STALL, self.deadline - time.monotonic()))):
+            message = await self._receive()
+        if message is None:
+            raise _http(Problem(408, f"nothing came for {STALL:g} s, or not all of it in {UPLOAD:g} s; send it again", None, "upload_timeout",
+                                headers={"Connection": "close"}))
+        count = len(message.get("body", b""))
+        self.read, self.gate.unfinished = self.read + count, self.gate.unfinished + count
+        problem = None
+        if self.read > self.limit:
+            problem = self.gate.too_large(self.limit)
+        elif count and self.gate.unfinished > UNFINISHED * self.gate.most_bytes + SLACK:
+            problem = Problem(507, "too many uploads are under way; try again later", None, "no_space", 30)
+        more = message.get("more_body", False)
+        if problem or not more:
+            self.finish()
+        if problem:
+            if more:
+                await self.gate.read_on(self._receive)
+            raise _http(problem)
+        return message
+
+    def finish(self) -> None:
+        """All of it is there, or nobody waits for the rest."""
+        if not self.over:
+            self.over, self.gate.unfinished = True, self.gate.unfinished - self.read
 
 
 def bare(host: str) -> str:

@@ -11,6 +11,7 @@ import html
 import importlib.util
 import os
 import sys
+import time
 from abc import ABCMeta
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -27,7 +28,7 @@ from .batching import Desk, Finished
 from .language import join
 from .pipeline import FLAGS, Options
 from .problems import Problem
-from .uploads import Uploads
+from .uploads import KEEP, Uploads
 from .worker import Began, Heard
 
 SESSIONS = 64                   # that Gradio remembers; the functions here keep nothing in them
@@ -309,8 +310,29 @@ def add(app, desk: Desk, uploads: Uploads, name: str, *, most_bytes: int, max_du
     return end
 
 
-async def tidy(uploads: Uploads) -> None:
-    """Drops what nobody needs any more, for ever."""
+async def tidy(app, uploads: Uploads) -> None:
+    """Drops what nobody needs any more, for ever: files, and what Gradio keeps of sessions that have left."""
+    gradio_app, unread = app.router.routes[-1].app.app, {}
     while True:
         await asyncio.sleep(5)
         uploads.tidy()
+        tidy_sessions(gradio_app.get_blocks()._queue, unread)
+
+
+def tidy_sessions(waiting, unread: dict[str, float]) -> None:
+    """`waiting`: Gradio's queue; `unread`: since when the messages of a session are unread. TRAP: of a client that leaves while it listens
+    Gradio keeps a task that sends signs of life, and of one that never listens all messages; both for ever."""
+    now = time.monotonic()
+    for session, messages in list(waiting.pending_messages_per_session.items()):
+        if messages.empty():
+            unread.pop(session, None)
+        elif now > unread.setdefault(session, now) + KEEP:
+            del waiting.pending_messages_per_session[session]
+            for event in waiting.pending_event_ids_session.pop(session, ()):
+                waiting.event_ids_to_events.pop(event, None)
+    for session in set(unread) - set(waiting.pending_messages_per_session):
+        del unread[session]
+    for task in asyncio.all_tasks():
+        frame = task.get_coro().cr_frame if task.get_coro().__qualname__.endswith("queue_data_helper.<locals>.heartbeat") else None
+        if frame and frame.f_locals["session_hash"] not in waiting.pending_messages_per_session:
+            task.cancel()

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
 from .batching import Busy, Closing, Refused, TooLong
 from .errors import AudioError, OptionError, ShortMemoryError
@@ -40,6 +41,8 @@ class Problem(Exception):
         if isinstance(error, OptionError):
             field = re.match(r"language|temperature", str(error))
             return cls(400, str(error), field and field[0], "invalid_value")
+        if isinstance(error, ClientDisconnect):
+            return cls(499, "the client left while it was sending")
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return cls(507, "the server has no room for the upload; try again later, or send a smaller file", None, "no_space", 30)
         if isinstance(error, ShortMemoryError):
@@ -51,7 +54,9 @@ class Problem(Exception):
     def content(self) -> dict:
         kind = ("authentication_error" if self.status == 401 else "rate_limit_error" if self.status == 429
                 else "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        # TRAP: what it quotes of a request may be half a UTF-16 character, which JSON can't be encoded with.
+        message, param = (text and text.encode("utf-8", "backslashreplace").decode() for text in (str(self), self.param))
+        return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.content(), self.status, self.headers)

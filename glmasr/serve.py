@@ -25,7 +25,7 @@ from .errors import GlmAsrError, OptionError, printable
 
 BACKLOG = 64                    # connections that may wait to be taken; a thousand would each be an error where no more files can be open
 GRACE = 20.0                    # seconds that running recordings get at the end
-LAST = 8.0                      # seconds until the process ends after that, whatever is under way
+LAST = 6.0                      # seconds until the process ends after that, whatever is under way
 FOLDER = "glmasr-server-"
 
 
@@ -181,7 +181,7 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
         if not args.no_page:
             kept = uploads.Uploads(Path(os.environ["GRADIO_TEMP_DIR"]), round(args.most_kept * 2 ** 20))
             application.state.stop = page.add(application, desk, kept, names(args)[0], most_bytes=most_bytes, max_duration=args.max_duration)
-            tasks.append(loop.create_task(page.tidy(kept)))
+            tasks.append(loop.create_task(page.tidy(application, kept)))
         # uvicorn's log names paths, and those of the page hold the names of files.
         config = uvicorn.Config(application, args.host, args.port, http=connections.Connection, ws="none", access_log=False, log_config=None,
                                 server_header=False, timeout_graceful_shutdown=int(GRACE + LAST / 2), backlog=BACKLOG)
@@ -277,6 +277,8 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     handler = logging.StreamHandler()
     handler.setFormatter(Escaping("%(asctime)s %(levelname)s %(message)s"))
+    # Any client could have that logged as often as it likes: that its bytes are no HTTP, that it wants a WebSocket.
+    handler.addFilter(lambda record: record.levelno != logging.WARNING or record.name != "uvicorn.error")
     logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, handlers=[handler])
     for talkative in ("httpx", "httpcore", "python_multipart"):
         logging.getLogger(talkative).setLevel(logging.ERROR)

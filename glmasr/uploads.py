@@ -11,8 +11,10 @@ are random, so whoever knows one was given it, or was told it by somebody who wa
 A file goes when its page is closed, when another recording takes its place there, or when it was not used for KEEP seconds.
 """
 
+import queue
 import secrets
 import shutil
+import threading
 import time
 import unicodedata
 from collections import Counter
@@ -49,6 +51,9 @@ class Uploads:
         self.files: dict[str, Kept] = {}
         self.bytes = 0
         self.pages: Counter[str] = Counter()            # connections of the open pages, by session
+        self.lock = threading.Lock()                    # of `bytes`, which are given back when a file is gone
+        self.leaving: queue.Queue[tuple[Path, int]] = queue.Queue()
+        threading.Thread(target=self._remove, daemon=True).start()
         self.folder.mkdir(mode=0o700, exist_ok=True)
 
     def new(self, name: str, session: str = "", once: bool = False) -> str:
@@ -80,7 +85,8 @@ class Uploads:
         if self.bytes + count > self.most_bytes:
             self.check_room(count)
         self.files[path].size += count
-        self.bytes += count
+        with self.lock:
+            self.bytes += count
 
     def find(self, path: str) -> str | None:
         """The path if it is one of ours, which counts as a use."""
@@ -91,15 +97,27 @@ class Uploads:
 
     def show(self, path: str, session: str) -> None:
         """A page shows this recording from now on, and what it showed before is no longer needed."""
-        for other in [other for other, kept in self.files.items() if session and kept.session == session and other != path]:
-            self.drop(other)
+        for other, kept in list(self.files.items()):
+            if session and kept.session == session and other != path:
+                kept.once = True
+                if not kept.busy:
+                    self.drop(other)
         if path in self.files:
             self.files[path].session = session
 
     def drop(self, path: str) -> None:
+        """From now on it isn't there. TRAP: to remove it from the disk may take milliseconds, and a thousand of them seconds."""
         if kept := self.files.pop(path, None):
-            self.bytes -= kept.size
-            shutil.rmtree(Path(path).parent, ignore_errors=True)
+            self.leaving.put((Path(path).parent, kept.size))
+
+    def _remove(self) -> None:
+        """Thread: removes files, for ever."""
+        while True:
+            folder, size = self.leaving.get()
+            shutil.rmtree(folder, ignore_errors=True)
+            with self.lock:
+                self.bytes -= size
+            self.leaving.task_done()
 
     @contextmanager
     def use(self, path: str) -> Iterator[None]:

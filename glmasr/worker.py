@@ -285,6 +285,13 @@ class Worker:
             self.send(Heard(one.recording.number, part))
 
 
+def die_with_the_server() -> None:
+    """On Linux, also where this process is stopped, and doesn't see that its pipe is closed."""
+    if sys.platform == "linux":
+        # PR_SET_PDEATHSIG. TRAP: it goes by the thread that has started this process, and that is the server's main one.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def give_memory_back() -> None:
     """TRAP: glibc keeps what threads have freed, up to 100 MB of each, and gives it back where it is asked only."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None          # macOS has none
@@ -303,6 +310,7 @@ def work(pipe, model: dict) -> None:
     # Ctrl-C, a service manager's SIGTERM and a closed terminal reach all processes; the server finishes what runs, and needs this one for it.
     for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
         signal.signal(number, signal.SIG_IGN)
+    die_with_the_server()
     try:
         recogniser = load(**model)
         fast.lay_out(recogniser.model)              # a server that is ready has the memory that it needs

@@ -307,6 +307,90 @@ def test_a_second_signal_ends_it_at_once():
         server.until(lambda: not Path(f"/proc/{worker}").exists(), 5)
 
 
+def together(server, count: int, send) -> float:
+    """`send` by so many clients at once -> the longest that a heartbeat took; the best of three, for the machine may be busy."""
+    found = []
+    for _ in range(3):
+        with attacks.heartbeat(server.url) as worst, ThreadPoolExecutor(count) as pool:
+            list(pool.map(lambda _: send(server.url), range(count)))
+            found.append(worst())
+        if found[-1] < BEAT:
+            break
+    return min(found)
+
+
+@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/info", "/gradio_api/info?all_endpoints=true", "/theme.css"])
+def test_pages_for_many_at_once_hold_nobody_up(server, path):
+    assert together(server, 20, attacks.get(path)) < BEAT
+    assert works(server)
+
+
+def test_small_chunks_of_many_clients_hold_nobody_up(server):
+    body = (b"1;" + b"a" * 29 + b"\r\nx\r\n") * 20_000
+    assert together(server, 16, attacks.raw(attacks.POST + "Transfer-Encoding: chunked", body)) < BEAT
+    assert works(server)
+
+
+def test_no_client_says_what_others_hear(server):
+    """By a header that names this server."""
+    for name, value in (("X-Forwarded-Host", "evil.example"), ("X-Gradio-Server", "http://evil.example"), ("Forwarded", "host=evil.example")):
+        for path in ("/gradio_api/info", "/config", "/"):
+            assert "evil.example" not in httpx.get(server.url + path, headers={name: value}).text
+            answer = httpx.get(server.url + path)
+            assert "evil.example" not in answer.text and answer.headers["cache-control"] == "no-store"
+    assert "frame-ancestors" in httpx.get(server.url).headers["content-security-policy"]
+
+
+def test_unfinished_uploads_have_a_limit():
+    """Clients that send a recording but for its end: the disk doesn't fill."""
+    with Server("--max-upload", "2") as server:
+        head = attacks.form(('name="model"', MODEL.encode()))[:-8] + b'--XX\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+        connections = []
+        for _ in range(20):
+            connection = socket.create_connection(server.url.removeprefix("http://").split(":"))
+            connection.sendall(f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM}\r\nContent-Length: {2 * MiB}\r\n\r\n".encode() + head + bytes(2 * MiB - 1000))
+            connections.append(connection)
+        time.sleep(1)
+        answers = []
+        for connection in connections:
+            connection.settimeout(gate.LINGER + 2)
+            with suppress(TimeoutError):
+                answers.append(connection.recv(1000).split(b"\r\n")[0])
+            connection.close()
+        assert sum(b" 507 " in answer for answer in answers) >= 8
+        assert all(b" 507 " in answer or b" 408 " in answer for answer in answers)              # that nothing more came
+        assert works(server)
+
+
+def test_a_client_that_leaves_with_a_request_behind_frees_its_place(server):
+    os.kill(server.worker, signal.SIGSTOP)
+    try:
+        body = attacks.form(('name="model"', MODEL.encode()), ('name="file"; filename="a.wav"', (EXAMPLES / "zh.wav").read_bytes()))
+        for _ in range(3):
+            with socket.create_connection(server.url.removeprefix("http://").split(":")) as connection:
+                connection.sendall(f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+                                   + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                server.until(lambda: httpx.get(f"{server.url}/healthz").json()["running"] == 1)
+            server.until(lambda: httpx.get(f"{server.url}/healthz").json()["running"] == 0, 5)
+    finally:
+        os.kill(server.worker, signal.SIGCONT)
+    assert works(server)
+
+
+def test_calls_whose_events_nobody_reads_have_a_limit(server):
+    statuses = [httpx.post(server.url + JOIN, json={"data": [None, "auto"], "fn_index": 0, "session_hash": "unread"}).status_code for _ in range(12)]
+    assert statuses == [200] * 8 + [429] * 4 and works(server)
+
+
+def test_a_stopped_worker_does_not_outlive_a_killed_server():
+    with Server() as server:
+        worker = server.worker
+        os.kill(worker, signal.SIGSTOP)
+        server.process.kill()
+        server.process.wait()
+        server.until(lambda: not Path(f"/proc/{worker}").exists() or "State:\tZ" in Path(f"/proc/{worker}/status").read_text(), 5)
+
+
 # ---- what is logged ----------------------------------------------------------------------------------------------------------
 
 def test_nothing_of_libmpg123_reaches_the_log(server):

@@ -22,7 +22,7 @@ httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 yaml = pytest.importorskip("yaml", reason="needs the extra [test]")
 pytest.importorskip("fastapi", reason="needs the extra [web]")
 
-from glmasr import api, serve                   # noqa: E402
+from glmasr import gate, serve                   # noqa: E402
 from helpers.programs import needs, program      # noqa: E402
 from helpers.server import ROOT, Server         # noqa: E402
 
@@ -101,7 +101,7 @@ def test_compose():
     [volume] = server["volumes"]
     assert volume.split(":")[0] in COMPOSE["volumes"] and volume.split(":")[1] == LAST["VOLUME"]
     assert serve.arguments([argument.replace("${GLMASR_MODEL:-", "").rstrip("}") for argument in server["command"]]).model == serve.arguments([]).model
-    assert seconds(server["stop_grace_period"]) > serve.GRACE and "ports" not in server
+    assert seconds(server["stop_grace_period"]) > serve.GRACE + serve.LAST and "ports" not in server
     [mounted], [published] = nginx["volumes"], nginx["ports"]
     assert (ROOT / mounted.split(":")[0]).samefile(ROOT / "docker/nginx.conf")
     assert published == f"${{GLMASR_LISTEN:-127.0.0.1:{LAST['EXPOSE']}}}:{directive('listen')}"
@@ -113,9 +113,9 @@ def test_nginx_agrees_with_the_server():
     known = serve.arguments([])
     assert directive("proxy_buffering") == directive("proxy_request_buffering") == "off"
     # What the server lets in passes, and little more.
-    most = known.max_upload * 2 ** 20 * 4 / 3 + api.SLACK
+    most = known.max_upload * 2 ** 20 * 4 / 3 + gate.SLACK
     assert most <= int(directive("client_max_body_size").removesuffix("m")) * 2 ** 20 < most + 2 ** 20
-    assert seconds(directive("proxy_read_timeout")) > known.time_limit and seconds(directive("client_body_timeout")) > api.STALL
+    assert seconds(directive("proxy_read_timeout")) > known.time_limit and seconds(directive("client_body_timeout")) > gate.STALL
     error = json.loads(re.search(r"return 413 '(.+)';", NGINX)[1])
     assert set(error["error"]) == {"message", "type", "param", "code"} and error["error"]["code"] == "too_large"
 

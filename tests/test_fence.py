@@ -100,7 +100,7 @@ def test_a_cancellation_that_coincides_with_an_event_gives_the_place_back():
             await ready.wait()
             return {"type": "http.request", "body": b"x", "more_body": True}
         ready = asyncio.Event()
-        watched = asyncio.ensure_future(gate.Gate(None, desk, "", 100, None, ()).watched(receive, 100)())
+        watched = asyncio.ensure_future(gate.Body(gate.Gate(None, desk, "", 100, None, ()), receive, 100).receive())
         await asyncio.sleep(0)
         ready.set()
         watched.cancel()
@@ -142,7 +142,7 @@ def read(kept, pieces):
         body = fence.CallBody(kept)
         try:
             call = await body.read(receive)
-            return call, body.path and Path(body.path).read_bytes()
+            return json.loads(json.dumps(call).replace(body.token, "HERE")), body.path and Path(body.path).read_bytes()
         finally:
             if body.path:
                 kept.drop(body.path)
@@ -166,8 +166,8 @@ def test_a_recording_is_taken_out_of_a_call_however_it_comes(kept):
         body = f'{{ "a": "a \\"data\\" text", "data" :[{{"name":"x","data":"{head}{text}"}},"auto"], "z": [1, "}}"]}}'.encode()
         call, found = read(kept, cut(body, chance))
         assert found == content
-        path = call["data"][0].pop("data")
-        assert call == {"a": 'a "data" text', "data": [{"name": "x"}, "auto"], "z": [1, "}"]} and path.startswith(str(kept.folder))
+        assert call == {"a": 'a "data" text', "data": [{"name": "x", "data": "HERE"}, "auto"], "z": [1, "}"]}
+    kept.leaving.join()
     assert not kept.files and kept.bytes == 0 and not list(kept.folder.iterdir())
 
 
@@ -184,6 +184,7 @@ def test_calls_that_cannot_be_read(kept, body, status):
         with pytest.raises(Problem) as caught:
             read(kept, pieces)
         assert caught.value.status == status
+        kept.leaving.join()
         assert not kept.files and not list(kept.folder.iterdir())
 
 
@@ -192,14 +193,15 @@ def test_calls_that_cannot_be_read(kept, body, status):
     ({"data": [None, "auto"], "session_hash": "s", "fn_index": 2}, "fn_index"), ({"data": [None, "auto"], "session_hash": "s", "fn_index": True}, "fn_index"),
     ({"data": [None, "auto"], "session_hash": "s", "fn_index": -1}, "fn_index"), ({"data": [None, "auto"], "session_hash": "s", "event_data": {"path": "x"}}, "event_data"),
     ({"data": [None, "auto"], "session_hash": "s", "oauth_token": "x"}, "oauth_token"), ({"data": [None, "auto"], "session_hash": "s", "simple_format": True}, "simple_format"),
-    ({"data": [None, "fr"], "session_hash": "s"}, "language"), ({"data": [None, ["auto"]], "session_hash": "s"}, "data"), ({"data": [None, "a" * 201], "session_hash": "s"}, "data"),
+    ({"data": [None, "fr"], "session_hash": "s"}, "language"), ({"data": [None, ["auto"]], "session_hash": "s"}, "language"), ({"data": [None, "a" * 201], "session_hash": "s"}, "language"),
     ({"data": {"a": 1}, "session_hash": "s"}, "data"), ({"session_hash": "s"}, "data"), ({"data": [None, "auto", 1], "session_hash": "s"}, "data"),
     ({"data": [None, "auto", True], "session_hash": "s", "fn_index": 1}, "data"), ({"data": [None, "auto", 1, 0, False, ""], "session_hash": "s", "fn_index": 1}, "data"),
     ({"data": [None, "auto", True, "0", False, ""], "session_hash": "s", "fn_index": 1}, "data"), ({"data": [None, "auto", True, True, False, ""], "session_hash": "s", "fn_index": 1}, "data"),
+    ({"data": [None, "auto", True, 11, False, ""], "session_hash": "s", "fn_index": 1}, "data"), ({"data": [None, "auto", True, 0, False, "\ud800"], "session_hash": "s", "fn_index": 1}, "data"),
     ({"data": [{"path": "/etc/hostname"}, "auto"], "session_hash": "s"}, "data"), ({"data": [{"path": ["x"]}, "auto"], "session_hash": "s"}, "data")])
 def test_what_a_call_may_not_say(kept, call, param):
     with pytest.raises(Problem) as caught:
-        fence.checked_call(call, True, "", kept, LANGUAGES)
+        fence.checked_call(call, True, fence.CallBody(kept), kept, LANGUAGES)
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
@@ -207,11 +209,14 @@ def test_what_a_call_may_say(kept):
     path = kept.new("talk.wav")
     sent = {"path": path, "url": "http://x/y", "orig_name": "talk.wav", "size": 3, "mime_type": "audio/wav", "is_stream": False, "meta": {"_type": "gradio.FileData"}}
     call = {"data": [sent, "zh", True, 0, False, ""], "fn_index": 1, "session_hash": "s.1-2_3", "trigger_id": 14, "event_data": None, "batched": False}
-    assert fence.checked_call(call, True, "", kept, LANGUAGES) == {"data": [path, "zh", True, 0, False, ""], "fn_index": 1, "session_hash": "s.1-2_3", "trigger_id": 14}
+    body = fence.CallBody(kept)
+    assert fence.checked_call(call, True, body, kept, LANGUAGES) == {"data": [path, "zh", True, 0, False, ""], "fn_index": 1, "session_hash": "s.1-2_3", "trigger_id": 14}
     assert kept.files[path].session == "s.1-2_3"
-    assert fence.checked_call({"data": [path], "session_hash": "s"}, False, path, kept, LANGUAGES) == {"data": [path, "auto"], "session_hash": "s"}
-    with pytest.raises(Problem, match="expected a data URI"):           # a path by itself is none that came with the call
-        fence.checked_call({"data": [path]}, False, "", kept, LANGUAGES)
+    for value in (path, body.token):                    # by themselves they are nothing that came with the call
+        with pytest.raises(Problem, match="expected a data URI"):
+            fence.checked_call({"data": [value]}, False, body, kept, LANGUAGES)
+    body.path = kept.new("recording.wav", once=True)
+    assert fence.checked_call({"data": [body.token], "session_hash": "s"}, False, body, kept, LANGUAGES) == {"data": [body.path, "auto"], "session_hash": "s"}
 
 
 # ---- the page's files -----------------------------------------------------------------------------------------------------
@@ -230,18 +235,21 @@ def test_files_have_a_quota(kept):
         kept.new("a.wav")
     assert caught.value.status == 507
     kept.drop(paths.pop())
+    kept.leaving.join()
     kept.grow(paths[0], 2 ** 20 - 10)
     kept.grow(paths[1], 10)
     with pytest.raises(Problem) as caught:
         kept.grow(paths[1], 1)
     assert caught.value.status == 507 and kept.bytes == 2 ** 20
     kept.drop(paths[0])
+    kept.leaving.join()
     kept.grow(paths[1], 1)
     with pytest.raises(Problem) as caught:
         kept.grow(paths[0], 1)
     assert caught.value.status == 410 and kept.bytes == 11
     for path in paths:
         kept.drop(path)
+    kept.leaving.join()
     assert kept.bytes == 0 and not list(kept.folder.iterdir())
 
 
@@ -269,11 +277,65 @@ def test_files_stay_as_long_as_they_are_needed(kept, monkeypatch):
     now += uploads.RETURN - 1
     assert left() == {"shown", "result"}                # it may come back
     now += 2
+    kept.tidy()
+    kept.leaving.join()
     assert left() == set() and kept.bytes == 0
     first, second = kept.new("first"), kept.new("second")
     for path in (first, second):
         kept.show(path, "s")
     assert left() == {"second"}                         # another recording takes its place
+
+
+def test_many_files_that_go_at_once_hold_nobody_up(tmp_path):
+    kept = uploads.Uploads(tmp_path / "page", 2 ** 30)
+    for _ in range(uploads.MOST_FILES):
+        kept.files[kept.new("a")].used -= 2 * uploads.KEEP
+    began = time.monotonic()
+    kept.tidy()
+    assert time.monotonic() - began < 0.2 and not kept.files
+    kept.leaving.join()
+    assert not list(kept.folder.iterdir())
+
+
+def test_a_recording_that_is_worked_on_stays_until_that_is_done(kept):
+    first, second = kept.new("first"), kept.new("second")
+    kept.show(first, "s")
+    with kept.use(first):
+        kept.show(second, "s")
+        assert Path(first).exists() and first in kept.files
+    kept.leaving.join()
+    assert not Path(first).exists() and first not in kept.files and second in kept.files
+
+
+def test_what_gradio_keeps_of_sessions_that_left_goes(monkeypatch):
+    from types import SimpleNamespace
+    now = 1000.0
+    monkeypatch.setattr(page.time, "monotonic", lambda: now)
+
+    def queue_data_helper(session_hash):
+        async def heartbeat():
+            while session_hash:
+                await asyncio.sleep(15)
+        return heartbeat()
+
+    async def run():
+        nonlocal now
+        queues = {name: asyncio.Queue() for name in ("read", "unread", "open")}
+        queues["unread"].put_nowait("text")
+        waiting = SimpleNamespace(pending_messages_per_session=queues, pending_event_ids_session={"unread": {"1"}, "open": {"2"}}, event_ids_to_events={"1": 1, "2": 2})
+        tasks = {name: asyncio.ensure_future(queue_data_helper(name)) for name in ("open", "gone")}
+        unread: dict[str, float] = {}
+        page.tidy_sessions(waiting, unread)
+        await asyncio.sleep(0)
+        assert set(queues) == {"read", "unread", "open"} and set(unread) == {"unread"}
+        now += uploads.KEEP + 1
+        page.tidy_sessions(waiting, unread)
+        await asyncio.gather(tasks["gone"], return_exceptions=True)
+        assert set(queues) == {"read", "open"} and waiting.event_ids_to_events == {"2": 2} and not tasks["open"].done() and tasks["gone"].cancelled()
+        page.tidy_sessions(waiting, unread)
+        assert not unread
+        tasks["open"].cancel()
+    asyncio.run(run())
 
 
 # ---- Gradio's routes ------------------------------------------------------------------------------------------------------

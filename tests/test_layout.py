@@ -14,9 +14,9 @@ ORDER = ["errors", "commands", "arguments", "config", "audio", "tokenizer", "lan
          "batching", "problems", "gate", "uploads", "api", "fence", "page", "connections", "serve"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
 # Imported only where they are used, with an error that names the extra. Nothing but `serve` imports the modules of the server.
-EXTRAS = {"script": {"opencc"}, "hub": {"huggingface_hub"}, "metrics": {"prometheus_client"}, "problems": {"fastapi"}, "gate": {"anyio", "starlette"},
+EXTRAS = {"script": {"opencc"}, "hub": {"huggingface_hub"}, "metrics": {"prometheus_client"}, "problems": {"fastapi", "starlette"}, "gate": {"anyio", "starlette"},
           "api": {"anyio", "fastapi", "pydantic", "starlette"}, "fence": {"anyio", "fastapi", "starlette"}, "page": {"anyio", "gradio"},
-          "connections": {"uvicorn"}, "serve": {"uvicorn"}}
+          "connections": {"h11", "uvicorn"}, "serve": {"uvicorn"}}
 
 
 def imports(path):
