@@ -73,7 +73,7 @@ def formats(text: str) -> list[str]:
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Recognises speech in Mandarin, Cantonese and English.")
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg), folders, patterns; - is standard input")
-    parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a directory, or owner/name of a model of the hub")
+    parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a Whisper by its short name (tiny to large-v3, turbo), a directory, or owner/name of a model of the hub")
     parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub (default: a pinned commit; of other models main)")
     parser.add_argument("--lang", default="auto", metavar="LANGUAGE", help="auto (default), zh, yue, en, or another one that an encoder-decoder has a token for (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)")
     parser.add_argument("--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English, where the model's vocabulary has it")

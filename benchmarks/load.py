@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 CONCURRENCY = (1, 4, 16, 64)
 GROWTH = 0.05                   # of the memory after a quarter of the requests
+REST = 3.0                      # seconds: behind work, the worker gives memory back when it is idle; before that its size is chance
 
 
 def clips() -> dict[str, bytes]:
@@ -112,6 +113,7 @@ def main() -> int:
         for done in range(step, args.flat + 1, step):
             found, _, _ = asyncio.run(load(server.url, args.model, [name for name, _ in zip(itertools.cycle(sounds), range(step))], sounds, right, 16))
             good &= found["right"] + found["refused"] == step
+            time.sleep(REST)
             sizes.append(server.memory())
             print(f"| {done} | {sizes[-1] / 2 ** 20:.0f} |", flush=True)
         first = sizes[len(sizes) // 4]

@@ -14,7 +14,7 @@ from . import hub, pipeline, weights
 from .arguments import Parser
 from .config import EncoderDecoderConfig, GlmAsrConfig
 from .errors import CheckpointError, GlmAsrError, printable
-from .tokenizer import Tokenizer, read_tokenizer
+from .tokenizer import SentencePieceTokenizer, Tokenizer, read_tokenizer
 
 # What the published tokenizer makes of some texts: one id each. A tokenizer with other ids feeds the model other words.
 PROBES = {"\n": 10, "?": 63, " you": 455, " this": 643, " into": 1636, " trans": 1700, " text": 2815, "cribe": 8091, "Please": 14215,
@@ -64,19 +64,19 @@ def _weights(directory: Path, report: Report) -> weights.Contents | None:
     entries = {name: contents.entry(name) for name in contents.where}
     used = [name for name in contents.names.values() if name in entries]
     size = sum(path.stat().st_size for path in contents.headers)
-    types = Counter(entry["dtype"] for entry in entries.values())
+    types = Counter(entry.get("stored", entry["dtype"]) for entry in entries.values())
     report.add("format", f"{format}: {_some([path.name for path in contents.headers])}, {size:,} bytes")
     report.add("family", f"{family}: {config.encoder.layers} encoder layers {config.encoder.width} wide, {config.decoder.layers} decoder layers "
                f"{config.decoder.width} wide, vocabulary {config.decoder.vocabulary:,}, windows of {config.window_seconds} s")
     there = sum(math.prod(entries[name]["shape"]) for name in used)
     report.add("parameters", f"{there:,} of {sum(parameter.numel() for parameter in contents.model.parameters()):,}")
     report.add("dtype", ", ".join(f"{count} tensors {name}" for name, count in types.most_common()))
-    if types["F16"]:
+    if types["F16"] and isinstance(config, GlmAsrConfig):
         report.add("", "float16 overflows in this family; if texts are garbage, get a bfloat16 checkpoint")
     report.listing("missing", contents.missing)
     report.listing("left over", contents.left_over)
     report.listing("misshapen", [f"{name} {wrong}" for name, wrong in contents.misshapen.items()])
-    report.listing("ignored", sorted(set(entries) & set(weights.FORMATS[format].ignored)), problem=False)
+    report.listing("ignored", sorted(set(entries) & contents.ignored), problem=False)
     return contents
 
 
@@ -86,7 +86,7 @@ def _tokenizer(directory: Path, config: GlmAsrConfig | EncoderDecoderConfig | No
     except CheckpointError as error:
         report.problem("tokenizer", str(error))
         return
-    kind = "byte-level BPE" if isinstance(tokenizer, Tokenizer) else "SentencePiece"
+    kind = {Tokenizer: "byte-level BPE", SentencePieceTokenizer: "SentencePiece"}.get(type(tokenizer), "a list of tokens, for decoding only")
     report.add("tokenizer", f"{kind}, {tokenizer.size:,} ids, {len(tokenizer.special)} of them special")
     if not isinstance(config, GlmAsrConfig) or config.decoder.vocabulary != GlmAsrConfig().decoder.vocabulary:
         report.add("probes", "left out: the vocabulary is not that of the published GLM-ASR")

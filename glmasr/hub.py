@@ -30,22 +30,29 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from . import weights
+from . import ctranslate2, weights
 from .arguments import Parser
 from .commands import INTERRUPTED, ended_at_once
 from .config import read_config, read_file, read_json
 from .errors import CheckpointError, GlmAsrError, OptionError, printable
 
 BUILT_IN = {name: Path(__file__).parent / "checkpoints" / name for name in ("demo", "demo-article")}
-NAMES = {"glm-asr-nano-2512": "zai-org/GLM-ASR-Nano-2512"}
+_WHISPERS = ("tiny.en", "tiny", "base.en", "base", "small.en", "small", "medium.en", "medium", "large-v2", "large-v3", "large-v3-turbo")
+# Short names, of Whispers those that openai/whisper has; also behind "whisper-".
+NAMES = {"glm-asr-nano-2512": "zai-org/GLM-ASR-Nano-2512"} | {name: f"openai/whisper-{name}" for name in _WHISPERS} | {
+    "large-v1": "openai/whisper-large", "large": "openai/whisper-large-v3", "turbo": "openai/whisper-large-v3-turbo",
+    "distil-large-v3": "distil-whisper/distil-large-v3"}
 PINNED = {"zai-org/GLM-ASR-Nano-2512": "61ba4e0b3309b6656edea3e93e419f7bd5c61957"}      # of others the branch main
 DEFAULT = "glm-asr-nano-2512"
 
 CONFIG = "config.json"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "added_tokens.json")
+# Files that make a tokenizer; the first that are there count, as in `tokenizer.read_tokenizer`.
+TOKENIZERS = (("tokenizer.json",), ("tokenizer.model", "added_tokens.json"), ("vocabulary.json",), ("vocabulary.txt",))
 # What a model of a kind needs beside its config.json; the original layout of GLM-ASR has all in there.
-BESIDE = {"glmasr": ("generation_config.json", "processor_config.json"), "whisper": ("generation_config.json", "preprocessor_config.json")}
-SMALL = (CONFIG, *sorted({name for names in BESIDE.values() for name in names}), *TOKENIZERS)
+BESIDE = {"glmasr": ("generation_config.json", "processor_config.json"), "whisper": ("generation_config.json", "preprocessor_config.json"),
+          ctranslate2.FILE: ("preprocessor_config.json",)}
+WEIGHTS = (weights.WHOLE, weights.INDEX, ctranslate2.FILE)      # what may hold them or name their files; the first that is there counts
+SMALL = (CONFIG, *sorted({name for names in BESIDE.values() for name in names}), *(name for names in TOKENIZERS for name in names))
 
 TRIES = 5                       # of a transfer, without a byte gained
 PAUSE = 1.0                     # seconds before the second try; before the third two, and so on
@@ -62,8 +69,8 @@ _CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 def find(name_or_path, revision: str | None = None, *, progress: bool = True, renew: bool = False) -> Path:
     """The directory of a checkpoint. Raises CheckpointError, OptionError.
 
-    name_or_path  a directory; "demo" or "demo-article"; "glm-asr-nano-2512"; or a model of the hub, "owner/name". What is not in the
-                  hub's cache is fetched, which needs the extra [hub]
+    name_or_path  a directory; "demo" or "demo-article"; a short name of NAMES, such as "glm-asr-nano-2512" or "large-v3"; or a model of
+                  the hub, "owner/name". What is not in the hub's cache is fetched, which needs the extra [hub]
     revision      commit, branch or tag of a model of the hub; None: the pinned commit of the published checkpoint, of others "main"
     progress      show a bar on standard error while weights are fetched
     renew         ask the hub where a branch is now; otherwise one that is in the cache stays where it was
@@ -92,7 +99,7 @@ def local(name_or_path, revision: str | None = None) -> "Path | Model":
             raise CheckpointError(f"{name} is a file; expected the directory that it lies in, with its configuration and tokenizer")
     except (OSError, RuntimeError, ValueError) as error:        # a name too long, not permitted, with a NUL; ~nobody
         raise CheckpointError(f"{name!r} can't be a directory: {error}") from None
-    repository = NAMES.get(name.lower(), name)
+    repository = NAMES.get(name.lower().removeprefix("whisper-"), name)
     if not (_HUB_ID.fullmatch(repository) and len(repository) <= 96):
         raise CheckpointError(f"{name!r}: no such directory, and not a name that this package knows ({', '.join([*BUILT_IN, *NAMES])}, or "
                               "owner/name of a model of the hub)")
@@ -153,17 +160,22 @@ def check_whole(model: Model) -> Path:
     if commit is None or not model.snapshot(commit).is_dir():
         raise CheckpointError(f"{model} is not in the cache {cache_folder()}")
     snapshot, absent = model.snapshot(commit), model.absent(commit)
-    kind = str(read_json(snapshot / CONFIG).get("model_type")).partition("-")[0]
+    config, files = read_json(snapshot / CONFIG), weights.weight_files(snapshot)
+    kind = ctranslate2.FILE if files[0].name == ctranslate2.FILE else str(config.get("model_type")).partition("-")[0]
     for name in BESIDE.get(kind, ()):
         if not ((snapshot / name).is_file() or (absent / name).is_file()):
             raise CheckpointError(f"{snapshot / name}: no such file; the download is not complete")
-    if not (snapshot / TOKENIZERS[0]).is_file():
-        for name in TOKENIZERS[1:]:
-            if not (snapshot / name).is_file():
-                raise CheckpointError(f"{snapshot}: neither {TOKENIZERS[0]} nor {name} is there; the download is not complete")
-    for path in weights.weight_files(snapshot):
-        weights.read_header(path)               # also: as long as its tensors
+    if _tokenizer(path.name for path in snapshot.iterdir() if path.is_file()) is None:
+        lacking = next(name for name in TOKENIZERS[1] if not (snapshot / name).is_file())
+        raise CheckpointError(f"{snapshot}: neither {TOKENIZERS[0][0]} nor {lacking} is there; the download is not complete")
+    weights.check_files(snapshot)
     return snapshot
+
+
+def _tokenizer(names) -> tuple[str, ...] | None:
+    """Which of TOKENIZERS counts, of those whose files are all among some names."""
+    names = set(names)
+    return next((files for files in TOKENIZERS if names.issuperset(files)), None)
 
 
 # -- fetching ----------------------------------------------------------------------------------------------------------
@@ -193,16 +205,17 @@ def fetch(model: Model, progress: bool = True) -> Path:
         lock = cache_folder() / ".locks" / model.folder.name / "glmasr.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
+            unused = {name for names in TOKENIZERS for name in names} - set(_tokenizer(listed) or ())
             for name in SMALL:
-                if name in listed and not (name in TOKENIZERS[1:] and TOKENIZERS[0] in listed):
+                if name in listed and name not in unused:
                     _get(model, _head(model, commit, name), snapshot / name, progress=False)
-            read_config(snapshot)               # raises: nobody wants the 100 GB of another model
-            files = [weights.WHOLE]
-            if weights.WHOLE not in listed:
+            files = [next(name for name in WEIGHTS if name in listed)]
+            _check_config(snapshot, files[0])   # raises: nobody wants the 100 GB of another model
+            if files == [weights.INDEX]:
                 _get(model, _head(model, commit, weights.INDEX), snapshot / weights.INDEX, progress=False)
                 files = weights.shards(snapshot / weights.INDEX)
             for name in files:
-                if name not in listed or not _SHARD.fullmatch(name):
+                if name not in listed or not (_SHARD.fullmatch(name) or name == ctranslate2.FILE):
                     raise CheckpointError(f"{snapshot / weights.INDEX}: it names {name!r:.200}, which is no safetensors file of {model}")
             remotes = [_head(model, commit, name) for name in files]
             _check_space(model, [remote for remote in remotes if not (snapshot / remote.name).is_file()])
@@ -220,6 +233,17 @@ def fetch(model: Model, progress: bool = True) -> Path:
     return whole
 
 
+def _check_config(snapshot: Path, file: str) -> None:
+    """Raises CheckpointError unless this package runs what a configuration describes; `file` is where its weights are."""
+    if file != ctranslate2.FILE:
+        read_config(snapshot)
+        return
+    try:
+        ctranslate2.check_config(read_json(snapshot / CONFIG))
+    except CheckpointError as error:
+        raise CheckpointError(f"{snapshot}: {error}") from None
+
+
 def _listing(model: Model) -> tuple[str, set[str]]:
     """(commit, names of the files) of a revision."""
     from huggingface_hub import HfApi
@@ -233,7 +257,7 @@ def _listing(model: Model) -> tuple[str, set[str]]:
     if not (isinstance(commit, str) and _COMMIT.fullmatch(commit) and commit == expected):
         raise CheckpointError(f"{_endpoint()} says that {model} is commit {commit!r:.100}, expected 40 hexadecimal digits, the same where the "
                               f"revision is a commit; {_A_HUB}")
-    if not listed & {weights.WHOLE, weights.INDEX}:
+    if not listed & set(WEIGHTS):
         unsafe = weights.pickles(listed)
         what = f", but {unsafe[0]!r:.200}, a pickle, which can run any program when it is opened" if unsafe else ""
         raise CheckpointError(f"{model} has neither {weights.WHOLE} nor {weights.INDEX}{what}; this package can't run it")

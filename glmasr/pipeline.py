@@ -27,7 +27,7 @@ from .errors import CheckpointError, GlmAsrError, OptionError, ShortMemoryError,
 from .fallback import TEMPERATURES, Limits, compression_ratio, fallback
 from .language import LANGUAGES, forbidden_ids, join, name_language
 from .model import EncoderDecoder, GlmAsr
-from .tokenizer import read_tokenizer
+from .tokenizer import read_tokenizer, tokenizer_file
 
 # A window may answer with this many tokens if the caller sets no limit. Fast speech is about 8 tokens a second.
 TOKENS_A_SECOND, TOKENS_AT_LEAST = 16, 32
@@ -227,8 +227,7 @@ def load(name_or_path=hub.DEFAULT, *, device="auto", dtype="auto", plain: bool =
     try:
         recogniser.check_tokenizer()
     except CheckpointError as error:
-        name = "tokenizer.json" if (directory / "tokenizer.json").is_file() else "tokenizer.model"
-        raise CheckpointError(f"{directory / name}: {error}") from None
+        raise CheckpointError(f"{tokenizer_file(directory)}: {error}") from None
     return recogniser
 
 

@@ -1,4 +1,5 @@
-"""Text <-> token ids: byte-level byte-pair encoding (BPE) from a `tokenizer.json`, or SentencePiece from a `tokenizer.model`.
+"""Text <-> token ids: byte-level byte-pair encoding (BPE) from a `tokenizer.json`, or SentencePiece from a `tokenizer.model`; and
+ids -> text alone from a `vocabulary.json` or `vocabulary.txt`.
 
 `read_tokenizer(directory)` reads the one that a model has. First byte-level BPE; how text becomes ids:
     text -> split out added tokens -> normalize -> pre-tokenize (regex) -> UTF-8 bytes -> merge pairs of neighbours -> ids
@@ -528,6 +529,41 @@ class Tokenizer(_Vocabulary):
         return [symbol for symbol in symbols if symbol is not None]
 
 
+# --- A list of tokens -----------------------------------------------------------------------------------------------------------------
+
+class TokenList(_Vocabulary):
+    """Byte-level tokens in the order of their ids, as CTranslate2 keeps them beside a model. Special are those like `<|en|>`, times too.
+
+    It decodes. It can't encode: the ids of a text follow from the merges, which the list doesn't have.
+    """
+
+    _added_raw = _AddedTokens({})
+
+    @classmethod
+    def read(cls, path: "str | Path") -> "TokenList":
+        """From a `vocabulary.json`, a list, or a `vocabulary.txt`, a token a line. Raises TokenizerError."""
+        path = Path(path)
+        if path.suffix == ".json":
+            return cls(_read_json(path, LARGEST_FILE), path)
+        try:
+            lines = _read(path, LARGEST_FILE).decode("utf-8").removesuffix("\n").split("\n")     # TRAP: `splitlines` knows other ends of lines
+        except UnicodeDecodeError as error:
+            raise TokenizerError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); download it again") from None
+        return cls(lines, path)
+
+    def __init__(self, tokens: list[str], path: "str | Path"):
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens) or not len(tokens) <= HIGHEST_ID:
+            raise TokenizerError(f"{path}: expected a list of at most {HIGHEST_ID} tokens")
+        self._path, self.size = path, len(tokens)
+        self._ids = {token: id for id, token in reversed(list(enumerate(tokens)))}      # the first, where one is there twice
+        self._bytes = {id: _to_bytes(token) for id, token in enumerate(tokens)}
+        self.special = {token: id for token, id in self._ids.items() if regex.fullmatch(r"<\|.{1,40}\|>", token)}
+        self._special_ids = set(self.special.values())
+
+    def encode(self, text: str) -> list[int]:
+        raise TokenizerError(f"{self._path}: a list of tokens can't say which of them make up a text; expected a tokenizer.json beside it")
+
+
 # --- SentencePiece -------------------------------------------------------------------------------------------------------------------
 
 SPACE = "\u2581"                # how a piece writes a space
@@ -624,17 +660,34 @@ class SentencePieceTokenizer(_Vocabulary):
         return spell
 
 
-def read_tokenizer(directory: "str | Path") -> "Tokenizer | SentencePieceTokenizer":
-    """The tokenizer of a model directory: from `tokenizer.json`, else from `tokenizer.model`. Raises TokenizerError.
+KINDS = {"tokenizer.json": Tokenizer, "tokenizer.model": SentencePieceTokenizer, "vocabulary.json": TokenList, "vocabulary.txt": TokenList}
 
-    Where both are, `tokenizer.json` counts: Transformers reads that one too, so a model gets the ids here that it gets there.
+
+def tokenizer_file(directory: "str | Path") -> "Path | None":
+    """The first of KINDS that is in a model directory.
+
+    Where several are, `tokenizer.json` counts: Transformers reads that one too, so a model gets the ids here that it gets there.
     """
-    for name, kind in (("tokenizer.json", Tokenizer), ("tokenizer.model", SentencePieceTokenizer)):
-        path = Path(directory) / name
-        if path.is_file():
-            return kind.read(path)
+    return next((path for name in KINDS if (path := Path(directory) / name).is_file()), None)
+
+
+def read_tokenizer(directory: "str | Path") -> "Tokenizer | SentencePieceTokenizer | TokenList":
+    """The tokenizer of a model directory. Raises TokenizerError."""
+    path = tokenizer_file(directory)
+    if path:
+        return KINDS[path.name].read(path)
     raise TokenizerError(f"{str(directory)!r} has neither tokenizer.json (byte-level BPE) nor tokenizer.model (SentencePiece); "
-                         "expected one of them beside config.json: download the model again")
+                         "expected one of them, or for decoding alone a vocabulary.json or .txt, beside config.json: download the model again")
+
+
+def read_special(directory: "str | Path") -> dict[str, int]:
+    """The special tokens of a model directory and their ids; of a `tokenizer.json` without the second that all of it takes. Raises TokenizerError."""
+    path = Path(directory) / "tokenizer.json"
+    if not path.is_file():
+        return read_tokenizer(directory).special
+    tokens = _get(_read_json(path, LARGEST_FILE), "added_tokens", list, path.name, [])
+    found = [(_get(token, "content", str, path.name), token) for token in tokens if _get(token, "special", bool, path.name, False)]
+    return {content: _check_id(_get(token, "id", object, path.name), content) for content, token in found}
 
 
 # --- Time tokens --------------------------------------------------------------------------------------------------------------------

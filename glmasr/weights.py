@@ -1,4 +1,4 @@
-"""Published safetensors -> the modules of this package, and back.
+"""Published safetensors, and CTranslate2's `model.bin`, -> the modules of this package, and back.
 
 The names are data: one table for each published layout, our module on the left, theirs on the right, `{}` for the layer.
 Every tensor of a file is used once or ignored by name; anything else is an error that names the tensor.
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from . import fast, graphs
+from . import ctranslate2, fast, graphs
 from .config import EncoderDecoderConfig, GlmAsrConfig, open_file, parse_json, read_config, read_json
 from .errors import CheckpointError, OptionError, ShortMemoryError, out_of_memory
 from .model import EncoderDecoder, GlmAsr
@@ -92,11 +92,15 @@ FORMATS = {
     # Whisper as Transformers writes it. The head is always the embedding; some files hold it once more.
     "whisper": Format(_whisper_table("model."), ignored=("proj_out.weight",)),
     "whisper, no prefix": Format(_whisper_table(""), ignored=("proj_out.weight",)),         # a saved `WhisperModel`
+    # For faster-whisper. `ctranslate2.ignored` says what is ignored.
+    "whisper, CTranslate2": Format(ctranslate2.TABLE),
 }
 
 
 def detect(names) -> str:
     """Which of FORMATS a set of tensor names is."""
+    if any(name.startswith(("encoder/", "decoder/")) for name in names):
+        return "whisper, CTranslate2"
     if any(".encoder_attn." in name for name in names):
         return "whisper" if any(name.startswith("model.") for name in names) else "whisper, no prefix"
     if any(name.startswith("audio_encoder.") for name in names):
@@ -110,13 +114,13 @@ def detect(names) -> str:
 
 def their_name(table: dict[str, str], ours: str) -> str:
     """`encoder.blocks.3.attn.query.bias` -> `audio_tower.layers.3.self_attn.q_proj.bias`, and the like."""
-    if ours in table:                       # a parameter that belongs to no module of its own
-        return table[ours]
+    layer = re.search(r"\.(\d+)\.", ours)
+    numbers = layer.groups() if layer else ()
+    ours = ours.replace(layer[0], ".{}.", 1) if layer else ours
+    if ours in table:                       # a parameter that is named by itself, not by its module
+        return table[ours].format(*numbers)
     module, leaf = ours.rsplit(".", 1)
-    layer = re.search(r"\.(\d+)\.", module)
-    if layer:
-        module = module.replace(layer[0], ".{}.", 1)
-    return table[module].format(*layer.groups() if layer else ()) + "." + leaf
+    return table[module].format(*numbers) + "." + leaf
 
 
 def _half_split(tensor: Tensor, head_size: int, rotary: int) -> Tensor:
@@ -196,7 +200,7 @@ def _is_size(value) -> bool:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint directory: one, or the shards that its index names."""
+    """The files with the weights of a checkpoint directory: one, or the shards that its index names."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory")
     index = directory / INDEX
@@ -208,11 +212,19 @@ def weight_files(directory: Path) -> list[Path]:
             if not os.path.isfile(directory / name):            # also False for a name that no file can have
                 raise CheckpointError(f"{directory / name}: no such file, but {index.name} names it; the download is not complete")
         return [directory / name for name in files]
+    if (directory / ctranslate2.FILE).is_file():
+        return [directory / ctranslate2.FILE]
     unsafe = pickles(path.name for path in directory.iterdir())
     if unsafe:
         raise CheckpointError(f"{directory}: found {unsafe[0]}, a pickle, which can run any program when it is opened; "
                               f"this package reads {WHOLE} only")
     raise CheckpointError(f"{directory}: neither {WHOLE} nor {INDEX} is there")
+
+
+def check_files(directory: Path) -> None:
+    """Raises CheckpointError unless all files with weights are there, each as long as its tensors."""
+    for path in weight_files(directory):
+        ctranslate2.read_header(path) if path.name == ctranslate2.FILE else read_header(path)
 
 
 def shards(index: Path) -> list[str]:
@@ -228,8 +240,8 @@ def shards(index: Path) -> list[str]:
 
 
 def pickles(names) -> list[str]:
-    """Those of some file names that are weights which this package doesn't open."""
-    return sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
+    """Those of some file names that are weights which this package doesn't open. A `model.bin` it does, but as no pickle."""
+    return sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")) and name != ctranslate2.FILE)
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------
@@ -253,7 +265,7 @@ class Contents:
 
     config: GlmAsrConfig | EncoderDecoderConfig
     format: str                             # one of FORMATS
-    headers: dict[Path, dict[str, dict]]    # file -> `read_header` of it
+    headers: dict[Path, dict[str, dict]]    # file -> `read_header` of it, or `ctranslate2.tensors`
     where: dict[str, Path]                  # their tensor -> the file that it is in
     names: dict[str, str]                   # our parameter -> their tensor
     model: GlmAsr | EncoderDecoder          # on the meta device: shapes without memory
@@ -265,7 +277,15 @@ class Contents:
     @property
     def left_over(self) -> list[str]:
         scales = {f"{theirs}{SCALE}" for theirs in self.names.values() if self.is_int8(theirs)}
-        return sorted(set(self.where) - set(self.names.values()) - set(FORMATS[self.format].ignored) - scales)
+        return sorted(set(self.where) - set(self.names.values()) - self.ignored - scales)
+
+    @property
+    def ignored(self) -> set[str]:
+        return set(FORMATS[self.format].ignored) | (ctranslate2.ignored(self.where) if self.is_ctranslate2 else set())
+
+    @property
+    def is_ctranslate2(self) -> bool:
+        return FORMATS[self.format].table is ctranslate2.TABLE
 
     def is_int8(self, theirs: str) -> bool:
         return (self.entry(theirs) or {}).get("dtype") == "I8"
@@ -278,7 +298,8 @@ class Contents:
             theirs = self.names[ours]
             entry = self.entry(theirs)
             if entry and tuple(entry["shape"]) != tuple(parameter.shape):
-                found[theirs] = f"has shape {entry['shape']}; config.json asks for {list(parameter.shape)}"
+                asked = "the other tensors ask" if self.is_ctranslate2 else "config.json asks"
+                found[theirs] = f"has shape {entry['shape']}; {asked} for {list(parameter.shape)}"
             elif entry and entry["dtype"] == "I8" and ours in linears:
                 scale = self.entry(theirs + SCALE) or {}
                 if (scale.get("dtype"), scale.get("shape")) != ("F32", entry["shape"][:1]):
@@ -291,11 +312,18 @@ class Contents:
         return self.headers[self.where[theirs]][theirs] if theirs in self.where else None
 
 
-def examine(directory) -> Contents:
-    """What a checkpoint directory holds. Raises CheckpointError for damaged files, and for files that don't belong together."""
+def examine(directory, floats: bool = False) -> Contents:
+    """What a checkpoint directory holds. Raises CheckpointError for damaged files, and for files that don't belong together.
+
+    floats  integers of CTranslate2 are taken for the float32 that they stand for
+    """
     directory = Path(directory)
-    config = read_config(directory)
-    headers = {path: read_header(path) for path in weight_files(directory)}
+    if (directory / ctranslate2.FILE).is_file() and weight_files(directory)[0].name == ctranslate2.FILE:
+        header = ctranslate2.read_header(directory / ctranslate2.FILE)
+        config, headers = ctranslate2.read_config(directory, header), {header.path: ctranslate2.tensors(header, floats)}
+    else:
+        config = read_config(directory)
+        headers = {path: read_header(path) for path in weight_files(directory)}
     where = {name: path for path, header in headers.items() for name in header}
     if len(where) < sum(map(len, headers.values())):
         twice = next(name for name in where if sum(name in header for header in headers.values()) > 1)
@@ -329,8 +357,11 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: 
     """
     if dtype not in ("auto", "int8"):
         dtype = choose_dtype(dtype)
-    contents = examine(directory)
+    contents = examine(directory, floats=dtype not in ("auto", "int8"))
     _compare(contents)
+    if contents.is_ctranslate2:
+        for path, entries in contents.headers.items():
+            ctranslate2.check_values(path, entries)
     model, config, kind, where = contents.model, contents.config, FORMATS[contents.format], contents.where
     if any(map(contents.is_int8, contents.names.values())):
         if stored:
@@ -373,15 +404,15 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: 
 
 
 class Files:
-    """Tensors of safetensors files, as mapped pages: a mapping for each file that lasts as long as any of its tensors, or with
-    `apart` one for each tensor, that goes with it.
+    """Tensors of files, as mapped pages (of CTranslate2's: as a copy): a mapping for each file that lasts as long as any of its tensors,
+    or with `apart` one for each tensor, that goes with it.
 
     TRAP: a tensor may be wanted hours after its file was found, from another working directory, or when another file has its name.
     """
 
-    def __init__(self, paths, apart: bool = False):
-        self._found = {path: (path.absolute(), _identity(path)) for path in paths}
-        self._apart, self._mapped = apart, {}
+    def __init__(self, headers: dict[Path, dict[str, dict]], apart: bool = False):
+        self._found = {path: (path.absolute(), _identity(path)) for path in headers}
+        self._headers, self._apart, self._mapped = headers, apart, {}
 
     def read(self, path: Path, name: str) -> Tensor:
         try:
@@ -398,7 +429,7 @@ class Files:
         absolute, identity = self._found[path]
         if _identity(absolute) != identity:
             raise CheckpointError(f"{path} is another file than when its model was loaded; load it again")
-        file = safe_open(absolute, framework="pt")
+        file = ctranslate2.Mapped(absolute, self._headers[path]) if path.name == ctranslate2.FILE else safe_open(absolute, framework="pt")
         if not self._apart:
             self._mapped[path] = file
         return file
@@ -428,7 +459,8 @@ def _compare(contents: Contents) -> None:
     for name, wrong in contents.misshapen.items():
         raise CheckpointError(f"{contents.where[name]}: tensor {name} {wrong}")
     for name in contents.left_over:
-        raise CheckpointError(f"{contents.where[name]}: tensor {name} is unexpected; the model that config.json describes has none of that name")
+        raise CheckpointError(f"{contents.where[name]}: tensor {name} is unexpected; the model that "
+                              f"{'the others make' if contents.is_ctranslate2 else 'config.json describes'} has none of that name")
 
 
 def choose_device(device) -> torch.device:

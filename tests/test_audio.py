@@ -1130,7 +1130,7 @@ def sign(tmp_path, monkeypatch):
     os.close(sign.end)
 
 
-@pytest.mark.parametrize("end", ["killed", "stopped, then killed", "killed with its group", "ends at once"])
+@pytest.mark.parametrize("end", ["killed", "stopped, then killed", *(pytest.param(end, marks=pytest.mark.slow) for end in ("killed with its group", "ends at once"))])
 def test_ffmpeg_ends_with_the_process_that_started_it(sign, tmp_path, end):
     code = "import os, sys, threading; from glmasr import audio; threading.Timer(float(sys.argv[2]), os._exit, [3]).start(); audio.load(sys.argv[1])"
     child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "x.m4a", "2" if end == "ends at once" else "60"], start_new_session=True)
@@ -1262,7 +1262,7 @@ def test_what_others_say_meanwhile_is_not_lost(capfd, monkeypatch):
 
 
 @hushed
-@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("closed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_remarks_of_libmpg123_in_a_process_of_its_own(tmp_path, closed):
     (tmp_path / "a.mp3").write_bytes(REMARKED["odd tags in the middle"][0]())
     code = "import sys; from glmasr import audio; print(len(audio.load(sys.argv[1], warn=print)) > 8000)"

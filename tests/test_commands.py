@@ -24,7 +24,10 @@ COMMANDS = {"transcribe.py": [str(ROOT / "transcribe.py"), EXAMPLE, "--model", "
 
 
 def interrupted(name, delay, folder):
-    """(exit code, standard error, whether a line of ours had run) of a command that is interrupted so many seconds after its start."""
+    """(exit code, standard error, whether a line of ours had run) of a command that is interrupted so many seconds after its start.
+
+    A signal that comes while Python ends the import of glmasr.commands is raised in the line of the entry, which pip writes: not a line of ours.
+    """
     command = [sys.executable, "-X", "importtime", *COMMANDS[name], *([str(folder / f"out-{delay}")] if name == "glmasr-quantize" else [])]
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)      # a child would inherit that it is ignored
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -35,8 +38,11 @@ def interrupted(name, delay, folder):
         _, err = child.communicate(timeout=120)
     finally:
         child.kill()
-    lines = err.splitlines()
-    return child.returncode, [line for line in lines if not line.startswith("import time:")], any(line.startswith("import time:") and line.endswith("glmasr.commands") for line in lines)
+    timed, lines = [], []
+    for line in err.splitlines():
+        (timed if line.startswith("import time:") else lines).append(line)
+    entry = [line for line in lines if "File" in line] == ['  File "<string>", line 1, in <module>']
+    return child.returncode, lines, not entry and any(line.endswith("glmasr.commands") for line in timed)
 
 
 def check(name, delay, folder):

@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 
 import glmasr
 from glmasr import audio, hub, writers
-from helpers.checkpoints import entry, make_checkpoint, raw
+from helpers import model_bin
+from helpers.checkpoints import entry, make_checkpoint, make_encoder_decoder, raw
 from helpers.sounds import bytes_of, speech
 
 ROOT = Path(__file__).parents[1]
@@ -427,6 +428,66 @@ for what, make in (("a pipe", os.mkfifo), ("a link to /dev/zero", lambda path: p
         Path("cache/models--somebody--model/refs").mkdir(parents=True)
         make(Path("cache/models--somebody--model/refs/main"))
         return hub.check_whole(hub.local("somebody/model"))
+
+
+# ---- a Whisper as faster-whisper has it: CTranslate2's format -------------------------------------------------------------------
+
+def model_bin_row(what, change, outcome):
+    """`change` gets the folder, and the variables to write into it; what it gives back are options of `model_bin.pack`, or None."""
+    def run(room):
+        folder = model_bin.convert(make_encoder_decoder(Path("source")), Path("model"))
+        found = model_bin.variables(Path("source"))
+        how = change(folder, found)
+        if how is not None:
+            (folder / BIN).write_bytes(model_bin.pack(found, **how))
+        return room.load()
+    ROWS.append(Row("Checkpoints of CTranslate2", what, outcome, run))
+
+
+def instead(content):
+    def change(folder, found):
+        (folder / BIN).write_bytes(content)
+    return change
+
+
+def with_more(*more, **how):
+    return lambda folder, found: {"more": list(more), **how}
+
+
+BIN, SIX = "model.bin", struct.pack("<I", 6)
+REFUSED = f"CheckpointError: model/{BIN}: "
+DAMAGED = "; the file is damaged or was not downloaded whole"
+model_bin_row("a good one", lambda folder, found: {}, "loaded, … segment")
+model_bin_row("a pickle", instead(b"\x80\x04N." + bytes(99)), REFUSED + "begins with b'\\x80\\x04N.', expected a version from 1 to 6: it is no file of CTranslate2, …")
+model_bin_row("a zip with a pickle, as PyTorch writes it", instead(b"PK\3\4" + bytes(99)), REFUSED + "begins with b'PK\\x03\\x04', … are not read here")
+model_bin_row("0 bytes", instead(b""), REFUSED + "it ends at byte 0, expected at least 4" + DAMAGED)
+model_bin_row("a version from the future", lambda folder, found: {"version": 7}, REFUSED + "begins with b'\\x07\\x00\\x00\\x00', expected a version from 1 to 6: …")
+model_bin_row("a translator", lambda folder, found: {"kind": "TransformerSpec", "revision": 7},
+              REFUSED + "holds a TransformerSpec, revision 7; this package reads WhisperSpec, revisions 1 to 3")
+model_bin_row("it breaks off", lambda folder, found: os.truncate(folder / BIN, 20_000), REFUSED + "variable … lies at bytes … of 20000" + DAMAGED)
+model_bin_row("3 GB of zeros behind it", lambda folder, found: os.truncate(folder / BIN, 3 * 10 ** 9), REFUSED + "its variables end at byte … of 3000000000" + DAMAGED)
+model_bin_row("4,294,967,295 variables", lambda folder, found: {"count": 2 ** 32 - 1}, REFUSED + "4294967295 variables are announced, expected at most 100000" + DAMAGED)
+model_bin_row("a name of 65,535 bytes that are not there", instead(SIX + b"\xff\xff"), REFUSED + "it ends at byte 6, expected at least 65541" + DAMAGED)
+model_bin_row("a name that a terminal would obey", with_more(model_bin.variable("\x1b[2J", [2], 1, b"xx")), REFUSED + "variable \\x1b[2J of shape [2] is of type I8 and needs …")
+model_bin_row("a variable twice", with_more(*[model_bin.variable("a", [2], 1, b"xx")] * 2), REFUSED + "variable a is there twice" + DAMAGED)
+model_bin_row("255 axes", with_more(model_bin.variable("a", [1] * 255, 1, b"x")), REFUSED + "variable a has 255 axes, expected at most 8" + DAMAGED)
+model_bin_row("a shape of 2^64 items, 0 to those who count in 64 bits", with_more(model_bin.variable("a", [2 ** 31, 2 ** 31, 4], 1, b"")),
+              REFUSED + "variable a of shape [2147483648, 2147483648, 4] and type I8 has 0 bytes, expected 18446744073709551616" + DAMAGED)
+model_bin_row("a variable of 4 GB in a file of 100 KB", with_more(model_bin.variable("a", [2 ** 32 - 1], 1, b"", 2 ** 32 - 1)), REFUSED + "variable a lies at bytes …" + DAMAGED)
+model_bin_row("an unknown type", with_more(model_bin.variable("a", [2], 9, b"xx")), REFUSED + "variable a is of type 9, expected 0 to 5" + DAMAGED)
+model_bin_row("aliases in a circle", with_more(aliases={"a": "b", "b": "a"}), REFUSED + "alias a stands for b, which is not in front of it" + DAMAGED)
+model_bin_row("an alias of itself", with_more(aliases={"a": "a"}), REFUSED + "alias a stands for a, which is not in front of it" + DAMAGED)
+model_bin_row("a variable that is missing", lambda folder, found: found.pop("decoder/layer_norm/beta") is None or {}, REFUSED + "tensor decoder/layer_norm/beta is missing")
+model_bin_row("one too many", with_more(model_bin.variable("a", [1], 0, bytes(4))), REFUSED + "tensor a is unexpected; the model that the others make has none of that name")
+model_bin_row("keys with a bias", lambda folder, found: found["encoder/layer_0/self_attention/linear_0/bias"].fill_(1) is None or {},
+              REFUSED + "tensor encoder/layer_0/self_attention/linear_0/bias[1/3] is not zero; keys have no bias in a Whisper")
+model_bin_row("another activation", lambda folder, found: found.update({"decoder/activation": torch.tensor(0, dtype=torch.int8)}) or {},
+              REFUSED + "variable decoder/activation is 0; this package computes 3 only")
+model_bin_row("an unknown key in config.json", lambda folder, found: put(CONFIG, "shiny", 1)(folder), "CheckpointError: model: config.json: unknown key 'shiny'; …")
+model_bin_row("languages of another model", lambda folder, found: put(CONFIG, "lang_ids", [7])(folder),
+              "CheckpointError: model: config.json: lang_ids has 7, in the tokenizer '', expected a language; it is that of another model")
+model_bin_row("the tokenizer of another model", lambda folder, found: put(TOKENIZER, "added_tokens", [])(folder),
+              "CheckpointError: model: the vocabulary has no token '<|endoftext|>'; …")
 
 
 # ---- tokenizers ----------------------------------------------------------------------------------------------------------------

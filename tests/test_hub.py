@@ -27,7 +27,8 @@ import transcribe
 from glmasr import hub
 from glmasr.errors import CheckpointError, OptionError
 from helpers import ROOT
-from helpers.checkpoints import make_checkpoint
+from helpers.checkpoints import make_checkpoint, make_encoder_decoder
+from helpers.model_bin import convert
 from helpers.sounds import RATE, melody
 
 # TRAP: it reads the environment once, when it is imported. That has to be now, while conftest.py forbids the network.
@@ -111,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found", "X-Repo-Commit": commit})
         name, content = found[3], files[found[3]]
         git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        if name.endswith((".safetensors", "tokenizer.json")):       # "in LFS": elsewhere, under its SHA-256
+        if name.endswith((".safetensors", "tokenizer.json", "model.bin")):       # "in LFS": elsewhere, under its SHA-256
             etag = server.etags.get(name, hashlib.sha256(content).hexdigest())
             location = server.location or f"http://localhost:{server.server_port}/storage/{found[1]}/{commit}/{name}?signature=1"
             return self.answer(302, {"Location": location, "X-Linked-Etag": f'"{etag}"', "X-Linked-Size": len(content), "ETag": f'"{git}"',
@@ -501,6 +502,76 @@ def test_models_without_safetensors(server, cache, content, files, words):
     server.models["somebody/old"] = {PIN: {name: data for name, data in content.items() if "safetensors" not in name} | files}
     refused(*words, name="somebody/old")
     assert not (cache / "models--somebody--old").exists()
+
+
+# ---- CTranslate2's format -------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """The files of a tiny Whisper as faster-whisper has it."""
+    source = make_encoder_decoder(tmp_path_factory.mktemp("made") / "source")
+    return {path.name: path.read_bytes() for path in convert(source, source.parent / "model", "float16").iterdir()}
+
+
+def test_a_model_of_faster_whisper(server, cache, converted):
+    name = "Systran/faster-whisper-tiny"
+    server.models[name] = {PIN: converted | {"README.md": b"x", "vocabulary.json": b"[]", "vocabulary.txt": b"x", "other.bin": b"x"}}
+    found = hub.find(name, progress=False)
+    assert {path.name for path in found.iterdir()} == set(converted) and server.fetched("model.bin") == [None]
+    server.shutdown()
+    assert hub.find(name) == found and glmasr.load(name, device="cpu").config.languages
+    for file in ("model.bin", "tokenizer.json", "config.json"):
+        (found / file).rename(found / "away")
+        with pytest.raises(CheckpointError):
+            hub.check_whole(hub.local(name))
+        (found / "away").rename(found / file)
+    blob = (found / "model.bin").resolve()
+    blob.write_bytes(blob.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="not downloaded whole"):
+        hub.check_whole(hub.local(name))
+
+
+@pytest.mark.parametrize("file", ["vocabulary.json", "vocabulary.txt"])
+def test_a_list_of_tokens_is_fetched_where_there_is_no_tokenizer(server, cache, converted, file):
+    data = json.loads(converted["tokenizer.json"])
+    numbers = data["model"]["vocab"] | {token["content"]: token["id"] for token in data["added_tokens"]}
+    tokens = sorted(numbers, key=numbers.get)
+    lists = {"vocabulary.json": json.dumps(tokens).encode(), "vocabulary.txt": "\n".join(tokens).encode()}
+    server.models["somebody/list"] = {PIN: {name: content for name, content in converted.items() if name != "tokenizer.json"} | {file: lists[file]}}
+    found = hub.find("somebody/list", progress=False)
+    assert (found / file).is_file() and glmasr.load(found, device="cpu").config.languages
+    assert hub.find("somebody/list") == found
+
+
+def test_a_pickle_named_model_bin_is_not_fetched(server, cache, content):
+    """TRAP: it has the name of CTranslate2's file; the configuration beside it says what it is."""
+    server.models["somebody/old"] = {PIN: {name: data for name, data in content.items() if "safetensors" not in name} | {"model.bin": b"x"}}
+    refused("unknown key", "model.bin", name="somebody/old")
+    assert server.fetched("model.bin") == []
+
+
+def test_safetensors_are_fetched_where_both_are(server, cache, content):
+    server.models["somebody/both"] = {PIN: content | {"model.bin": b"x"}}
+    assert not (hub.find("somebody/both", progress=False) / "model.bin").exists()
+
+
+# ---- other models ---------------------------------------------------------------------------------------------------------
+
+SHORT = {"tiny.en": "openai/whisper-tiny.en", "base": "openai/whisper-base", "large-v1": "openai/whisper-large", "large-v2": "openai/whisper-large-v2",
+         "large": "openai/whisper-large-v3", "large-v3": "openai/whisper-large-v3", "whisper-large-v3": "openai/whisper-large-v3",
+         "turbo": "openai/whisper-large-v3-turbo", "Large-V3-Turbo": "openai/whisper-large-v3-turbo", "distil-large-v3": "distil-whisper/distil-large-v3",
+         "GLM-ASR-Nano-2512": "zai-org/GLM-ASR-Nano-2512"}
+
+
+@pytest.mark.parametrize("name, repository", SHORT.items())
+def test_short_names(cache, name, repository):
+    assert hub.local(name).repository == repository
+
+
+def test_every_name_of_openai_whisper_is_known():
+    """large-v1 among them; whether these repositories are there can't be known without the network."""
+    whisper = pytest.importorskip("whisper")
+    assert set(whisper.available_models()) <= set(hub.NAMES)
 
 
 def test_a_model_without_a_tokenizer(server, cache, content):

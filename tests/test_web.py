@@ -81,10 +81,9 @@ def test_data_uris_may_look_otherwise(server, start):
 
 
 def test_a_recording_with_a_wrong_language_does_not_stay(server):
-    before = list(server.temporary.rglob("recording.wav"))
     answer = httpx.post(f"{server.url}/gradio_api/queue/join", json={"data": [uri("zh.wav"), "fr"], "fn_index": 0, "session_hash": "wrong"})
     assert answer.status_code == 400 and "language is 'fr', expected one of auto" in answer.json()["error"]["message"]
-    assert list(server.temporary.rglob("recording.wav")) == before == []
+    server.until(lambda: not list(server.temporary.rglob("recording.wav")))           # files are removed in the background
 
 
 def meta(path):
@@ -409,6 +408,6 @@ def test_schemathesis(server):
 
 
 def test_load():
-    done = subprocess.run([sys.executable, "benchmarks/load.py"], cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run([sys.executable, "benchmarks/load.py", "--clips", "100", "--flat", "800"], cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("| 64 |") >= 1
