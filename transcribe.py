@@ -202,14 +202,14 @@ class Progress:
             self.bar.close()
 
     def next(self) -> None:
-        from glmasr import audio
+        from glmasr import media
         from tqdm import tqdm
         self.close()
         self.bar, self.number, self.start = None, self.number + 1, time.perf_counter()
         if self.hidden or self.number == len(self.names):
             return
         name = self.names[self.number]
-        length = audio.stated_duration(name)
+        length = media.stated_duration(name)
         shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
         self.bar = tqdm(total=length, desc=f"{self.number + 1}/{len(self.names)} {printable(os.path.basename(name))}", leave=False, bar_format=shape)
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import audio as sound
-from . import cutting, decode, fast, hub, script, weights
+from . import cutting, decode, fast, ffmpeg, hub, media, script, weights
 from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
 from .cutting import Window
 from .errors import CheckpointError, GlmAsrError, OptionError, ShortMemoryError, out_of_memory
@@ -194,7 +194,7 @@ class Options:
                 and all(isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 10 for value in self.temperatures)):
             raise OptionError(f"temperatures is {self.temperatures!r}, expected numbers from 0 to 10, at least one")
         script.converter(self.script)
-        sound.check_track(self.track)
+        ffmpeg.check_track(self.track)
         if self.long not in ("cut", "whole", "seek"):
             raise OptionError(f"long is {self.long!r}, expected 'cut', 'whole' or 'seek'")
         if self.pad_to not in ("window", "speech"):
@@ -327,7 +327,7 @@ class Recogniser:
         def work() -> Iterator[tuple[int, Job | Part | GlmAsrError | None]]:
             for index, audio in enumerate(recordings):
                 said = warnings[index] = []
-                if sound.may_wait(audio):
+                if media.may_wait(audio):
                     yield index, None               # what came before must not wait with it
                 try:
                     blocks = sound.blocks(audio, sample_rate, track=options.track, max_duration=options.max_duration, warn=said.append)

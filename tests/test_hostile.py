@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import glmasr
-from glmasr import audio, hub, writers
+from glmasr import audio, hub, media, writers
 from helpers import model_bin
 from helpers.checkpoints import entry, make_checkpoint, make_encoder_decoder, raw
 from helpers.sounds import bytes_of, speech
@@ -165,7 +165,7 @@ def _(room):
 
 @row("a stream without an end", "AudioError: the file object: more than 0 GiB; expected a recording, which has an end")
 def _(room):
-    room.patch.setattr(audio, "MOST_BYTES", 10 ** 7)
+    room.patch.setattr(media, "MOST_BYTES", 10 ** 7)
 
     class Endless(io.RawIOBase):
         def read(self, size):
@@ -279,7 +279,7 @@ def ffmpeg(what, script, outcome, shell="#!/bin/sh\n", **options):
         Path("bin/ffmpeg").write_text(f"{shell}{script}\n")
         Path("bin/ffmpeg").chmod(0o755)
         room.patch.setenv("PATH", str(Path("bin").absolute()))
-        room.patch.setattr(audio, "PATIENCE", 0.3)
+        room.patch.setattr(glmasr.ffmpeg, "PATIENCE", 0.3)
         Path("talk.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
         return room.read("talk.m4a", **options)
     ROWS.append(Row("An `ffmpeg` that", what, outcome, run))
@@ -288,6 +288,9 @@ def ffmpeg(what, script, outcome, shell="#!/bin/sh\n", **options):
 # The Matroska that is asked for: a segment, a track of 16000 Hz and one channel, a cluster at 0 s, and in it a block of 1 GiB.
 HEADER = (r"printf '\030\123\200\147\001\377\377\377\377\377\377\377\026\124\256\153\377\265\204\106\172\000\000\237\201\001"
           r"\037\103\266\165\377\347\201\000\243\001\000\000\000\100\000\000\000\201\000\000\200'")
+# To list the tracks it is called without an output; these say nothing then.
+LISTING = 'case "$*" in *pipe:1) ;; *) exit 1 ;; esac; '
+HEADER = LISTING + HEADER
 ffmpeg("cannot read the file", "echo moov atom not found >&2; exit 1", "AudioError: talk.m4a: not a readable recording (…); ffmpeg says: moov atom not found; …")
 NOTHING = "AudioError: talk.m4a: not a readable recording (…); ffmpeg says: nothing for 0.3 s, so it was ended; …"
 ffmpeg("never answers", "exec /bin/sleep 60", NOTHING)

@@ -161,7 +161,7 @@ def test_progress_of_a_recording_that_is_longer_than_its_header_states(call, tex
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(glmasr.audio, "stated_duration", lambda name: stated)
+    monkeypatch.setattr(glmasr.media, "stated_duration", lambda name: stated)
     monkeypatch.setattr(tqdm.tqdm, "__init__", partialmethod(tqdm.tqdm.__init__, mininterval=0, miniters=0))
     assert call("2.wav", "0.wav")[:2] == (0, [texts[2], texts[0]])
     assert {0.4: "100%|", 60.0: "of 60 s, ", None: "1/2 2.wav: 2 s, "}[stated] in terminal.getvalue()
