@@ -280,7 +280,7 @@ def _decoded(file, name, length, warn):
             return
     elif 0 < read < file.frames < 2 ** 62:                      # 2^62 and more stand for a length that is not stated
         trouble = f"{file.frames / file.samplerate:.1f} s announced"
-    elif "lost sync" not in trouble:
+    elif "lost sync" not in trouble or read == file.frames:     # what is behind a FLAC is none of it
         return
     warn(damage(name, seconds, trouble))
 
@@ -379,7 +379,7 @@ def _end(path, place) -> int | None:
             return _end_of_ogg(file, place)
         if kind in (b".snd", b"dns."):
             offset, size = (int.from_bytes(head[start:start + 4], order) for start in (4, 8))
-            return place + offset + size if size else end
+            return min(place + offset + size, end) if size else end
         if kind not in (b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff"):
             return end
         # A WAV of 64 bits has its sizes in its first chunk.
@@ -390,7 +390,7 @@ def _end(path, place) -> int | None:
             place += 4 + digits
             if chunk[:4] in (b"data", b"SSND"):
                 size = long if long and size == 2 ** 32 - 1 else size
-                return place + size if size else end
+                return min(place + size, end) if size else end
             place += size + (size % 2 if digits == 4 else 0)
     return end
 
