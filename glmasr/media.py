@@ -32,7 +32,7 @@ ODD_RATE = 50_000                         # Hz; above it only whole hundreds: th
 MOST_BYTES = 2 ** 36                      # of decoded samples; 12 hours of 8 channels at 48 kHz are as many
 MOST_RECORDINGS = 1000                    # in one file, one behind the other
 RESYNC = 1000                             # bytes that are no sound; libmpg123 gives up behind 1024
-AHEAD = 2 ** 16                           # bytes; libFLAC reads an eighth of that at once
+AHEAD = 2 ** 16                           # bytes that are searched at once; libFLAC reads an eighth of that beyond its end
 
 # The decoders of libsndfile that are widely used and fuzzed; the others have open memory bugs and are left to ffmpeg.
 PCM = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
@@ -328,9 +328,14 @@ def _recordings(file, path, begin, end, name, length, warn, cancelled) -> Iterat
     """(sample rate, float32 array (samples, channels)) of an open SoundFile, from `begin` to `end` in its file, and of all behind that."""
     for part in _decoded(file, name, length, warn):
         yield file.samplerate, part
-    number, place = 1, _reached(file, begin, end)
-    while (begin := _next(path, place, cancelled)) is not None:
-        number, end, place = number + 1, _end(path, begin), begin + 4
+    if end is None:                       # it was read up to there, and some more
+        end = begin + max(4, file.name.tell() - AHEAD)
+    number = 1
+    while (begin := _next(path, end, cancelled)) is not None:
+        number, end = number + 1, _end(path, begin)
+        if end is None:                   # TRAP: up to the end of the file it would be read again for each that is forged
+            end = _next(path, begin + 4, cancelled)
+        end = max(begin + 4, os.path.getsize(path) if end is None else end)
         if number > MOST_RECORDINGS:
             warn(f"{name}: holds more than {MOST_RECORDINGS} recordings, one behind the other; what follows those, from byte {begin} on, is "
                  "lost: cut the file in two there")
@@ -342,22 +347,15 @@ def _recordings(file, path, begin, end, name, length, warn, cancelled) -> Iterat
                 rate = checked_rate(file.samplerate, name)
                 for part in _decoded(file, name, 0.0, warn):
                     yield rate, part
-                place = _reached(file, begin, end)
         except (AudioError, soundfile.LibsndfileError) as error:
-            place = place if end is None else end
             reason = getattr(error, "error_string", str(error)).rstrip(".")
             warn(f"{name}: recording {number} in this file, which begins at byte {begin}, is lost ({reason}): cut the file in two there")
-
-
-def _reached(file, begin, end) -> int:
-    """Where to look for what is behind a recording that was decoded: at its end, or a little before the place up to which it was read."""
-    return end if end is not None else begin + max(4, file.name.tell() - AHEAD)
 
 
 def _next(path, place, cancelled) -> int | None:
     """Where the first recording begins from `place` on."""
     with open(path, "rb") as file:
-        while len(content := _at(file, place, VALUES)) > 16:
+        while len(content := _at(file, place, AHEAD)) > 16:
             if cancelled():
                 raise Cancelled
             if found := BEHIND.search(content):

@@ -874,6 +874,20 @@ def test_forged_sizes_lead_nowhere(monkeypatch, format):
             pass
 
 
+def test_forged_recordings_are_not_read_over_and_over(monkeypatch):
+    """Each of a thousand seems to go on up to the end of the file."""
+    content, at, read = FILES["FLAC"] + 999 * b"fLaC\0\0\0\x22" + bytes(2 ** 20), media._at, []
+
+    def counted(*arguments):
+        read.append(len(at(*arguments)))
+        return at(*arguments)
+
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(media, "_at", counted)
+    same(audio.load(content, warn=str), audio.load(FILES["FLAC"]))
+    assert sum(read) < 300 * len(content)
+
+
 # ---- two channels ---------------------------------------------------------------------------------------------------------
 
 def stereo(left, right):
