@@ -48,9 +48,18 @@ def seconds(text: str) -> float:
     return number
 
 
+def number_or_language(text: str) -> int | str:
+    if text.isdecimal():
+        return positive(text)
+    if not (text.isascii() and text.isalpha() and len(text) in (2, 3)):
+        raise ValueError
+    return text
+
+
 positive.__name__ = "positive integer"          # argparse puts it into its message
 positive_or_auto.__name__ = "positive integer or auto"
 seconds.__name__ = "number of seconds"
+number_or_language.__name__ = "number from 1 on or language"
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -82,6 +91,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--beams", type=positive, metavar="N", help="width of the beam search, 1 is greedy (default: 5 for an encoder-decoder, else 1)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="limit for the text of a window, in tokens (default: by its length)")
     parser.add_argument("--max-duration", type=seconds, metavar="SECONDS", help="refuse longer recordings (default: 43200, 12 hours)")
+    parser.add_argument("--track", type=number_or_language, metavar="N|LANGUAGE", help="of a file with several tracks of sound: its number, from 1, or its language, such as eng (default: the one that the file calls its default, else the first one)")
     parser.add_argument("--script", choices=["simplified", "traditional"], help="write all Chinese characters so (needs the extra [zh])")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32", "int8"], help="default: bfloat16 where the machine is fast at it, else float32; int8: weights of 8 bits, on a CPU")
@@ -203,14 +213,14 @@ class Progress:
             self.bar.close()
 
     def next(self) -> None:
-        from glmasr import audio
+        from glmasr import media
         from tqdm import tqdm
         self.close()
         self.bar, self.number, self.start = None, self.number + 1, time.perf_counter()
         if self.hidden or self.number == len(self.names):
             return
         name = self.names[self.number]
-        length = audio.stated_duration(name)
+        length = media.stated_duration(name)
         shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
         self.bar = tqdm(total=length, initial=self.begun.get(name, 0), desc=f"{self.number + 1}/{len(self.names)} {printable(os.path.basename(name))}", leave=False, bar_format=shape)
 
@@ -303,7 +313,7 @@ class Work:
 
     def options(self):
         from glmasr.pipeline import Options
-        options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "pad_to", "script")}
+        options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "pad_to", "script", "track")}
         options["languages"] = self.args.languages or ()
         return Options(**options, **({"max_duration": self.args.max_duration} if self.args.max_duration else {}))
 

@@ -55,6 +55,8 @@ class Transcription(BaseModel):
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     temperature: float = Field(0.0, ge=0, le=1, allow_inf_nan=False, description="0: the best text is searched; above: it is sampled")
     timestamp_granularities: list[str] = Field([], alias="timestamp_granularities[]", description="segment; of verbose_json only")
+    track: str = Field("", pattern="^([1-9][0-9]{0,3}|[A-Za-z]{2,3})?$", description="not of OpenAI's API. Of a file with several tracks of "
+                       "sound: a number, from 1, or a language such as eng; by default the file's default, else the first one")
     stream: bool = Field(False, description="events as soon as a stretch is recognised; of json only")
 
     def options(self, desk: Desk, max_duration: float) -> Options:
@@ -74,7 +76,8 @@ class Transcription(BaseModel):
             raise Problem(400, f"stream goes with response_format json, not {self.response_format}; leave one of them out", "stream", "unsupported_value")
         # As openai-whisper: from there on, what is tried while a text can't be right.
         temperatures = (self.temperature, *(value for value in TEMPERATURES if value > self.temperature))
-        return Options(temperatures=temperatures, max_duration=max_duration,
+        track = int(self.track) if self.track.isdecimal() else self.track or None
+        return Options(temperatures=temperatures, max_duration=max_duration, track=track,
                        timestamps=desk.facts.timestamps and self.response_format in ("srt", "vtt", "verbose_json"))
 
 

@@ -3,44 +3,32 @@
 What is unusual here:
 - Every recording is read, mixed and resampled in blocks, so memory does not grow with its length; the blocks joined are
   the same samples, to float rounding, as those of one pass over the whole.
-- All channels are averaged. Keeping the first one only would lose a speaker who was recorded on the second.
+- All channels are averaged. Keeping the first one only would lose a speaker who was recorded on the second. But two in opposite
+  phase would cancel each other out (a plug that is wired the wrong way round): `_Phase` takes one of them there.
 - The resampler has a real anti-alias filter: flat to 7.2 kHz, 80 dB down at 8 kHz, the highest frequency that 16 kHz can hold.
 - The log-mel is in float32 on purpose: the models were trained on the rounding of a float32 transform, which shows at the
   bottom of the 80 dB that are kept.
 """
 
-import ctypes
-import io
 import math
 import numbers
-import os
-import re
-import shutil
-import signal
-import struct
-import subprocess
-import sys
-import tempfile
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack
+from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
-import soundfile
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import ffmpeg, media
 from .errors import AudioError, OptionError, printable
-
-try:
-    import resource
-except ImportError:                       # Windows
-    resource = None
+from .ffmpeg import VALUES
+from .media import MOST_BYTES, checked_rate, too_long
 
 SAMPLE_RATE = 16_000                      # samples a second, of everything behind this stage
 FFT_SIZE = 400                            # 25 ms of samples in one frame of the spectrum
@@ -48,53 +36,24 @@ HOP = 160                                 # 10 ms between frames: SAMPLE_RATE / 
 BINS = FFT_SIZE // 2 + 1                  # 201 frequencies, SAMPLE_RATE / FFT_SIZE = 40 Hz apart: 0, 40, ... 8000 Hz
 WINDOW = 30 * SAMPLE_RATE                 # 480,000 samples, 3000 frames: what the models take at once
 
-LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000   # Hz; outside of it a header is damaged or forged, or the sound is no speech
-ODD_RATE = 50_000                         # Hz; above it only whole hundreds: the kernels of others take seconds and 300 MB
 LOUDEST = 1000.0                          # times full scale; the text of sounds that are so loud is wrong, and soon empty
 MOST_CHANNELS = 255                       # more than any array of microphones that people speak into
-VALUES = 2 ** 20                          # samples x channels decoded at once: 4 MiB of float32, whatever a header claims
 MAX_DURATION = 12 * 3600.0                # seconds of a recording, if the caller sets no other limit
-MOST_BYTES = 2 ** 36                      # of decoded samples; 12 hours of 8 channels at 48 kHz are as many
-RESYNC = 1000                             # bytes that are no sound; libmpg123 gives up behind 1024
-PATIENCE = 60.0                           # seconds that ffmpeg may take for the next VALUES samples
-MOST_MEMORY = 2 ** 31                     # bytes that it may address; 8K video beside the sound takes it to 0.4 of it
-MOST_ALLOCATED = 2 ** 28                  # bytes that it may ask for at once: the table of 12 hours of packets is a quarter of it
-
-MOST_LOGGED = 2 ** 20                     # bytes of its complaints that are kept; a damaged file can give a line a packet
-
-# The decoders of libsndfile that are widely used and fuzzed; the others have open memory bugs and are left to ffmpeg.
-PCM = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
-FORMATS = {"WAV": PCM, "WAVEX": PCM, "RF64": PCM, "AIFF": PCM, "AU": PCM, "CAF": PCM, "FLAC": {"PCM_S8", "PCM_16", "PCM_24"},
-           "OGG": {"VORBIS", "OPUS"}, "MP3": {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}}
-# How their files begin. TRAP: the memory bugs are in the code that opens a file, so it is looked at before libsndfile gets it.
-BEGINNINGS = re.compile(rb"(RIFF|RIFX|RF64)....WAVE|FORM....AIF[FC]|fLaC|OggS|\.snd|dns\.|caff|\xff[\xe0-\xff]", re.DOTALL)
-# And those of others that have a name. (ffmpeg reads some of them.)
-OTHERS = {b"riff": "W64", b"Creative Voice": "VOC", b"NIST_1A": "NIST", b"PVF1": "PVF", b" paf": "PAF", b"fap ": "PAF", b"2BIT": "AVR",
-          b"MATLAB 5": "MAT5", b"ALawSoundFile": "WVE", b"Extended Instrument": "XI", b"\xf0\x7e": "SDS", b"\x64\xa3": "IRCAM",
-          b"FORM": "IFF", b"MThd": "MIDI", b"#!AMR": "AMR", b"\x1aE\xdf\xa3": "Matroska", b"0&\xb2u": "ASF", b"wvpk": "WavPack",
-          b"\x01\x04": "MPC2K", b"\0\0\x03\xe8": "MAT4", b"\0\0\0\0\1\0\0\0\1\0\0\0": "MAT4"}
-# What ffmpeg may open: media files only. TRAP: without the list a text file can be a playlist that names other files.
-CONTAINERS = ("aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,"
-              "ogg,rm,tak,tta,voc,w64,wav,wv")
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------------
-
-class Cancelled(Exception):
-    """Nobody waits for a recording any more: `cancelled` of `blocks` said so."""
-
 
 def warn_printable(warning: str) -> None:
     """`warnings.warn`, which writes to a terminal: the name of a recording is escaped."""
     warnings.warn(printable(warning), stacklevel=2)
 
 
-def load(source, sample_rate=None, *, max_duration=MAX_DURATION, warn=warn_printable) -> Tensor:
+def load(source, sample_rate=None, *, track=None, max_duration=MAX_DURATION, warn=warn_printable) -> Tensor:
     """The whole recording -> float32 samples (S,), mono, 16 kHz: `blocks` joined. Arguments and errors as there."""
-    return torch.cat(list(blocks(source, sample_rate, max_duration=max_duration, warn=warn)))
+    return torch.cat(list(blocks(source, sample_rate, track=track, max_duration=max_duration, warn=warn)))
 
 
-def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION, warn=warn_printable,
+def blocks(source, sample_rate=None, *, seconds=30.0, track: int | str | None = None, max_duration=MAX_DURATION, warn=warn_printable,
            cancelled: Callable[[], bool] | None = None) -> Iterator[Tensor]:
     """Yield a recording as float32 blocks (S,), mono, 16 kHz: each `seconds` long, the last one at most that.
 
@@ -104,10 +63,13 @@ def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION,
     - a float array or tensor (S,), (S, channels) or (channels, S), about -1..1, with its `sample_rate` in Hz. The shorter
       axis is the channels, the second one where both are equal.
 
+    `track` is one of several tracks of sound in a file: its number, from 1, or its language ("eng"). By default it is the one that
+    the file calls its default, else the first one, and `warn` is told that there are others.
+
     Raises AudioError, at the first block for what the header shows and later for what is inside: a recording that is
-    missing, empty, not audio, outside 4..384 kHz, of more than MOST_CHANNELS, longer than `max_duration` seconds or MOST_BYTES
-    when decoded, or that holds samples that are NaN, infinite or above LOUDEST. One that breaks off in the middle is read up
-    to there, and `warn` is called with a sentence that says so. What counts is what was decoded: a header may claim any length.
+    missing, empty, not audio, without that track, outside 4..384 kHz, of more than MOST_CHANNELS, longer than `max_duration` seconds
+    or MOST_BYTES when decoded, or that holds samples that are NaN, infinite or above LOUDEST. One that breaks off in the middle is read
+    up to there, and `warn` is called with a sentence that says so. What counts is what was decoded: a header may claim any length.
 
     `cancelled` is called now and then, from any thread: between parts that were decoded, and while ffmpeg is silent. Once it says True
     everything is closed, and Cancelled is raised.
@@ -117,225 +79,30 @@ def blocks(source, sample_rate=None, *, seconds=30.0, max_duration=MAX_DURATION,
     if not (isinstance(max_duration, numbers.Real) and max_duration > 0):
         raise OptionError(f"max_duration is {max_duration!r}; expected a positive number of seconds: give, for example, "
                           f"{MAX_DURATION:.0f}")
+    ffmpeg.check_track(track)
     with ExitStack() as stack:            # closes files and ends ffmpeg, also when the caller stops before the end
         cancelled = cancelled or (lambda: False)
-        name, rate, parts = _open(source, sample_rate, max_duration, stack, warn, cancelled)
-        rate = _checked_rate(rate, name)
-        samples = _mono(_limited(_until(cancelled, parts), name, rate, max_duration), name)
-        samples = _regrouped(samples, VALUES)                   # decoders give small parts; long ones are faster behind
-        yield from _regrouped(_resampled(samples, rate, SAMPLE_RATE), round(seconds * SAMPLE_RATE))
-
-
-def _until(cancelled, parts):
-    for part in parts:
-        if cancelled():
-            raise Cancelled
-        yield part
-
-
-def _open(source, sample_rate, max_duration, stack, warn, cancelled):
-    """source -> its name in messages, its sample rate, and an iterator over float arrays (samples, channels)."""
-    if isinstance(source, (np.ndarray, Tensor)):
-        return _open_array(source, sample_rate)
-    if sample_rate is not None:
-        raise AudioError(f"sample_rate={sample_rate} was given for a {type(source).__name__}; only arrays need it, a file "
-                         "states its own: leave it out")
-    path, name = _as_file(source, stack, cancelled)
-    trouble, length = _foreign(path), 0.0
-    if not trouble:
-        try:
-            file = stack.enter_context(_sound_file(path))
-        except soundfile.LibsndfileError as error:
-            trouble = error.error_string.rstrip(".")
-            if "SF_INFO" in trouble:
-                trouble = "its header states no usable sample rate or number of channels"     # what it means
-        except TypeError:                 # TRAP: a file named .raw, for which soundfile wants to be told the rate
-            trouble = "a .raw file has no header"
+        if isinstance(source, (np.ndarray, Tensor)):
+            name, parts = _array(source, sample_rate)
+            ffmpeg.only_track(track, name)
+        elif sample_rate is not None:
+            raise AudioError(f"sample_rate={sample_rate} was given for a {type(source).__name__}; only arrays need it, a file "
+                             "states its own: leave it out")
         else:
-            known = file.subtype in FORMATS.get(file.format, ())
-            trouble = f"{file.subtype} in {file.format} is not among the formats read directly"
-            if known:
-                trouble, length = _cut_short(file, path, cancelled)
-            if known and not (trouble and shutil.which("ffmpeg")):
-                if trouble:
-                    warn(f"{name}: {trouble}; what is behind that is lost: install ffmpeg, which reads on, or convert it to WAV")
-                    warn = _nothing       # of this recording that is all that there is to say
-                # PCM has a byte a sample or more: a length that the size bears out is no forgery, so nothing is read in vain.
-                if max_duration * _checked_rate(file.samplerate, name) < file.frames <= os.path.getsize(path) // file.channels:
-                    raise _too_long(name, max_duration)
-                return name, file.samplerate, _decoded(file, name, length, warn)
-    return _open_ffmpeg(path, name, trouble, length, stack, warn, cancelled)
+            name, parts = media.decode(source, track, max_duration, stack, warn, cancelled)
+        parts = _limited(media.until(cancelled, parts), name, max_duration)
+        yield from _regrouped(_at_16_khz(parts, name, warn), round(seconds * SAMPLE_RATE))
 
 
-def may_wait(source) -> bool:
-    """Whether reading may have to wait for somebody: standard input, a pipe, a file object that is not in memory."""
-    if isinstance(source, (str, os.PathLike)):
-        return source == "-" or os.path.exists(source) and not os.path.isfile(source)
-    return hasattr(source, "read") and not isinstance(source, io.BytesIO)
+def _at_16_khz(parts, name, warn):
+    """(rate, float array (samples, channels)) -> tensors (any,). The rate changes where another recording begins in the same file."""
+    for rate, some in groupby(parts, itemgetter(0)):
+        samples = _mono(map(itemgetter(1), some), name, rate, warn)
+        yield from _resampled(_regrouped(samples, VALUES), rate, SAMPLE_RATE)   # decoders give small parts; long ones are faster here
 
 
-def stated_duration(source) -> float | None:
-    """Seconds that the header of a file states, to show progress; None where it says nothing. It may be wrong."""
-    try:
-        if source == "-" or not os.path.isfile(source) or _foreign(os.fspath(source)):
-            return None
-        with _sound_file(source) as file:
-            return file.frames / file.samplerate if 0 < file.frames < 2 ** 62 else None
-    except (OSError, TypeError, ValueError, ZeroDivisionError, soundfile.LibsndfileError):
-        return None
-
-
-def _sound_file(path) -> soundfile.SoundFile:
-    # TRAP: on Linux a name need not be UTF-8, and soundfile encodes text as UTF-8; bytes it takes as they are.
-    with _HUSH:                           # an MP3, if anything
-        return soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path))
-
-
-class _Hush:
-    """libmpg123, a part of libsndfile, writes remarks on an MP3 to C's `stderr`: millions of them, if the file wants it. While one is opened or
-    read, that variable names a stream that leads nowhere; file descriptor 2, `sys.stderr` and other processes are left as they are.
-
-    Only with the GNU C library, whose manual allows it ("Standard Streams"). TRAP: elsewhere the variable may be in memory that is read only.
-    """
-
-    def __init__(self):
-        self.lock, self.users, self.variable, self.loud, self.nowhere = threading.Lock(), 0, None, None, None
-
-    def __enter__(self) -> None:
-        with self.lock:
-            if self.users == 0 and self.found():
-                self.loud, self.variable.value = self.variable.value, self.nowhere
-            self.users += 1
-
-    def __exit__(self, *error) -> None:
-        with self.lock:
-            self.users -= 1
-            if self.users == 0 and self.loud:
-                self.variable.value, self.loud = self.loud, None
-
-    def found(self) -> bool:
-        if self.nowhere is None and "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()):
-            library = ctypes.CDLL(None)
-            library.fopen.restype = ctypes.c_void_p
-            self.variable, self.nowhere = ctypes.c_void_p.in_dll(library, "stderr"), library.fopen(b"/dev/null", b"we")
-        return bool(self.nowhere)         # else there is no /dev/null
-
-
-_HUSH = _Hush()
-
-
-def _nothing(warning: str) -> None:
-    pass
-
-
-def _foreign(path) -> str:
-    """Why a file is not for libsndfile, judged by its first bytes; "" if it may be."""
-    with open(path, "rb") as file:
-        start, place = file.read(20), 0
-        for _ in range(9):
-            if start[:3] == b"ID3":       # a tag in front of an MP3
-                place += _tag_length(start)
-                file.seek(place)
-                start = file.read(20)
-        if path.lower().endswith(".mp3") and not any(start):                # libsndfile goes by the name then
-            start = file.read(4096).lstrip(b"\0")
-    if BEGINNINGS.match(start):
-        return ""
-    kind = next((kind for beginning, kind in OTHERS.items() if start.startswith(beginning)), None)
-    return f"{kind} is not among the formats read directly" if kind else "it begins like none of the formats read directly"
-
-
-def _tag_length(head: bytes) -> int:
-    """Bytes of the ID3 tag that begins so: 10, and what its last four say in 7 bits each."""
-    return 10 + sum((byte & 0x7f) << 7 * digit for digit, byte in enumerate(reversed(head[6:10])))
-
-
-def _cut_short(file, path, cancelled) -> tuple[str, float]:
-    """Why libsndfile would stop before the end of a file, "" if it wouldn't; and the seconds that an MP3 should give, else 0."""
-    stated, length, junk, counted = file.frames / max(1, file.samplerate), 0.0, 0, False
-    if file.format == "MP3":
-        for seconds, before, start in _until(cancelled, _mpeg_frames(path)):
-            if length:
-                junk = max(junk, before)
-            else:                         # a header in the first frame may count them all, which goes for one that was cut off as well
-                counted = b"Xing" in start or b"Info" in start
-            length += seconds
-        # TRAP: without a Xing header libsndfile goes by the bit rate of the first frame, and stops where that says the end is.
-        if length > 1.01 * stated + 0.5:
-            return f"its header makes it {stated:.1f} s long, but its frames are {length:.1f} s", length
-        length = max(length, stated if counted else 0)
-        if junk > RESYNC:
-            return f"{junk} bytes between its frames are no sound, where libsndfile stops", length
-    if file.format == "OGG" and _chained(path):
-        return f"it is several recordings, one behind the other, and the first is {stated:.1f} s long", length
-    if FORMATS[file.format] is PCM and file.frames == 0 and os.path.getsize(path) > 1000:
-        return "its header says that it holds no samples, as after a crash of the recorder", length
-    return "", length
-
-
-# Kilobits a second of MPEG audio by the index in a frame's header (ISO 11172-3 and 13818-3): (MPEG-1?, layer) -> rates.
-BIT_RATES = {(True, 1): range(0, 449, 32), (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-             (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-             (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-             (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}
-BIT_RATES[False, 3] = BIT_RATES[False, 2]
-
-
-def _mpeg_seconds(path) -> float:
-    """Seconds of sound in the frames of an MP3 file, whatever its header states."""
-    return sum(seconds for seconds, _, _ in _mpeg_frames(path))
-
-
-def _mpeg_frames(path) -> Iterator[tuple[float, int, bytes]]:
-    """Of each frame of an MP3 file: seconds, the bytes in front of it that are neither a frame nor a tag, and its first 40 bytes."""
-    place = end = missed = 0
-    # Not mapped: the pages would count as memory. In so large a buffer most steps from frame to frame stay inside of it.
-    with open(path, "rb", buffering=VALUES) as file:
-        while len(start := _at(file, place, 40)) >= 4:
-            head = int.from_bytes(start[:4], "big")
-            version, layer = head >> 19 & 3, 4 - (head >> 17 & 3)
-            index, rate, padding = head >> 12 & 15, head >> 10 & 3, head >> 9 & 1
-            if head >> 21 != 0x7ff or version == 1 or layer == 4 or index in (0, 15) or rate == 3:
-                if start[:3] == b"ID3":
-                    place += _tag_length(start)
-                    if _tag_length(start) >= 20:                # libmpg123 takes smaller ones for damage
-                        end += _tag_length(start)
-                    continue
-                missed, place = missed + 1, place + 1
-                while (piece := _at(file, place, 4096)) and b"\xff" not in piece:
-                    place += len(piece)
-                place += piece.find(b"\xff")
-                if not piece or missed > 100_000:   # no further frame, or damaged through and through
-                    break
-                continue
-            hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
-            bits = 1000 * BIT_RATES[version == 3, layer][index]
-            samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
-            yield samples / hertz, place - end, start
-            place += (12 * bits // hertz + padding) * 4 if layer == 1 else samples // 8 * bits // hertz + padding
-            end = place
-
-
-def _at(file, place, count) -> bytes:
-    file.seek(place)
-    return file.read(count)
-
-
-def _chained(path) -> bool:
-    """Whether another stream begins in an OGG file behind the pages of the first ones."""
-    sound = False
-    with open(path, "rb") as file:
-        while len(head := file.read(27)) == 27 and head.startswith(b"OggS"):
-            first = head[5] & 2
-            if first and sound:
-                return True
-            sound = sound or not first
-            file.seek(sum(file.read(head[26])), os.SEEK_CUR)
-    return False
-
-
-def _open_array(source, sample_rate):
-    """As `_open`, for a float array or tensor in memory."""
+def _array(source, sample_rate):
+    """A float array or tensor in memory -> its name in messages, and (rate, float array (samples, channels))."""
     name = f"the {type(source).__name__} of shape {tuple(source.shape)}"
     if isinstance(source, Tensor):
         floating = source.is_floating_point()
@@ -357,278 +124,35 @@ def _open_array(source, sample_rate):
         array = array[:, None]
     elif array.shape[0] < array.shape[1]:
         array = array.T
-    step = max(1, VALUES // max(1, array.shape[1]))
-    return name, sample_rate, (array[start:start + step] for start in range(0, len(array), step))
+    rate, step = checked_rate(sample_rate, name), max(1, VALUES // max(1, array.shape[1]))
+    return name, ((rate, array[start:start + step]) for start in range(0, len(array), step))
 
 
-def _as_file(source, stack, cancelled):
-    """source -> (path, name in messages). What is not a regular file yet becomes a temporary one: decoders have to seek."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _spooled(io.BytesIO(source), "the recording in memory", stack, cancelled)
-    if isinstance(source, str) and source == "-":
-        if sys.stdin is None:
-            raise AudioError("standard input: is closed; expected a recording: pipe one into it, or name a file")
-        return _spooled(getattr(sys.stdin, "buffer", sys.stdin), "standard input", stack, cancelled)
-    if hasattr(source, "read"):
-        return _spooled(source, str(getattr(source, "name", "the file object")), stack, cancelled)
-    if not isinstance(source, (str, os.PathLike)):
-        raise AudioError(f"a recording cannot be a {type(source).__name__}; expected a path, '-', bytes, a binary file object, "
-                         "or a float array with its sample_rate")
-    name = os.fsdecode(source)
-    if not name:
-        raise AudioError("the name of the recording is empty; expected a file, or '-' for standard input")
-    if "\0" in name:
-        raise AudioError(f"{name!r}: cannot be opened: no file has a NUL in its name; check how the name was made")
-    try:
-        path = Path(name)
-        if path.is_fifo():                # a shell's <(command)
-            return _spooled(stack.enter_context(open(path, "rb")), name, stack, cancelled)
-        if path.is_dir():
-            raise AudioError(f"{name}: is a directory; expected an audio file: name the files in it")
-        if not path.exists():
-            raise AudioError(f"{name}: no such file; check the spelling and the current directory ({os.getcwd()})")
-        if not path.is_file():
-            raise AudioError(f"{name}: is a device or a socket; expected an audio file, or '-' for standard input")
-        if path.stat().st_size == 0:
-            raise AudioError(f"{name}: the file is empty (0 bytes); expected audio: record or download it again")
-        with open(path, "rb"):            # tells a lack of permission from a bad format
-            return os.path.abspath(path), name
-    except OSError as error:
-        raise AudioError(f"{name}: cannot be opened ({error}); check the name and its permissions") from error
-
-
-def _spooled(stream, name, stack, cancelled):
-    """Write the rest of a binary stream into a temporary file that lives as long as `stack`."""
-    try:
-        path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="glmasr-")), "recording")
-    except OSError as error:
-        raise AudioError(f"{name}: no room for a temporary copy ({error}); make room, or name another folder in TMPDIR") from error
-    with open(path, "wb") as file:
-        try:
-            while part := stream.read(VALUES):
-                if cancelled():
-                    raise Cancelled
-                file.write(part)
-                if file.tell() > MOST_BYTES:
-                    raise AudioError(f"{name}: more than {MOST_BYTES / 2 ** 30:.0f} GiB; expected a recording, which has an end")
-            file.flush()                  # here, and not where the file is closed, a full disk has a name
-        except (TypeError, UnicodeDecodeError) as error:
-            raise AudioError(f"{name}: gives text; expected bytes: open it in binary mode, 'rb'") from error
-        except (OSError, ValueError) as error:              # a closed file, a full disk
-            raise AudioError(f"{name}: cannot be read ({error}); open it again, or make room for a temporary copy") from error
-        if file.tell() == 0:
-            raise AudioError(f"{name}: is empty (0 bytes); expected the bytes of an audio file")
-    return path, name
-
-
-def _decoded(file, name, length, warn):
-    """An open SoundFile -> float32 arrays (samples, channels). `length`: the seconds that an MP3 should give."""
-    step, read, trouble = max(1, VALUES // file.channels), 0, ""
-    while not trouble:
-        part = np.full((step, file.channels), np.nan, dtype=np.float32)
-        try:
-            with _HUSH if file.format == "MP3" else nullcontext():
-                part = file.read(out=part)
-        except soundfile.LibsndfileError as error:
-            # TRAP: what was decoded before the error lies in `part` already. A FLAC without a stated length ends like this.
-            part, trouble = part[~np.isnan(part).all(axis=1)], error.error_string.rstrip(".")
-        if len(part) == 0:
-            break
-        read += len(part)
-        yield part
-    if read == 0 and trouble:
-        raise AudioError(f"{name}: cannot be decoded ({trouble}); the file is damaged: record or download it again")
-    seconds = read / file.samplerate
-    if file.format == "MP3":              # whose header may only estimate the length
-        if seconds < _least(length):
-            trouble = f"{length:.1f} s expected"
-        if not trouble:
-            return
-    elif 0 < read < file.frames < 2 ** 62:                      # 2^62 and more stand for a length that is not stated
-        trouble = f"{file.frames / file.samplerate:.1f} s announced"
-    elif "lost sync" not in trouble:
-        return
-    warn(_damage(name, seconds, trouble))
-
-
-def _least(length) -> float:
-    """Seconds of an MP3 that should give so many; encoders put up to 0.2 s in front and behind."""
-    return 0.99 * length - 0.5
-
-
-def _damage(name, seconds, trouble) -> str:
-    return f"{name}: breaks off after {seconds:.1f} s ({trouble.rstrip('.')}); what comes before is used"
-
-
-def _open_ffmpeg(path, name, trouble, length, stack, warn, cancelled):
-    """As `_open`, for what libsndfile does not read: `trouble` says why. `length`: the seconds that an MP3 should give, else 0."""
-    program = shutil.which("ffmpeg")
-    if program is None:
-        raise AudioError(f"{name}: not readable ({trouble}), and there is no ffmpeg on the PATH that could; if it is a "
-                         "recording, install ffmpeg or convert it to WAV")
-    # No -ac: ffmpeg's own downmix weighs the channels. AU is the simplest header that carries rate and channels.
-    command = [program, "-nostdin", "-v", "error", "-max_alloc", str(MOST_ALLOCATED), "-threads", "1", "-vn", "-sn", "-dn",
-               "-protocol_whitelist", "file,pipe", "-format_whitelist", CONTAINERS,
-               "-i", path, "-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
-    try:
-        log = stack.enter_context(tempfile.TemporaryFile())     # TRAP: a pipe that nobody reads would stop ffmpeg at 64 KiB
-        child = stack.enter_context(_Child(command, log, cancelled))
-    except OSError as error:
-        raise AudioError(f"{name}: not readable ({trouble}), and {program} can't be started ({error}); mend that, or convert it to "
-                         "WAV") from error
-
-    def complaint():
-        status = child.wait()
-        if child.silent:
-            return f"nothing for {PATIENCE:g} s, so it was ended"
-        log.seek(max(0, os.fstat(log.fileno()).st_size - 4096))             # a damaged file can give a line a packet
-        lines = log.read().decode("utf-8", "replace").strip().splitlines()
-        if any("matches no streams" in line for line in lines):
-            return "there is no sound in it"
-        return lines[-1].replace(path, "input") if lines else f"exit status {status}"
-
-    header = child.read(24)
-    if len(header) < 24:
-        raise AudioError(f"{name}: not a readable recording ({trouble}); ffmpeg says: {complaint()}; convert it to WAV, or record "
-                         "or download it again")
-    _, offset, _, _, rate, channels = struct.unpack(">4s5I", header)
-    child.read(offset - len(header))
-
-    def parts():
-        count, width = 0, 4 * channels    # bytes of one float32 sample in all channels
-        while raw := child.read(max(1, VALUES // channels) * width):
-            part = np.frombuffer(raw, ">f4", len(raw) // width * channels)
-            count += len(part) // channels
-            yield part.reshape(-1, channels)
-        if child.wait() != 0 and count:
-            warn(_damage(name, count / rate, complaint()))
-        elif count / rate < _least(length):
-            warn(f"{name}: gives {count / rate:.1f} s ({length:.1f} s expected); parts of it are damaged, and their sound is lost")
-
-    return name, rate, parts()
-
-
-class _Child:
-    """A program whose output is read, in a session of its own: it is ended with all that it has started
-
-    - when it is closed;
-    - when nothing came for PATIENCE seconds (then it is `silent`), or `cancelled()` is true: a thread looks after that;
-    - when this process is gone, however that ended: the kernel closes the pipe then that a shell, the leash, reads from.
-
-    Raises OSError where it can't be started.
-    """
-
-    LEASH = 'read -r _; kill -9 -"$1"'    # what closes the pipe, kills the session
-
-    def __init__(self, command, log, cancelled):
-        self.log, self.cancelled, self.silent, self.deadline, self.closed = log, cancelled, False, math.inf, threading.Event()
-        with ExitStack() as stack:
-            # TRAP: no other child may inherit a pipe; `Popen` sees to that.
-            self.process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-                                                                start_new_session=True))
-            stack.callback(self.kill)     # runs before the wait that `Popen` ends with
-            if hasattr(resource, "prlimit"):                    # Linux
-                with suppress(OSError):
-                    resource.prlimit(self.process.pid, resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
-                    resource.prlimit(self.process.pid, resource.RLIMIT_CORE, (0, 0))        # a core dump would hold the recording
-            if os.path.exists("/bin/sh"):
-                leash = stack.enter_context(subprocess.Popen(["/bin/sh", "-c", self.LEASH, "sh", str(self.process.pid)], stdin=subprocess.PIPE,
-                                                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True))
-                stack.callback(leash.kill)                      # before its pipe is closed: the number may be another one's by then
-                stack.callback(self.kill)
-            watcher = threading.Thread(target=self._watch, daemon=True)
-            watcher.start()
-            stack.callback(watcher.join)
-            stack.callback(self.closed.set)
-            self.stack = stack.pop_all()
-
-    def __enter__(self) -> "_Child":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.stack.close()
-
-    def read(self, count) -> bytes:
-        """So many bytes, fewer at the end."""
-        with self._limited():
-            return self.process.stdout.read(count)
-
-    def wait(self) -> int:
-        """Its exit status, once it has ended."""
-        with self._limited():
-            if hasattr(os, "waitid") and self.process.returncode is None:
-                with suppress(ChildProcessError):
-                    os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-                self.kill()               # what it has left behind, as long as the number is its own
-            return self.process.wait()
-
-    def kill(self) -> None:
-        """TRAP: ffmpeg may be a script, and what it has started holds the pipe open: all of its session is ended."""
-        if self.process.returncode is None:                     # else its number may be another one's by now
-            with suppress(ProcessLookupError, PermissionError):             # macOS: not permitted, of one that has just ended
-                os.killpg(self.process.pid, signal.SIGKILL) if os.name == "posix" else self.process.kill()
-
-    @contextmanager
-    def _limited(self):
-        self.deadline = time.monotonic() + PATIENCE
-        yield
-        self.deadline = math.inf
-        if self.cancelled():
-            raise Cancelled
-
-    def _watch(self) -> None:
-        while not self.closed.wait(0.1):
-            if getattr(os.fstat(self.log.fileno()), "st_blocks", 0) * 512 > MOST_LOGGED:       # where it writes on, there is a hole in front
-                os.ftruncate(self.log.fileno(), 0)
-            if self.cancelled():
-                self.kill()
-            elif time.monotonic() > self.deadline:
-                self.silent = True
-                self.kill()
-
-
-def _checked_rate(rate, name):
-    if not (isinstance(rate, numbers.Real) and math.isfinite(rate) and rate == int(rate)):
-        raise AudioError(f"{name}: sample rate {rate!r}; expected a whole number of Hz")
-    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        raise AudioError(f"{name}: sample rate {rate} Hz; expected {LOWEST_RATE} to {HIGHEST_RATE}: the header is damaged, or "
-                         "this is not speech. Convert it to 16000 Hz if it is")
-    if rate > ODD_RATE and rate % 100:
-        raise AudioError(f"{name}: sample rate {rate} Hz; expected whole hundreds above {ODD_RATE}: the header is damaged, or was "
-                         "made up. Convert it to 16000 Hz")
-    return int(rate)
-
-
-def _limited(parts, name, rate, max_duration):
-    """The same float arrays (samples, channels), up to the limits."""
-    read = size = 0
-    for part in parts:
+def _limited(parts, name, max_duration):
+    """The same (rate, float array (samples, channels)), up to the limits, and without empty ones."""
+    seconds = size = 0
+    for rate, part in parts:
         if part.shape[1] > MOST_CHANNELS:
             raise AudioError(f"{name}: {part.shape[1]} channels; expected 1 to {MOST_CHANNELS}: the header is damaged, or this is "
                              "not speech. Keep the channels that people speak on")
-        read, size = read + len(part), size + part.nbytes
-        if read > max_duration * rate:
-            raise _too_long(name, max_duration)
+        if 0 in part.shape:
+            continue
+        seconds, size = seconds + Fraction(len(part), rate), size + part.nbytes
+        if seconds > max_duration:
+            raise too_long(name, max_duration)
         if size > MOST_BYTES:
             raise AudioError(f"{name}: gives more than {MOST_BYTES / 2 ** 30:.0f} GiB of samples; expected at most that: cut the "
                              "recording, or convert it to one channel and 16000 Hz")
-        yield part
+        yield rate, part
+    if not size:
+        raise AudioError(f"{name}: holds no samples (a header only?); expected audio: record or download it again")
 
 
-def _too_long(name, max_duration) -> AudioError:
-    return AudioError(f"{name}: is longer than {max_duration:g} s (max_duration); expected at most that: cut the recording, or raise "
-                      "the limit with --max-duration")
-
-
-def _mono(parts, name):
-    """Float arrays (samples, channels) -> float32 tensors (samples,), the mean of all channels, checked."""
-    read = 0
-    for part in parts:
-        if 0 in part.shape:
-            continue
-        part = np.ascontiguousarray(part, dtype=np.float32)     # native byte order; a cast out of range gives infinity
-        weights = np.full(part.shape[1], 1 / part.shape[1], dtype=np.float32)
-        mono = torch.from_numpy(part @ weights)                 # ten times as fast as mean(axis=1)
+def _mono(parts, name, rate, warn):
+    """Float arrays (samples, channels) -> float32 tensors (samples,), the mean of all channels, or one of two, checked."""
+    read, phase = 0, _Phase(name, rate, warn)
+    parts = (np.ascontiguousarray(part, dtype=np.float32) for part in parts)    # native byte order
+    for mono in map(torch.from_numpy, phase.mixed(parts)):                      # a cast out of range has given infinity
         finite = mono.isfinite()
         if not finite.all():
             first = read + int(finite.logical_not().nonzero()[0])
@@ -640,8 +164,136 @@ def _mono(parts, name):
                              "full scale, 32768 for 16 bits, or record again if the file is damaged")
         read += len(mono)
         yield mono
-    if read == 0:
-        raise AudioError(f"{name}: holds no samples (a header only?); expected audio: record or download it again")
+
+
+def _mean(part):
+    """(samples, channels) -> (samples,)"""
+    return part @ np.full(part.shape[1], 1 / part.shape[1], dtype=np.float32)   # ten times as fast as mean(axis=1)
+
+
+class _Phase:
+    """Two channels -> one: their mean, but the louder one of them as long as they are in opposite phase.
+
+    The rule, on frames of 0.25 s: two channels cancel each other out where their mean has less than a tenth of the power of the louder
+    one. (It has a quarter if the other is silent, half if they have nothing in common, all if they are alike; to a tenth it only comes
+    when they are opposite.) They don't where it has more than a fifth. In between, and in frames that are quiet beside the loudest so
+    far, nothing is decided. What counts is the slope of the sound between 100 and 2000 Hz, about, where voices are: hum and offsets of
+    direct current are often opposite where the voice is not.
+
+    It takes 2 s of frames that agree, with none that objects, to change over, and then it is done from the first of them on: a tone, a
+    vowel or a chord that reaches two microphones half a wave apart cancels as well, but for no longer than it sounds. Where the
+    sound ends before that, or pauses for long, one frame will do if nothing ever objected. At most OPEN seconds are held back.
+    """
+
+    FRAME, AGREE, OPEN = 0.25, 8, 10.0
+    CANCELS, STANDS = 0.1, 0.2            # power of the mean, of that of the louder channel
+    QUIET, FAINTEST = 1e-3, 1e-10         # power of a frame, of the loudest so far; and of full scale
+
+    def __init__(self, name, rate, warn):
+        self.name, self.rate, self.warn = name, rate, warn
+        self.fold = max(1, rate // 4000)  # samples whose mean is looked at: about 4000 a second
+        self.frame = self.fold * max(2, round(self.FRAME * rate / self.fold))
+        self.folding = np.tile(np.eye(2, dtype=np.float32) / self.fold, (self.fold, 1))
+        self.channel: int | None = None   # the one that is taken; None: the mean
+        self.loudest, self.settled, self.told, self.read = 0.0, False, False, 0
+        self.open: list[np.ndarray] = []  # frames that wait until it is clear what becomes of them
+        self.against = 0                  # how many of them are for a change
+        self.power = np.zeros(2)          # of those, in each channel
+
+    def mixed(self, parts):
+        """Arrays (samples, channels) -> arrays (samples,), in all as many."""
+        rest = np.zeros((0, 2), np.float32)
+        for part in parts:
+            if part.shape[1] != 2:        # after another recording in the same file
+                yield from self.closed(rest)
+                rest = rest[:0]
+                yield _mean(part)
+                continue
+            part = np.concatenate([rest, part]) if len(rest) else part
+            count = len(part) // self.frame
+            if count:
+                yield from self.frames(part[:count * self.frame].reshape(count, self.frame, 2))
+            rest = part[count * self.frame:]
+        yield from self.closed(rest)
+
+    def closed(self, rest):
+        """What is left, at the end: less than a frame, and it counts as one."""
+        whole = len(rest) // self.fold * self.fold
+        if whole > self.fold:
+            [power], [mixed] = self.powers(rest[None, :whole])
+            verdict = self.verdict(power, mixed)
+            self.settled = self.settled or verdict is False
+            if verdict:
+                self.against, self.power = self.against + 1, self.power + power
+        yield from self.give_up()
+        if len(rest):
+            yield self.taken(rest)
+
+    def frames(self, part):
+        """(frames, samples, 2): as long as nothing speaks against it, all at once."""
+        powers, mean = self.powers(part)
+        first = 0                         # of those that are not given out yet
+        for place, (power, mixed) in enumerate(zip(powers, mean, strict=True)):
+            verdict = self.verdict(power, mixed)
+            if verdict is False:          # it is as it was
+                self.settled = True
+                yield from self.flush()
+            elif verdict or self.open:
+                if first < place and not self.open:
+                    yield self.taken(part[first:place].reshape(-1, 2))
+                self.open.append(part[place])
+                first = place + 1
+                if verdict:
+                    self.against, self.power = self.against + 1, self.power + power
+                if self.against == self.AGREE:
+                    self.change()
+                    yield from self.flush()
+                elif len(self.open) * self.FRAME >= self.OPEN:
+                    yield from self.give_up()
+        if first < len(part):
+            yield self.taken(part[first:].reshape(-1, 2))
+
+    def powers(self, part):
+        """(frames, samples, 2) -> those of the channels (frames, 2), and those of their mean (frames,)."""
+        with np.errstate(all="ignore"):   # NaN and infinity are found behind
+            coarse = part.reshape(len(part), -1, 2 * self.fold) @ self.folding
+            coarse = np.diff(coarse, axis=1)
+            return np.square(coarse, dtype=np.float64).mean(1), np.square(coarse.mean(2), dtype=np.float64).mean(1)
+
+    def verdict(self, power, mixed) -> bool | None:
+        """Whether a frame is for a change. None: it says nothing."""
+        louder = power.max()
+        if not self.FAINTEST < louder < np.inf or louder < self.QUIET * self.loudest:
+            return None
+        self.loudest = max(self.loudest, louder)
+        cancels = True if mixed < self.CANCELS * louder else False if mixed > self.STANDS * louder else None
+        return None if cancels is None else cancels == (self.channel is None)
+
+    def change(self) -> None:
+        self.channel, self.settled = int(self.power.argmax()) if self.channel is None else None, True
+        if self.channel is not None and not self.told:
+            self.told = True
+            begin = self.read / self.rate
+            since = f" from {begin:.1f} s on" if begin >= 1 else ""
+            self.warn(f"{self.name}: its two channels are in opposite phase{since}, so that their mean would be next to silence; the "
+                      f"{('left', 'right')[self.channel]} one is taken there")
+
+    def give_up(self):
+        """What is open is decided with what there is."""
+        if self.against and not self.settled:
+            self.change()
+        yield from self.flush()
+
+    def flush(self):
+        held, self.open, self.against, self.power = self.open, [], 0, np.zeros(2)
+        if held:
+            yield self.taken(np.concatenate(held))
+
+    def taken(self, part):
+        self.read += len(part)
+        mean = _mean(part)
+        # What is no number is found in the mean of both.
+        return mean if self.channel is None or not np.isfinite(mean).all() else np.ascontiguousarray(part[:, self.channel])
 
 
 def _regrouped(parts, length):
@@ -677,7 +329,7 @@ def resample(samples, source_rate, target_rate=SAMPLE_RATE) -> Tensor:
     Flat (0.01 dB) to 90 % of half the lower rate, 80 dB down from half the lower rate on: a Kaiser-windowed sinc (Kaiser 1974;
     the formulas are in Oppenheim and Schafer, "Discrete-Time Signal Processing", section 7.5.3).
     """
-    source_rate, target_rate = (_checked_rate(rate, "resample") for rate in (source_rate, target_rate))
+    source_rate, target_rate = (checked_rate(rate, "resample") for rate in (source_rate, target_rate))
     samples = samples.float()
     return torch.cat([samples[:0], *_resampled(samples.split(VALUES), source_rate, target_rate)])
 

@@ -53,6 +53,10 @@ class OutputError(GlmAsrError):
     """A result cannot be written: a full disk, a folder without permission."""
 
 
+class Cancelled(Exception):
+    """Nobody waits for a recording any more: whoever asked for it has said so. No error, and nothing to be told."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is missing: on a CPU PyTorch has no type of its own for that."""
     return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import audio as sound
-from . import coverage, cutting, decode, fast, script, vad, weights
+from . import coverage, cutting, decode, fast, ffmpeg, media, script, vad, weights
 from . import hub as hubs
 from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
 from .cutting import Window
@@ -177,6 +177,8 @@ class Options:
     languages       what `language` "auto" may choose among; empty: all languages of the model
     script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
     max_duration    seconds that a recording may have at most
+    track           of a file with several tracks of sound: a number, from 1, or a language ("eng"); by default the one that the file
+                    calls its default, else the first one
     """
 
     task: str = "transcribe"
@@ -191,6 +193,7 @@ class Options:
     pad_to: str = "window"
     script: str | None = None
     max_duration: float = sound.MAX_DURATION
+    track: int | str | None = None
     languages: tuple[str, ...] = ()
 
     @property
@@ -219,6 +222,7 @@ class Options:
                 and all(isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 10 for value in self.temperatures)):
             raise OptionError(f"temperatures is {self.temperatures!r}, expected numbers from 0 to 10, at least one")
         script.converter(self.script)
+        ffmpeg.check_track(self.track)
         if self.long not in ("cut", "whole", "seek"):
             raise OptionError(f"long is {self.long!r}, expected 'cut', 'whole' or 'seek'")
         if self.pad_to not in ("window", "speech"):
@@ -333,7 +337,7 @@ class Recogniser:
                    timestamps: bool | None = None, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
                    temperatures: tuple[float, ...] = TEMPERATURES, long: str = "cut", batch_size: int | None = None, guards: bool = True,
                    pad_to: str = "window", script: str | None = None, max_duration: float = sound.MAX_DURATION,
-                   languages: tuple[str, ...] = ()) -> Transcript:
+                   track: int | str | None = None, languages: tuple[str, ...] = ()) -> Transcript:
         """Recognises one recording.
 
         audio       path, "-" (standard input), bytes, binary file, or a float array (S,) or (S, channels), about -1..1, with its
@@ -346,7 +350,7 @@ class Recogniser:
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
         """
         options = Options(task, timestamps, beams, length_penalty, max_new_tokens, temperatures, long, batch_size, guards, pad_to, script,
-                          max_duration, tuple(languages))
+                          max_duration, track, tuple(languages))
         return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)), self.how(options))
 
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None,
@@ -377,10 +381,10 @@ class Recogniser:
         def work() -> Iterator[tuple[int, Job | Part | GlmAsrError | None]]:
             for index, audio in enumerate(recordings):
                 said = warnings[index] = []
-                if sound.may_wait(audio):
+                if media.may_wait(audio):
                     yield index, None               # what came before must not wait with it
                 try:
-                    blocks = sound.blocks(audio, sample_rate, max_duration=options.max_duration, warn=said.append)
+                    blocks = sound.blocks(audio, sample_rate, track=options.track, max_duration=options.max_duration, warn=said.append)
                     reader = Reader(blocks, self.config.window)
                     before = done.get(index, [])
                     hearing = replace(before[-1].hearing) if before else Hearing(language)      # a copy: it changes

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 
 from . import audio as sound
-from . import fast
-from .errors import GlmAsrError, OptionError
+from . import fast, media
+from .errors import Cancelled, GlmAsrError, OptionError
 from .language import LANGUAGES
 from .pipeline import Hearing, Job, Options, Part, Reader, load
 
@@ -157,19 +157,20 @@ class Listening(threading.Thread):
         recogniser, recording, peaks, warnings = self.worker.recogniser, self.recording, Peaks(), []
 
         def blocks():
-            for block in sound.blocks(recording.path, max_duration=self.options.max_duration, warn=warnings.append, cancelled=lambda: self.left):
+            for block in sound.blocks(recording.path, track=self.options.track, max_duration=self.options.max_duration,
+                                      warn=warnings.append, cancelled=lambda: self.left):
                 peaks.add(block)
                 yield block
 
         try:
-            self.worker.send(Began(recording.number, sound.stated_duration(recording.path)))
+            self.worker.send(Began(recording.number, media.stated_duration(recording.path)))
             reader = Reader(blocks(), recogniser.config.window)
             for job in recogniser.jobs(reader, Hearing(recording.language)):
                 if not self.put(job):
                     return
             end = Part(reader.seconds, reader.seconds, "", [], [self.anonymous(warning) for warning in warnings])
             ended = Done(recording.number, end, recogniser.how(self.options), peaks.listed(), self.tokens)
-        except sound.Cancelled:             # in hours of silence there is nothing to `put`
+        except Cancelled:             # in hours of silence there is nothing to `put`
             return
         except GlmAsrError as error:
             ended = Failed(recording.number, type(error)(self.anonymous(str(error))))

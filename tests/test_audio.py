@@ -18,11 +18,11 @@ import pytest
 import soundfile
 import torch
 
-from glmasr import audio
-from glmasr.errors import AudioError, GlmAsrError, OptionError
+from glmasr import audio, ffmpeg, media
+from glmasr.errors import AudioError, Cancelled, GlmAsrError, OptionError
 from helpers.memory import measured, needs_proc
 from helpers.programs import needs
-from helpers.sounds import bytes_of, speech
+from helpers.sounds import bytes_of, melody, speech
 
 
 # ---- signals ------------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_a_file_for_ffmpeg_cannot_be_longer_than_allowed(tmp_path):
 
 def test_only_files_that_begin_like_those_of_the_list_reach_libsndfile(tmp_path, monkeypatch):
     """Its memory bugs are in the code that opens a file."""
-    others = sorted(set(soundfile.available_formats()) - set(audio.FORMATS) - {"RAW", "SD2"})       # which do not begin in any way
+    others = sorted(set(soundfile.available_formats()) - set(media.FORMATS) - {"RAW", "SD2"})       # which do not begin in any way
     others = [(format, bytes_of(speech(0.1), 8000, format, {"XI": "DPCM_16", "WVE": "ALAW"}.get(format, "PCM_16"))) for format in others]
     others += [("MAT4", bytes_of(speech(0.1), endian=endian, format="MAT4", subtype="PCM_16")) for endian in ("BIG", "LITTLE")]
     opened = []
@@ -191,10 +191,10 @@ def test_only_files_that_begin_like_those_of_the_list_reach_libsndfile(tmp_path,
             with pytest.raises(AudioError, match="formats read directly" if format == "HTK" else f"({format}|IFF) is not among the formats"):
                 audio.load(tag + content)
     assert not opened
-    for format in audio.FORMATS:
+    for format in media.FORMATS:
         with pytest.raises(KeyError, match="opened"):
             audio.load(FILES[format])
-    assert len(opened) == len(audio.FORMATS)
+    assert len(opened) == len(media.FORMATS)
 
 
 def test_a_tag_in_front_is_skipped():
@@ -242,7 +242,7 @@ def test_max_duration_of_arrays_and_its_own_range():
 
 
 def test_a_length_that_the_size_bears_out_is_refused_before_anything_is_read(monkeypatch):
-    monkeypatch.setattr(audio, "_decoded", lambda *arguments: pytest.fail("was read"))
+    monkeypatch.setattr(media, "_decoded", lambda *arguments: pytest.fail("was read"))
     with pytest.raises(AudioError, match="longer than 1 s"):
         audio.load(FILES["WAV"], max_duration=1)
 
@@ -280,7 +280,7 @@ def test_sound_far_above_full_scale_is_sound():
 def test_a_stream_is_not_copied_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     content = bytes_of(speech(0.5), subtype="DOUBLE")         # half as large when it is decoded
-    monkeypatch.setattr(audio, "MOST_BYTES", len(content))
+    monkeypatch.setattr(media, "MOST_BYTES", len(content))
     assert len(audio.load(io.BytesIO(content))) == 8000
     with pytest.raises(AudioError, match="has an end"):
         audio.load(io.BytesIO(content + b"\0"))
@@ -351,7 +351,6 @@ def test_tensors():
     same(audio.load(samples, 16000), samples)
     same(audio.load(samples.bfloat16().requires_grad_(), sample_rate=16000), samples.bfloat16().float())
     same(audio.load(samples[None].double(), 16000), samples)
-    same(audio.load(torch.stack([samples, -samples], 1), 16000), torch.zeros(8000))
 
 
 @pytest.mark.parametrize("make", [
@@ -387,7 +386,6 @@ def test_all_channels_are_averaged(channels):
 
 def test_stereo():
     left = speech(0.5)
-    assert audio.load(bytes_of(np.stack([left, -left], 1), subtype="FLOAT")).abs().max() == 0
     same(audio.load(bytes_of(np.stack([left, 0 * left], 1), subtype="FLOAT")), torch.from_numpy(left) / 2)
     same(audio.load(bytes_of(np.stack([0 * left, left], 1), subtype="FLOAT")), torch.from_numpy(left) / 2)
 
@@ -746,8 +744,7 @@ def sun(length):
     return bytes(whole)
 
 
-LONGER = {"two MP3": (lambda: joined("MP3", "MPEG_LAYER_III", 2), 6.0), "two OGG": (lambda: joined("OGG", "VORBIS", 2), 6.0),
-          "two OGG Opus": (lambda: joined("OGG", "OPUS", 2), 6.0), "WAV without a length": (unfinished, 3.0),
+LONGER = {"two MP3": (lambda: joined("MP3", "MPEG_LAYER_III", 2), 6.0), "WAV without a length": (unfinished, 3.0),
           **{f"AU of {length:#x} without a length": (lambda length=length: sun(length), 3.0) for length in (0, 1, 0x7fffffff)}}
 
 
@@ -784,22 +781,22 @@ def test_without_ffmpeg_it_is_said_that_something_is_lost(monkeypatch, name):
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
 def test_the_frames_of_an_mp3_are_counted(tmp_path, seconds, rate):
     soundfile.write(tmp_path / "a.mp3", np.random.default_rng(0).normal(0, 0.05, int(seconds * rate)), rate)
-    assert audio._mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)
+    assert media._mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)
     tagged = b"ID3\x04\0\0\0\0\x10\0" + bytes(2048) + (tmp_path / "a.mp3").read_bytes() + b"TAG" + bytes(125)
     (tmp_path / "a.mp3").write_bytes(tagged)
-    assert audio._mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)
+    assert media._mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)
 
 
 def test_the_frames_of_an_mp3_are_counted_in_pieces(tmp_path, monkeypatch):
     """Whatever lies between them, and wherever the pieces that are read at once end."""
     frames = joined("MP3", "MPEG_LAYER_III", 1)
-    seconds = audio._mpeg_seconds(write_bytes(tmp_path / "a", frames))
+    seconds = media._mpeg_seconds(write_bytes(tmp_path / "a", frames))
     assert seconds == pytest.approx(3.0, abs=0.2)
     for size in (2, 17, 2 ** 20):
-        monkeypatch.setattr(audio, "VALUES", size)
+        monkeypatch.setattr(media, "VALUES", size)
         for junk in (bytes(10_000), bytes(4095) + b"\xff", b"\xff" * 5000, b"\xff\xfa\x90", b"", b"ID3\4\0\0\0\0\x10\0" + b"\xff" * 2048):
             content = frames + junk + frames + junk[:3]
-            assert audio._mpeg_seconds(write_bytes(tmp_path / "a", content)) == pytest.approx(2 * seconds, abs=0.1)
+            assert media._mpeg_seconds(write_bytes(tmp_path / "a", content)) == pytest.approx(2 * seconds, abs=0.1)
 
 
 @needs_proc
@@ -807,13 +804,274 @@ def test_the_frames_of_an_mp3_are_counted_in_pieces(tmp_path, monkeypatch):
 def test_memory_does_not_grow_with_the_frames_of_an_mp3(tmp_path, count):
     """25 MB of them, or 100, counted in a second."""
     write_bytes(tmp_path / "a.mp3", joined("MP3", "MPEG_LAYER_III", 1) * count)
-    [[before, seconds, after]] = measured("from glmasr import audio; print(peak(), audio._mpeg_seconds(sys.argv[1]), peak())", tmp_path / "a.mp3")
+    [[before, seconds, after]] = measured("from glmasr import media; print(peak(), media._mpeg_seconds(sys.argv[1]), peak())", tmp_path / "a.mp3")
     assert seconds > 2.9 * count and after - before < 8e6
 
 
 def write_bytes(path, content):
     path.write_bytes(content)
     return path
+
+
+# ---- several recordings in one file --------------------------------------------------------------------------------------
+
+ENDING = {name: content for name, content in FILES.items() if name != "MP3"} | {"Opus": bytes_of(speech(2), format="OGG", subtype="OPUS")}
+
+
+@pytest.mark.parametrize("first", ENDING)
+def test_all_recordings_of_a_file_are_read(monkeypatch, first):
+    monkeypatch.setenv("PATH", "")
+    for second, content in ENDING.items():
+        warnings = []
+        read = audio.load(ENDING[first] + content, warn=warnings.append)
+        assert warnings == [], second
+        same(read, torch.cat([audio.load(ENDING[first]), audio.load(content)]))
+
+
+def test_recordings_of_other_rates_and_channels():
+    a, b = speech(1), 0.5 * speech(2, seed=1)
+    content = bytes_of(a) + bytes_of(np.stack([b, b], 1)) + bytes_of(np.repeat(b, 3), 48_000) + bytes_of(a)
+    read = audio.load(content)
+    assert len(read) == (1 + 2 + 2 + 1) * 16_000
+    same(read[:16_000], read[-16_000:])
+    same(read[16_000:48_000], torch.from_numpy(b), 2.0 ** -14)
+    with pytest.raises(AudioError, match="longer than 5 s"):
+        audio.load(content, max_duration=5)
+
+
+def chunk(name, content):
+    return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+
+
+@pytest.mark.parametrize("tail", [chunk(b"LIST", b"INFO" + chunk(b"ISFT", b"Lavf\0")), chunk(b"id3 ", b"ID3\3\0\0\0\0\0\0"), chunk(b"bext", bytes(603)),
+                                  bytes(5000), b"\0", b"ID3\3\0\0\0\0\1\0" + bytes(128), b"TAG" + bytes(125), chunk(b"JUNK", bytes(2 ** 20 + 1))])
+@pytest.mark.parametrize("odd", [0, 1])
+def test_what_lies_behind_the_sound_of_a_wav_is_no_recording(tail, odd):
+    wav, warnings = bytes_of(speech(0.5)[:8000 - odd], subtype="PCM_U8"), []
+    same(audio.load(wav + tail, warn=warnings.append), audio.load(wav))
+    assert warnings == [] and len(audio.load(wav + tail + wav)) == 2 * (8000 - odd)         # nor does it hide one
+
+
+def test_a_second_recording_that_cannot_be_read_is_said_to_be_lost():
+    warnings, wav = [], FILES["WAV"]
+    broken = wav[:22] + b"\0\0" + wav[24:]
+    same(audio.load(wav + broken + wav, warn=warnings.append), torch.cat(2 * [audio.load(wav)]))
+    assert warnings == [f"the recording in memory: recording 2 in this file, which begins at byte {len(wav)}, is lost (Channel count is zero): "
+                        "cut the file in two there"]
+
+
+@pytest.mark.parametrize("format", ENDING)
+def test_forged_sizes_lead_nowhere(monkeypatch, format):
+    """Whatever a header says of where the sound ends: no other exception, and no endless search."""
+    monkeypatch.setenv("PATH", "")
+    random = np.random.default_rng(0)
+    for place in range(4, 80):
+        content = bytearray(ENDING[format][:4000])
+        content[place:place + 8] = random.choice([b"\xff" * 8, b"\x7f" + b"\xff" * 7, bytes(8), random.bytes(8)])
+        try:
+            audio.load(bytes(content), warn=str)
+        except AudioError:
+            pass
+
+
+def test_forged_recordings_are_not_read_over_and_over(monkeypatch):
+    """Each of a thousand seems to go on up to the end of the file."""
+    content, at, read = FILES["FLAC"] + 999 * b"fLaC\0\0\0\x22" + bytes(2 ** 20), media._at, []
+
+    def counted(*arguments):
+        read.append(len(at(*arguments)))
+        return at(*arguments)
+
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(media, "_at", counted)
+    same(audio.load(content, warn=str), audio.load(FILES["FLAC"]))
+    assert sum(read) < 300 * len(content)
+
+
+# ---- two channels ---------------------------------------------------------------------------------------------------------
+
+def stereo(left, right):
+    return np.stack([left, right], 1).astype(np.float32)
+
+
+def later(samples, count):
+    return np.concatenate([np.zeros(count, np.float32), samples[:-count]])
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.95, 1.05, 0.6])
+@pytest.mark.parametrize("seconds", [0.2, 0.3, 1.1, 12.0])
+def test_a_channel_is_taken_where_two_cancel(gain, seconds):
+    voice, warnings = np.tile(speech(1), 12)[3000:][:round(seconds * 16_000)], []
+    read = audio.load(stereo(voice, -gain * voice), 16_000, warn=warnings.append)
+    same(read, torch.from_numpy(voice if gain <= 1 else -np.float32(gain) * voice), 1e-6)
+    [warning] = warnings
+    assert f"in opposite phase, so that their mean would be next to silence; the {'left' if gain <= 1 else 'right'} one" in warning
+
+
+def test_where_the_phase_changes(monkeypatch):
+    """Silence, then opposite for 10 s, then alike: in blocks of any size, and said once."""
+    voice = speech(10) + np.float32(0.01) * np.random.default_rng(0).standard_normal(160_000).astype(np.float32)
+    silence = np.zeros(48_000, np.float32)
+    left, right = np.concatenate([silence, voice, voice, voice]), np.concatenate([silence, -voice, voice, -voice])
+    found = []
+    for values in (2 ** 20, 30_000):
+        monkeypatch.setattr(audio, "VALUES", values)
+        warnings = []
+        found.append(audio.load(stereo(left, right), 16_000, warn=warnings.append))
+        same(found[-1], torch.from_numpy(left), 1e-6)
+        [warning] = warnings
+        assert "opposite phase from 3.0 s on" in warning
+    same(*found)
+
+
+MEANS = {
+    "one channel silent": lambda v: stereo(v, 0 * v), "alike": lambda v: stereo(v, v), "softer": lambda v: stereo(v, 0.1 * v),
+    "two voices": lambda v: stereo(v, speech(20, seed=1)), "a voice, then another": lambda v: stereo(v * (v > 0), speech(20, seed=1) * (v < 0)),
+    **{f"{count} samples later": lambda v, count=count: stereo(v, later(v, count)) for count in (1, 4, 8, 16, 24, 40)},
+    "hum in opposite phase": lambda v: stereo(v + hum(), v - hum()), "direct current in opposite phase": lambda v: stereo(v + 0.5, v - 0.5),
+    "noise": lambda v: np.random.default_rng(0).standard_normal((320_000, 2)).astype(np.float32) * 0.1,
+    "wide": lambda v: stereo(v + 0.7 * melody(20), v - 0.7 * melody(20)), "silence": lambda v: stereo(0 * v, 0 * v),
+    "a tone half a wave apart for 1.5 s": lambda v: stereo(v + beep(1), v + beep(-1)),
+}
+
+
+def hum():
+    return np.tile(tone(50, 16_000, 1.0, 0.3), 20).astype(np.float32)
+
+
+def beep(sign):
+    return sign * np.concatenate([np.zeros(80_000), tone(500, 16_000, 1.5, 0.9), np.zeros(216_000)]).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_the_mean_of_ordinary_stereo_stays(name):
+    samples, warnings = MEANS[name](speech(20)), []
+    same(audio.load(samples, 16_000, warn=warnings.append), torch.from_numpy(samples).mean(1), 1e-6)
+    assert warnings == []
+
+
+def test_no_number_hides_in_the_other_channel():
+    samples = stereo(speech(4), -speech(4))
+    samples[50_000, 1] = np.nan
+    with pytest.raises(AudioError, match="sample 50000 is NaN"):
+        audio.load(samples, 16_000, warn=str)
+
+
+# ---- the clock of a file, and its tracks ----------------------------------------------------------------------------------
+
+def made(path, *arguments):
+    """What ffmpeg makes of tones of 500 Hz (input 0) and 1000 Hz (1), silence (2) and a picture (3), 6 s each."""
+    inputs = ["sine=500:d=6:r=16000", "sine=1000:d=6:r=16000", "anullsrc=r=16000:cl=mono:d=6", "color=s=64x64:r=5:d=6"]
+    command = ["ffmpeg", "-v", "error", "-y", *(part for source in inputs for part in ("-f", "lavfi", "-i", source)), *arguments, path]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return path
+
+
+def heard(samples):
+    """(begin, end) in seconds of each stretch with sound."""
+    loud = (samples[:len(samples) // 160 * 160].view(-1, 160).abs().amax(1) > 0.02).tolist()
+    edges = [place for place in range(len(loud) + 1) if (place < len(loud) and loud[place]) != (place > 0 and loud[place - 1])]
+    return [(begin / 100, end / 100) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+LATE = ["-map", "3", "-map", "0:a", "-c:v", "mpeg4", "-filter:a", "atrim=start=2.5"]
+
+
+@needs("ffmpeg")
+@pytest.mark.parametrize("ending, more", [("mp4", []), ("mkv", []), ("mov", []), ("ts", []), ("ts", ["-output_ts_offset", "1000"])])
+def test_sound_that_begins_later_than_the_picture(tmp_path, ending, more):
+    read = audio.load(made(tmp_path / f"a.{ending}", *LATE, *more))
+    [(begin, end)] = heard(read)
+    assert begin == pytest.approx(2.5, abs=0.08) and end == pytest.approx(6.0, abs=0.1)
+
+
+@needs("ffmpeg")
+@pytest.mark.parametrize("ending", ["mp4", "m4a", "mkv", "mov", "ts", "wv"])
+def test_sound_that_begins_with_the_file_is_what_ffmpeg_gives(tmp_path, ending):
+    """Padding of encoders and the clocks of packets change nothing; nor does a picture that begins later."""
+    picture = ["-filter:v", "trim=start=2", "-map", "3", "-c:v", "mpeg4"] if ending in ("mp4", "mkv", "mov") else []
+    path = made(tmp_path / f"a.{ending}", "-map", "0:a", *picture)
+    raw = subprocess.run(["ffmpeg", "-nostdin", "-v", "error", "-i", path, "-map", "0:a:0", "-f", "f32le", "-"],
+                         capture_output=True, check=True).stdout
+    same(audio.load(path), torch.frombuffer(bytearray(raw), dtype=torch.float32))
+
+
+@needs("ffmpeg")
+@pytest.mark.parametrize("ending", ["mka", "mp4", "ts"])
+def test_packets_that_are_missing(tmp_path, ending):
+    path = made(tmp_path / f"a.{ending}", "-map", "0:a", "-c:a", "aac", "-filter:a", "aselect='not(between(t,2,4.5))'")
+    read = audio.load(path)
+    [(_, begin), (end, last)] = heard(read)
+    assert (begin, end, last) == pytest.approx((2.0, 4.5, 6.0), abs=0.15) and len(read) == pytest.approx(6 * 16_000, abs=2000)
+
+
+@needs("ffmpeg")
+def test_a_clock_that_jumps_loses_no_sound(tmp_path):
+    """Back, or by more than can be missing."""
+    parts = [made(tmp_path / f"{offset}.ts", "-map", "0:a", "-output_ts_offset", str(offset)).read_bytes() for offset in (3000, 10, 20_000)]
+    read = audio.load(b"".join(parts))
+    assert len(read) == pytest.approx(18 * 16_000, abs=9000) and sum(end - begin for begin, end in heard(read)) > 17.5
+
+
+TRACKS = ["-map", "2:a", "-map", "1:a", "-map", "0:a", "-metadata:s:a:1", "language=eng", "-metadata:s:a:2", "language=chi", "-c:a", "aac"]
+
+
+def pitch(samples):
+    return round(float(torch.fft.rfft(samples[:16_000]).abs().argmax()), -1)
+
+
+@needs("ffmpeg")
+@pytest.mark.parametrize("ending", ["mkv", "ts"])
+def test_tracks(tmp_path, ending):
+    path, warnings = made(tmp_path / f"a.{ending}", *TRACKS), []
+    for track, expected in ((2, 1000), ("eng", 1000), ("en", 1000), ("ENG", 1000), (3, 500), ("zh", 500), ("zho", 500)):
+        assert pitch(audio.load(path, track=track, warn=warnings.append)) == expected
+    assert warnings == []
+    for track in (4, "deu"):
+        with pytest.raises(AudioError, match=rf"has no track {track}; expected one of 1.*, 2 \(eng.*\), 3 \(chi.*\): choose one of these"):
+            audio.load(path, track=track)
+    assert audio.load(path, track=1, warn=warnings.append).abs().max() < 1e-3
+    [warning] = warnings
+    assert "track 1, which was read, is silent throughout, but track 2 has sound: choose it with --track 2" in warning
+
+
+@needs("ffmpeg")
+def test_the_default_track_is_read(tmp_path):
+    path, warnings = made(tmp_path / "a.mkv", *TRACKS, "-disposition:a", "0", "-disposition:a:2", "default"), []
+    assert pitch(audio.load(path, warn=warnings.append)) == 500
+    assert warnings == [f"{path}: has 3 tracks of sound, 1, 2 (eng), 3 (chi, default); track 3 is read: choose another one with --track"]
+
+
+def test_files_with_one_track():
+    for source, rate in ((FILES["WAV"], None), (np.zeros(100), 16_000)):
+        assert len(audio.load(source, rate, track=1))
+        for track in (2, "eng"):
+            with pytest.raises(AudioError, match=f"has no track {track}; it has one"):
+                audio.load(source, rate, track=track)
+    for track in (0, -1, True, 1.5, "", "english", "1", b"eng"):
+        with pytest.raises(OptionError, match="track is .*expected a number from 1 on, or a language"):
+            audio.load(FILES["WAV"], track=track)
+
+
+LISTED = """Input #0, mpegts, from 'a.ts':
+  Duration: 01:00:12.50, start: 1.800000, bitrate: 45 kb/s
+  Program 1
+  Stream #0:3[0x103](eng): Audio: aac (LC), 16000 Hz, mono
+  Program 2
+    Stream #0:1[0x101](und): Audio: mp2, 48000 Hz, stereo (default)
+  Stream #0:3[0x103](eng): Audio: aac (LC), 16000 Hz, mono
+    title           : x
+                    :   Stream #0:9: Audio: no stream
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/bin/cat"), reason="needs a shell")
+def test_what_ffmpeg_lists(tmp_path, monkeypatch):
+    """By program, with one twice, as version 4 and 5 indent it."""
+    (tmp_path / "listed").write_text(LISTED)
+    fake_ffmpeg(tmp_path / "bin", monkeypatch, f"#!/bin/sh\n/bin/cat {tmp_path}/listed >&2; exit 1\n".encode(), patience=20)
+    tracks, begin, length = ffmpeg.Ffmpeg("a.ts", "a.ts", "", lambda: False).look()
+    assert tracks == [ffmpeg.Track(1, "", True), ffmpeg.Track(3, "eng", False)] and (begin, length) == (1.8, 3612.5)
 
 
 # ---- an ffmpeg that misbehaves ------------------------------------------------------------------------------------------
@@ -824,7 +1082,7 @@ def fake_ffmpeg(folder, monkeypatch, script, patience=0.5):
     (folder / "ffmpeg").write_bytes(script)
     (folder / "ffmpeg").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.setattr(audio, "PATIENCE", patience)
+    monkeypatch.setattr(ffmpeg, "PATIENCE", patience)
 
 
 @pytest.mark.skipif(not os.path.exists("/bin/sleep"), reason="needs a shell")
@@ -843,6 +1101,7 @@ def test_an_ffmpeg_that_cannot_be_started(tmp_path, monkeypatch):
     (tmp_path / "x.m4a").write_bytes(b"no sound")
     with pytest.raises(AudioError, match=r"x\.m4a: not readable \(.*\), and .*ffmpeg can't be started \(.*Exec format error.*convert it to WAV"):
         audio.load(tmp_path / "x.m4a")
+    (tmp_path / "bin" / "ffmpeg").write_bytes(b"#!/bin/sh\n")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(AudioError, match=r"x\.m4a: not readable \(.*\), and .*ffmpeg can't be started \(.*nowhere"):
         audio.load(tmp_path / "x.m4a")
@@ -908,7 +1167,7 @@ def test_ffmpeg_ends_when_nobody_waits_for_it(sign, tmp_path):
     left = threading.Event()
     threading.Timer(0.5, left.set).start()
     start, threads = time.monotonic(), threading.active_count()
-    with pytest.raises(audio.Cancelled):
+    with pytest.raises(Cancelled):
         list(audio.blocks(tmp_path / "x.m4a", cancelled=left.is_set))
     assert time.monotonic() - start < 3 and sign.wait(alive=False) < 1 and threading.active_count() < threads
 
@@ -925,7 +1184,7 @@ def test_ffmpeg_leaves_nothing_behind(tmp_path, monkeypatch, sign):
 def test_without_a_shell_ffmpeg_has_no_leash(sign, tmp_path, monkeypatch):
     exists = os.path.exists
     monkeypatch.setattr(os.path, "exists", lambda path: path != "/bin/sh" and exists(path))
-    monkeypatch.setattr(audio, "PATIENCE", 0.5)
+    monkeypatch.setattr(ffmpeg, "PATIENCE", 0.5)
     with pytest.raises(AudioError, match="ffmpeg says: nothing for 0.5 s"):
         audio.load(tmp_path / "x.m4a")
     sign.wait(alive=False)
@@ -945,7 +1204,7 @@ def test_cancelled(source):
         return len(calls) > 3
 
     opened = FILES["FLAC"] if source == "FLAC" else Endless()
-    with pytest.raises(audio.Cancelled):
+    with pytest.raises(Cancelled):
         for _ in audio.blocks(opened, cancelled=(lambda: True) if source == "FLAC" else cancelled):
             pass
     assert source == "FLAC" or len(calls) == 4

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import glmasr
-from glmasr import audio, hub, writers
+from glmasr import audio, hub, media, writers
 from helpers import model_bin
 from helpers.checkpoints import entry, make_checkpoint, make_encoder_decoder, raw
 from helpers.sounds import bytes_of, speech
@@ -165,7 +165,7 @@ def _(room):
 
 @row("a stream without an end", "AudioError: the file object: more than 0 GiB; expected a recording, which has an end")
 def _(room):
-    room.patch.setattr(audio, "MOST_BYTES", 10 ** 7)
+    room.patch.setattr(media, "MOST_BYTES", 10 ** 7)
 
     class Endless(io.RawIOBase):
         def read(self, size):
@@ -188,6 +188,15 @@ def mp3(change):
 
 
 LOST = "what is behind that is lost: install ffmpeg, which reads on, or convert it to WAV"
+sound("two WAV, one behind the other", lambda: 2 * wav(), "read, 1 s")
+sound("a WAV, metadata and zeros", lambda: wav() + b"LIST\x0a\0\0\0INFOISFT\2\0" + bytes(500), "read, 0.5 s")
+sound("OGG with Opus, then with Vorbis", lambda: kind("OGG", "OPUS")() + kind("OGG", "VORBIS")(), "read, 1 s")
+sound("a WAV, and one that is damaged behind it", lambda: wav() + wav(channels=0),
+      "read, 0.5 s; warning: talk.wav: recording 2 in this file, which begins at byte 16044, is lost (Channel count is zero): cut the file in two there")
+sound("2000 WAV, one behind the other", lambda: 2000 * bytes_of(np.zeros(16)), "read, 1 s; warning: talk.wav: holds more than 1000 recordings, one behind the other; what follows those, from byte 76000 on, is lost: cut the file in two there")
+sound("stereo in opposite phase", lambda: bytes_of(np.stack([speech(0.5), -0.95 * speech(0.5)], 1)),
+      "read, 0.5 s; warning: talk.wav: its two channels are in opposite phase, so that their mean would be next to silence; the left one is taken there")
+sound("a track that is not there", wav, "AudioError: talk.wav: has no track 2; it has one track, whose language it doesn't state: leave the track out", track=2)
 sound("an MP3 that breaks off", mp3(lambda whole: whole[:-4000]), "read, … s; warning: talk.wav: breaks off after … s (3.0 s expected); what comes before is used")
 sound("two MP3, one behind the other", mp3(lambda whole: 2 * whole), f"read, 3 s; warning: talk.wav: its header makes it 3.0 s long, but its frames are … s; {LOST}")
 sound("an MP3 with 3000 zeros in the middle", mp3(lambda whole: whole[:5000] + bytes(3000) + whole[5000:]),
@@ -270,13 +279,18 @@ def ffmpeg(what, script, outcome, shell="#!/bin/sh\n", **options):
         Path("bin/ffmpeg").write_text(f"{shell}{script}\n")
         Path("bin/ffmpeg").chmod(0o755)
         room.patch.setenv("PATH", str(Path("bin").absolute()))
-        room.patch.setattr(audio, "PATIENCE", 0.3)
+        room.patch.setattr(glmasr.ffmpeg, "PATIENCE", 0.3)
         Path("talk.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
         return room.read("talk.m4a", **options)
     ROWS.append(Row("An `ffmpeg` that", what, outcome, run))
 
 
-HEADER = r"printf '.snd\000\000\000\030\377\377\377\377\000\000\000\006\000\000\076\200\000\000\000\001'"
+# The Matroska that is asked for: a segment, a track of 16000 Hz and one channel, a cluster at 0 s, and in it a block of 1 GiB.
+HEADER = (r"printf '\030\123\200\147\001\377\377\377\377\377\377\377\026\124\256\153\377\265\204\106\172\000\000\237\201\001"
+          r"\037\103\266\165\377\347\201\000\243\001\000\000\000\100\000\000\000\201\000\000\200'")
+# To list the tracks it is called without an output; these say nothing then.
+LISTING = 'case "$*" in *pipe:1) ;; *) exit 1 ;; esac; '
+HEADER = LISTING + HEADER
 ffmpeg("cannot read the file", "echo moov atom not found >&2; exit 1", "AudioError: talk.m4a: not a readable recording (…); ffmpeg says: moov atom not found; …")
 NOTHING = "AudioError: talk.m4a: not a readable recording (…); ffmpeg says: nothing for 0.3 s, so it was ended; …"
 ffmpeg("never answers", "exec /bin/sleep 60", NOTHING)

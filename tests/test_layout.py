@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "glmasr"
-ORDER = ["errors", "commands", "arguments", "config", "audio", "tokenizer", "language", "script", "decode", "fallback", "layers", "conv_frontend", "encoder", "decoder", "model",
+ORDER = ["errors", "commands", "arguments", "config", "ffmpeg", "media", "audio", "tokenizer", "language", "script", "decode", "fallback", "layers", "conv_frontend", "encoder", "decoder", "model",
          "fast", "graphs", "ctranslate2", "weights", "modelscope", "hub", "quantize", "cutting", "pipeline", "writers", "journal", "explain", "check", "metrics", "worker",
          "batching", "problems", "gate", "uploads", "api", "fence", "page", "connections", "serve"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}

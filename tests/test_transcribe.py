@@ -142,10 +142,10 @@ def test_options_reach_the_library(call, monkeypatch):
 
     monkeypatch.setattr(glmasr, "load", lambda *args, **more: calls.append((args, more)) or Recogniser(), raising=False)
     assert call("0.wav", "--lang", "yue", "--beams", "3", "--task", "translate", "--timestamps", "--long", "seek", "--batch-size", "7",
-                "--script", "traditional", "--max-duration", "99.5", tokens=44)[:2] == (0, [""])
+                "--script", "traditional", "--max-duration", "99.5", "--track", "eng", tokens=44)[:2] == (0, [""])
     assert calls == [(("model",), {"device": "cpu", "dtype": "float32", "plain": False, "revision": None, "hub": None, "progress": True}),
                      (["0.wav"], "yue", Options(task="translate", timestamps=True, beams=3, max_new_tokens=44, long="seek", batch_size=7,
-                                              script="traditional", max_duration=99.5))]
+                                              script="traditional", max_duration=99.5, track="eng"))]
 
 
 def test_progress_on_a_terminal(call, texts, monkeypatch):
@@ -161,7 +161,7 @@ def test_progress_of_a_recording_that_is_longer_than_its_header_states(call, tex
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(glmasr.audio, "stated_duration", lambda name: stated)
+    monkeypatch.setattr(glmasr.media, "stated_duration", lambda name: stated)
     monkeypatch.setattr(tqdm.tqdm, "__init__", partialmethod(tqdm.tqdm.__init__, mininterval=0, miniters=0))
     assert call("2.wav", "0.wav")[:2] == (0, [texts[2], texts[0]])
     assert {0.4: "100%|", 60.0: "of 60 s, ", None: "1/2 2.wav: 2 s, "}[stated] in terminal.getvalue()

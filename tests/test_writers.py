@@ -21,7 +21,7 @@ import webvtt
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from glmasr import audio, writers
+from glmasr import audio, media, writers
 from glmasr.errors import AudioError, OptionError, OutputError
 from glmasr.pipeline import Segment, Transcript
 from glmasr.writers import WRITERS, Cue, Layout, cues, expand, plan_outputs, record, timed, width, write_whole
@@ -482,10 +482,10 @@ def test_expand_leaves_out_what_is_no_file(folder):
 
 def test_extensions_are_those_of_the_formats_that_are_read(tmp_path):
     for format, extension in (("WAV", "wav"), ("RF64", "rf64"), ("FLAC", "flac"), ("OGG", "ogg"), ("MP3", "mp3"), ("AIFF", "aif"), ("AU", "au"), ("CAF", "caf")):
-        assert format in audio.FORMATS and extension in writers.EXTENSIONS
+        assert format in media.FORMATS and extension in writers.EXTENSIONS
         soundfile.write(tmp_path / f"a.{extension}", [0.0] * 4000, 8000, format=format)
         assert len(audio.load(tmp_path / f"a.{extension}")) == pytest.approx(8000, abs=1200)
-    assert len(expand([str(tmp_path)])) == 8 and set(audio.FORMATS) - {"WAVEX"} == {"WAV", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"}
+    assert len(expand([str(tmp_path)])) == 8 and set(media.FORMATS) - {"WAVEX"} == {"WAV", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"}
 
 
 # ---- files: what is written -------------------------------------------------------------------------------------------------
