@@ -87,6 +87,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timestamps", action=argparse.BooleanOptionalAction, help="segments with times, from the time tokens of an encoder-decoder (default: it writes them, which loses least, and they aren't shown; --no-timestamps: it writes none)")
     parser.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="recordings longer than a window: cut where it is quiet (default); all in one prompt, as GLM-ASR was published; or, of an encoder-decoder, go on where the last sentence ended")
     parser.add_argument("--batch-size", type=positive_or_auto, metavar="N|auto", help="windows that are decoded together (default: auto, what memory allows)")
+    parser.add_argument("--vad", default="auto", choices=["auto", "off"], help="auto (default): where the extra [vad] is installed, only what it takes for speech is decoded; off: all that isn't silent")
     parser.add_argument("--pad-to", default="window", choices=["window", "speech"], help="what the encoder hears of a window: all of it, padded with silence, as published (default), or up to a second behind the last sound, which is faster")
     parser.add_argument("--beams", type=positive, metavar="N", help="width of the beam search, 1 is greedy (default: 5 for an encoder-decoder, else 1)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="limit for the text of a window, in tokens (default: by its length)")
@@ -313,7 +314,7 @@ class Work:
 
     def options(self):
         from glmasr.pipeline import Options
-        options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "pad_to", "script", "track")}
+        options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "pad_to", "script", "track", "vad")}
         options["languages"] = self.args.languages or ()
         return Options(**options, **({"max_duration": self.args.max_duration} if self.args.max_duration else {}))
 

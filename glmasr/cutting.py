@@ -1,20 +1,24 @@
-"""A stream of samples -> windows that a model takes: cut where it is quiet, silent stretches left out.
+"""A stream of samples -> windows that a model takes: cut where nobody speaks, or where it is quiet.
 
+    blocks (any,) -> frames of 32 ms, each with a probability of speech -> Window, Window, ...
     blocks (any,) -> frames of 10 ms, each with a loudness -> Window, Window, ...
 
-A cut goes through the quietest point of the last third of a window, so that it doesn't go through a word. There is no voice
-detector: what is left out is silent, below -80 dB, or in a recording of a whisper 55 dB below the loudest of it so far.
-Everything else is for the model to judge; what sounds like tones is only pointed out.
+With a voice detector what isn't speech is left out, but for pauses within what is said; a cut goes through the longest pause of the
+last third of a window. Without one it goes through the quietest point there, and what is left out is silent: below -80 dB, or in a
+recording of a whisper 55 dB below the loudest of it so far. Everything else is for the model to judge; what sounds like tones is
+only pointed out.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .audio import HOP, SAMPLE_RATE, mel_power
+from .vad import CHUNK, SHORTEST, spans, voiced
 
 SILENT = -80.0                  # dB; a frame below this is silent, as pauses of digital recordings are
 DISTANCE = 55.0                 # dB below the loudest frame so far; nothing nearer is silent, however low it is
@@ -26,14 +30,19 @@ TONES_LOUD = 25.0               # dB below the loudest frame; those nearer are l
 FEW = 0.07                      # of the frequencies that are within 40 dB of the strongest, in the median; a voice has more
 STEADY = 0.93                   # cosine of amplitudes 50 ms apart, in the median; those of a voice move
 NEAR, FAR = 11, 41              # frames over which loudness is averaged to find a cut: a gap between words, a pause
+# Of speech, in frames of 32 ms.
+AROUND_SPEECH = 10              # that are heard before and behind it, 0.32 s: a detector misses soft beginnings
+PAUSE = 94                      # 3 s: a longer pause ends a window; shorter ones stay, for the model makes more of whole sentences
 
 
 @dataclass(frozen=True)
 class Window:
-    """Samples (S,) of a recording, of which `start` lie before them."""
+    """Samples (S,) of a recording, of which `start` lie before them. `speech`: (first sample, the one behind the last) of each stretch
+    that is spoken, where a detector has told."""
 
     start: int
     samples: Tensor
+    speech: tuple[tuple[int, int], ...] | None = None
 
     @property
     def begin(self) -> float:
@@ -45,7 +54,9 @@ class Window:
         return len(self.samples) / SAMPLE_RATE
 
     def sounding(self) -> tuple[float, float]:
-        """Seconds, from the start of the recording, between which there is sound; all of the window if there is none."""
+        """Seconds, from the start of the recording, between which somebody speaks, or there is sound; all of the window if there is none."""
+        if self.speech:
+            return self.begin + self.speech[0][0] / SAMPLE_RATE, self.begin + self.speech[-1][1] / SAMPLE_RATE
         levels = loudness(self.samples)
         first, last = above(levels, max(levels.max().item() - DISTANCE, LOWEST))
         if last == 0:
@@ -66,6 +77,15 @@ class Window:
         alike = (shapes[:, apart:] * shapes[:, :-apart]).sum(0)[loud[apart:] & loud[:-apart]]
         return len(alike) > 0 and bool(alike.median() > STEADY)
 
+    def voiced(self) -> Tensor:
+        """For each 10 ms (ceil(S / 160),), bool: whether somebody speaks there."""
+        if self.speech is None:
+            return voiced(self.samples)
+        found = torch.zeros(-(-len(self.samples) // HOP), dtype=torch.bool)
+        for first, last in self.speech:
+            found[first // HOP:last // HOP] = True
+        return found
+
     def cut_point(self) -> int:
         """The sample in the middle third at which to cut this window in two."""
         levels = loudness(self.samples)
@@ -74,7 +94,8 @@ class Window:
 
     def part(self, first: int, last: int) -> "Window":
         """The samples from `first` up to `last` of this window."""
-        return Window(self.start + first, self.samples[first:last])
+        speech = self.speech and tuple((max(0, begin - first), min(end, last) - first) for begin, end in self.speech if begin < last and end > first)
+        return Window(self.start + first, self.samples[first:last], speech)
 
 
 def loudness(samples: Tensor) -> Tensor:
@@ -98,15 +119,63 @@ def _average(levels: Tensor, width: int) -> Tensor:
     return F.avg_pool1d(levels[None, None], width, stride=1, padding=width // 2, count_include_pad=False)[0, 0]
 
 
-def cut(blocks: Iterable[Tensor], length: int) -> Iterator[Window]:
-    """Windows of at most `length` samples, in order, that leave out silence only. It doesn't matter how long the blocks are.
+def cut(blocks: Iterable[Tensor], length: int, detector: Callable[..., Tensor] | None = None) -> Iterator[Window]:
+    """Windows of at most `length` samples, in order. It doesn't matter how long the blocks are.
+
+    With a `detector`, a `vad.VoiceActivity` or what is called like it, they leave out all that isn't speech, but for margins and pauses.
+    Without one they leave out silence; then a recording that fits one window, and isn't silent, is given as it is.
 
     Samples are kept until they are given away, `length` and a block of them at most.
     """
-    buffer, start, loudest = torch.zeros(0), 0, -torch.inf
-    blocks, more = iter(blocks), True
+    return _by_loudness(iter(blocks), length) if detector is None else _by_speech(iter(blocks), length, detector)
+
+
+def _by_speech(blocks: Iterator[Tensor], length: int, detector: Callable[..., Tensor]) -> Iterator[Window]:
+    buffer, start, probabilities, more, inside = torch.zeros(0), 0, torch.zeros(0), True, False
+    frames = length // CHUNK
     while True:
-        while more and len(buffer) < length:
+        while more and len(buffer) <= length:
+            block = next(blocks, None)
+            more = block is not None
+            block = block if more else torch.zeros(0)
+            buffer, probabilities = torch.cat((buffer, block)), torch.cat((probabilities, detector(block, last=not more)))
+        if not len(buffer):
+            return
+        known = probabilities[:frames] if more else probabilities
+        speech = spans(known, inside=inside)
+        if not speech:                                      # but at the end some may begin
+            taken = max(1, frames - AROUND_SPEECH - SHORTEST) if more else len(known)
+            inside = False
+        elif speech[0][0] > AROUND_SPEECH:                  # begin with the speech, then look again
+            taken = speech[0][0] - AROUND_SPEECH
+            inside = False
+        else:
+            known_end = len(known) - SHORTEST if more else len(known)       # behind it speech may begin
+            pauses = list(pairwise([*(frame for span in speech for frame in span), known_end]))[1::2]
+            long = next((number for number, (first, last) in enumerate(pauses, 1) if last - first > PAUSE), 0 if more else len(speech))
+            taken, inside = (min(speech[long - 1][1] + AROUND_SPEECH, len(known)), False) if long else _cut_speech(pauses, buffer[:frames * CHUNK])
+            heard = [(first, min(last, taken)) for first, last in speech if first < taken]
+            end = min(heard[-1][1] + AROUND_SPEECH, taken) * CHUNK
+            samples = buffer[:end]
+            yield Window(start, samples, tuple((first * CHUNK, min(last * CHUNK, len(samples))) for first, last in heard))
+        buffer, probabilities, start = buffer[taken * CHUNK:], probabilities[taken:], start + taken * CHUNK
+
+
+def _cut_speech(pauses: list[tuple[int, int]], samples: Tensor) -> tuple[int, bool]:
+    """The frame of 32 ms, in the last third of the samples (S,), at which a window ends: amid the longest of the pauses, else where it is
+    quietest; and whether that is amid speech."""
+    frames = len(samples) // CHUNK
+    ends = [(max(first, frames * 2 // 3), last) for first, last in pauses if last > frames * 2 // 3]
+    first, last = max(ends, key=lambda pause: pause[1] - pause[0], default=(0, 0))
+    if last - first > 1:
+        return (first + last) // 2, False
+    return cut_point(loudness(samples)) * HOP // CHUNK, True
+
+
+def _by_loudness(blocks: Iterator[Tensor], length: int) -> Iterator[Window]:
+    buffer, start, loudest, more = torch.zeros(0), 0, -torch.inf, True
+    while True:
+        while more and len(buffer) <= length:
             block = next(blocks, None)
             more = block is not None
             buffer = torch.cat((buffer, block)) if more else buffer
@@ -118,11 +187,13 @@ def cut(blocks: Iterable[Tensor], length: int) -> Iterator[Window]:
         first, last = sounding(levels, loudest)
         if last == 0:                                       # all of it is silent
             taken = len(part)
+        elif start == 0 and not more:                       # all of the recording
+            taken = len(part)
+            yield Window(0, part)
         elif first > 0 and more:                            # begin with the sound, then look again
             taken = min(first * HOP, len(part))
         else:
-            whole = len(buffer) <= length and not more
-            taken = len(part) if whole else cut_point(levels) * HOP
+            taken = cut_point(levels) * HOP if more else len(part)
             heard = part[:taken]
             first, last = sounding(levels[:-(-taken // HOP)], loudest)
             if last:

@@ -174,6 +174,7 @@ class Options:
     guards          False: every answer is taken as it comes
     pad_to          what the encoder hears of a window: "window", with silence up to its full length, as published, or "speech",
                     up to a second behind the last sound, which is several times cheaper for short recordings, and another result
+    vad             "auto": where the extra [vad] is installed, only what it takes for speech is decoded; "off": all that isn't silent
     languages       what `language` "auto" may choose among; empty: all languages of the model
     script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
     max_duration    seconds that a recording may have at most
@@ -195,6 +196,7 @@ class Options:
     max_duration: float = sound.MAX_DURATION
     track: int | str | None = None
     languages: tuple[str, ...] = ()
+    vad: str = "auto"
 
     @property
     def tried(self) -> tuple[float, ...]:
@@ -225,6 +227,8 @@ class Options:
         ffmpeg.check_track(self.track)
         if self.long not in ("cut", "whole", "seek"):
             raise OptionError(f"long is {self.long!r}, expected 'cut', 'whole' or 'seek'")
+        if self.vad not in ("auto", "off"):
+            raise OptionError(f"vad is {self.vad!r}, expected 'auto' or 'off'")
         if self.pad_to not in ("window", "speech"):
             raise OptionError(f"pad_to is {self.pad_to!r}, expected 'window' or 'speech'")
 
@@ -337,7 +341,7 @@ class Recogniser:
                    timestamps: bool | None = None, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
                    temperatures: tuple[float, ...] = TEMPERATURES, long: str = "cut", batch_size: int | None = None, guards: bool = True,
                    pad_to: str = "window", script: str | None = None, max_duration: float = sound.MAX_DURATION,
-                   track: int | str | None = None, languages: tuple[str, ...] = ()) -> Transcript:
+                   track: int | str | None = None, languages: tuple[str, ...] = (), vad: str = "auto") -> Transcript:
         """Recognises one recording.
 
         audio       path, "-" (standard input), bytes, binary file, or a float array (S,) or (S, channels), about -1..1, with its
@@ -350,7 +354,7 @@ class Recogniser:
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
         """
         options = Options(task, timestamps, beams, length_penalty, max_new_tokens, temperatures, long, batch_size, guards, pad_to, script,
-                          max_duration, track, tuple(languages))
+                          max_duration, track, tuple(languages), vad)
         return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)), self.how(options))
 
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None,
@@ -411,7 +415,7 @@ class Recogniser:
         work, options = [], self.check(options=options)
         for index in sorted(range(len(recordings)), key=lambda index: len(recordings[index])):      # alike lengths, little padding
             self.check(languages[index], options)
-            work += [(index, job) for job in self.jobs(Reader([recordings[index]], self.config.window), Hearing(languages[index]))]
+            work += [(index, job) for job in self.jobs(Reader([recordings[index]], self.config.window), Hearing(languages[index]), options)]
         parts: list[list[Part]] = [[] for _ in recordings]
         for index, part in self._decode_all(work, options, soon=False):
             if isinstance(part, GlmAsrError):
@@ -436,10 +440,11 @@ class Recogniser:
             raise OptionError("long is 'seek', which goes by the model's time tokens; it needs them (timestamps not False, and a model that has them)")
         return replace(options, beams=options.beams or self.config.beams, languages=tuple(map(canonical, options.languages)))
 
-    def jobs(self, reader: "Reader", hearing: Hearing, done: int = 0) -> Iterator[Job]:
-        """The windows of a recording, cut where it is quiet, without the first `done`."""
-        # A recording of one window is heard as it is. Where to cut depends on nothing but the sound, so to skip windows they are cut again.
-        for window in islice([Window(0, reader.first)] if reader.fits else cutting.cut(reader, self.config.window), done, None):
+    def jobs(self, reader: "Reader", hearing: Hearing, options: Options = Options(), done: int = 0) -> Iterator[Job]:
+        """The windows of a recording, cut where nobody speaks or it is quiet, without the first `done`."""
+        detector = vad.VoiceActivity() if options.vad == "auto" and vad.available() else None
+        # Where to cut depends on nothing but the sound, so to skip windows they are cut again.
+        for window in islice(cutting.cut(reader, self.config.window, detector), done, None):
             yield Job(window, hearing)
 
     def decode_together(self, jobs: list[Job], options: Options) -> "list[Part | GlmAsrError]":
@@ -463,7 +468,7 @@ class Recogniser:
 
     def _work(self, reader: "Reader", hearing: Hearing, options: Options, warnings: list[str], done: list[Part]) -> "Iterator[Job | Part]":
         """What is to be decoded of a recording behind the parts that are `done`, or was decoded already, because what follows depends on it."""
-        yield from self.jobs(reader, hearing, len(done))
+        yield from self.jobs(reader, hearing, options, len(done))
 
     # -- decoding ------------------------------------------------------------------------------------------------------
 
@@ -614,7 +619,7 @@ class Recogniser:
         again: list[Job] = []
         for index in chosen:
             job, window, part = jobs[index], jobs[index].window, parts[index]
-            voiced = vad.voiced(window.samples)
+            voiced = window.voiced()
             covered = [(segment.start - window.begin, segment.end - window.begin, segment.text) for segment in part.segments]
             fruitless = job.again + (not covered)
             for stretch in coverage.stretches(voiced, covered):

@@ -165,7 +165,7 @@ class Listening(threading.Thread):
         try:
             self.worker.send(Began(recording.number, media.stated_duration(recording.path)))
             reader = Reader(blocks(), recogniser.config.window)
-            for job in recogniser.jobs(reader, Hearing(recording.language)):
+            for job in recogniser.jobs(reader, Hearing(recording.language), self.options):
                 if not self.put(job):
                     return
             end = Part(reader.seconds, reader.seconds, "", [], [self.anonymous(warning) for warning in warnings])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from glmasr import coverage, pipeline, vad
+from glmasr import coverage, cutting, pipeline
 from glmasr.coverage import Stretch, spoken, sparse, stretches
 from glmasr.pipeline import Options
 from test_encoder_decoder_pipeline import answering, at, folder, recogniser, said, sound          # noqa: F401
@@ -50,7 +50,7 @@ def test_stretches_without_text(spans, covered, expected):
 @pytest.fixture
 def all_voice(monkeypatch):
     """Whatever sounds is a voice."""
-    monkeypatch.setattr(vad, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) >= 0))
+    monkeypatch.setattr(cutting, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) >= 0))
 
 
 LONG = "many words, quickly said"
@@ -94,7 +94,7 @@ def test_no_text_at_all_is_tried_in_halves_once(recogniser, monkeypatch, all_voi
 def test_nothing_is_decoded_again_without_guards_or_voice(recogniser, monkeypatch, all_voice):
     answering(monkeypatch, [said(at(0), LONG, at(0.8)) for _ in range(2)])     # another search would find no answer left
     recogniser.transcribe(sound(2), "en", sample_rate=16_000, guards=False)
-    monkeypatch.setattr(vad, "voiced", lambda samples: torch.zeros(len(samples) // 160, dtype=torch.bool))
+    monkeypatch.setattr(cutting, "voiced", lambda samples: torch.zeros(len(samples) // 160, dtype=torch.bool))
     found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
     assert found.text == LONG and not found.uncovered
 

