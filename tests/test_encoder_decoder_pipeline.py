@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import glmasr
-from glmasr import pipeline, weights
+from glmasr import coverage, cutting, pipeline, weights
 from glmasr.config import CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig
 from glmasr.decode import Hypothesis
 from glmasr.errors import CheckpointError, OptionError
@@ -334,3 +334,70 @@ def test_one_language_without_a_token_may_be_named(recogniser):
         recogniser.rules("ja")
     with pytest.raises(OptionError, match="goes by the model's time tokens"):
         recogniser.check("zh", Options(long="seek", timestamps=False))
+
+
+# ---- speech without text (windows of 2 s) ---------------------------------------------------------------------------------
+
+@pytest.fixture
+def all_voice(monkeypatch):
+    """Whatever sounds is a voice."""
+    monkeypatch.setattr(cutting, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) >= 0))
+
+
+LONG = "many words, quickly said"
+
+
+def test_decoding_goes_on_where_the_last_time_is(recogniser, monkeypatch, all_voice):
+    asked = answering(monkeypatch, [said(at(0), LONG, at(0.8)), said(at(0), "the rest", at(1.2))])
+    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True)
+    assert [(segment.start, segment.end, segment.text) for segment in found.segments] == [(0.0, 0.8, LONG), (0.8, 2.0, "the rest")]
+    assert len(asked) == 2 and not found.uncovered and not found.warnings
+
+
+def test_what_stays_without_text_is_told(recogniser, monkeypatch, all_voice):
+    answering(monkeypatch, [said(at(0), LONG, at(0.8)), said(at(0), at(0))])
+    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    assert found.text == LONG and found.uncovered == [(0.8, 2.0)]
+    assert found.warnings == ["0.8 s to 2.0 s: somebody speaks here, and there is no text, or too little"]
+
+
+def test_text_too_short_for_its_speech_is_told_and_flagged(recogniser, monkeypatch, all_voice):
+    monkeypatch.setattr(coverage, "SLOW", 10.0)
+    monkeypatch.setattr(pipeline, "SPLIT_SECONDS", 9.0)
+    answering(monkeypatch, [said(at(0), "x", at(2))])
+    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True)
+    assert [segment.flags for segment in found.segments] == [("uncovered",)] and found.uncovered == [(0.0, 2.0)]
+
+
+def test_a_longer_text_of_the_halves_is_taken(recogniser, monkeypatch, all_voice):
+    monkeypatch.setattr(coverage, "SLOW", 10.0)
+    answering(monkeypatch, [said(at(0), "x", at(2)), said(at(0), LONG, at(1)), said(at(0), LONG, at(1))])
+    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    assert found.text == f"{LONG} {LONG}" and not found.uncovered
+
+
+def test_no_text_at_all_is_tried_in_halves_once(recogniser, monkeypatch, all_voice):
+    asked = answering(monkeypatch, [said(at(0), at(0)) for _ in range(3)])
+    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    assert found.text == "" and found.uncovered == [(0.0, 2.0)] and sum(call["rows"] for call in asked) == 3
+
+
+def test_nothing_is_decoded_again_without_guards_or_voice(recogniser, monkeypatch, all_voice):
+    answering(monkeypatch, [said(at(0), LONG, at(0.8)) for _ in range(2)])     # another search would find no answer left
+    recogniser.transcribe(sound(2), "en", sample_rate=16_000, guards=False)
+    monkeypatch.setattr(cutting, "voiced", lambda samples: torch.zeros(len(samples) // 160, dtype=torch.bool))
+    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    assert found.text == LONG and not found.uncovered
+
+
+def test_seeking_goes_on_at_the_last_time_where_somebody_speaks_behind_it(recogniser, monkeypatch, all_voice):
+    answering(monkeypatch, [said(at(0), LONG, at(1.4)), said(at(0), LONG, at(1.6))])
+    parts = list(recogniser.stream(sound(3), "en", Options(timestamps=True, long="seek"), sample_rate=16_000))
+    assert [(part.start, part.end) for part in parts[:-1]] == [(0.0, 1.4), (1.4, 3.0)]
+
+
+def test_times_are_written_and_not_shown(recogniser, monkeypatch, all_voice):
+    asked = answering(monkeypatch, [said(at(0), "one", at(0.8), at(0.8), "two", at(2.0)) for _ in range(2)] + [said("one two")])
+    hidden, shown, none = (recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=value) for value in (None, True, False))
+    assert [len(found.segments) for found in (hidden, shown, none)] == [1, 2, 1] and hidden.text == shown.text == none.text == "one two"
+    assert [len(call["prompts"][0]) for call in asked] == [3, 3, 4]

