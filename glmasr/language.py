@@ -22,6 +22,24 @@ LANGUAGES: dict[str, tuple[str, ...] | None] = {     # the scripts that each may
     "yue": ("Han", "Latin"),
     "en": ("Latin",),
 }
+NAMES = {                            # English names of Whisper's languages (openai/whisper, tokenizer.py: LANGUAGES)
+    "en": "english", "zh": "chinese", "de": "german", "es": "spanish", "ru": "russian", "ko": "korean", "fr": "french",
+    "ja": "japanese", "pt": "portuguese", "tr": "turkish", "pl": "polish", "ca": "catalan", "nl": "dutch",
+    "ar": "arabic", "sv": "swedish", "it": "italian", "id": "indonesian", "hi": "hindi", "fi": "finnish",
+    "vi": "vietnamese", "he": "hebrew", "uk": "ukrainian", "el": "greek", "ms": "malay", "cs": "czech",
+    "ro": "romanian", "da": "danish", "hu": "hungarian", "ta": "tamil", "no": "norwegian", "th": "thai", "ur": "urdu",
+    "hr": "croatian", "bg": "bulgarian", "lt": "lithuanian", "la": "latin", "mi": "maori", "ml": "malayalam",
+    "cy": "welsh", "sk": "slovak", "te": "telugu", "fa": "persian", "lv": "latvian", "bn": "bengali", "sr": "serbian",
+    "az": "azerbaijani", "sl": "slovenian", "kn": "kannada", "et": "estonian", "mk": "macedonian", "br": "breton",
+    "eu": "basque", "is": "icelandic", "hy": "armenian", "ne": "nepali", "mn": "mongolian", "bs": "bosnian",
+    "kk": "kazakh", "sq": "albanian", "sw": "swahili", "gl": "galician", "mr": "marathi", "pa": "punjabi",
+    "si": "sinhala", "km": "khmer", "sn": "shona", "yo": "yoruba", "so": "somali", "af": "afrikaans", "oc": "occitan",
+    "ka": "georgian", "be": "belarusian", "tg": "tajik", "sd": "sindhi", "gu": "gujarati", "am": "amharic",
+    "yi": "yiddish", "lo": "lao", "uz": "uzbek", "fo": "faroese", "ht": "haitian creole", "ps": "pashto",
+    "tk": "turkmen", "nn": "nynorsk", "mt": "maltese", "sa": "sanskrit", "lb": "luxembourgish", "my": "myanmar",
+    "bo": "tibetan", "tl": "tagalog", "mg": "malagasy", "as": "assamese", "tt": "tatar", "haw": "hawaiian",
+    "ln": "lingala", "ha": "hausa", "ba": "bashkir", "jw": "javanese", "su": "sundanese", "yue": "cantonese",
+}
 SHARED = ("Common", "Inherited", "Unknown")     # punctuation, digits, emoji, combining marks: of no script
 # A squared kana, which is no letter, counts as shared too: it alone would take the prefix F0 9F from all emoji.
 EXEMPT = "\U0001f200"
@@ -98,14 +116,25 @@ def name_language(text: str) -> str:
 _JOINED = regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Block=CJK_Symbols_and_Punctuation}，。！？；：]")
 
 
+def spaced(texts: list[str]) -> list[str]:
+    """Stretches of text that follow each other, each with the space that stands before it: scripts that are written
+    without have none. The first one is taken as if others came before, as Whisper's segments are; `join` is all of them.
+
+    >>> spaced(["八二", "三"]), spaced(["eight two", "three"])
+    (['八二', '三'], [' eight two', ' three'])
+    """
+    found, last = [], ""
+    for text in map(str.strip, texts):
+        alone = not text or _JOINED.match(text[0]) or last and _JOINED.match(last)
+        found.append(text if alone else f" {text}")
+        last = text[-1:] or last
+    return found
+
+
 def join(texts: list[str]) -> str:
-    """Stretches of text that follow each other, as one text: with spaces, but for scripts that are written without.
+    """The same as one text.
 
     >>> join(["八二", "三"]), join(["eight two", "three"])
     ('八二三', 'eight two three')
     """
-    whole = ""
-    for text in filter(None, map(str.strip, texts)):
-        alone = not whole or _JOINED.match(whole[-1]) or _JOINED.match(text[0])
-        whole += text if alone else f" {text}"
-    return whole
+    return "".join(spaced(texts)).lstrip(" ")

@@ -73,7 +73,7 @@ def test_origins(tmp_path, origin, host, scheme, allowed):
 def test_two_of_a_header_are_refused(tmp_path):
     app = api.make_app(batching.Desk({}), str(tmp_path))
     for name, values in (("Origin", ("http://localhost", "http://evil.example")), ("Content-Type", ("multipart/form-data; boundary=x", "a/b; charset=punycode"))):
-        answer = ask(app, gate.ROUTE, "POST", headers=[(name, value) for value in values])
+        answer = ask(app, gate.ROUTES["transcribe"], "POST", headers=[(name, value) for value in values])
         assert answer.status_code == 400 and name.lower() in answer.json()["error"]["message"]
 
 
