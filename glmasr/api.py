@@ -14,18 +14,19 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import cache
 from typing import Annotated, ClassVar, Literal
 
 import anyio
 from fastapi import APIRouter, FastAPI, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from . import writers
+from . import manual, writers
 from .audio import MAX_DURATION
 from .batching import Desk, Finished, Refused
 from .errors import GlmAsrError
@@ -51,7 +52,7 @@ class Translation(BaseModel):
     file: UploadFile = Field(description="the recording: WAV, FLAC, OGG, MP3, AIFF, AU, CAF; with ffmpeg on the server also M4A, MP4, WEBM, ...")
     model: str = Field(description="as `/v1/models` names it")
     prompt: str = Field("", description="not supported: has to be empty")
-    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = Field("json", description="the last three with times")
     temperature: float = Field(0.0, ge=0, le=1, allow_inf_nan=False, description="0: the best text is searched; above: it is sampled")
 
     def options(self, desk: Desk, max_duration: float) -> Options:
@@ -89,6 +90,18 @@ class Transcription(Translation):
         if self.stream and self.response_format != "json":
             raise Problem(400, f"stream goes with response_format json, not {self.response_format}; leave one of them out", "stream", "unsupported_value")
         return super().options(desk, max_duration)
+
+
+class Failure(BaseModel):
+    """What is answered where something went wrong, as OpenAI has it: `problems.Problem`."""
+
+    class Error(BaseModel):
+        message: str
+        type: str
+        param: str | None
+        code: str | None
+
+    error: Error
 
 
 class FormRoute(APIRoute):
@@ -254,10 +267,13 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
     app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
     forms = APIRouter(route_class=FormRoute)
     began = int(time.time())
-    errors = {status: {"description": text, "content": {"application/json": {}}} for status, text in (
-        (400, "not supported, or not a recording"), (401, "API key"), (403, "unknown host, or foreign origin"), (404, "another model"), (408, "slow upload"), (413, "large upload"), (415, "charset"),
-        (429, "queue full: Retry-After"), (500, "defect"), (503, "about to end"), (504, "time limit"), (507, "no room"))}
-    errors[422] = errors[400]
+    errors = {status: {"description": text, "model": Failure} for status, text in (
+        (400, "a field that is missing, wrong or not supported, or a file that is no recording"), (401, "the API key is missing or wrong"),
+        (403, "the request was made for another server, or by a page of another origin"), (404, "no such model"), (408, "the upload is too slow"),
+        (413, "the upload is too large"), (415, "a charset other than UTF-8"), (429, "the queue is full; `Retry-After` says when to try again"),
+        (500, "a defect of the server"), (503, "the server is about to end"), (504, "it took longer than the server's time limit"),
+        (507, "no room on the disk or in memory; `Retry-After` says when to try again"))}
+    errors[422] = errors[400]                           # or FastAPI promises its own ones; there are none: `openapi`
 
     @app.exception_handler(Problem)
     @app.exception_handler(Refused)
@@ -298,15 +314,12 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
                 first = await unless_gone(request, asyncio.ensure_future(anext(events)))
             return Response(status_code=499) if first is None else EventStream(as_events(events, first), stack.pop_all())
 
-    texts = {"content": {"text/plain": {}}}
-    events = {"content": texts["content"] | {"text/event-stream": {}}}
-
-    @forms.post(ROUTES["transcribe"], responses=errors | {200: events}, tags=["recognition"])
+    @forms.post(ROUTES["transcribe"], responses=errors | {200: {"content": {"text/plain": {}, "text/event-stream": {}}}}, tags=["recognition"])
     async def transcriptions(request: Request, form: Annotated[Transcription, Form(media_type="multipart/form-data")]):
         """The text of a recording."""
         return await recognised(request, form, form.language, form.stream)
 
-    @forms.post(ROUTES["translate"], responses=errors | {200: texts}, tags=["recognition"])
+    @forms.post(ROUTES["translate"], responses=errors | {200: {"content": {"text/plain": {}}}}, tags=["recognition"])
     async def translations(request: Request, form: Annotated[Translation, Form(media_type="multipart/form-data")]):
         """What is said in a recording, in English; where the model translates."""
         return await recognised(request, form)
@@ -323,7 +336,7 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
         return {"object": "list", "data": [described(name) for name in names]}
 
     @app.head("/v1/models/{name:path}", include_in_schema=False)
-    @app.get("/v1/models/{name:path}", responses={404: errors[404]}, tags=["recognition"])
+    @app.get("/v1/models/{name:path}", responses={404: errors[404], 422: errors[422]}, tags=["recognition"])
     async def model(name: str) -> dict:
         """One of them."""
         if name not in names:
@@ -331,7 +344,7 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
         return described(name)
 
     @app.head("/healthz", include_in_schema=False)
-    @app.get("/healthz", responses={503: {"description": "not able to work"}}, tags=["operation"])
+    @app.get("/healthz", responses={503: {"description": "it can't work, or is about to end"}}, tags=["operation"])
     async def health() -> Response:
         """200 while the model is loaded and recordings are taken in."""
         status = "closing" if desk.closing else "ok" if desk.ready else "loading"
@@ -342,6 +355,26 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
     async def metrics() -> Response:
         """Counts and times, for Prometheus."""
         return Response(desk.figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @cache
+    def shown() -> str:
+        return manual.page(app.openapi(), model=names[0], key=bool(key), most_bytes=most_bytes, max_duration=max_duration)
+
+    @app.head("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        """All of this for people."""
+        return HTMLResponse(shown(), headers=manual.HEADERS)
+
+    described_by_fastapi = app.openapi
+
+    def openapi() -> dict:
+        schema = described_by_fastapi()
+        for methods in schema["paths"].values():
+            for call in methods.values():
+                call["responses"].pop("422", None)
+        return schema
+    app.openapi = openapi
 
     @app.api_route("/v1", methods=METHODS, include_in_schema=False)
     @app.api_route("/v1/{path:path}", methods=METHODS, include_in_schema=False)
