@@ -302,7 +302,7 @@ def checked_call(call: dict[str, Any], joins: bool, body: CallBody, uploads: Upl
     values, count = call.get("data"), 1 + len(names)
     if not isinstance(values, list) or len(values) != count and not (number == 0 and len(values) < count):
         raise wrong(f"data is no list of {count} values; expected the recording, {', '.join(names)}", "data")
-    values += [None, *(choices.get(name, [None])[0] for name in names)][len(values):]
+    values = [*values, *[None, *(choices.get(name, [None])[0] for name in names)][len(values):]]
     for place, (name, value) in enumerate(zip(names, values[1:], strict=True), 1):
         if name in CHECKS:
             if not CHECKS[name](value):

@@ -18,11 +18,11 @@ from .problems import Problem
 SERVER = "http://127.0.0.1:7860"        # in the examples, where the browser runs no script
 STYLE = """
 :root { color-scheme: light dark; --soft: color-mix(in srgb, CanvasText 7%, Canvas); --line: color-mix(in srgb, CanvasText 20%, Canvas); }
-body { max-width: 60rem; margin: 0 auto; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; background: Canvas; color: CanvasText; overflow-wrap: anywhere; }
+body { max-width: 60rem; margin: 0 auto; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; background: Canvas; color: CanvasText; overflow-wrap: break-word; }
 h2 { margin-top: 2.5rem; padding-top: .5rem; border-top: 1px solid var(--line); font-size: 1.2rem; }
 code, pre { font: .9rem/1.5 ui-monospace, monospace; background: var(--soft); border-radius: 4px; } code { padding: .1em .3em; }
-pre { padding: .7rem; overflow-x: auto; overflow-wrap: normal; } pre b { font-weight: inherit; } h2 code { background: none; padding: 0; }
-table { width: 100%; border-collapse: collapse; } th, td { text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); }
+pre { padding: .7rem; overflow-x: auto; } pre b { font-weight: inherit; } h2 code { background: none; padding: 0; font-size: 1em; }
+table { display: block; overflow-x: auto; border-collapse: collapse; } th, td { text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); }
 """
 SCRIPT = 'for (const place of document.querySelectorAll("b")) place.textContent = location.origin'
 

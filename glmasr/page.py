@@ -43,9 +43,9 @@ TEXTS = {                       # name -> English, Chinese
     "intro_of_others": ("# Speech to text\n\nYour recording stays on this server and is deleted when you close this page.",
                         "# 语音转文字\n\n录音只保存在本服务器上，关闭本页后即删除。"),
     "language": ("Language", "语言"),
-    "task": ("Text", "文本"),
-    "transcribe": ("as it is spoken", "原语言"),
-    "translate": ("in English", "翻译成英语"),
+    "task": ("Text in", "文本语言"),
+    "transcribe": ("the language that is spoken", "录音的语言"),
+    "translate": ("English (translated)", "英语（翻译）"),
     "more": ("Model and options", "模型与选项"),
     "model": ("Model", "模型"),
     "timestamps": ("Times from the model", "由模型给出时间"),
@@ -74,7 +74,7 @@ TEXTS = {                       # name -> English, Chinese
     "end": ("End", "结束"),
 }
 CSS = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1100px !important; margin: 0 auto !important; }
 .glm-alert { border-left: 4px solid #dc2626; padding: .6em .9em; background: color-mix(in srgb, #dc2626 10%, transparent); overflow-wrap: anywhere; }
 .glm-note { border-left: 4px solid #d97706; padding: .4em .9em; margin-top: .4em; background: color-mix(in srgb, #d97706 10%, transparent); }
 .glm-status { padding: .2em 0; } .glm-status progress { width: 100%; height: .6em; accent-color: var(--color-accent); }
