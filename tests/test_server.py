@@ -151,21 +151,20 @@ def test_verbose_json(client, expected):
     assert segment.avg_logprob == pytest.approx(known.mean_logprob, abs=1e-3) and segment.tokens and all(isinstance(id, int) for id in segment.tokens)
 
 
-def test_segments_join_to_the_text_as_those_of_openai(server, monkeypatch, tmp_path):
+def test_segments_join_to_the_text_as_those_of_openai(server, tmp_path):
     """Spaces stand at the beginning of a segment, where its script has any; the tokens spell it."""
     import numpy
     import soundfile
-    sounds = [soundfile.read(EXAMPLES / name, dtype="float32")[0] for name in ("en.mp3", "zh.wav", "yue.flac", "en.mp3")]
+    sounds = [glmasr.audio.load(EXAMPLES / name).numpy() for name in ("en.mp3", "zh.wav", "yue.flac", "en.mp3")]
     path = tmp_path / "mixed.wav"
     soundfile.write(path, numpy.concatenate([part for sound in sounds for part in (sound, numpy.zeros(8_000, numpy.float32))]), 16_000)
     for content in (path.read_bytes(), (EXAMPLES / "en.mp3").read_bytes()):
         found = server.send("mixed.wav", content, response_format="verbose_json").json()
         texts = [segment["text"] for segment in found["segments"]]
-        assert found["text"] and "".join(texts).strip() == found["text"] == server.send("mixed.wav", content).json()["text"]
-        assert all(text == (text if ord(text.strip()[0]) > 255 else f" {text.strip()}") for text in texts[:1])
+        assert found["text"] and "".join(texts).strip() == found["text"]
     assert texts == [f" {TEXTS['en.mp3']}"]
     tokenizer = glmasr.tokenizer.read_tokenizer(glmasr.hub.find(MODEL))
-    assert tokenizer.decode(found["segments"][0]["tokens"]) == texts[0]
+    assert found["segments"][0]["tokens"] == tokenizer.encode(texts[0])
 
 
 def test_language_and_temperature_reach_the_model(server):
