@@ -15,9 +15,10 @@ PATIENCE = 90                   # seconds: a busy machine
 
 
 class Page:
-    """A browser of its own with one open page. `microphone`: a WAV file that its fake microphone plays."""
+    """A browser of its own with one open page. `microphone`: a WAV file that its fake microphone plays; `ready`: what is there
+    when it is loaded."""
 
-    def __init__(self, url: str, language: str = "en-GB", width: int = 1100, height: int = 1000, microphone: str | None = None):
+    def __init__(self, url: str, language: str = "en-GB", width: int = 1100, height: int = 1000, microphone: str | None = None, ready: str = "#go"):
         self.downloads = Path(tempfile.mkdtemp(prefix="glmasr-browser-"))
         options = Options()
         options.binary_location = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -34,7 +35,7 @@ class Page:
         # TRAP: a window can't be narrower than 500 pixels; a phone has to be told as one.
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
         self.driver.get(url)
-        self.find("#go")
+        self.find(ready)
 
     def __enter__(self):
         return self

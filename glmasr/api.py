@@ -1,4 +1,4 @@
-"""The routes for programs: OpenAI's transcription API, health, metrics.
+"""The routes for programs: OpenAI's transcriptions and translations, health, metrics; and a page about them for people.
 
 What is unusual here: whatever this server can't do is an error that says so. No field is accepted and ignored, not even one that it has never
 heard of.
@@ -14,55 +14,73 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import Annotated, Literal
+from dataclasses import replace
+from functools import cache
+from typing import Annotated, ClassVar, Literal
 
 import anyio
 from fastapi import APIRouter, FastAPI, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from . import writers
+from . import manual, writers
 from .audio import MAX_DURATION
 from .batching import Desk, Finished, Refused
 from .errors import GlmAsrError
 from .fallback import TEMPERATURES
-from .gate import ROUTE, SLACK, Gate
-from .language import join
+from .gate import ROUTES, SLACK, Gate
+from .language import NAMES, join, spaced
 from .pipeline import Options
 from .problems import Problem
 from .worker import Began, Heard
 
 MOST_FIELDS = 50                # of a form
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
-NAMES = {"zh": "chinese", "yue": "cantonese", "en": "english"}          # OpenAI names a language so in its answers
 
 
 # ---- what is asked for ----------------------------------------------------------------------------------------------------
 
-class Transcription(BaseModel):
-    """The fields of OpenAI's request that this server knows."""
+class Translation(BaseModel):
+    """The fields of OpenAI's translation that this server knows."""
 
     model_config = ConfigDict(extra="forbid")
+    task: ClassVar[str] = "translate"
 
     file: UploadFile = Field(description="the recording: WAV, FLAC, OGG, MP3, AIFF, AU, CAF; with ffmpeg on the server also M4A, MP4, WEBM, ...")
     model: str = Field(description="as `/v1/models` names it")
-    language: str = Field("auto", max_length=40, description="zh, yue, en, or what the model knows besides; by default it judges by itself")
     prompt: str = Field("", description="not supported: has to be empty")
-    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = Field("json", description="the last three with times")
     temperature: float = Field(0.0, ge=0, le=1, allow_inf_nan=False, description="0: the best text is searched; above: it is sampled")
+
+    def options(self, desk: Desk, max_duration: float) -> Options:
+        """Raises Problem for what isn't supported."""
+        if self.task not in desk.facts.tasks:
+            raise Problem(400, f"{self.model} doesn't translate: its vocabulary has no token for it; expected a Whisper of many languages, or a request to "
+                          f"{ROUTES['transcribe']} for the text as it was spoken", "model", "unsupported_value")
+        if self.prompt:
+            raise Problem(400, "prompt is not supported: the model takes no text beside the sound; leave it out", "prompt", "unsupported_parameter")
+        # As openai-whisper: from there on, what is tried while a text can't be right.
+        temperatures = (self.temperature, *(value for value in TEMPERATURES if value > self.temperature))
+        return Options(self.task, temperatures=temperatures, max_duration=max_duration,
+                       timestamps=desk.facts.timestamps and self.response_format in ("srt", "vtt", "verbose_json") or None)
+
+
+class Transcription(Translation):
+    """The fields of OpenAI's transcription that this server knows."""
+
+    task: ClassVar[str] = "transcribe"
+
+    language: str = Field("auto", max_length=40, description="zh, yue, en, or what the model knows besides; by default it judges by itself")
     timestamp_granularities: list[str] = Field([], alias="timestamp_granularities[]", description="segment; of verbose_json only")
     track: str = Field("", pattern="^([1-9][0-9]{0,3}|[A-Za-z]{2,3})?$", description="not of OpenAI's API. Of a file with several tracks of "
                        "sound: a number, from 1, or a language such as eng; by default the file's default, else the first one")
     stream: bool = Field(False, description="events as soon as a stretch is recognised; of json only")
 
     def options(self, desk: Desk, max_duration: float) -> Options:
-        """Raises Problem for what isn't supported."""
-        if self.prompt:
-            raise Problem(400, "prompt is not supported: the model takes no text beside the sound; leave it out", "prompt", "unsupported_parameter")
         granularities = set(self.timestamp_granularities)
         if "word" in granularities:
             raise Problem(400, "timestamp_granularities[] is 'word', but the model has no times of words; ask for 'segment'",
@@ -74,11 +92,20 @@ class Transcription(BaseModel):
                           "timestamp_granularities[]", "invalid_value")
         if self.stream and self.response_format != "json":
             raise Problem(400, f"stream goes with response_format json, not {self.response_format}; leave one of them out", "stream", "unsupported_value")
-        # As openai-whisper: from there on, what is tried while a text can't be right.
-        temperatures = (self.temperature, *(value for value in TEMPERATURES if value > self.temperature))
         track = int(self.track) if self.track.isdecimal() else self.track or None
-        return Options(temperatures=temperatures, max_duration=max_duration, track=track,
-                       timestamps=desk.facts.timestamps and self.response_format in ("srt", "vtt", "verbose_json"))
+        return replace(super().options(desk, max_duration), track=track)
+
+
+class Failure(BaseModel):
+    """What is answered where something went wrong, as OpenAI has it: `problems.Problem`."""
+
+    class Error(BaseModel):
+        message: str
+        type: str
+        param: str | None
+        code: str | None
+
+    error: Error
 
 
 class FormRoute(APIRoute):
@@ -125,23 +152,25 @@ def as_json(found: Finished) -> dict:
             **({"warnings": transcript.warnings} if transcript.warnings else {})}
 
 
-def as_verbose_json(found: Finished) -> dict:
-    """With the segments that have a text."""
+def as_verbose_json(found: Finished, task: str) -> dict:
+    """With the segments that have a text. As OpenAI's, these begin with the space that stands before them, and the language of a translation is
+    that of the text."""
     record = writers.record(found.transcript)
-    language = record["language"]
-    segments = [{"id": number, "seek": round(100 * seek), "start": one["start"], "end": one["end"], "text": one["text"], "tokens": tokens,
+    language = "en" if task == "translate" else record["language"]
+    texts = spaced([one["text"] for one in record["segments"]])
+    segments = [{"id": number, "seek": round(100 * seek), "start": one["start"], "end": one["end"], "text": text, "tokens": tokens,
                  "temperature": one["temperature"], "avg_logprob": one["mean_logprob"], "compression_ratio": one["compression_ratio"],
                  "no_speech_prob": one["no_speech"]}
-                for number, (one, tokens, seek) in enumerate(zip(record["segments"], found.tokens, found.seeks, strict=True))]
-    return {"task": "transcribe", "language": NAMES.get(language, language), "duration": record["seconds"], "text": record["text"],
+                for number, (one, text, tokens, seek) in enumerate(zip(record["segments"], texts, found.tokens, found.seeks, strict=True))]
+    return {"task": task, "language": NAMES.get(language, language), "duration": record["seconds"], "text": record["text"],
             "segments": segments, **as_json(found)}
 
 
-def answer(found: Finished, form: str) -> Response:
+def answer(found: Finished, task: str, form: str) -> Response:
     if form == "json":
         return JSONResponse(as_json(found))
     if form == "verbose_json":
-        return JSONResponse(as_verbose_json(found))
+        return JSONResponse(as_verbose_json(found, task))
     text = f"{found.transcript.text}\n" if form == "text" else writers.WRITERS[form](found.transcript)
     return PlainTextResponse(text)
 
@@ -242,10 +271,13 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
     app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
     forms = APIRouter(route_class=FormRoute)
     began = int(time.time())
-    errors = {status: {"description": text, "content": {"application/json": {}}} for status, text in (
-        (400, "not supported, or not a recording"), (401, "API key"), (403, "unknown host, or foreign origin"), (404, "another model"), (408, "slow upload"), (413, "large upload"), (415, "charset"),
-        (429, "queue full: Retry-After"), (500, "defect"), (503, "about to end"), (504, "time limit"), (507, "no room"))}
-    errors[422] = errors[400]
+    errors = {status: {"description": text, "model": Failure} for status, text in (
+        (400, "a field that is missing, wrong or not supported, or a file that is no recording"), (401, "the API key is missing or wrong"),
+        (403, "the request was made for another server, or by a page of another origin"), (404, "no such model"), (408, "the upload is too slow"),
+        (413, "the upload is too large"), (415, "a charset other than UTF-8"), (429, "the queue is full; `Retry-After` says when to try again"),
+        (500, "a defect of the server"), (503, "the server is about to end"), (504, "it took longer than the server's time limit"),
+        (507, "no room on the disk or in memory; `Retry-After` says when to try again"))}
+    errors[422] = errors[400]                           # or FastAPI promises its own ones; there are none: `openapi`
 
     @app.exception_handler(Problem)
     @app.exception_handler(Refused)
@@ -263,9 +295,7 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
     async def invalid(request: Request, error: RequestValidationError):
         return _invalid(error).response()
 
-    @forms.post(ROUTE, responses=errors | {200: {"content": {"text/plain": {}, "text/event-stream": {}}}}, tags=["recognition"])
-    async def transcriptions(request: Request, form: Annotated[Transcription, Form(media_type="multipart/form-data")]):
-        """The text of a recording."""
+    async def recognised(request: Request, form: Translation, language: str = "auto", stream: bool = False) -> Response:
         for name in request.query_params:
             raise Problem(400, f"{name[:100]} stands in the address; send it as a field of the form", name[:100], "unsupported_parameter")
         fields = (await request.form()).multi_items()           # read by `FormRoute` already
@@ -275,18 +305,28 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
         if form.model not in names:
             raise Problem(404, f"model is {form.model[:100]!r}, but this server has {', '.join(names)}", "model", "model_not_found")
         options = form.options(desk, max_duration)
-        if not form.stream:
+        if not stream:
             async with kept(form.file, folder) as path:
-                found = await unless_gone(request, asyncio.ensure_future(finished(desk.recognise(path, form.language, options))))
-            return Response(status_code=499) if found is None else await anyio.to_thread.run_sync(answer, found, form.response_format)
+                found = await unless_gone(request, asyncio.ensure_future(finished(desk.recognise(path, language, options))))
+            return Response(status_code=499) if found is None else await anyio.to_thread.run_sync(answer, found, form.task, form.response_format)
 
         async with AsyncExitStack() as stack:
             path = await stack.enter_async_context(kept(form.file, folder))
-            events = await stack.enter_async_context(aclosing(desk.recognise(path, form.language, options)))
+            events = await stack.enter_async_context(aclosing(desk.recognise(path, language, options)))
             first = await unless_gone(request, asyncio.ensure_future(anext(events)))
             if isinstance(first, Began):                # an error before the first text has a status of its own
                 first = await unless_gone(request, asyncio.ensure_future(anext(events)))
             return Response(status_code=499) if first is None else EventStream(as_events(events, first), stack.pop_all())
+
+    @forms.post(ROUTES["transcribe"], responses=errors | {200: {"content": {"text/plain": {}, "text/event-stream": {}}}}, tags=["recognition"])
+    async def transcriptions(request: Request, form: Annotated[Transcription, Form(media_type="multipart/form-data")]):
+        """The text of a recording."""
+        return await recognised(request, form, form.language, form.stream)
+
+    @forms.post(ROUTES["translate"], responses=errors | {200: {"content": {"text/plain": {}}}}, tags=["recognition"])
+    async def translations(request: Request, form: Annotated[Translation, Form(media_type="multipart/form-data")]):
+        """What is said in a recording, in English; where the model translates."""
+        return await recognised(request, form)
 
     app.include_router(forms)
 
@@ -300,7 +340,7 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
         return {"object": "list", "data": [described(name) for name in names]}
 
     @app.head("/v1/models/{name:path}", include_in_schema=False)
-    @app.get("/v1/models/{name:path}", responses={404: errors[404]}, tags=["recognition"])
+    @app.get("/v1/models/{name:path}", responses={404: errors[404], 422: errors[422]}, tags=["recognition"])
     async def model(name: str) -> dict:
         """One of them."""
         if name not in names:
@@ -308,7 +348,7 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
         return described(name)
 
     @app.head("/healthz", include_in_schema=False)
-    @app.get("/healthz", responses={503: {"description": "not able to work"}}, tags=["operation"])
+    @app.get("/healthz", responses={503: {"description": "it can't work, or is about to end"}}, tags=["operation"])
     async def health() -> Response:
         """200 while the model is loaded and recordings are taken in."""
         status = "closing" if desk.closing else "ok" if desk.ready else "loading"
@@ -320,13 +360,33 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
         """Counts and times, for Prometheus."""
         return Response(desk.figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @cache
+    def shown() -> str:
+        return manual.page(app.openapi(), model=names[0], key=bool(key), most_bytes=most_bytes, max_duration=max_duration)
+
+    @app.head("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        """All of this for people."""
+        return HTMLResponse(shown(), headers=manual.HEADERS)
+
+    described_by_fastapi = app.openapi
+
+    def openapi() -> dict:
+        schema = described_by_fastapi()
+        for methods in schema["paths"].values():
+            for call in methods.values():
+                call["responses"].pop("422", None)
+        return schema
+    app.openapi = openapi
+
     @app.api_route("/v1", methods=METHODS, include_in_schema=False)
     @app.api_route("/v1/{path:path}", methods=METHODS, include_in_schema=False)
     async def unknown(request: Request):
-        if request.url.path == ROUTE:
-            raise Problem(405, f"{ROUTE} takes POST", headers={"Allow": "POST"})
+        if request.url.path in ROUTES.values():
+            raise Problem(405, f"{request.url.path} takes POST", headers={"Allow": "POST"})
         if request.url.path == "/v1/models" or request.url.path.startswith("/v1/models/"):
             raise Problem(405, "the models can only be looked at, with GET", headers={"Allow": "GET"})
-        raise Problem(404, f"{request.url.path[:100]} is not known; this server has {ROUTE} and /v1/models", code="unknown_url")
+        raise Problem(404, f"{request.url.path[:100]} is not known; this server has {', '.join(ROUTES.values())} and /v1/models", code="unknown_url")
 
     return app

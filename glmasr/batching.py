@@ -260,7 +260,7 @@ class Desk:
         now, seconds = time.monotonic(), transcript.seconds if transcript else 0.0
         waited, worked = (ticket.started or now) - ticket.came, now - (ticket.started or now)
         log.info("recording %d: %s, %.1f s of sound, waited %.2f s, took %.2f s", ticket.recording.number, outcome, seconds, waited, worked)
-        self.figures.recording(outcome, seconds, waited, worked)
+        self.figures.recording(ticket.recording.options.task, outcome, seconds, waited, worked)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -84,15 +84,17 @@ def is_script(value: Any) -> bool:
     return value in ("", "simplified", "traditional")
 
 
-# What each function takes behind the recording and its language, by its number: whether times, beams, a fast encoding, a script of Chinese.
-CALLS: dict[int, tuple[Callable[[Any], bool], ...]] = {0: (), 1: (is_truth, is_beams, is_truth, is_script)}
+# What each function takes behind the recording, by its number. What isn't checked here is one of the choices that a model leaves; the task is
+# none of them where it does not translate, and isn't sent then.
+CALLS = {0: ("language", "task"), 1: ("language", "timestamps", "beams", "fast", "script", "task")}
+CHECKS: dict[str, Callable[[Any], bool]] = {"timestamps": is_truth, "beams": is_beams, "fast": is_truth, "script": is_script}
 
 
 class Fence:
-    """ASGI, around Gradio's application. `languages`: what may be asked for."""
+    """ASGI, around Gradio's application. `choices`: name of a field -> what may be asked for, its default first."""
 
-    def __init__(self, app, uploads: Uploads, languages: list[str]):
-        self.app, self.uploads, self.languages = app, uploads, languages
+    def __init__(self, app, uploads: Uploads, choices: dict[str, list[str]]):
+        self.app, self.uploads, self.choices = app, uploads, choices
         self.turn = asyncio.Lock()
 
     async def __call__(self, scope, receive, send) -> None:
@@ -101,7 +103,7 @@ class Fence:
             return
         route = allowed(scope)
         if route is None:
-            raise Problem(404, f"{scope['path'][:100]} is not known; this server has the page at / and the API at /v1", code="unknown_url")
+            raise Problem(404, f"{scope['path'][:100]} is not known; this server has the page at /, the API at /v1, and what is said of it at /docs", code="unknown_url")
         queries = [part for part in scope["query_string"].split(b"&") if part.partition(b"=")[0].decode("latin-1") in route.queries]
         scope = scope | {"query_string": b"&".join(queries), "headers": [(name, value) for name, value in scope["headers"] if name in HEADERS]}
         if scope["path"] in MADE:
@@ -150,7 +152,7 @@ class Fence:
             if len(checked) < 3:
                 raise wrong("a cancellation needs session_hash, event_id and fn_index")
         else:
-            checked = checked_call(call, scope["path"].endswith("/join"), body, self.uploads, self.languages)
+            checked = checked_call(call, scope["path"].endswith("/join"), body, self.uploads, self.choices)
             if len(self.app.get_blocks()._queue.pending_event_ids_session.get(checked.get("session_hash"), ())) >= UNREAD:
                 raise Problem(429, f"{UNREAD} calls of this session have events that nobody has asked for; ask for them first", "session_hash", "queue_full", 1)
         return json.dumps(checked).encode()
@@ -289,7 +291,7 @@ def wrong(message: str, param: str | None = None) -> Problem:
     return Problem(400, message, param, "invalid_value")
 
 
-def checked_call(call: dict[str, Any], joins: bool, body: CallBody, uploads: Uploads, languages: list[str]) -> dict[str, Any]:
+def checked_call(call: dict[str, Any], joins: bool, body: CallBody, uploads: Uploads, choices: dict[str, list[str]]) -> dict[str, Any]:
     """The call as Gradio gets it: what is known, and is what it should be. `joins`: it says which function and session. Raises Problem."""
     checked = checked_fields(call, ("data", "session_hash", *(("fn_index", "trigger_id") if joins else ())))
     number = checked.setdefault("fn_index", 0) if joins else 0
@@ -297,16 +299,18 @@ def checked_call(call: dict[str, Any], joins: bool, body: CallBody, uploads: Upl
         raise wrong(f"fn_index is {number}, expected 0, which recognizes a recording", "fn_index")
     if joins and "session_hash" not in checked:
         raise wrong("session_hash is missing; expected a random text of your own, by which the events are asked for", "session_hash")
-    checks, values = CALLS[number], call.get("data")
-    if not isinstance(values, list) or len(values) != 2 + len(checks) and not (number == 0 and len(values) < 2):
-        raise wrong(f"data is no list of {2 + len(checks)} values; expected the recording, its language, and what else the page sends", "data")
-    values = [*values, *(None, "auto")[len(values):]]
-    for place, (value, right) in enumerate(zip(values[2:], checks, strict=True), 2):
-        if not right(value):
-            raise wrong(f"data[{place}] is {str(value)[:100]!r}, which the page doesn't send", "data")
-    values[1] = canonical(values[1])
-    if not isinstance(values[1], str) or values[1] not in languages:
-        raise wrong(f"language is {str(values[1])[:40]!r}, expected one of {', '.join(languages)}", "language")
+    names = [name for name in CALLS[number] if name in CHECKS or name in choices]
+    values, count = call.get("data"), 1 + len(names)
+    if not isinstance(values, list) or len(values) != count and not (number == 0 and len(values) < count):
+        raise wrong(f"data is no list of {count} values; expected the recording, {', '.join(names)}", "data")
+    values = [*values, *[None, *(choices.get(name, [None])[0] for name in names)][len(values):]]
+    for place, name in enumerate(names, 1):
+        value = values[place] = canonical(values[place]) if name == "language" else values[place]
+        if name in CHECKS:
+            if not CHECKS[name](value):
+                raise wrong(f"data[{place}] is {str(value)[:100]!r}, which the page doesn't send", "data")
+        elif not isinstance(value, str) or value not in choices[name]:
+            raise wrong(f"{name} is {str(value)[:40]!r}, expected one of {', '.join(choices[name])}", name)
     recording = checked_recording(values[0], body, uploads)
     if number == 1 and recording:
         uploads.show(recording, checked["session_hash"])

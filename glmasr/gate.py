@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from .batching import Desk, Refused
 from .problems import Problem
 
-ROUTE = "/v1/audio/transcriptions"
+ROUTES = {"transcribe": "/v1/audio/transcriptions", "translate": "/v1/audio/translations"}          # task -> where recordings are sent for it
 STALL = 20.0                    # seconds in which nothing of an upload comes, or nothing of an answer is taken, before a connection is given up
 UPLOAD = 600.0                  # seconds that an upload may take
 LINGER = 5.0                    # seconds for which a refused upload is read on: a client that is still sending hears no answer
@@ -51,7 +51,7 @@ class Gate:
                 kind = self.check_type(scope)
                 recording = {"multipart/form-data": self.most_bytes, "application/json": self.most_bytes * 4 // 3}.get(kind, 0)     # base64
                 self.check_size(scope, recording + SLACK)
-                if scope["path"] == ROUTE and scope["method"] == "POST":
+                if scope["path"] in ROUTES.values() and scope["method"] == "POST":
                     self.desk.check()
             except (Problem, Refused) as error:
                 await self.refuse(Problem.of(error), scope, receive, send)

@@ -177,6 +177,7 @@ yo: yor / yoruba, yorùbá
 yue: / cantonese, 粤语, 粵語, 广东话, 廣東話, 白话, 廣州話, 广州话
 zh: zho chi cmn / chinese, mandarin, 中文, 汉语, 漢語, 普通话, 普通話, 国语, 國語, 华语, 華語
 """
+NAMES = dict(regex.findall(r"(\w+):.* / ([^,\n]+)", _NAMES))          # code -> English name, as openai/whisper has it
 _CANTONESE_REGIONS = ("hk", "mo")               # whose Chinese is Cantonese when it is spoken
 # BCP 47: language, extended language, script, region, variants, extensions.
 _TAG = regex.compile(r"([a-z]{2,3})(?:-([a-z]{3}))?(?:-[a-z]{4})?(?:-([a-z]{2}|\d{3}))?"
@@ -261,14 +262,25 @@ def name_language(text: str) -> str:
 _JOINED = regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Block=CJK_Symbols_and_Punctuation}，。！？；：]")
 
 
+def spaced(texts: list[str]) -> list[str]:
+    """Stretches of text that follow each other, each with the space that stands before it: scripts that are written
+    without have none. The first one is taken as if others came before, as Whisper's segments are; `join` is all of them.
+
+    >>> spaced(["八二", "三"]), spaced(["eight two", "three"])
+    (['八二', '三'], [' eight two', ' three'])
+    """
+    found, last = [], ""
+    for text in map(str.strip, texts):
+        alone = not text or _JOINED.match(text[0]) or last and _JOINED.match(last)
+        found.append(text if alone else f" {text}")
+        last = text[-1:] or last
+    return found
+
+
 def join(texts: list[str]) -> str:
-    """Stretches of text that follow each other, as one text: with spaces, but for scripts that are written without.
+    """The same as one text.
 
     >>> join(["八二", "三"]), join(["eight two", "three"])
     ('八二三', 'eight two three')
     """
-    whole = ""
-    for text in filter(None, map(str.strip, texts)):
-        alone = not whole or _JOINED.match(whole[-1]) or _JOINED.match(text[0])
-        whole += text if alone else f" {text}"
-    return whole
+    return "".join(spaced(texts)).lstrip(" ")

@@ -11,7 +11,7 @@ class Figures:
     def __init__(self, desk):
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._ended = Counter("glmasr_recordings", "Recordings that left, by what became of them", ["outcome"], registry=self.registry)
+        self._ended = Counter("glmasr_recordings", "Recordings that left, by task and by what became of them", ["task", "outcome"], registry=self.registry)
         self._refused = Counter("glmasr_refused_requests", "Requests refused, before or after their upload, by status", ["status"], registry=self.registry)
         self._sound = Counter("glmasr_sound_seconds", "Seconds of sound recognised", registry=self.registry)
         self._waited = Histogram("glmasr_waiting_seconds", "Time in the queue", buckets=SECONDS, registry=self.registry)
@@ -24,8 +24,8 @@ class Figures:
                                   ("worker_restarts", "Times that the worker was started again", lambda: desk.restarts)):
             Gauge(f"glmasr_{name}", text, registry=self.registry).set_function(value)
 
-    def recording(self, outcome: str, seconds: float, waited: float, worked: float) -> None:
-        self._ended.labels(outcome).inc()
+    def recording(self, task: str, outcome: str, seconds: float, waited: float, worked: float) -> None:
+        self._ended.labels(task, outcome).inc()
         self._sound.inc(seconds)
         self._waited.observe(waited)
         self._worked.observe(worked)

@@ -26,7 +26,7 @@ from gradio.data_classes import FileData
 from . import fence, writers
 from .batching import Desk, Finished
 from .hub import BUILT_IN
-from .language import join
+from .language import NAMES, join
 from .pipeline import FLAGS, Options
 from .problems import Problem
 from .uploads import KEEP, Uploads
@@ -37,11 +37,17 @@ EVENTS = 200                    # calls that may be under way in Gradio at once
 BARS = 400                      # columns of the waveform
 FORMATS = ("txt", "srt", "vtt", "json")
 CHOICES = {"auto": "Auto 自动", "zh": "普通话 Mandarin", "yue": "粤语 Cantonese", "en": "English 英语"}
+IN_CHINESE = {"zh": "中文", "yue": "粤语", "en": "英语"}        # among many languages
 TEXTS = {                       # name -> English, Chinese
     "intro": ("# Speech to text\n\nMandarin, Cantonese and English. Your recording stays on this server and is deleted when you close this page.",
               "# 语音转文字\n\n支持普通话、粤语和英语。录音只保存在本服务器上，关闭本页后即删除。"),
     "demo": ("**This demo knows spoken digits only; whatever else is said, it writes digits.**", "**此演示模型只认识数字的读音；无论说什么，它都只会写出数字。**"),
+    "intro_of_others": ("# Speech to text\n\nYour recording stays on this server and is deleted when you close this page.",
+                        "# 语音转文字\n\n录音只保存在本服务器上，关闭本页后即删除。"),
     "language": ("Language", "语言"),
+    "task": ("Text in", "文本语言"),
+    "transcribe": ("the language that is spoken", "录音的语言"),
+    "translate": ("English (translated)", "英语（翻译）"),
     "more": ("Model and options", "模型与选项"),
     "model": ("Model", "模型"),
     "timestamps": ("Times from the model", "由模型给出时间"),
@@ -70,7 +76,7 @@ TEXTS = {                       # name -> English, Chinese
     "end": ("End", "结束"),
 }
 CSS = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1100px !important; margin: 0 auto !important; }
 .glm-alert { border-left: 4px solid #dc2626; padding: .6em .9em; background: color-mix(in srgb, #dc2626 10%, transparent); overflow-wrap: anywhere; }
 .glm-note { border-left: 4px solid #d97706; padding: .4em .9em; margin-top: .4em; background: color-mix(in srgb, #d97706 10%, transparent); }
 .glm-status { padding: .2em 0; } .glm-status progress { width: 100%; height: .6em; accent-color: var(--color-accent); }
@@ -97,6 +103,16 @@ def speaker(request: gr.Request | None) -> Callable[[str], str]:
     wanted = request.headers.get("accept-language", "") if request else ""
     index = int(wanted.lower().startswith("zh"))
     return lambda name: TEXTS[name][index]
+
+
+def labelled(languages: list[str]) -> list[tuple[str, str]]:
+    """(label, code): of a model for Mandarin, Cantonese and English these; of one for more languages those first, then all by their names."""
+    ours = [code for code in CHOICES if code in languages]
+    others = sorted((NAMES.get(code, code).title(), code) for code in languages if code not in ours)
+    if not others:
+        return [(CHOICES[code], code) for code in ours]
+    first = [(f"{NAMES[code].title()} {IN_CHINESE[code]}", code) for code in ours if code != "auto"]
+    return [(CHOICES["auto"], "auto"), *((f"{name} ({code})", code) for name, code in [*first, *others])]
 
 
 class Discreet:
@@ -215,18 +231,18 @@ def add(app, desk: Desk, uploads: Uploads, name: str, *, most_bytes: int, max_du
     """Mounts the page of a model called `name` at "/". -> a function that ends the streams to open pages, for the server's end."""
     gradio.queueing.traceback = gradio.routes.traceback = Discreet
     said, facts, ended = translations(), desk.facts, asyncio.Event()
-    languages = [code for code in CHOICES if code in facts.languages]
+    languages, translates = labelled(facts.languages), "translate" in facts.tasks
     nothing = (gr.update(value=None, interactive=False),) * len(FORMATS)
     fence.add_routes(app, uploads, ended)
 
-    async def transcribe(recording: str | None, language: str = "auto") -> AsyncIterator[str]:
+    async def transcribe(recording: str | None, language: str = "auto", task: str = "transcribe") -> AsyncIterator[str]:
         """The text of a recording: an uploaded file, or a data URI."""
         if recording is None:
             raise refused("the recording is missing; expected an uploaded file, or a data URI as the first value")
         text = ""
         try:
             with uploads.use(recording):
-                async with aclosing(ticking(desk.recognise(recording, language, Options(max_duration=max_duration)))) as events:
+                async with aclosing(ticking(desk.recognise(recording, language, Options(task, max_duration=max_duration)))) as events:
                     async for event in events:
                         if isinstance(event, Heard):
                             text = join([text, *(segment.text for segment in event.part.segments)])
@@ -234,13 +250,14 @@ def add(app, desk: Desk, uploads: Uploads, name: str, *, most_bytes: int, max_du
         except Exception as error:
             raise refused(str(Problem.of(error))) from None
 
-    async def show(recording: str | None, language: str, timestamps: bool, beams: float, fast: bool, script: str, request: gr.Request):
+    async def show(recording: str | None, language: str, timestamps: bool, beams: float, fast: bool, script: str, task: str = "transcribe",
+                   request: gr.Request = None):
         """The same with all that the page shows, while it works."""
         say, text, seconds, told = speaker(request), "", None, ""
         if recording is None:
             yield alert(say("nothing")), "", "", *nothing
             return
-        options = Options(timestamps=timestamps, beams=int(beams) or None, pad_to="speech" if fast else "window", script=script or None,
+        options = Options(task, timestamps=timestamps or None, beams=int(beams) or None, pad_to="speech" if fast else "window", script=script or None,
                           max_duration=max_duration)
         yield progress(say("waiting"), None), "", "", *nothing
         try:
@@ -265,15 +282,16 @@ def add(app, desk: Desk, uploads: Uploads, name: str, *, most_bytes: int, max_du
             yield alert(f"{say('failed')}: {Problem.of(error)}"), text, "", *nothing
 
     with gr.Blocks(title="glmasr", analytics_enabled=False) as blocks:
-        gr.Markdown(said("intro"))
+        gr.Markdown(said("intro" if set(facts.languages) == set(CHOICES) else "intro_of_others"))
         if name in BUILT_IN:
             gr.Markdown(said("demo"))
         with gr.Row(equal_height=False):
             with gr.Column(min_width=320):
                 recording = Input(sources=["upload", "microphone"], type="filepath", label="Recording 录音", elem_id="recording",       # TRAP: it alone can't be translated
                                   editable=False, buttons=[])
-                language = gr.Radio([(CHOICES[code], code) for code in languages], value="auto", label=said("language"),
-                                    elem_id="language")
+                choice = gr.Radio if len(languages) <= len(CHOICES) else gr.Dropdown          # the latter can be searched
+                language = choice(languages, value="auto", label=said("language"), elem_id="language")
+                task = [gr.Radio([(said(name), name) for name in facts.tasks], value="transcribe", label=said("task"), elem_id="task")] if translates else []
                 with gr.Accordion(said("more"), open=False, elem_id="more"):
                     gr.Textbox(f"{name} ({facts.how['device']}, {facts.how['dtype']})", label=said("model"), interactive=False)
                     timestamps = gr.Checkbox(facts.timestamps, label=said("timestamps"), info=said("timestamps_info"), visible=facts.timestamps)
@@ -291,9 +309,9 @@ def add(app, desk: Desk, uploads: Uploads, name: str, *, most_bytes: int, max_du
                 with gr.Row(elem_classes="glm-files"):
                     files = [gr.DownloadButton(form, interactive=False, size="sm", min_width=50, elem_id=f"download-{form}") for form in FORMATS]
         # TRAP: the article's call names the function by its number, 0: this one has to be the first.
-        gr.Button(visible=False).click(transcribe, [recording, language], gr.Textbox(visible=False), api_name="transcribe", concurrency_limit=None,
+        gr.Button(visible=False).click(transcribe, [recording, language, *task], gr.Textbox(visible=False), api_name="transcribe", concurrency_limit=None,
                                        show_progress="hidden")
-        run = go.click(show, [recording, language, timestamps, beams, fast, script], [status, text, details, *files], api_visibility="private",
+        run = go.click(show, [recording, language, timestamps, beams, fast, script, *task], [status, text, details, *files], api_visibility="private",
                        concurrency_limit=None, show_progress="hidden")
         stop.click(None, None, status, js="() => ''", cancels=[run], api_visibility="private")
         blocks.unload(lambda: None)                     # so that a page holds a connection while it is open: `fence.add_routes`
@@ -305,7 +323,7 @@ def add(app, desk: Desk, uploads: Uploads, name: str, *, most_bytes: int, max_du
                         show_error=True, app_kwargs={"docs_url": None, "redoc_url": None})
 
     mounted = app.router.routes[-1]
-    gradio_app, mounted.app = mounted.app, fence.Fence(mounted.app, uploads, languages)
+    gradio_app, mounted.app = mounted.app, fence.Fence(mounted.app, uploads, {"language": facts.languages} | ({"task": facts.tasks} if translates else {}))
 
     def end() -> None:
         ended.set()

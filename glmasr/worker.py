@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from . import audio as sound
 from . import fast, media
 from .errors import Cancelled, GlmAsrError, OptionError
-from .language import LANGUAGES
+from .language import LANGUAGES, join, spaced
 from .pipeline import Hearing, Job, Options, Part, Reader, load
 
 IDLE = 2.0                      # seconds without work after which memory is given back
@@ -92,7 +92,7 @@ class Heard:
 @dataclass(frozen=True)
 class Done:
     """All was recognised: the last part, as `Recogniser.stream` ends with; the options with the model's defaults; the loudest sample
-    of each stretch of equal length, 0 to 1; the tokens of each segment's text."""
+    of each stretch of equal length, 0 to 1; the tokens of each segment's text, as `language.spaced` gives it."""
 
     number: int
     part: Part
@@ -152,6 +152,7 @@ class Listening(threading.Thread):
         self.ended: Done | Failed | None = None
         self.left = False
         self.tokens: list[list[int]] = []
+        self.said = ""                                  # the last text: whether a space stands before the next one goes by it
 
     def run(self) -> None:
         recogniser, recording, peaks, warnings = self.worker.recogniser, self.recording, Peaks(), []
@@ -281,7 +282,9 @@ class Worker:
                     self.changed.notify_all()
                 self.send(Failed(one.recording.number, part))
                 continue
-            one.tokens += [self.recogniser.tokenizer.encode(segment.text) for segment in part.segments]
+            texts = [one.said, *(segment.text for segment in part.segments)]
+            one.tokens += [self.recogniser.tokenizer.encode(text) for text in spaced(texts)[1:]]
+            one.said = join(texts)[-1:]
             self.send(Heard(one.recording.number, part))
 
 

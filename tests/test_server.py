@@ -4,10 +4,13 @@ import asyncio
 import base64
 import contextlib
 import errno
+import hashlib
+import html
 import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,21 +34,23 @@ uvicorn = pytest.importorskip("uvicorn", reason="needs the extra [web]")
 httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 openai = pytest.importorskip("openai", reason="needs the extra [test]")
 
-from glmasr import api, batching, gate, serve, worker                     # noqa: E402
+from glmasr import api, batching, gate, manual, serve, worker                     # noqa: E402
+from helpers.checkpoints import make_encoder_decoder                       # noqa: E402
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")           # of the workers: the models are tiny, as in conftest.py
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 TEXTS = {name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()}
 MODEL = "demo-article"
-ROUTE = "/v1/audio/transcriptions"
+ROUTE, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 
 
 class Running:
     """The API without the page, in a thread of this process."""
 
-    def __init__(self, folder, **more):
+    def __init__(self, folder, model=MODEL, **more):
         self.folder = folder
-        self.desk = batching.Desk({"name_or_path": MODEL, "dtype": "float32"}, **{name: more.pop(name) for name in ("queue", "time_limit") if name in more})
+        self.desk = batching.Desk({"name_or_path": str(model), "dtype": "float32"}, **{name: more.pop(name) for name in ("queue", "time_limit") if name in more})
         self.app = api.make_app(self.desk, str(folder), names=(MODEL, "whisper-1"), **more)
         self.server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None, access_log=False, ws="none"))
         self.loop = asyncio.new_event_loop()
@@ -72,9 +77,9 @@ class Running:
             assert time.monotonic() < end, "it didn't happen"
             time.sleep(0.01)
 
-    def send(self, name="zh.wav", content=None, client=None, headers=None, **fields):
+    def send(self, name="zh.wav", content=None, client=None, headers=None, route=ROUTE, **fields):
         files = {"file": (name, (EXAMPLES / name).read_bytes() if content is None else content)}
-        return (client or self.client).post(ROUTE, data={"model": MODEL} | fields, files=files, headers=headers)
+        return (client or self.client).post(route, data={"model": MODEL} | fields, files=files, headers=headers)
 
     @contextlib.contextmanager
     def paused(self):
@@ -142,9 +147,25 @@ def test_verbose_json(client, expected):
     assert (found.text, found.language, found.duration) == (timed.text, "cantonese", timed.seconds)
     assert found.task == "transcribe" and found.usage.type == "duration" and found.usage.seconds == 3
     [segment], [known] = found.segments, timed.segments
-    assert (segment.start, segment.end, segment.text, segment.id, segment.seek) == (known.start, known.end, known.text, 0, 0)
+    assert (segment.start, segment.end, segment.text, segment.id, segment.seek) == (known.start, known.end, known.text, 0, 0)      # Chinese: no space before it
     assert (segment.temperature, segment.compression_ratio, segment.no_speech_prob) == (0.0, known.compression_ratio, known.no_speech)
     assert segment.avg_logprob == pytest.approx(known.mean_logprob, abs=1e-3) and segment.tokens and all(isinstance(id, int) for id in segment.tokens)
+
+
+def test_segments_join_to_the_text_as_those_of_openai(server, tmp_path):
+    """Spaces stand at the beginning of a segment, where its script has any; the tokens spell it."""
+    import numpy
+    import soundfile
+    sounds = [glmasr.audio.load(EXAMPLES / name).numpy() for name in ("en.mp3", "zh.wav", "yue.flac", "en.mp3")]
+    path = tmp_path / "mixed.wav"
+    soundfile.write(path, numpy.concatenate([part for sound in sounds for part in (sound, numpy.zeros(8_000, numpy.float32))]), 16_000)
+    for content in (path.read_bytes(), (EXAMPLES / "en.mp3").read_bytes()):
+        found = server.send("mixed.wav", content, response_format="verbose_json").json()
+        texts = [segment["text"] for segment in found["segments"]]
+        assert found["text"] and "".join(texts).strip() == found["text"]
+    assert texts == [f" {TEXTS['en.mp3']}"]
+    tokenizer = glmasr.tokenizer.read_tokenizer(glmasr.hub.find(MODEL))
+    assert found["segments"][0]["tokens"] == tokenizer.encode(texts[0])
 
 
 def test_language_and_temperature_reach_the_model(server):
@@ -200,6 +221,63 @@ def test_what_is_not_supported_is_said(server, fields, param):
     assert found["param"] == param and found["type"] == "invalid_request_error"
 
 
+# ---- translations ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def translating(tmp_path_factory):
+    """A server with a random model that has the token, and its recogniser."""
+    folder = make_encoder_decoder(tmp_path_factory.mktemp("model") / "tiny", languages=("en", "zh", "de"), tasks=("translate", "transcribe"), seed=1)
+    running = Running(tmp_path_factory.mktemp("uploads"), model=folder)
+    yield running, glmasr.load(folder, dtype="float32")
+    running.stop()
+
+
+@pytest.mark.filterwarnings("ignore:deprecated")        # so OpenAI's client calls whisper-1
+def test_translations(translating, tmp_path):
+    """By OpenAI's client, in all formats; right is what the pipeline says."""
+    import soundfile
+    server, recogniser = translating
+    path = tmp_path / "talk.wav"
+    soundfile.write(path, glmasr.audio.load(EXAMPLES / "yue.flac").numpy()[:16_000], 16_000)
+    plain, timed = (recogniser.transcribe(path, task="translate", timestamps=timed) for timed in (False, True))
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    make = lambda **more: client.audio.translations.create(file=path, model=MODEL, **more)            # noqa: E731
+    assert make().text == plain.text != recogniser.transcribe(path).text
+    assert make(response_format="text") == f"{plain.text}\n"
+    for form in ("srt", "vtt"):
+        assert make(response_format=form) == writers.WRITERS[form](timed)
+    found = make(response_format="verbose_json")
+    assert (found.task, found.language, found.text, found.duration) == ("translate", "english", timed.text, timed.seconds)
+    assert "".join(segment.text for segment in found.segments).strip() == found.text and len(found.segments) == len(timed.segments) > 0
+    samples = server.desk.figures.registry.get_sample_value
+    assert samples("glmasr_recordings_total", {"task": "translate", "outcome": "done"}) >= 5
+
+
+@pytest.mark.parametrize("fields, param", [
+    ({"language": "zh"}, "language"), ({"stream": "true"}, "stream"), ({"timestamp_granularities[]": "segment", "response_format": "verbose_json"}, "timestamp_granularities[]"),
+    ({"prompt": "digits"}, "prompt"), ({"response_format": "diarized_json"}, "response_format"), ({"temperature": "2"}, "temperature"), ({"task": "transcribe"}, "task")])
+def test_what_a_translation_does_not_take_is_said(translating, fields, param):
+    found = error(translating[0].send(route=TRANSLATIONS, **fields), 400)
+    assert found["param"] == param and found["type"] == "invalid_request_error"
+
+
+@pytest.mark.filterwarnings("ignore:deprecated")
+def test_a_model_that_does_not_translate_says_so(server, client):
+    with pytest.raises(openai.BadRequestError, match="demo-article doesn't translate: its vocabulary has no token for it; expected a Whisper") as caught:
+        client.audio.translations.create(file=EXAMPLES / "zh.wav", model=MODEL)
+    assert (caught.value.param, caught.value.code, caught.value.type) == ("model", "unsupported_value", "invalid_request_error")
+    assert error(server.send(route=TRANSLATIONS, model="gpt-9"), 404)["code"] == "model_not_found"
+    assert error(server.client.get(TRANSLATIONS), 405) and server.client.get(TRANSLATIONS).headers["Allow"] == "POST"
+    assert error(server.client.post(f"{TRANSLATIONS}?language=zh", data={"model": MODEL}, files={"file": b"x"}), 400)["param"] == "language"
+
+
+def test_a_translation_is_refused_before_its_upload_where_the_queue_is_full(server, monkeypatch):
+    monkeypatch.setattr(server.desk, "check", lambda: (_ for _ in ()).throw(batching.Busy("full", retry_after=3)))
+    for route in (ROUTE, TRANSLATIONS):
+        answer = server.send(route=route)
+        assert error(answer, 429)["code"] == "queue_full" and answer.headers["Retry-After"] == "3"
+
+
 @pytest.mark.parametrize("name", ["language", "response_format", "anything"])
 def test_what_stands_in_the_address_is_not_ignored(server, name):
     answer = server.client.post(f"{ROUTE}?{name}=zh", data={"model": MODEL}, files={"file": (EXAMPLES / "zh.wav").read_bytes()})
@@ -211,7 +289,7 @@ def test_only_what_could_not_be_right_is_warned_of(server):
         assert "warnings" not in server.send("en.mp3", temperature=temperature).json()
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/metrics", "/v1/models", f"/v1/models/{MODEL}"])
+@pytest.mark.parametrize("path", ["/healthz", "/metrics", "/docs", "/v1/models", f"/v1/models/{MODEL}"])
 def test_head(server, path):
     answer = server.client.head(path)
     assert answer.status_code == 200 and not answer.content
@@ -375,7 +453,7 @@ def test_health_and_metrics(server):
     assert server.client.get("/healthz").json() == {"status": "ok", "waiting": 0, "running": 0}
     found = {family.name: family for family in text_string_to_metric_families(server.client.get("/metrics").text)}
     assert found["glmasr_ready"].samples[0].value == 1 and found["glmasr_sound_seconds"].samples[0].value > 2
-    assert any(sample.labels == {"outcome": "done"} and sample.value >= 1 for sample in found["glmasr_recordings"].samples)
+    assert any(sample.labels == {"task": "transcribe", "outcome": "done"} and sample.value >= 1 for sample in found["glmasr_recordings"].samples)
 
 
 def test_no_other_origin_is_let_in(server):
@@ -460,6 +538,67 @@ def test_peaks():
         assert found == [round(float(part.abs().max().clamp(max=1)), 3) for part in samples.split(peaks.unit) if len(part)]
 
 
+# ---- the page about the API -----------------------------------------------------------------------------------------------
+
+def examples(text):
+    """The examples of /docs, as somebody copies them."""
+    return [html.unescape(re.sub(r"</?b>", "", example)) for example in re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)]
+
+
+def test_the_examples_of_the_page_about_the_api_work(translating, tmp_path, monkeypatch, capsys):
+    """Each as it stands there, but for the address and the name of the file."""
+    server, _ = translating
+    import soundfile
+    soundfile.write(tmp_path / "talk.wav", glmasr.audio.load(EXAMPLES / "yue.flac").numpy()[:16_000], 16_000)
+    monkeypatch.chdir(tmp_path)
+    found = [example.replace(manual.SERVER, server.url) for example in examples(server.client.get("/docs").text)]
+    said = {}
+    for example in found:
+        if example.startswith("curl "):
+            if shutil.which("curl"):
+                done = subprocess.run(["sh", "-c", example.replace("curl ", "curl -sS --fail ")], capture_output=True, text=True, timeout=60)
+                assert done.returncode == 0 and done.stdout, (example, done.stderr)
+        elif "import" in example:
+            exec(example, {})
+            said[re.search(r"client\.[\w.]+|http\S+/\w+(?=\")", example.rpartition("\n")[2])[0]] = capsys.readouterr().out.strip()
+    assert len(said) == len(server.app.openapi()["paths"]) and all(said.values())
+    assert said["client.audio.transcriptions.create"] != said["client.audio.translations.create"] == server.send("talk.wav", (tmp_path / "talk.wav").read_bytes(), route=TRANSLATIONS).json()["text"].strip()
+
+
+def test_the_page_about_the_api_is_whole_and_fetches_nothing(tmp_path):
+    app = api.make_app(batching.Desk({}), str(tmp_path), names=('my "own" <model>', "b"), key="SESAME", most_bytes=5 * 2 ** 20, max_duration=90)
+    answer = call(app, "/docs", headers={"Authorization": "Bearer SESAME", "X-Forwarded-Host": "evil.example", "Host": "evil.example"})
+    text, schema = answer.text, app.openapi()
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; ") and "frame-ancestors 'self'" in policy and "unsafe" not in policy and "http" not in policy
+    for name in ("style", "script"):
+        [content] = re.findall(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
+        assert f"{name}-src 'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'" in policy
+    assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["cache-control"] == "no-store"
+    assert set(re.findall(r'(?:src|href|action)="([^"#][^"]*)"', text)) == {"data:,", "openapi.json"} and " style=" not in text and "url(" not in text
+    assert not re.search("evil|SESAME|<model>", text) and set(re.findall(r"https?://[\w.:]+", text)) == {manual.SERVER}
+    assert "5 MiB and 90 seconds" in text and all("Bearer KEY" in example or 'api_key="KEY"' in example for example in examples(text) if "/v1/" in example)
+    copied = "".join(examples(text))
+    assert "-F 'model=my \"own\" <model>'" in copied and 'model="my \\"own\\" <model>"' in copied and "/v1/models/my%20%22own%22%20%3Cmodel%3E " in copied
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            assert f"{method.upper()} {path}" in text and operation["description"] in text
+            assert set(operation["responses"]) - {"200"} <= set(re.findall(r"<td><code>(\d+)</code></td>", text)) and "422" not in operation["responses"]
+    for name in ("Transcription", "Translation"):
+        for field, about in schema["components"]["schemas"][name]["properties"].items():
+            assert f"<td><code>{field}</code></td>" in text and html.escape(about["description"]).split("`")[0] in text
+    assert re.search(r"number from 0 to 1</td><td><code>0.0</code>", text) and "at most 40 characters" in text
+    assert {"Failure", "Error"} <= set(schema["components"]["schemas"]) and "model_not_found" in text
+    assert "KEY" not in "".join(examples(call(api.make_app(batching.Desk({}), str(tmp_path)), "/docs").text))
+
+
+def test_the_page_about_the_api_needs_the_key_as_the_openapi_document_does(tmp_path):
+    app = api.make_app(batching.Desk({}), str(tmp_path), key="open sesame")
+    for path in ("/docs", "/openapi.json"):
+        assert error(call(app, path), 401)["code"] == "invalid_api_key"
+        assert call(app, path, headers={"Authorization": "Bearer open sesame"}).status_code == 200
+
+
 # ---- the command ----------------------------------------------------------------------------------------------------------
 
 def test_a_missing_package_names_the_extra():
@@ -510,6 +649,8 @@ def test_the_page_about_the_server(tmp_path, capsys):
     schema = app.openapi()
     for path in schema["paths"]:
         assert path.replace("{name}", "NAME") in text
+    for method, path in (*((method, path) for path, methods in schema["paths"].items() for method in methods), ("get", "/docs"), ("get", "/openapi.json")):
+        assert f"`{method.upper()} {path.replace('{name}', 'NAME')}`" in text.partition("## What programs can call")[2].partition("Gradio's calls take")[0]
     fields = schema["components"]["schemas"]["Transcription"]["properties"]
     assert all(f"`{name}`" in text for name in fields)
     source = "".join((ROOT / "glmasr" / f"{name}.py").read_text(encoding="utf-8") for name in ("api", "fence", "gate", "problems", "uploads"))

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.web
 pytest.importorskip("gradio", reason="needs the extra [web]")
 httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 
+from helpers.checkpoints import make_encoder_decoder                # noqa: E402
 from helpers.server import ROOT, Server         # noqa: E402
 
 EXAMPLES = ROOT / "examples"
@@ -49,6 +50,24 @@ def server():
 
 
 # ---- Gradio's calls -------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def polyglot(tmp_path_factory):
+    """A server with a random model that knows many languages, and translates."""
+    from glmasr.language import NAMES
+    folder = make_encoder_decoder(tmp_path_factory.mktemp("model") / "tiny", languages=(*NAMES, "xx"), tasks=("translate", "transcribe"), seed=1)
+    with Server(model=str(folder)) as running:
+        yield running
+
+
+@pytest.fixture
+def short(tmp_path):
+    """A second of sound, which a random model answers soon."""
+    import soundfile
+    from glmasr import audio
+    soundfile.write(tmp_path / "short.wav", audio.load(EXAMPLES / "yue.flac").numpy()[:16_000], 16_000)
+    return tmp_path / "short.wav"
+
 
 def call(server, data, session):
     """As the article does it: the messages of /gradio_api/queue/data."""
@@ -142,6 +161,16 @@ def test_gradio_client(server):
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/transcribe"]
 
 
+def test_a_call_may_translate_where_the_model_does(polyglot, server, short):
+    recording = "data:audio/wav;base64," + base64.b64encode(short.read_bytes()).decode()
+    said = [call(polyglot, [recording, "en", *task], f"task-{number}")["output"]["data"] for number, task in enumerate(((), ("transcribe",), ("translate",)))]
+    assert said[0] == said[1] != said[2]
+    for where, data in ((polyglot, [recording, "en", "summarise"]), (server, [recording, "en", "translate"])):
+        assert httpx.post(f"{where.url}/gradio_api/queue/join", json={"data": data, "fn_index": 0, "session_hash": "task"}).status_code == 400
+    fields = [[field["parameter_name"] for field in httpx.get(f"{where.url}/gradio_api/info").json()["named_endpoints"]["/transcribe"]["parameters"]] for where in (server, polyglot)]
+    assert fields == [["recording", "language"], ["recording", "language", "task"]]
+
+
 def test_an_upload_to_gradio_that_is_too_large(server):
     answer = httpx.post(f"{server.url}/gradio_api/upload", files={"files": ("talk.wav", bytes(5 * 2 ** 20))})
     assert answer.status_code == 413
@@ -175,8 +204,8 @@ def browse(server):
         pytest.skip("needs chromium and chromedriver on the PATH")
     pages = []
 
-    def browse(*args, **more):
-        pages.append(browser.Page(server.url, *args, **more))
+    def browse(*args, url=server.url, **more):
+        pages.append(browser.Page(url, *args, **more))
         return pages[-1]
     yield browse
     for page in pages:
@@ -195,6 +224,49 @@ def test_upload_transcribe_read_download(browse, server):
     assert float(mark.get_attribute("width")) > 100
     assert "3.4 s of sound, language: en" in page.find("#status").text
     assert page.errors() == []
+
+
+def test_many_languages_can_be_searched_and_a_translation_asked_for(browse, polyglot, short):
+    from glmasr.language import NAMES
+    page = browse(url=polyglot.url, height=1400)
+    field = page.find("#language input")
+    assert field.get_attribute("value") == "Auto 自动"
+
+    def search(text):
+        page.script("document.querySelector('#language input').select()")
+        field.send_keys(text)
+        return page.wait(lambda: [option.text.removeprefix("✓").strip() for option in page.all("#language [role=option]") if option.is_displayed()], "languages")
+    field.click()
+    everything = [option.text.removeprefix("✓").strip() for option in page.all("#language [role=option]")]
+    assert len(everything) == len(NAMES) + 2 and everything[:4] == ["Auto 自动", "Chinese 中文 (zh)", "Cantonese 粤语 (yue)", "English 英语 (en)"]
+    assert everything[4] == "Afrikaans (af)" and everything[4:] == sorted(everything[4:]) and "Haitian Creole (ht)" in everything and "Xx (xx)" in everything
+    assert search("germ") == ["German (de)"]
+    page.all("#language [role=option]")[0].click()
+    assert field.get_attribute("value") == "German (de)"
+    page.upload(short)
+    page.find("#task input[value=translate]").click()
+    text = page.transcribe()
+    send = lambda route, **fields: httpx.post(polyglot.url + route, data={"model": "tiny"} | fields, files={"file": short.read_bytes()}, timeout=60).json()         # noqa: E731
+    assert "language: de" in page.find("#status").text and page.errors() == []
+    assert text != send(ROUTE, language="de")["text"] and text.strip()
+
+
+def test_a_few_languages_stay_as_simple_as_they_were(browse, server):
+    page = browse()
+    assert [label.text for label in page.all("#language label")] == ["Auto 自动", "普通话 Mandarin", "粤语 Cantonese", "English 英语"] and page.all("#task") == []
+
+
+def test_the_page_about_the_api(browse, server):
+    """Nothing comes from elsewhere, the policy lets its own style and script in, and the examples have the address that the reader uses."""
+    url = server.url.replace("127.0.0.1", "localhost")
+    page = browse("en-GB", 390, 844, url=f"{url}/docs", ready="#errors")
+    assert page.errors() == [] and {place.text for place in page.all("pre b")} == {url}
+    assert page.script("return performance.getEntriesByType('resource').map(entry => entry.name).filter(name => !name.startsWith('data:'))") == []
+    assert page.script("return getComputedStyle(document.querySelector('h2')).borderTopWidth") == "1px"
+    assert page.script("return document.documentElement.scrollWidth") <= 390
+    light = page.script("return getComputedStyle(document.body).backgroundColor")
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+    assert page.script("return getComputedStyle(document.body).backgroundColor") != light
 
 
 def test_chinese_on_a_phone(browse, server):

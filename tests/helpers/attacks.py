@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-ROUTE = "/v1/audio/transcriptions"
+ROUTE, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 JOIN, UPLOAD = "/gradio_api/queue/join", "/gradio_api/upload"
 FILE = {"_type": "gradio.FileData"}
 SECRET = "/etc/hostname"
@@ -96,10 +96,11 @@ def files() -> list[Attack]:
         f"/gradio_api/file/{SECRET}", "/gradio_api/proxy=http://127.0.0.1:1/x", "/file=/etc/passwd", "/?deep_link=..%2f..%2fx", "/config?deep_link=x",
         "/gradio_api/deep_link?session_hash=x", "/gradio_api/custom_component/a/client/component/..%2f..%2fx", "/gradio_api/custom_component/%0d%0a/x/y/%1b[31mz",
         "/gradio_api/stream/a/b/c/playlist.m3u8", "/assets/..%2f..%2f..%2fetc%2fpasswd", "/static/../../../etc/passwd", "/static/js/%2e%2e/%2e%2e/x",
-        "/svelte/svelte.js", "/monitoring", "/gradio_api/app_id", "/gradio_api/runs", "/gradio_api/vibe-code", "/gradio_api/profiling/summary", "/docs", "/gradio_api/openapi.json")]
+        "/svelte/svelte.js", "/monitoring", "/gradio_api/app_id", "/gradio_api/runs", "/gradio_api/vibe-code", "/gradio_api/profiling/summary", "/redoc", "/gradio_api/docs", "/gradio_api/openapi.json")]
     found += [Attack(f"a playlist as {name}", post(ROUTE, form(('name="model"', b"demo-article"), (f'name="file"; filename="{name}"', content)), FORM), {400})
               for name in ("talk.mp4", "talk.m3u8", "talk.wav", "talk.ts", "concat.txt") for content in
               (PLAYLIST, f"ffconcat version 1.0\nfile '{SECRET}'\n".encode(), b"RIFF\0\0\0\0WAVE" + PLAYLIST)]
+    found += [Attack("a playlist for a translation", post(TRANSLATIONS, form(('name="model"', b"demo-article"), ('name="file"; filename="talk.mp4"', PLAYLIST)), FORM), {400})]
     return found + [Attack("process_recording", post("/gradio_api/process_recording", form(('name="file"; filename="x.mp4"', PLAYLIST)), FORM), {404}),
                     Attack("component_server", post("/gradio_api/component_server", b"{}"), {404}),
                     Attack("run", post("/gradio_api/run/transcribe", join(None)), {404})]
@@ -135,6 +136,8 @@ def heavy(most: int = 100 * MiB) -> list[Attack]:
         Attack("a type without end", post(ROUTE, b"", FORM + ";" + "a" * 30_000), {415}), Attack("a type of quotes", post(ROUTE, b"", "multipart/form-data; boundary=\"" + '\\"' * 5_000), {415}),
         Attack("a field of a megabyte", post(ROUTE, lambda: form(('name="model"', b"a" * MiB)), FORM), {413}),
         Attack("fields of a megabyte in all", post(ROUTE, lambda: form(*[(f'name="f{number}"', b"a" * 30_000) for number in range(30)]), FORM), {413}),
+        Attack("a field of a megabyte for a translation", post(TRANSLATIONS, lambda: form(('name="model"', b"a" * MiB)), FORM), {413}),
+        Attack("a translation larger than may be", post(TRANSLATIONS, lambda: form(('name="file"; filename="a.wav"', bytes(most + MiB))), FORM), {413}),
         Attack("a thousand fields", post(ROUTE, lambda: form(*[(f'name="f{number}"', b"a") for number in range(1000)]), FORM), {400}),
         Attack("a hundred files", post(ROUTE, lambda: form(*[(f'name="file"; filename="{number}.wav"', b"a") for number in range(100)]), FORM), {400}),
         Attack("a part's head without end", post(ROUTE, lambda: b"--XX\r\nContent-Disposition: form-data; name=\"" + b"a" * (most // 2), FORM), {400}),
@@ -162,8 +165,8 @@ def foreign() -> list[Attack]:
     """By a page of the web that the user visits."""
     good = form(('name="model"', b"demo-article"), ('name="file"; filename="a.wav"', b"RIFF"))
     return [*(Attack(f"host {host}", raw(f"GET /healthz HTTP/1.1\r\nHost: {host}"), {403}) for host in ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", "192.168.1.1", "[::2]", "", "127.0.0.1@evil.example", "a b")),
-            *(Attack(f"origin {origin} at {path}", post(path, good if path == ROUTE else b"{}", FORM if path == ROUTE else "application/json", {"Origin": origin}), {403})
-              for origin in ("http://evil.example", "null", "http://127.0.0.1:1", "https://127.0.0.1", "http://localhost.evil.example") for path in (ROUTE, JOIN, UPLOAD, "/gradio_api/cancel"))]
+            *(Attack(f"origin {origin} at {path}", post(path, good if path in (ROUTE, TRANSLATIONS) else b"{}", FORM if path in (ROUTE, TRANSLATIONS) else "application/json", {"Origin": origin}), {403})
+              for origin in ("http://evil.example", "null", "http://127.0.0.1:1", "https://127.0.0.1", "http://localhost.evil.example") for path in (ROUTE, TRANSLATIONS, JOIN, UPLOAD, "/gradio_api/cancel"))]
 
 
 # ---- the heartbeat --------------------------------------------------------------------------------------------------------

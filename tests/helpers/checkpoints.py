@@ -70,20 +70,20 @@ TINY = GlmAsrConfig(encoder=EncoderConfig(bands=80, width=16, layers=2, heads=2,
 # ---- the encoder-decoder ------------------------------------------------------------------------------------------------
 
 CONVOLUTIONS = ((6, 10, 5), (8, 8, 4), (8, 16, 16))
-MARKERS = ("<|endoftranscript|>", "<|startoftranscript|>", "<|zh|>", "<|yue|>", "<|en|>", "<|transcribe|>", "<|nospeech|>", "<|notimestamps|>",
-           *(f"<|{step / 50:.2f}|>" for step in range(101)))
 
 
-def make_encoder_decoder(directory, convolutions=(), width=16, layers=(3, 2), seed=18, loud=1.0):
+def make_encoder_decoder(directory, convolutions=(), width=16, layers=(3, 2), seed=18, loud=1.0, languages=("zh", "yue", "en"), tasks=("transcribe",)):
     """A tiny random model of the encoder-decoder family, with the byte-level vocabulary of the other. `loud` says how sure it is."""
     file = make_tokenizer()
     end = len(file["model"]["vocab"])
-    file["added_tokens"] = [{**file["added_tokens"][0], "id": end + n, "content": name} for n, name in enumerate(MARKERS)]
+    names = ["endoftranscript", "startoftranscript", *languages, *tasks, "nospeech", "notimestamps", *(f"{step / 50:.2f}" for step in range(101))]
+    ids = {name: end + n for n, name in enumerate(names)}
+    file["added_tokens"] = [{**file["added_tokens"][0], "id": id, "content": f"<|{name}|>"} for name, id in ids.items()]
     config = EncoderDecoderConfig(
         SinusoidalEncoderConfig(width=width, layers=layers[0], heads=2, hidden=24, positions=100, convolutions=convolutions),
-        CrossDecoderConfig(vocabulary=end + len(MARKERS), width=width, layers=layers[1], heads=4, hidden=20, positions=64),
-        window_seconds=2, start=end + 1, end=end, languages={"zh": end + 2, "yue": end + 3, "en": end + 4}, tasks={"transcribe": end + 5},
-        no_timestamps=end + 7, suppress=(3, 5), suppress_first=(32, end))
+        CrossDecoderConfig(vocabulary=end + len(names), width=width, layers=layers[1], heads=4, hidden=20, positions=64),
+        window_seconds=2, start=end + 1, end=end, languages={name: ids[name] for name in languages}, tasks={name: ids[name] for name in tasks},
+        no_timestamps=ids["notimestamps"], suppress=(3, 5), suppress_first=(32, end))
     model, generator = EncoderDecoder(config), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
