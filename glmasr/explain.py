@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from . import audio as sound
-from . import decode, fast, pipeline
+from . import decode, fast, media, pipeline
 from .conv_frontend import MelFrontend, WaveformFrontend
 from .decoder import CrossDecoder, LlamaDecoder
 from .encoder import RotaryEncoder, SinusoidalEncoder
@@ -195,7 +195,7 @@ def observed(recogniser: Recogniser) -> Iterator[Observation]:
             setattr(owner, name, wrapper(run, before, *args))
 
         wrap(recogniser, "transcribe", _timed, "everything else")
-        wrap(sound, "_open", _timed, "read")
+        wrap(media, "decode", _timed, "read")
         wrap(sound, "_mono", _each, "read")
         wrap(sound, "_resampled", _resampled)
         wrap(sound, "log_mel", _heard, "log-mel")

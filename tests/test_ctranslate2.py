@@ -113,7 +113,7 @@ def test_a_model_for_english_alone(source, folder, monkeypatch):
     put(folder, lang_ids=[1, 2, 3])
     config = weights.examine(folder).config
     assert not config.languages and not config.tasks and not config.several_languages
-    assert glmasr.load(folder, device="cpu").transcribe(speech(1), sample_rate=16_000).language == "en"
+    assert glmasr.load(folder, device="cpu").transcribe(speech(1), sample_rate=16_000, timestamps=False, guards=False).language == "en"
 
 
 def put(folder, **values):

@@ -28,7 +28,7 @@ from helpers.files import locked
 from helpers.sounds import RATE, melody
 
 PROGRAM = [sys.executable, str(ROOT / "transcribe.py")]
-KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed", "wordless", "how", "incomplete"]
+KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed", "wordless", "how", "uncovered", "incomplete"]
 CLOSING = re.compile(r"^(\d+\.\d) s of sound in (\d+\.\d\d) s, real-time factor (\d+\.\d+); peak memory \d+ MiB", re.MULTILINE)
 
 

@@ -378,7 +378,7 @@ def test_json_of_unusual_names_and_numbers():
 
 
 TYPES = {"integer": int, "number": (int, float), "string": str, "boolean": bool, "object": dict, "null": type(None)}
-LISTS = {"list of segments": dict, "list of strings": str, "list of numbers": (int, float)}
+LISTS = {"list of segments": dict, "list of strings": str, "list of numbers": (int, float), "list of lists": (list, tuple)}
 
 
 def is_of(value, kind):
