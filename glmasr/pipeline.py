@@ -139,7 +139,7 @@ class Transcript:
         segments = [segment for part in parts for segment in part.segments]
         text = join([segment.text for segment in segments])
         spoken: dict[str, float] = {}
-        for segment in segments:
+        for segment in filter(lambda segment: segment.language, segments):
             spoken[segment.language] = spoken.get(segment.language, 0.0) + segment.end - segment.start
         language = max(spoken, key=spoken.get) if spoken else next((part.language for part in reversed(parts) if part.language), name_language(text))
         seconds, heard = parts[-1].end, sum((part.end - part.start for part in parts[:-1]), 0.0)
@@ -893,6 +893,9 @@ class EncoderDecoderRecogniser(Recogniser):
                 pieces.append((since, max(since, time), words))
                 words = []
             since = time
+        if window.speech:       # TRAP: a model's first time is often 0, whatever the silence before the first word
+            first = window.speech[0][0] / sound.SAMPLE_RATE
+            pieces = [(max(start, first), max(end, first), words) for start, end, words in pieces]
         texts = [(start, end, self._text(words)) for start, end, words in pieces]
         return [(round(begin + start, 3), round(begin + end, 3), text) for start, end, text in texts if text]
 
