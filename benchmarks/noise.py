@@ -185,17 +185,19 @@ def main() -> None:
     from glmasr.script import converter
     simplified = converter("simplified")
     recogniser = glmasr.load(args.model, device="cpu", dtype=args.dtype)
-    clips = read_manifest(args.manifest)
+    languages = getattr(recogniser.config, "languages", {"zh": 0, "yue": 0, "en": 0})
+    known = {"en": "en" if languages else "auto"} | {name: name if name in languages else "zh" for name in ("zh", "yue") if languages}
+    clips = [clip for clip in read_manifest(args.manifest) if clip["language"] in known]
     if args.clips:
         clips = [clips[len(clips) * number // args.clips] for number in range(args.clips)]
-    known = {name: name if name in getattr(recogniser.config, "languages", {name: 0}) else "zh" for name in {clip["language"] for clip in clips}}
 
     def recognise(samples, language: str, vad: str):
         began = time.process_time()
         transcript = glmasr.pipeline.Transcript.of(list(recogniser.stream(samples, language, Options(vad=vad, beams=args.beams), sample_rate=RATE)))
         return transcript, time.process_time() - began
 
-    print("| voice activity detection | stretches | text without a flag | of them around speech | CPU seconds of an hour alone | recordings | right | flagged though right |")
+    print("| voice activity detection | stretches | text without a flag | of them around speech | CPU seconds of an hour alone | recordings | right | "
+          "flagged though right |")
     print("|---|---|---|---|---|---|---|---|")
     for vad in ("auto", "off"):
         alone, right, wrongly = {}, 0, []
@@ -208,8 +210,9 @@ def main() -> None:
                 wrongly += [clip["path"]] * bool(transcript.warnings or any(segment.flags for segment in transcript.segments))
         texts, spent, seconds = [], 0.0, 0.0
         for stretch in stretches(args.stretches, clips):
-            transcript, took = recognise(stretch.samples, known[stretch.clip["language"]] if stretch.clip else "auto", vad)
-            if invented(stretch, transcript, alone[stretch.clip["path"]] if stretch.clip else 0):
+            clip = stretch.clip
+            transcript, took = recognise(stretch.samples, known[clip["language"]] if clip else "auto", vad)
+            if invented(stretch, transcript, alone[clip["path"]] if clip else 0):
                 texts.append((stretch.name, stretch.clip is not None, transcript.text))
             if stretch.clip is None:
                 spent, seconds = spent + took, seconds + len(stretch.samples) / RATE
@@ -219,7 +222,8 @@ def main() -> None:
             print(f"    {name}{' around speech' if around else ''}: {times}", file=sys.stderr)
         for name, around, text in texts:
             print(f"    {name}{' around speech' if around else ''}: {text[:100]!r}", file=sys.stderr)
-        print(*(f"    flagged: {path}" for path in wrongly), sep="\n", file=sys.stderr)
+        for path in wrongly:
+            print(f"    flagged: {path}", file=sys.stderr)
     if args.peer:
         peer, spent, seconds = openai(recogniser.model), 0.0, 0.0
         for stretch in stretches(args.stretches, clips):
