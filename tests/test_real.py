@@ -111,6 +111,10 @@ def batches() -> Iterator[Batch]:
 BATCHES = list(batches())
 
 
+def some_batches(beams: int) -> list[Batch]:
+    return BATCHES if beams == 1 else [batch for batch in BATCHES if batch.language in ("en", "zh")]
+
+
 def language_of(batch: Batch, model: EncoderDecoder) -> str | None:
     """A model without Cantonese is told Mandarin."""
     known = model.config.languages
@@ -157,10 +161,10 @@ def searched(model: EncoderDecoder, states: torch.Tensor, batch: Batch, beams: i
 
 @pytest.fixture(scope="module")
 def found(ours, states):
-    """found(beams, timestamps) -> the ids of all recordings."""
+    """found(beams, timestamps) -> the ids of all recordings; of several beams, which take long, of those in English and Mandarin."""
     @cache
     def search(beams: int, timestamps: bool) -> list[list[int]]:
-        return [ids for batch in BATCHES for ids in searched(ours, states[batch.places], batch, beams, timestamps)]
+        return [ids for batch in some_batches(beams) for ids in searched(ours, states[batch.places], batch, beams, timestamps)]
     return search
 
 
@@ -194,8 +198,9 @@ def openai(ours):
     return model.eval()
 
 
-def different(found: list[list[int]], expected: list[list[int]]) -> list[tuple]:
-    return [(clip.path.name, ours, theirs) for clip, ours, theirs in zip(CLIPS, found, expected, strict=True) if ours != theirs]
+def different(found: list[list[int]], expected: list[list[int]], beams: int = 1) -> list[tuple]:
+    names = [clip.path.name for batch in some_batches(beams) for clip in CLIPS[batch.places]]
+    return [(name, ours, theirs) for name, ours, theirs in zip(names, found, expected, strict=True) if ours != theirs]
 
 
 # ---- the files ------------------------------------------------------------------------------------------------------------
@@ -237,9 +242,15 @@ def test_logits(directory, ours, theirs, states, their_states):
 
 @torch.inference_mode()
 def generated(theirs, states, prompt: list[int], timestamps: bool, beams: int, most: int) -> list[list[int]]:
-    from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
+    from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, GenerationMixin, LogitsProcessorList
     from transformers.generation import SuppressTokensAtBeginLogitsProcessor, SuppressTokensLogitsProcessor, WhisperTimeStampLogitsProcessor
     from transformers.modeling_outputs import BaseModelOutput
+
+    class Cache(EncoderDecoderCache):
+        def reorder_cache(self, beam_idx):
+            """The beams of a recording hear the same: two thirds of the time go into moving that, and nothing changes."""
+            self.self_attention_cache.reorder_cache(beam_idx)
+
     config, end, begin = theirs.generation_config, theirs.generation_config.eos_token_id, len(prompt)
     processors = LogitsProcessorList([SuppressTokensAtBeginLogitsProcessor(config.begin_suppress_tokens, begin_index=begin),
                                       SuppressTokensLogitsProcessor(config.suppress_tokens)])
@@ -247,7 +258,7 @@ def generated(theirs, states, prompt: list[int], timestamps: bool, beams: int, m
         processors.append(WhisperTimeStampLogitsProcessor(config, begin_index=begin))
     found = GenerationMixin.generate(
         theirs, encoder_outputs=BaseModelOutput(last_hidden_state=states), decoder_input_ids=torch.tensor([prompt] * len(states)),
-        logits_processor=processors, do_sample=False, num_beams=beams, max_new_tokens=most,
+        logits_processor=processors, do_sample=False, num_beams=beams, max_new_tokens=most, past_key_values=Cache(DynamicCache(), DynamicCache()),
         generation_config=GenerationConfig(eos_token_id=end, pad_token_id=end, bos_token_id=end, decoder_start_token_id=config.decoder_start_token_id))
     return [[*row, end][:[*row, end].index(end)] for row in found[:, begin:].tolist()]
 
@@ -255,9 +266,9 @@ def generated(theirs, states, prompt: list[int], timestamps: bool, beams: int, m
 @pytest.mark.parametrize("timestamps", [False, True], ids=["text", "times"])
 @pytest.mark.parametrize("beams", [1, 5])
 def test_ids_equal_transformers(ours, theirs, found, their_states, beams, timestamps):
-    expected = [ids for batch in BATCHES
+    expected = [ids for batch in some_batches(beams)
                 for ids in generated(theirs, their_states[batch.places], ours.prompt(language_of(batch, ours), timestamps=timestamps), timestamps, beams, batch.most)]
-    assert not different(found(beams, timestamps), expected)
+    assert not different(found(beams, timestamps), expected, beams)
 
 
 @torch.inference_mode()
@@ -312,6 +323,8 @@ def test_errors(directory, ours, found, mel, dtype):
 
     A processor without bfloat16 takes six times as long for it, and has half of the recordings.
     """
+    for package in ("jiwer", "opencc", "whisper.normalizers"):
+        pytest.importorskip(package)
     learned = [batch for batch in BATCHES if batch.language in (ours.config.languages or ("en",))]
     if dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         learned = learned[::2]
