@@ -15,7 +15,7 @@ from glmasr.config import PRESETS
 from glmasr import pipeline
 
 FOLDER = Path(__file__).parents[1] / "docs"
-TEXTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.md")) if path.name not in ("HOSTILE.md", "SERVER.md")}    # have tests of their own
+TEXTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.md")) if path.name not in ("HOSTILE.md", "REAL.md", "SERVER.md")}   # have tests of their own, or are measurements
 TOTALS = {"glm-asr-nano-2512": 2_257_843_200, "article": 310_412_288, "article-waveform": 314_070_016}
 
 
