@@ -152,5 +152,5 @@ class Journal:
 
 def _part(fields: dict) -> Part:
     segments = [Segment(**{**segment, "flags": tuple(segment["flags"])}) for segment in fields["segments"]]
-    part = Part(**{**fields, "segments": segments})
+    part = Part(**{**fields, "segments": segments, "uncovered": tuple(map(tuple, fields["uncovered"]))})
     return replace(part, hearing=Hearing(**part.hearing) if part.hearing else None)
