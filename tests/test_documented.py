@@ -109,6 +109,7 @@ def test_short_names_also_behind_whisper(name):
         assert hub.local(f"whisper-{name}").repository == hub.local(name).repository
 
 
+@pytest.mark.slow
 def test_the_snippet_and_the_worked_example_work():
     """The texts as they are printed there; times depend on the machine's kind of numbers, the last line on its speed. The Chinese page has the same."""
     text = PAGES["README.md"]
