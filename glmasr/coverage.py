@@ -13,8 +13,8 @@ from torch import Tensor
 FRAME = 0.01                    # seconds, of what `vad.voiced` gives
 AGAIN = 0.5                     # seconds of voice without text that are decoded again
 TOLD = 1.0                      # seconds of voice without text that are told of; a cough is shorter
-SLOW = 4.5                      # letters a second of voice; who speaks slowest in 383 recordings of 87 people says 8
-ALLOWED = 1.0                   # seconds of voice that a text needn't cover: breath, laughter, a word drawn out
+SLOW = 6.0                      # letters a second of voice; who speaks slowest in 383 recordings of 87 people says 8
+ALLOWED = 0.5                   # seconds of voice that a text needn't cover: breath, laughter, a word drawn out
 # How many letters a sign is worth: what is said in the time of so many letters of English.
 WORTH = [(regex.compile(r"[\p{Script=Han}\p{Nd}]"), 3.0),
          (regex.compile(r"[\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}]"), 2.0),

@@ -397,7 +397,7 @@ def test_seeking_goes_on_at_the_last_time_where_somebody_speaks_behind_it(recogn
 
 
 def test_times_are_written_and_not_shown(recogniser, monkeypatch, all_voice):
-    asked = answering(monkeypatch, [said(at(0), "one", at(0.8), at(0.8), "two", at(2.0)) for _ in range(2)] + [said("one two")])
+    asked = answering(monkeypatch, [said(at(0), LONG, at(0.8), at(0.8), LONG, at(2.0)) for _ in range(2)] + [said(f"{LONG} {LONG}")])
     hidden, shown, none = (recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=value) for value in (None, True, False))
-    assert [len(found.segments) for found in (hidden, shown, none)] == [1, 2, 1] and hidden.text == shown.text == none.text == "one two"
+    assert [len(found.segments) for found in (hidden, shown, none)] == [1, 2, 1] and hidden.text == shown.text == none.text == f"{LONG} {LONG}"
     assert [len(call["prompts"][0]) for call in asked] == [3, 3, 4]
