@@ -49,9 +49,9 @@ def _run(module: str) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     finally:
+        _hold()                                 # for good: what is left to do is to end
         with suppress(OSError, ValueError, AttributeError):     # nobody reads it; it is closed; there is none
             sys.stdout.flush()
-        _hold()                                 # for good: what is left to do is to end
 
 
 def transcribe() -> int:
