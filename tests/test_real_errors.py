@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers.real import Errors, interval, read, words
+from helpers.real import Clip, Errors, Subject, interval, read, table, words
 
 
 def test_chinese_is_compared_by_characters():
@@ -44,3 +44,20 @@ def test_as_many_speakers_as_there_are(tmp_path):
     assert [clip.path.name for clip in read(tmp_path / "manifest.tsv", "sentence", ["en"], None)] == ["0.wav", "2.wav", "1.wav"]
     with pytest.raises(SystemExit, match="no recording in zh of the kind 'command'"):
         read(tmp_path / "manifest.tsv", "command", ["zh"], None)
+
+
+def test_the_table(tmp_path):
+    """Of the language that is asked for alone; who makes fewer errors by more than the interval is named."""
+    for package in ("jiwer", "opencc"):
+        pytest.importorskip(package)
+    clips = [Clip(tmp_path, "zh", "一二三四", f"speaker {number}") for number in range(20)] + [Clip(tmp_path, "en", "one", "other")]
+    sounds = [np.zeros(32000, dtype=np.float32)] * len(clips)
+
+    def subject(name, text):
+        return Subject(name, None, [(text, 0.5)] * 20 + [("two", 9.0)], 123.4)
+    lines, better = table([subject("glmasr float32", "一二三五"), subject("worse", "一"), subject("better", "一二三四")], clips, sounds, "zh")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines.splitlines() if line.startswith("| ")]
+    assert cells[1] == ["glmasr float32", "25.00 (25.00-25.00)", "20", "0", "0", "", "0.250", "123"]
+    assert cells[2] == ["worse", "75.00 (75.00-75.00)", "0", "60", "0", "-50.00 (-50.00 to -50.00)", "0.250", "123"]
+    assert cells[3] == ["better", "0.00 (0.00-0.00)", "0", "0", "0", "+25.00 (+25.00 to +25.00)", "0.250", "123"]
+    assert better == ["better"] and "20 recordings of 20 speakers, 40 s of sound, 80 characters." in lines
