@@ -1,18 +1,25 @@
 """How much speech is lost? Recordings of people, joined; what of their words no text has, and nobody was told of.
 
-    python benchmarks/lost.py MANIFEST --model DIR                  # a table in Markdown; exit code 1 where a loss of four words wasn't flagged
+    pip install -c constraints.txt '.[bench]'
+    python benchmarks/lost.py MANIFEST --model DIR [--joins 200] [--peers 40]
 
 MANIFEST is a table as in tests/speech: path, language, text, separated by tabs. Clips of one language are joined to 20 to 30 s and to 10
 minutes, with gaps of 0.1, 0.5 and 2 s, at four levels, some cut off in the middle of the last sentence, some with a sentence that is said
 again and again. The joins are the same each time. A loss is a run of four words or more (in Chinese, six characters) that the alignment of
 reference and text has as deleted. It was flagged if the recogniser tells of missing text, or doubts the text, within a second of the clip.
+openai-whisper and faster-whisper, with the same weights and beams, recognise some of the joins, evenly spread; they flag nothing.
+
+Prints a table in Markdown; the exit code is 1 where a loss of ours wasn't flagged.
 """
 
 import argparse
 import csv
+import datetime
 import json
+import os
 import random
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,8 +90,17 @@ def joins(manifest: Path, languages: list[str], count: int, long: int, seed: int
     return made
 
 
-def lost(join: Join, text: str) -> tuple[list[tuple[float, float, list[str]]], int]:
-    """Losses, (start, end, words) of the clips that they touch, and how many words are deleted in all."""
+@dataclass
+class Loss:
+    """A run of deleted words: where the clips that it touches begin and end, in seconds."""
+
+    start: float
+    end: float
+    words: list[str]
+
+
+def lost(join: Join, text: str) -> tuple[list[Loss], int]:
+    """The losses, and how many words are deleted in all."""
     import jiwer
     reference = [(word, clip) for clip in join.clips for word in clip[2]]
     if not reference:
@@ -96,8 +112,75 @@ def lost(join: Join, text: str) -> tuple[list[tuple[float, float, list[str]]], i
             missing = reference[chunk.ref_start_idx:chunk.ref_end_idx]
             deleted += len(missing)
             if len(missing) >= RUN[join.language]:
-                losses.append((missing[0][1][0], missing[-1][1][1], [word for word, _ in missing]))
+                losses.append(Loss(missing[0][1][0], missing[-1][1][1], [word for word, _ in missing]))
     return losses, deleted
+
+
+@dataclass
+class Subject:
+    """One that is measured, and its sums."""
+
+    name: str
+    recognise: object           # (samples, language) -> (text, [(start, end) that it doubts])
+    joins: int = 0
+    words: int = 0
+    deleted: int = 0
+    losses: int = 0
+    lost: int = 0               # words in losses
+    silent: int = 0             # losses that it doesn't tell of
+    silently: int = 0           # words in them
+    seconds: float = 0.0
+    sound: float = 0.0
+
+    def hear(self, join: Join) -> None:
+        began = time.perf_counter()
+        text, doubted = self.recognise(join.samples, join.language)
+        self.seconds += time.perf_counter() - began
+        self.sound += len(join.samples) / RATE
+        losses, deleted = lost(join, text)
+        self.joins, self.words, self.deleted = self.joins + 1, self.words + sum(len(clip[2]) for clip in join.clips), self.deleted + deleted
+        for loss in losses:
+            told = any(first < loss.end + NEAR and last > loss.start - NEAR for first, last in doubted)
+            self.losses, self.lost = self.losses + 1, self.lost + len(loss.words)
+            self.silent, self.silently = self.silent + (not told), self.silently + (0 if told else len(loss.words))
+            print(f"{self.name}: {join.name} {loss.start:.1f}-{loss.end:.1f} {'flagged' if told else 'UNFLAGGED'}: {' '.join(loss.words)}", file=sys.stderr, flush=True)
+
+
+def ours(args):
+    import torch
+
+    import glmasr
+    torch.set_num_threads(args.threads)
+    recogniser = glmasr.load(args.model, device="cpu", dtype=args.dtype)
+
+    def recognise(samples: np.ndarray, language: str):
+        transcript = recogniser.transcribe(samples, language, sample_rate=RATE, beams=args.beams, timestamps=True)
+        if args.show:
+            print(json.dumps([(segment.start, segment.end, segment.text, segment.flags) for segment in transcript.segments], ensure_ascii=False), file=sys.stderr)
+        return transcript.text, [*transcript.uncovered, *((segment.start, segment.end) for segment in transcript.segments if segment.flags)]
+    return recognise
+
+
+def peers(args, folder: str) -> list[Subject]:
+    """openai-whisper and faster-whisper, which tell of no doubt."""
+    import torch
+    from real import faster_whisper, openai_checkpoint, openai_whisper
+
+    from glmasr import weights
+    checkpoint = f"{folder}/openai.pt"
+    torch.save(openai_checkpoint(weights.load(args.model, device="cpu", dtype="float32")), checkpoint)
+    made = []
+    for name, make in (("openai-whisper float32", openai_whisper), ("faster-whisper float32", faster_whisper)):
+        recognise = make("float32", args, checkpoint)
+        made.append(Subject(name, lambda samples, language, recognise=recognise: (recognise(samples, language), [])))
+    return made
+
+
+def table(subjects: list[Subject]) -> str:
+    lines = ["| | joins | words said | deleted | losses | words in them | losses that nobody was told of | words in them | real-time factor |", "|---" * 9 + "|"]
+    lines += [f"| {one.name} | {one.joins} | {one.words} | {one.deleted} | {one.losses} | {one.lost} | {one.silent} | {one.silently} | {one.seconds / one.sound:.3f} |"
+              for one in subjects if one.joins]
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -107,31 +190,32 @@ def main() -> int:
     parser.add_argument("--languages", default="en,zh")
     parser.add_argument("--joins", type=int, default=200)
     parser.add_argument("--long", type=int, default=4, help="how many of them last 10 minutes")
-    parser.add_argument("--beams", type=int, default=None)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--timestamps", choices=["auto", "no"], default="auto")
-    parser.add_argument("--no-guards", action="store_true")
-    parser.add_argument("--only", help="a part of the name")
+    parser.add_argument("--peers", type=int, default=0, help="how many of them the others recognise as well")
+    parser.add_argument("--beams", type=int, default=5)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--only", default="", help="a part of the name")
+    parser.add_argument("--show", action="store_true", help="the segments of ours")
     args = parser.parse_args()
-    import glmasr
-    recogniser = glmasr.load(args.model, dtype=args.dtype)
-    unflagged = words = deleted = flagged = 0
-    began = time.perf_counter()
-    for join in joins(args.manifest, args.languages.split(","), args.joins, args.long):
-        if args.only and args.only not in join.name:
-            continue
-        transcript = recogniser.transcribe(join.samples, join.language, sample_rate=RATE, beams=args.beams, guards=not args.no_guards, timestamps=True if args.timestamps == "auto" else False)
-        losses, count = lost(join, transcript.text)
-        told = [*transcript.uncovered, *((segment.start, segment.end) for segment in transcript.segments if segment.flags)]
-        words, deleted = words + sum(len(clip[2]) for clip in join.clips), deleted + count
-        for start, end, missing in losses:
-            seen = any(first < end + NEAR and last > start - NEAR for first, last in told)
-            flagged, unflagged = flagged + seen, unflagged + (not seen)
-            print(f"{join.name} {start:.1f}-{end:.1f} {'flagged' if seen else 'UNFLAGGED'}: {' '.join(missing)}", file=sys.stderr)
-            if not seen:
-                print(json.dumps([(segment.start, segment.end, segment.text) for segment in transcript.segments if segment.start < end + 8 and segment.end > start - 8], ensure_ascii=False), file=sys.stderr)
-    print(f"words {words}, deleted {deleted}, losses flagged {flagged}, unflagged {unflagged}, {time.perf_counter() - began:.0f} s")
-    return unflagged > 0
+
+    every = [join for join in joins(args.manifest, args.languages.split(","), args.joins, args.long) if args.only in join.name]
+    both = {len(every) * number // args.peers for number in range(args.peers)} if args.peers else set()
+    with tempfile.TemporaryDirectory() as folder:
+        whole, compared = Subject(f"glmasr {args.dtype}", ours(args)), [Subject(f"glmasr {args.dtype}, the joins of the others", None), *(peers(args, folder) if both else [])]
+        for number, join in enumerate(every):
+            before = Subject(**vars(whole))
+            whole.hear(join)
+            if number in both:
+                for name, value in vars(whole).items():
+                    if isinstance(value, (int, float)):
+                        setattr(compared[0], name, getattr(compared[0], name) + value - getattr(before, name))
+                for one in compared[1:]:
+                    one.hear(join)
+            if number % 10 == 9:
+                print(table([whole, *compared]), file=sys.stderr, flush=True)
+    from real import machine
+    print(f"`{Path(args.model).name}`, {args.beams} beams, {args.threads} threads; {datetime.date.today()}, {machine()}\n\n{table([whole, *compared])}")
+    return whole.silent > 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ what it wrote. What it wrote then doesn't fit the sound: the pipeline has such s
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 import regex
 from torch import Tensor
@@ -14,6 +15,8 @@ FRAME = 0.01                    # seconds, of what `vad.voiced` gives
 AGAIN = 0.5                     # seconds of voice without text that are decoded again
 TOLD = 1.0                      # seconds of voice without text that are told of; a cough is shorter
 SLOW = 6.0                      # letters a second of voice; who speaks slowest in 383 recordings of 87 people says 8
+FAST = 25.0                     # letters a second of voice; nobody says more
+SAME = 0.95                     # of two texts' letters are in both, in order: they say the same
 ALLOWED = 0.5                   # seconds of voice that a text needn't cover: breath, laughter, a word drawn out
 # How many letters a sign is worth: what is said in the time of so many letters of English.
 WORTH = [(regex.compile(r"[\p{Script=Han}\p{Nd}]"), 3.0),
@@ -44,6 +47,17 @@ def spoken(text: str) -> float:
 def sparse(text: str, voice: float) -> bool:
     """Whether a text is too short for so many seconds of voice."""
     return spoken(text) < SLOW * (voice - ALLOWED)
+
+
+def fits(text: str, voice: float) -> bool:
+    """Whether a text is neither too short nor too long for so many seconds of voice."""
+    return not sparse(text, voice) and spoken(text) <= FAST * (voice + ALLOWED)
+
+
+def same(text: str, other: str) -> bool:
+    """Whether two texts say the same, but for signs and a few letters."""
+    texts = [[sign for sign in one.lower() if sign.isalnum()] for one in (text, other)]
+    return SequenceMatcher(None, *texts, autojunk=False).ratio() >= SAME
 
 
 def stretches(voiced: Tensor, covered: list[tuple[float, float, str]], least: float = AGAIN) -> Iterator[Stretch]:

@@ -573,15 +573,25 @@ class Recogniser:
         def no_speech(index: int, hypothesis: decode.Hypothesis) -> float:
             return heard.no_speech[index] if heard.no_speech is not None else hypothesis.empty
 
-        tried = fallback(attempt, len(jobs), lambda index, hypothesis: not flags(index, hypothesis), options.tried)
+        def repeated(index: int, hypothesis: decode.Hypothesis) -> bool:
+            """Whether the text repeats itself and may be right: somebody can say a sentence five times. The halves tell."""
+            window = jobs[index].window
+            return (not halves and window.seconds >= SPLIT_SECONDS and flags(index, hypothesis) == ("repeats",) and not decode.loops(hypothesis.ids)
+                    and coverage.fits(self._text(hypothesis.ids), float(window.voiced().sum()) * coverage.FRAME))
+
+        tried = fallback(attempt, len(jobs), lambda index, hypothesis: not flags(index, hypothesis) or repeated(index, hypothesis), options.tried)
         self._compare(jobs, heard, tried, attempt, options)
         parts, whole = [], []                       # the numbers of those that weren't split
         for index, (job, (hypothesis, temperature)) in enumerate(zip(jobs, tried, strict=True)):
             doubts, silence, text = flags(index, hypothesis), no_speech(index, hypothesis), self._text(hypothesis.ids)
             if doubts and not halves and job.window.seconds >= SPLIT_SECONDS:
                 # What this window was taken for; by now later ones may have said more of the recording.
-                parts.append(self._split(replace(job, hearing=Hearing(heard.languages[index] or "auto")), options))
-                continue
+                split = self._split(replace(job, hearing=Hearing(heard.languages[index] or "auto")), options)
+                confirmed = coverage.same(text, join([segment.text for segment in split.segments]))
+                if not repeated(index, hypothesis) or not (confirmed or split.failed or split.uncovered):
+                    parts.append(split)
+                    continue
+                doubts = () if confirmed else doubts
             tonal = options.guards and text and hypothesis.mean_logprob < limits.tones and job.window.tonal()
             found = {"tones": tonal, "incomplete": not hypothesis.stopped, "sampled": temperature > options.tried[0]}
             names = (*doubts, *(name for name, holds in found.items() if holds))
@@ -649,12 +659,14 @@ class Recogniser:
                              options, halves=True)
         segments = [replace(segment, flags=(*segment.flags, "split")) for part in parts for segment in part.segments]
         failed = any(part.failed for part in parts) or not segments     # there was a text, and now there is none
-        return self._part(window, parts[0].language, segments, failed, options, ("split",) if segments else ("dropped",))
+        uncovered = tuple(place for part in parts for place in part.uncovered)
+        part = self._part(window, parts[0].language, segments, failed, options, ("split",) if segments else ("dropped",))
+        return replace(part, uncovered=uncovered, warnings=[*part.warnings, *map(lacking, uncovered)])
 
     def _part(self, window: Window, language: str, segments: list[Segment], failed: bool, options: Options, names: tuple[str, ...]) -> Part:
-        """`names`: flags of the window, which are told even if there is no segment to carry them."""
+        """`names`: flags of the window, which are told even if there is no segment to carry them. Where text is missing is told by `lacking`."""
         end = window.begin + window.seconds
-        names = dict.fromkeys([*(name for segment in segments for name in segment.flags), *names])
+        names = dict.fromkeys([*(name for segment in segments for name in segment.flags if name != "uncovered"), *names])
         warnings = [f"{window.begin:.1f} s to {end:.1f} s: {FLAGS[name]}"
                     + ("; --max-new-tokens raises it" if name == "incomplete" and options.max_new_tokens else "") for name in names]
         return Part(window.begin, end, language, segments, warnings, failed, resume=end)
@@ -930,6 +942,11 @@ def whole(window: Window, segments: list[Segment]) -> list[Segment]:
     return found
 
 
+def lacking(place: tuple[float, float]) -> str:
+    """The warning of a place without text, from `start` to `end` in seconds."""
+    return f"{place[0]:.1f} s to {place[1]:.1f} s: {FLAGS['uncovered']}"
+
+
 def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]) -> Part:
     """A part with what was found in stretches of it, each with its window and the parts that came of it."""
     segments, uncovered, warnings = dict(enumerate(part.segments)), list(part.uncovered), list(part.warnings)
@@ -947,7 +964,7 @@ def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]
             if old:
                 segments[stretch.covering] = replace(old, flags=(*old.flags, "uncovered"))
             uncovered.append((round(window.begin, 3), round(window.begin + window.seconds, 3)))
-            warnings.append(f"{window.begin:.1f} s to {window.begin + window.seconds:.1f} s: {FLAGS['uncovered']}")
+            warnings.append(lacking(uncovered[-1]))
     return replace(part, segments=sorted(segments.values(), key=lambda segment: segment.start), uncovered=tuple(sorted(uncovered)), warnings=warnings)
 
 

@@ -382,6 +382,28 @@ def test_no_text_at_all_is_tried_in_halves_once(recogniser, monkeypatch, all_voi
     assert found.text == "" and found.uncovered == [(0.0, 2.0)] and sum(call["rows"] for call in asked) == 3
 
 
+def repeats(first, last, count):
+    """A sentence again and again, with its times."""
+    step = (last - first) / count
+    return said(*(part for n in range(count) for part in (at(first + n * step), " ha ha so", at(first + (n + 1) * step))))
+
+
+def test_what_somebody_says_again_and_again_is_right_if_the_halves_say_so(recogniser, monkeypatch, all_voice):
+    asked = answering(monkeypatch, [repeats(0, 2, 8), repeats(0, 1, 4), repeats(0, 1, 4)])
+    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True)
+    assert [segment.flags for segment in found.segments] == [()] * 8 and not found.warnings
+    assert [call["temperature"] for call in asked] == [0.0, 0.0]         # nothing was drawn
+
+
+def test_repeats_that_the_halves_contradict(recogniser, monkeypatch, all_voice):
+    answering(monkeypatch, [repeats(0, 2, 8), said(at(0), LONG, at(1)), said(at(0), LONG, at(1))])
+    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    assert found.text == f"{LONG} {LONG}" and found.segments[0].flags == ("split",)
+    answering(monkeypatch, [repeats(0, 2, 8), said(at(0), at(0)), said(at(0), LONG, at(1))])     # half of it would be lost
+    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    assert found.text == " ".join(["ha ha so"] * 8) and found.segments[0].flags == ("repeats",)
+
+
 def test_nothing_is_decoded_again_without_guards_or_voice(recogniser, monkeypatch, all_voice):
     answering(monkeypatch, [said(at(0), LONG, at(0.8)) for _ in range(2)])     # another search would find no answer left
     recogniser.transcribe(sound(2), "en", sample_rate=16_000, guards=False)
