@@ -84,7 +84,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lang", default="auto", metavar="LANGUAGE", help="auto (default), zh, yue, en, or another one that an encoder-decoder has a token for; also zh-CN, zh-HK, English and their like (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)")
     parser.add_argument("--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English, where the model's vocabulary has it")
     parser.add_argument("--languages", type=names, metavar="LANGUAGE,...", help="what --lang auto may choose among (default: all that the model knows)")
-    parser.add_argument("--timestamps", action=argparse.BooleanOptionalAction, help="segments with times, from the time tokens of an encoder-decoder (default: it writes them, which loses least, and they aren't shown; --no-timestamps: it writes none)")
+    parser.add_argument("--timestamps", action=argparse.BooleanOptionalAction, help="segments with times, from the time tokens of an encoder-decoder (default: it writes them, which loses least, and only files of cues show them; --no-timestamps: it writes none)")
     parser.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="recordings longer than a window: cut where it is quiet (default); all in one prompt, as GLM-ASR was published; or, of an encoder-decoder, go on where the last sentence ended")
     parser.add_argument("--batch-size", type=positive_or_auto, metavar="N|auto", help="windows that are decoded together (default: auto, what memory allows)")
     parser.add_argument("--vad", default="auto", choices=["auto", "off"], help="auto (default): where the extra [vad] is installed, only what it takes for speech is decoded; off: all that isn't silent")
@@ -283,11 +283,11 @@ class Work:
             recogniser = self.load() if names else None
             if recogniser is not None:
                 from glmasr import hub
-                recogniser.check(self.args.lang, self.options())
+                recogniser.check(self.args.lang, self.options(recogniser))
                 if self.args.model in hub.BUILT_IN:
                     self.say(f"{self.args.model}: {hub.DEMO}")
                 if self.args.verbose:
-                    self.say(", ".join(f"{name} {value}" for name, value in recogniser.how(self.options()).items()))
+                    self.say(", ".join(f"{name} {value}" for name, value in recogniser.how(self.options(recogniser)).items()))
         except glmasr.GlmAsrError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2 if isinstance(error, glmasr.OptionError) else 1
@@ -312,10 +312,13 @@ class Work:
         for line in self.summary.lines():
             self.say(line)
 
-    def options(self):
+    def options(self, recogniser):
+        """Files of cues show the times that a model writes, also where nobody asked for them."""
         from glmasr.pipeline import Options
         options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "pad_to", "script", "track", "vad")}
         options["languages"] = self.args.languages or ()
+        if self.args.timestamps is None and writers.TIMED.intersection(self.args.format or ()) and recogniser.timed(Options()):
+            options["timestamps"] = True
         return Options(**options, **({"max_duration": self.args.max_duration} if self.args.max_duration else {}))
 
     # -- recordings that are stopped in the middle
@@ -355,7 +358,7 @@ class Work:
         import glmasr
         from glmasr import hub, journal
         model = hub.find(self.args.model, self.args.revision, progress=False)
-        options = recogniser.check(self.args.lang, self.options())
+        options = recogniser.check(self.args.lang, self.options(recogniser))
         return {"glmasr": glmasr.__version__, **journal.fingerprint(name, model, recogniser, self.args.lang, options)}
 
     def keep(self, recogniser, name: str, parts: list, outputs: dict) -> None:
@@ -386,7 +389,7 @@ class Work:
         parts = [part for part in parts if not part.last]
         if not parts:
             return
-        transcript = Transcript.stopped(parts, recogniser.how(self.options()))
+        transcript = Transcript.stopped(parts, recogniser.how(self.options(recogniser)))
         if self.args.json:
             tqdm.write(as_line(writers.record(transcript, name)), file=sys.stdout)
             sys.stdout.flush()
@@ -425,7 +428,7 @@ class Work:
         done = {index: self.journals[name].parts for index, name in enumerate(names) if name in self.journals}
         before = {names[index]: parts[-1].end for index, parts in done.items()}
         current, parts = 0, list(done.get(0, []))
-        found = self.explained(recogniser, names) if self.args.explain else recogniser.streams(names, self.args.lang, self.options(), done=done)
+        found = self.explained(recogniser, names) if self.args.explain else recogniser.streams(names, self.args.lang, self.options(recogniser), done=done)
         try:
             with Progress(names, self.args.quiet, before) as progress:
                 for index, part in found:
@@ -441,7 +444,7 @@ class Work:
                         progress.reach(part.end)
                         if not part.last:
                             continue
-                        transcript = Transcript.of(parts, recogniser.how(self.options()))
+                        transcript = Transcript.of(parts, recogniser.how(self.options(recogniser)))
                         try:
                             self.finish(name, transcript, outputs.get(name), before.get(name, 0.0))
                         except GlmAsrError as error:
@@ -479,7 +482,7 @@ class Work:
         from tqdm import tqdm
         for index, name in enumerate(names):
             with explain.observed(recogniser) as observation:
-                found = list(recogniser.streams([name], self.args.lang, self.options()))
+                found = list(recogniser.streams([name], self.args.lang, self.options(recogniser)))
             if not isinstance(found[-1][1], GlmAsrError):
                 tqdm.write("\n".join(map(writable, explain.report(observation).split("\n"))), file=sys.stdout)
             yield from ((index, part) for _, part in found)

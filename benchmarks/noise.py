@@ -1,12 +1,13 @@
 """What a model writes where nobody speaks, with and without voice activity detection, and what is flagged that is right.
 
-    python benchmarks/noise.py MODEL tests/speech/manifest.tsv [--stretches 200] [--clips N] [--peer] [--dtype int8]
+    python benchmarks/noise.py MODEL tests/speech/manifest.tsv [--stretches 200] [--clips N] [--vad auto] [--peer 20] [--dtype int8]
 
 Stretches without speech are made: silence, noise, hum, street, music, keyboard; 5 to 90 s, at five levels; every other one around a
 recording of the manifest (tab-separated: path, language, text). A text counts as invented where no flag tells that it is doubtful: any
 text of a stretch alone; around speech a segment outside of it, or more than two words more than the recording has alone. Of recordings
-alone the text counts as right with at most a fifth of words wrong; flagged wrongly are those that are right and have a flag or a warning.
---peer: openai-whisper with the same weights and five beams on the stretches alone; CPU time of both.
+alone, whose language the model is told, the text counts as right with at most a fifth of words wrong; flagged wrongly are those that are
+right and have a flag or a warning. A second table has how many recordings in English and Mandarin the model knows as such.
+--peer: openai-whisper, same weights and beams, on so many of the stretches alone; CPU time of both.
 """
 
 import argparse
@@ -150,20 +151,11 @@ def invented(stretch: Stretch, transcript, alone: int) -> bool:
 
 def openai(model):
     """The same weights in openai-whisper."""
+    from real import openai_checkpoint
     from whisper.model import ModelDimensions, Whisper
-    encoder, decoder = model.config.encoder, model.config.decoder
-    theirs = Whisper(ModelDimensions(
-        n_mels=encoder.bands, n_audio_ctx=encoder.positions, n_audio_state=encoder.width, n_audio_head=encoder.heads, n_audio_layer=encoder.layers,
-        n_vocab=decoder.vocabulary, n_text_ctx=decoder.positions, n_text_state=decoder.width, n_text_head=decoder.heads, n_text_layer=decoder.layers))
-    names = {"encoder.frontend.": "encoder.", "encoder.norm": "encoder.ln_post", "encoder.positions": "encoder.positional_embedding",
-             "decoder.norm": "decoder.ln", "decoder.positions.weight": "decoder.positional_embedding", "decoder.embed": "decoder.token_embedding",
-             "attn_norm": "attn_ln", "cross_norm": "cross_attn_ln", "mlp_norm": "mlp_ln", "mlp.up": "mlp.0", "mlp.down": "mlp.2", ".cross.": ".cross_attn."}
-    weights = {}
-    for name, tensor in model.named_parameters():
-        for mine, other in names.items():
-            name = name.replace(mine, other)
-        weights[name] = tensor
-    theirs.load_state_dict(weights)
+    checkpoint = openai_checkpoint(model)
+    theirs = Whisper(ModelDimensions(**checkpoint["dims"]))
+    theirs.load_state_dict(checkpoint["model_state_dict"])
     return theirs.eval()
 
 
@@ -175,7 +167,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, help="of the manifest, evenly spread (default: all)")
     parser.add_argument("--beams", type=int)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--peer", action="store_true")
+    parser.add_argument("--vad", nargs="+", default=["auto", "off"], choices=["auto", "off"])
+    parser.add_argument("--peer", type=int, default=0, metavar="N")
     args = parser.parse_args()
 
     import torch
@@ -191,15 +184,16 @@ def main() -> None:
     if args.clips:
         clips = [clips[len(clips) * number // args.clips] for number in range(args.clips)]
 
-    def recognise(samples, language: str, vad: str):
+    def recognise(samples, language: str, vad: str, languages: tuple[str, ...] = ()):
         began = time.process_time()
-        transcript = glmasr.pipeline.Transcript.of(list(recogniser.stream(samples, language, Options(vad=vad, beams=args.beams), sample_rate=RATE)))
+        options = Options(vad=vad, beams=args.beams, languages=languages)
+        transcript = glmasr.pipeline.Transcript.of(list(recogniser.stream(samples, language, options, sample_rate=RATE)))
         return transcript, time.process_time() - began
 
     print("| voice activity detection | stretches | text without a flag | of them around speech | CPU seconds of an hour alone | recordings | right | "
           "flagged though right |")
     print("|---|---|---|---|---|---|---|---|")
-    for vad in ("auto", "off"):
+    for vad in args.vad:
         alone, right, wrongly = {}, 0, []
         for clip in clips:
             transcript, _ = recognise(clip["samples"], known[clip["language"]], vad)
@@ -224,15 +218,31 @@ def main() -> None:
             print(f"    {name}{' around speech' if around else ''}: {text[:100]!r}", file=sys.stderr)
         for path in wrongly:
             print(f"    flagged: {path}", file=sys.stderr)
+    sure = [clip for clip in clips if clip["language"] in ("en", "zh")]
+    if languages and "en" in languages:
+        among = tuple(name for name in ("zh", "yue", "en") if name in languages)
+        print(f"\n| recordings in English and Mandarin | known as such | among {', '.join(among)} |\n|---|---|---|")
+        found = {}
+        for some in ((), among):
+            wrong = [(clip["path"], transcript.language) for clip in sure
+                     if (transcript := recognise(clip["samples"], "auto", args.vad[0], some)[0]).language != clip["language"]]
+            found[some] = f"{len(sure) - len(wrong)} ({100 - 100 * len(wrong) / len(sure):.1f} %)"
+            print(f"    {'among ' if some else ''}{', '.join(some)} wrong: {wrong}", file=sys.stderr)
+        print(f"| {len(sure)} | {found[()]} | {found[among]} |", flush=True)
     if args.peer:
-        peer, spent, seconds = openai(recogniser.model), 0.0, 0.0
-        for stretch in stretches(args.stretches, clips):
-            if stretch.clip is None:
-                began = time.process_time()
-                with torch.inference_mode():
-                    peer.transcribe(stretch.samples, beam_size=args.beams or 5, best_of=5, fp16=False)
-                spent, seconds = spent + time.process_time() - began, seconds + len(stretch.samples) / RATE
-        print(f"\nopenai-whisper: {3600 * spent / seconds:.0f} CPU seconds of an hour alone")
+        alone = [stretch for stretch in stretches(args.stretches, clips) if stretch.clip is None]
+        alone = [alone[len(alone) * number // args.peer] for number in range(args.peer)]
+        seconds, peer, spent = sum(len(stretch.samples) for stretch in alone) / RATE, openai(recogniser.model), {}
+        for vad in args.vad:
+            spent[f"glmasr, `--vad {vad}`"] = sum(recognise(stretch.samples, "auto", vad)[1] for stretch in alone)
+        began = time.process_time()
+        with torch.inference_mode():
+            for stretch in alone:
+                peer.transcribe(stretch.samples, beam_size=args.beams or 5, best_of=5, fp16=False)
+        spent["openai-whisper"] = time.process_time() - began
+        print(f"\n| CPU seconds of an hour without speech, {len(alone)} stretches | |\n|---|---|")
+        for name, took in spent.items():
+            print(f"| {name} | {3600 * took / seconds:.0f} |")
 
 
 if __name__ == "__main__":

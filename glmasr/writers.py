@@ -351,6 +351,7 @@ def _stamp(time: int, point: str) -> str:
 
 
 WRITERS: dict[str, Callable[..., str]] = {"txt": as_txt, "srt": as_srt, "vtt": as_vtt, "tsv": as_tsv, "json": as_json, "lrc": as_lrc}
+TIMED = {"srt", "vtt", "tsv", "lrc"}            # formats that are made of cues
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------------

@@ -286,6 +286,18 @@ def test_the_command_line(folder, tmp_path, capsys):
     assert [transcribe.clock(seconds) for seconds in (0, 59.999, 61.5, 3600, 7325.25)] == ["00:00.00", "01:00.00", "01:01.50", "1:00:00.00", "2:02:05.25"]
 
 
+def test_files_of_cues_show_the_times_that_the_model_writes(folder, tmp_path, monkeypatch):
+    import soundfile
+
+    import transcribe
+    soundfile.write(tmp_path / "a.wav", sound(1.9), 16_000)
+    for options, cues in (([], 2), (["--no-timestamps"], 1), (["--timestamps"], 2)):
+        answering(monkeypatch, [said(at(0), LONG, at(0.9), at(0.9), LONG, at(1.9))] if cues == 2 else [said(f"{LONG} {LONG}")])
+        out = tmp_path / str(len(options)) / "".join(options)
+        assert transcribe.main([str(tmp_path / "a.wav"), "--model", str(folder), "--format", "srt,txt", "--output-dir", str(out), "--quiet", *options]) == 0
+        assert (out / "a.srt").read_text(encoding="utf-8").count("-->") == cues
+
+
 def test_recordings_padded_to_different_lengths_share_nothing(recogniser):
     """What is heard to other lengths is decoded apart: each as if it were alone."""
     recordings = [torch.from_numpy(sound(seconds, number)) for number, seconds in enumerate((0.3, 1.5, 0.4, 1.9, 0.5))]
