@@ -1,6 +1,7 @@
 """The same model with linears as the machine's kernels want them. The names and interfaces are those of the modules replaced.
 
     PackedLinear    bfloat16 or float32, laid out for a CPU's kernels (oneDNN) at the first call instead of at each
+    WideLinear      bfloat16 weights, multiplied in float32: for a CPU without instructions for bfloat16
     Int8Linear      each row of the weight as 8-bit numbers with a scale: half the bytes, and bytes are what decoding costs
 
 `prepare` replaces the linears of a model in place. Queries, keys and values share one product, as gate and up do: on a GPU that
@@ -20,6 +21,7 @@ from .errors import OptionError
 from .layers import SelfAttention
 
 QUERIES = 512                   # whose scores with all keys of a window, 1.5 MB, stay in the processor's cache
+FEW = 16                        # rows: fewer are multiplied with bfloat16 as it is
 ROWS = 256                      # rounded to int8 at a time: in float32 they stay in the processor's cache
 
 
@@ -46,6 +48,16 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.lay_out()
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class WideLinear(nn.Linear):
+    """A linear of bfloat16 whose products are made in float32, and rounded: PyTorch's own kernel takes eight times as long for a window,
+    where a processor has no instructions for bfloat16. For a few rows widening the weight would cost more than the product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() < FEW * self.in_features:
+            return super().forward(x)
+        return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float()).to(x.dtype)
 
 
 def check_int8(device: torch.device) -> None:
@@ -166,6 +178,8 @@ class FusedSelfAttention(SelfAttention):
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         whole = mask is None and query.shape[1:] == key.shape[1:]           # all look at all, as in an encoder
         if whole and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+            if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                return super().mix(query.float(), key.float(), value.float(), mask).to(query.dtype)
             return attend_by_heads(query, key, value)
         return super().mix(query, key, value, mask)
 
@@ -205,16 +219,17 @@ LARGE = 50_000_000              # parameters; a smaller model lies in the proces
 
 
 def choose(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
-    """What is faster: "joined" on a GPU, "packed" for a large model on a CPU for which PyTorch has oneDNN, else "plain"."""
+    """What is faster: "joined" on a GPU; for a large model on a CPU for which PyTorch has oneDNN "packed", or "wide" where bfloat16 is asked
+    for and the CPU has no instructions for it; else "plain"."""
     if device.type == "cuda":
         return "joined"
     if device.type != "cpu" or not torch.backends.mkldnn.is_available() or sum(p.numel() for p in model.parameters()) < LARGE:
         return "plain"
-    return "packed" if dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "plain"
+    return "packed" if dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "wide"
 
 
 def prepare(model: nn.Module, kind: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Replaces the linears of a model, in place: "joined", "packed" or "int8". They give `dtype`, on `device`.
+    """Replaces the linears of a model, in place: "joined", "packed", "wide" or "int8". They give `dtype`, on `device`.
 
     Each weight is let go before the next is laid out, so that there are never two copies of a model in memory.
     """
@@ -254,6 +269,6 @@ def _linear(kind: str, device: torch.device, dtype: torch.dtype, *linears: nn.Li
         parts = zip(linears, read, numbers.split([linear.out_features for linear in linears]))
         return Int8Linear(numbers, torch.cat([_scale(linear, part(), rows) for linear, part, rows in parts]), bias)
     weight = torch.cat([part().to(device, dtype) for part in read])
-    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    joined = (WideLinear if kind == "wide" else nn.Linear)(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     joined.weight, joined.bias = nn.Parameter(weight, requires_grad=False), None if bias is None else nn.Parameter(bias, requires_grad=False)
     return joined

@@ -329,10 +329,10 @@ class Recogniser:
         return self.model.config
 
     def how(self, options: Options = Options()) -> dict[str, str]:
-        """What `Transcript.how` says: "linears" are "plain", "packed", "joined" or "int8" (`fast`), "attention" of the encoder "plain" or
+        """What `Transcript.how` says: "linears" are "plain", "packed", "wide", "joined" or "int8" (`fast`), "attention" of the encoder "plain" or
         "by heads" (`fast`), "steps" "plain", "static" or "captured" (`graphs`). With int8 also "levels", of what weights are multiplied with."""
         model = self.model
-        by_heads = model.linears != "plain" and model.dtype == torch.bfloat16 and model.device.type == "cpu"
+        by_heads = model.linears not in ("plain", "wide") and model.dtype == torch.bfloat16 and model.device.type == "cpu"
         found = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."), "linears": model.linears,
                  "attention": "by heads" if by_heads else "plain", "steps": model.steps, "pad_to": options.pad_to}
         return found | ({"levels": str(fast.levels())} if model.linears == "int8" else {})

@@ -50,6 +50,25 @@ def test_packed_linears_are_linears(dtype, bias, shape):
     assert (found.double() - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.15)
 
 
+@pytest.mark.parametrize("rows", [1, fast.FEW, 300])
+@pytest.mark.parametrize("bias", [True, False])
+def test_wide_linears_are_linears(rows, bias):
+    torch.manual_seed(0)
+    wide = fast.WideLinear(48, 80, bias=bias, dtype=torch.bfloat16)
+    x = torch.randn(2, rows // 2, 48).bfloat16() if rows > 1 else torch.randn(1, 48).bfloat16()
+    found, expected = wide(x), F.linear(x.double(), wide.weight.double(), wide.bias.double() if bias else None)
+    assert found.dtype == torch.bfloat16 and (found.double() - expected).abs().max() < 0.02
+
+
+def test_wide_linears_are_for_bfloat16_without_instructions(monkeypatch):
+    monkeypatch.setattr(fast, "LARGE", 1)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    plain, wide = (glmasr.load("demo", device="cpu", dtype="bfloat16", plain=plain) for plain in (True, False))
+    assert wide.how()["linears"] == "wide" and any(isinstance(module, fast.WideLinear) for module in wide.model.modules())
+    assert wide.transcribe(EXAMPLES[0]).text == plain.transcribe(EXAMPLES[0]).text
+    assert glmasr.load("demo", device="cpu", dtype="float32").how()["linears"] == "packed"
+
+
 def test_packed_linears_are_read_at_their_first_use(tmp_path, monkeypatch):
     """A model is loaded without them. Until then the working directory may change; a file that was replaced is a user's error."""
     folder, sound = shutil.copytree(hub.BUILT_IN["demo"], tmp_path / "copy"), Path(EXAMPLES[0]).absolute()
@@ -178,7 +197,7 @@ def test_the_choice_goes_by_size(large, kind, monkeypatch):
 
 def test_bfloat16_is_packed_where_the_kernels_have_it(monkeypatch):
     monkeypatch.setattr(fast, "LARGE", 1)
-    for has, kind in ((True, "packed"), (False, "plain")):
+    for has, kind in ((True, "packed"), (False, "wide")):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has, raising=False)
         assert fast.choose(torch.nn.Linear(2, 2), torch.device("cpu"), torch.bfloat16) == kind
 
