@@ -482,6 +482,6 @@ def test_schemathesis(server):
 
 
 def test_load():
-    done = subprocess.run([sys.executable, "benchmarks/load.py", "--clips", "50", "--flat", "400"], cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run([sys.executable, "benchmarks/load.py", "--clips", "40", "--flat", "400"], cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("| 64 |") >= 1
