@@ -949,23 +949,23 @@ def lacking(place: tuple[float, float]) -> str:
 
 def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]) -> Part:
     """A part with what was found in stretches of it, each with its window and the parts that came of it."""
-    segments, uncovered, warnings = dict(enumerate(part.segments)), list(part.uncovered), list(part.warnings)
+    kept, added, uncovered, warnings = dict(enumerate(part.segments)), [], list(part.uncovered), list(part.warnings)
     for stretch, window, tries in found:
         tries = [one for one in tries if not one.failed]
         new = [segment for one in tries for segment in one.segments]
-        old = segments.get(stretch.covering)
+        old = kept.get(stretch.covering)
         more = sum(coverage.spoken(segment.text) for segment in new) > (coverage.spoken(old.text) if old else 0)
         if more:
-            segments.pop(stretch.covering, None)
-            segments |= {len(segments) + len(part.segments) + number: segment for number, segment in enumerate(new)}
+            kept.pop(stretch.covering, None)
+            added += new
             uncovered += [place for one in tries for place in one.uncovered]
             warnings += [warning for one in tries for warning in one.warnings]
         elif stretch.voice >= coverage.TOLD:
             if old:
-                segments[stretch.covering] = replace(old, flags=(*old.flags, "uncovered"))
+                kept[stretch.covering] = replace(old, flags=(*old.flags, "uncovered"))
             uncovered.append((round(window.begin, 3), round(window.begin + window.seconds, 3)))
             warnings.append(lacking(uncovered[-1]))
-    return replace(part, segments=sorted(segments.values(), key=lambda segment: segment.start), uncovered=tuple(sorted(uncovered)), warnings=warnings)
+    return replace(part, segments=sorted([*kept.values(), *added], key=lambda segment: segment.start), uncovered=tuple(sorted(uncovered)), warnings=warnings)
 
 
 class Reader:

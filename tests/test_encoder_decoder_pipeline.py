@@ -388,6 +388,15 @@ def test_a_longer_text_of_the_halves_is_taken(recogniser, monkeypatch, all_voice
     assert found.text == f"{LONG} {LONG}" and not found.uncovered
 
 
+def test_all_that_is_found_in_several_stretches_is_kept(recogniser, monkeypatch, all_voice):
+    """Two texts were too short, and behind each there are two."""
+    monkeypatch.setattr(coverage, "SLOW", 10.0)
+    two = [said(at(0), f"{LONG} {n}", at(0.5), at(0.5), f"{LONG} {n + 1}", at(1)) for n in (0, 2)]
+    answering(monkeypatch, [said(at(0), "x", at(1), at(1), "y", at(2)), *two])
+    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    assert found.text == " ".join(f"{LONG} {n}" for n in range(4))
+
+
 def test_no_text_at_all_is_tried_in_halves_once(recogniser, monkeypatch, all_voice):
     asked = answering(monkeypatch, [said(at(0), at(0)) for _ in range(3)])
     found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
