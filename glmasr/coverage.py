@@ -15,6 +15,8 @@ FRAME = 0.01                    # seconds, of what `vad.voiced` gives
 AGAIN = 0.5                     # seconds of voice without text that are decoded again
 TOLD = 1.0                      # seconds of voice without text that are told of; a cough is shorter
 SLOW = 6.0                      # letters a second of voice; who speaks slowest in 383 recordings of 87 people says 8
+USUAL = 11.0                    # letters a second of voice; a text that has fewer and spans a pause may have jumped over what is before or behind it
+PAUSE = 1.0                     # seconds without voice
 FAST = 25.0                     # letters a second of voice; nobody says more
 SAME = 0.95                     # of two texts' letters are in both, in order: they say the same
 ALLOWED = 0.5                   # seconds of voice that a text needn't cover: breath, laughter, a word drawn out
@@ -27,12 +29,14 @@ WORTH = [(regex.compile(r"[\p{Script=Han}\p{Nd}]"), 3.0),
 @dataclass(frozen=True)
 class Stretch:
     """Frames `first` up to `last` of a window, with so many seconds of voice. `covering`: the number of the segment whose text is too
-    short for them; None: no text covers them."""
+    short for them; None: no text covers them. `pauses`: frames at which to cut it, if all that speaks against the text is that it
+    spans pauses and has few letters; that is no reason to doubt it."""
 
     first: int
     last: int
     voice: float
     covering: int | None = None
+    pauses: tuple[int, ...] = ()
 
 
 def spoken(text: str) -> float:
@@ -47,6 +51,12 @@ def spoken(text: str) -> float:
 def sparse(text: str, voice: float) -> bool:
     """Whether a text is too short for so many seconds of voice."""
     return spoken(text) < SLOW * (voice - ALLOWED)
+
+
+def pauses(voiced: Tensor) -> list[int]:
+    """The frames in the middle of each pause between voice; voiced (F,)."""
+    places = voiced.nonzero().flatten()
+    return [int(places[number] + places[number + 1]) // 2 for number in (places.diff() > PAUSE / FRAME).nonzero().flatten()]
 
 
 def fits(text: str, voice: float) -> bool:
@@ -68,6 +78,10 @@ def stretches(voiced: Tensor, covered: list[tuple[float, float, str]], least: fl
         voice = float(voiced[place:first].sum()) * FRAME if first > place else 0.0
         if voice >= least:
             yield Stretch(place, first, voice)
-        if number < len(covered) and sparse(text, voice := float(voiced[first:last].sum()) * FRAME):
-            yield Stretch(first, last, voice, number)
+        if number < len(covered):
+            voice = float(voiced[first:last].sum()) * FRAME
+            if sparse(text, voice):
+                yield Stretch(first, last, voice, number)
+            elif spoken(text) < USUAL * (voice - ALLOWED) and (cuts := pauses(voiced[first:last])):
+                yield Stretch(first, last, voice, number, tuple(first + cut for cut in cuts))
         place = max(place, last)

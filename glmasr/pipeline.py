@@ -14,7 +14,7 @@ a segment and in the warnings, and no text is lost without a word.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -638,7 +638,11 @@ class Recogniser:
                     parts[index] = replace(parts[index], resume=piece.begin)
                     continue
                 # Each try is shorter than the one before it, so there is an end to them.
-                if piece.seconds <= window.seconds - SHORTER:
+                if stretch.pauses:
+                    places = (stretch.first, *stretch.pauses, stretch.last)
+                    pieces = [window.part(first * sound.HOP, min(last * sound.HOP, len(window.samples))) for first, last in pairwise(places)
+                              if float(voiced[first:last].sum()) * coverage.FRAME >= coverage.AGAIN]
+                elif piece.seconds <= window.seconds - SHORTER:
                     pieces = [piece]
                 elif fruitless <= 1 and piece.seconds >= SPLIT_SECONDS:
                     pieces = [piece.part(0, piece.cut_point()), piece.part(piece.cut_point(), len(piece.samples))]
@@ -954,13 +958,13 @@ def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]
         tries = [one for one in tries if not one.failed]
         new = [segment for one in tries for segment in one.segments]
         old = kept.get(stretch.covering)
-        more = sum(coverage.spoken(segment.text) for segment in new) > (coverage.spoken(old.text) if old else 0)
-        if more:
+        more = sum(coverage.spoken(segment.text) for segment in new) - (coverage.spoken(old.text) if old else 0)
+        if more > (coverage.SLOW * coverage.AGAIN if stretch.pauses else 0):
             kept.pop(stretch.covering, None)
             added += new
             uncovered += [place for one in tries for place in one.uncovered]
             warnings += [warning for one in tries for warning in one.warnings]
-        elif stretch.voice >= coverage.TOLD:
+        elif stretch.voice >= coverage.TOLD and not stretch.pauses:
             if old:
                 kept[stretch.covering] = replace(old, flags=(*old.flags, "uncovered"))
             uncovered.append((round(window.begin, 3), round(window.begin + window.seconds, 3)))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from glmasr.coverage import spoken, sparse, stretches
+from glmasr.coverage import fits, pauses, same, spoken, sparse, stretches
 
 
 def voice(*spans, seconds=30.0):
@@ -24,6 +24,27 @@ def test_a_text_too_short_for_its_speech():
     assert sparse(ten_words, 20) and not sparse(ten_words, 5)
     assert not sparse("yes", 1.0) and not sparse("", 0.0)
     assert sparse("我们", 4.0) and not sparse("我们今天去看电影", 4.0)
+
+
+def test_a_text_too_long_for_its_speech():
+    assert fits("x" * 60, 5) and not fits("x" * 200, 5) and not fits("x" * 10, 5)
+
+
+def test_texts_that_say_the_same():
+    again = "Red lorry, yellow lorry. " * 5
+    assert same(again, again.replace(",", "").upper()) and not same(again, again[:100]) and not same("我们今天去看电影", "我们昨天没有去")
+
+
+def test_pauses_are_cut_in_their_middle():
+    assert pauses(voice((1, 3), (3.5, 5), (8, 9), seconds=10)) == [649] and pauses(voice(seconds=3)) == []
+
+
+def test_a_text_with_few_letters_across_a_pause():
+    """It may have jumped over what was said before the pause, or somebody speaks slowly."""
+    frames = voice((0, 2), (4, 10))
+    [found] = stretches(frames, [(0, 10, "x" * 70)])
+    assert (found.first, found.last, found.covering, found.pauses) == (0, 1000, 0, (299,))
+    assert not list(stretches(frames, [(0, 10, "x" * 90)])) and not list(stretches(voice((0, 8)), [(0, 10, "x" * 70)]))
 
 
 @pytest.mark.parametrize("spans, covered, expected", [

@@ -388,6 +388,20 @@ def test_a_longer_text_of_the_halves_is_taken(recogniser, monkeypatch, all_voice
     assert found.text == f"{LONG} {LONG}" and not found.uncovered
 
 
+def test_what_was_said_before_a_pause_and_jumped_over(recogniser, monkeypatch):
+    monkeypatch.setattr(cutting, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) > 0.001))
+    monkeypatch.setattr(coverage, "PAUSE", 0.3)
+    monkeypatch.setattr(coverage, "USUAL", 30.0)
+    samples = sound(2)
+    samples[9600:17600] = 0                                             # 0.6 to 1.1 s
+    answering(monkeypatch, [said(at(0), LONG, at(2)), said(at(0), "before it", at(0.6)), said(at(0), LONG, at(1))])
+    found = recogniser.transcribe(samples, "en", sample_rate=16_000, timestamps=True)
+    assert [segment.text for segment in found.segments] == ["before it", LONG] and not found.warnings
+    answering(monkeypatch, [said(at(0), LONG, at(2)), said(at(0), "many words", at(0.6)), said(at(0), "quickly said", at(1))])
+    found = recogniser.transcribe(samples, "en", sample_rate=16_000, timestamps=True)      # no more than was there
+    assert [(segment.text, segment.flags) for segment in found.segments] == [(LONG, ())] and not found.uncovered
+
+
 def test_all_that_is_found_in_several_stretches_is_kept(recogniser, monkeypatch, all_voice):
     """Two texts were too short, and behind each there are two."""
     monkeypatch.setattr(coverage, "SLOW", 10.0)
