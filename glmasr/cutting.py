@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .audio import HOP, SAMPLE_RATE, mel_power
-from .vad import CHUNK, SHORTEST, spans, voiced
+from .vad import CHUNK, SHORTEST, UNTIL, spans, voiced
 
 SILENT = -80.0                  # dB; a frame below this is silent, as pauses of digital recordings are
 DISTANCE = 55.0                 # dB below the loudest frame so far; nothing nearer is silent, however low it is
@@ -154,6 +154,7 @@ def _by_speech(blocks: Iterator[Tensor], length: int, detector: Callable[..., Te
             pauses = list(pairwise([*(frame for span in speech for frame in span), known_end]))[1::2]
             long = next((number for number, (first, last) in enumerate(pauses, 1) if last - first > PAUSE), 0 if more else len(speech))
             taken, inside = (min(speech[long - 1][1] + AROUND_SPEECH, len(known)), False) if long else _cut_speech(pauses, buffer[:frames * CHUNK])
+            inside = inside or taken < len(known) and bool(known[taken] >= UNTIL)     # a weak stretch of speech may go on there
             heard = [(first, min(last, taken)) for first, last in speech if first < taken]
             end = min(heard[-1][1] + AROUND_SPEECH, taken) * CHUNK
             samples = buffer[:end]

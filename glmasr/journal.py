@@ -16,7 +16,7 @@ import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from . import hub
+from . import hub, vad
 from .errors import OutputError
 from .pipeline import Hearing, Options, Part, Recogniser, Segment
 
@@ -34,6 +34,7 @@ def fingerprint(recording: str, model: Path, recogniser: Recogniser, language: s
     """What the parts of a recording depend on; `model` is the directory of the checkpoint, `options` as `check` gives them. Raises OSError."""
     how = recogniser.how(options)
     chosen = {name: value for name, value in asdict(options).items() if name not in NO_MATTER}
+    chosen["vad"] = options.vad == "auto" and vad.available()           # it says where windows end
     found = {"journal": FORMAT, "recording": _digest(recording), "model": _identity(model), "language": language,
              "dtype": "int8" if how["linears"] == "int8" else how["dtype"], **chosen}
     return json.loads(json.dumps(found))  # as it is read again

@@ -354,7 +354,7 @@ class Recogniser:
         Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
         """
         options = Options(task, timestamps, beams, length_penalty, max_new_tokens, temperatures, long, batch_size, guards, pad_to, script,
-                          max_duration, track, tuple(languages), vad)
+                          max_duration, track, tuple(languages or ()), vad)
         return Transcript.of(list(self.stream(audio, language, options, sample_rate=sample_rate)), self.how(options))
 
     def stream(self, audio, language: str = "auto", options: Options = Options(), *, sample_rate: int | None = None,
@@ -427,9 +427,9 @@ class Recogniser:
     def check(self, language: str = "auto", options: Options = Options()) -> Options:
         """The options with this model's defaults. Raises OptionError for what it can't do."""
         options.check(self.config.decoder.positions)
-        if options.languages and language != "auto":
+        if options.languages and canonical(language) != "auto":
             raise OptionError(f"languages is {options.languages!r}, which says what language 'auto' may choose among; language is {language!r}")
-        if "auto" in options.languages:
+        if "auto" in map(canonical, options.languages):
             raise OptionError(f"languages is {options.languages!r}, expected names of languages, such as ('zh', 'yue', 'en')")
         for name in options.languages:
             self.rules(name, replace(options, languages=()))
@@ -580,7 +580,7 @@ class Recogniser:
                     and coverage.fits(self._text(hypothesis.ids), float(window.voiced().sum()) * coverage.FRAME))
 
         tried = fallback(attempt, len(jobs), lambda index, hypothesis: not flags(index, hypothesis) or repeated(index, hypothesis), options.tried)
-        self._compare(jobs, heard, tried, attempt, options)
+        self._compare(jobs, heard, tried, attempt, lambda index, hypothesis: not flags(index, hypothesis) and bool(self._text(hypothesis.ids)), options)
         parts, whole = [], []                       # the numbers of those that weren't split
         for index, (job, (hypothesis, temperature)) in enumerate(zip(jobs, tried, strict=True)):
             doubts, silence, text = flags(index, hypothesis), no_speech(index, hypothesis), self._text(hypothesis.ids)
@@ -606,7 +606,7 @@ class Recogniser:
             whole.append(index)
         return self._cover(jobs, parts, whole, options) if options.guards else parts
 
-    def _compare(self, jobs: list[Job], heard: Heard, tried: list, attempt, options: Options) -> None:
+    def _compare(self, jobs: list[Job], heard: Heard, tried: list, attempt, good, options: Options) -> None:
         """Where it isn't sure which language is spoken, nor the text: the text of the next likely one, if that is surer."""
         unsure = [index for index, other in enumerate(heard.others or []) if other and tried[index][0].mean_logprob < UNSURE]
         if not unsure:
@@ -615,10 +615,8 @@ class Recogniser:
         for index in unsure:
             heard.prompts[index] = self.model.prompt(heard.others[index], options.task, self.timed(options))
         for index, hypothesis in zip(unsure, attempt(unsure, 0.0), strict=True):
-            if hypothesis.mean_logprob > tried[index][0].mean_logprob:
+            if hypothesis.mean_logprob > tried[index][0].mean_logprob and good(index, hypothesis):
                 tried[index], heard.languages[index] = (hypothesis, 0.0), heard.others[index]
-                if jobs[index].hearing.heard:
-                    jobs[index].hearing.heard = heard.others[index]
             else:
                 heard.prompts[index] = before[index]
 
@@ -633,6 +631,8 @@ class Recogniser:
             covered = [(segment.start - window.begin, segment.end - window.begin, segment.text) for segment in part.segments]
             fruitless = job.again + (not covered)
             for stretch in coverage.stretches(voiced, covered):
+                if job.goes_on and part.start < part.resume < part.end and window.begin + stretch.first * coverage.FRAME > part.resume - coverage.FRAME:
+                    continue            # it is heard again with what follows
                 piece = window.part(stretch.first * sound.HOP, min(stretch.last * sound.HOP, len(window.samples)))
                 if job.goes_on and stretch.covering is None and 0 < stretch.first and stretch.last == len(voiced):
                     parts[index] = replace(parts[index], resume=piece.begin)
@@ -641,7 +641,7 @@ class Recogniser:
                 if stretch.pauses:
                     places = (stretch.first, *stretch.pauses, stretch.last)
                     pieces = [window.part(first * sound.HOP, min(last * sound.HOP, len(window.samples))) for first, last in pairwise(places)
-                              if float(voiced[first:last].sum()) * coverage.FRAME >= coverage.AGAIN]
+                              if voiced[first:last].any()]
                 elif piece.seconds <= window.seconds - SHORTER:
                     pieces = [piece]
                 elif fruitless <= 1 and piece.seconds >= SPLIT_SECONDS:
@@ -658,7 +658,7 @@ class Recogniser:
 
     def _split(self, job: Job, options: Options) -> Part:
         """The window once more, in two halves."""
-        window, half = job.window, job.window.cut_point()
+        job, window, half = replace(job, goes_on=False), job.window, job.window.cut_point()
         parts = self._decode([replace(job, window=window.part(0, half)), replace(job, window=window.part(half, len(window.samples)))],
                              options, halves=True)
         segments = [replace(segment, flags=(*segment.flags, "split")) for part in parts for segment in part.segments]
@@ -853,15 +853,18 @@ class EncoderDecoderRecogniser(Recogniser):
         place, length, before = 0, self.config.window, iter(done)
         while len(samples := reader.peek(length)):
             known = next(before, None)
-            [part] = [known] if known else self.decode_together([Job(Window(place, samples), hearing, goes_on=reader.more(length))], options)
+            [part] = [known] if known else self.decode_together([Job(Window(place, samples), hearing, goes_on=reader.more(length))], replace(options, timestamps=True))
+            if isinstance(part, GlmAsrError):
+                raise part
             if not known and reader.more(length) and part.start < part.resume < part.end:
                 # What comes behind the last complete sentence is heard again, from there.
                 part = replace(part, end=part.resume, segments=[segment for segment in part.segments if segment.end <= part.resume + TIME_STEP / 2])
             count = min(len(samples), max(sound.HOP, round((part.end - part.start) * sound.SAMPLE_RATE)))
+            if not known:
+                segments = part.segments if options.timestamps else whole(Window(place, samples[:count]), part.segments)
+                yield replace(part, segments=segments, hearing=replace(hearing))
             reader.skip(count)
             place += count
-            if not known:
-                yield replace(part, hearing=replace(hearing))
 
     def _hear(self, jobs: list[Job], length: int, options: Options) -> Heard:
         """Each window of a recording whose language is "auto" is judged, and `Hearing.choose` says what counts. What isn't speech, or sounds
@@ -908,7 +911,7 @@ class EncoderDecoderRecogniser(Recogniser):
             if words:
                 pieces.append((since, max(since, time), words))
                 words = []
-            since = time
+            since = max(since, time)
         if window.speech:       # TRAP: a model's first time is often 0, whatever the silence before the first word
             first = window.speech[0][0] / sound.SAMPLE_RATE
             pieces = [(max(start, first), max(end, first), words) for start, end, words in pieces]
@@ -955,6 +958,8 @@ def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]
     """A part with what was found in stretches of it, each with its window and the parts that came of it."""
     kept, added, uncovered, warnings = dict(enumerate(part.segments)), [], list(part.uncovered), list(part.warnings)
     for stretch, window, tries in found:
+        if stretch.pauses and not all(one.segments and not one.failed for one in tries):
+            continue            # the text wasn't doubted, and what is between pauses may be in it
         tries = [one for one in tries if not one.failed]
         new = [segment for one in tries for segment in one.segments]
         old = kept.get(stretch.covering)
@@ -964,12 +969,18 @@ def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]
             added += new
             uncovered += [place for one in tries for place in one.uncovered]
             warnings += [warning for one in tries for warning in one.warnings]
+            covered = sorted((segment.start - window.begin, segment.end - window.begin, segment.text) for segment in new)
+            for left in coverage.stretches(window.voiced(), covered, coverage.TOLD):
+                place = tuple(round(min(window.begin + frame * coverage.FRAME, window.begin + window.seconds), 3) for frame in (left.first, left.last))
+                if left.covering is None and not any(place[0] < end and start < place[1] for start, end in uncovered):
+                    uncovered.append(place)
+                    warnings.append(lacking(place))
         elif stretch.voice >= coverage.TOLD and not stretch.pauses:
             if old:
                 kept[stretch.covering] = replace(old, flags=(*old.flags, "uncovered"))
             uncovered.append((round(window.begin, 3), round(window.begin + window.seconds, 3)))
             warnings.append(lacking(uncovered[-1]))
-    return replace(part, segments=sorted([*kept.values(), *added], key=lambda segment: segment.start), uncovered=tuple(sorted(uncovered)), warnings=warnings)
+    return replace(part, segments=sorted([*kept.values(), *added], key=lambda segment: (segment.start, segment.end)), uncovered=tuple(sorted(uncovered)), warnings=warnings)
 
 
 class Reader:

@@ -453,6 +453,85 @@ def test_seeking_goes_on_at_the_last_time_where_somebody_speaks_behind_it(recogn
     assert [(part.start, part.end) for part in parts[:-1]] == [(0.0, 1.4), (1.4, 3.0)]
 
 
+@pytest.mark.parametrize("timestamps", [True, None])
+def test_seeking_loses_nothing_where_times_are_hidden(recogniser, monkeypatch, all_voice, timestamps):
+    answering(monkeypatch, [said(at(0), LONG, at(1.4)), said(at(0), "the rest of it", at(1.6))])
+    found = recogniser.transcribe(sound(3), "en", sample_rate=16_000, timestamps=timestamps, long="seek")
+    assert found.text == f"{LONG} the rest of it" and found.segments[-1].end == 3.0
+
+
+def test_seeking_tells_of_nothing_that_is_heard_again(recogniser, monkeypatch, all_voice):
+    asked = answering(monkeypatch, [said(at(0), LONG, at(0.8), at(0.8), "x"), said(at(0), LONG, at(2.0)), said(at(0), LONG, at(0.2))])
+    found = recogniser.transcribe(sound(3), "en", sample_rate=16_000, timestamps=True, long="seek")
+    assert len(asked) == 3 and not found.uncovered and not found.warnings
+
+
+def test_an_error_while_seeking_is_the_recordings_own(recogniser, monkeypatch):
+    def search(*arguments, **options):
+        raise CheckpointError("the model gives no usable answer")
+    monkeypatch.setattr(pipeline, "search", search)
+    with pytest.raises(CheckpointError, match="no usable answer"):
+        recogniser.transcribe(sound(3), "en", sample_rate=16_000, timestamps=True, long="seek")
+
+
+def test_halves_of_a_window_leave_nothing_to_the_next_one(recogniser, monkeypatch, all_voice):
+    loops = [said("ha" * 40) for _ in range(6)]
+    answering(monkeypatch, [*loops, said(at(0), LONG, at(0.2)), said(at(0), LONG, at(1)), said(at(0), "what came next", at(0.6)), said(at(0), LONG, at(1))])
+    found = recogniser.transcribe(sound(3), "en", sample_rate=16_000, timestamps=True, long="seek")
+    assert [segment.start for segment in found.segments if segment.text == "what came next"] == [0.2]
+
+
+def test_a_half_without_text_is_told(recogniser, monkeypatch, all_voice):
+    """The other one has more than there was before."""
+    loops = [said("ha" * 30) for _ in range(6)]
+    answering(monkeypatch, [said(at(0), at(0)), said(at(0), LONG, at(1)), *loops])
+    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    [(start, end)] = found.uncovered
+    assert found.text == LONG and start == pytest.approx(1, abs=0.2) and end == 2 and len(found.warnings) == 1
+
+
+def test_nothing_between_pauses_is_dropped(recogniser, monkeypatch):
+    """The text wasn't doubted: it stays unless each piece has some."""
+    monkeypatch.setattr(cutting, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) > 0.001))
+    monkeypatch.setattr(coverage, "PAUSE", 0.3)
+    monkeypatch.setattr(coverage, "USUAL", 40.0)
+    samples = sound(2)
+    samples[19_200:25_600] = 0                                          # 1.2 to 1.6 s
+    answering(monkeypatch, [said(at(0), "this is it, yes", at(2)), said(at(0), "this is it, is it not", at(1.3)), said(at(0), at(0))])
+    assert recogniser.transcribe(samples, "en", sample_rate=16_000).text == "this is it, yes"
+    answering(monkeypatch, [said(at(0), "this is it, yes", at(2)), said(at(0), "this is it, is it not", at(1.3)), said(at(0), "yes", at(0.5))])
+    assert recogniser.transcribe(samples, "en", sample_rate=16_000).text == "this is it, is it not yes"
+
+
+def judging(monkeypatch, rows):
+    """Probabilities of zh, yue and en, one row for each window."""
+    left = list(rows)
+    monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (torch.tensor([left.pop(0) for _ in audio[0][0]]), torch.zeros(len(audio[0][0]))))
+
+
+@pytest.mark.parametrize("other", [said(logprob=-0.1), said("ha" * 30, logprob=-0.1)])
+def test_a_surer_text_in_another_language_has_to_be_one(recogniser, monkeypatch, other):
+    judging(monkeypatch, [[0.4, 0.0, 0.6]])
+    answering(monkeypatch, [said("hello there", logprob=-6.0), other])
+    assert recogniser.transcribe(sound(1), sample_rate=16_000).text == "hello there"
+
+
+def test_languages_that_are_compared_are_the_same_in_a_batch(recogniser, monkeypatch):
+    rows, found = [[0.4, 0.0, 0.6], [0.45, 0.0, 0.55]], []
+    for size, answers in ((1, ["aaa", "bbb", "ccc"]), (2, ["aaa", "ccc", "bbb"])):
+        judging(monkeypatch, rows)
+        asked = answering(monkeypatch, [said(text, logprob=-3.0 if text == "aaa" else -0.1) for text in answers])
+        found.append([segment.language for segment in recogniser.transcribe(talk(2), sample_rate=16_000, batch_size=size).segments])
+        assert sum(call["rows"] for call in asked) == 3
+    assert found[0] == found[1] == ["zh", "en"]
+
+
+def test_names_of_auto(recogniser):
+    with pytest.raises(OptionError, match="expected names of languages"):
+        recogniser.transcribe(sound(1), sample_rate=16_000, languages=["Auto"])
+    recogniser.check("Auto", Options(languages=("zh",)))
+
+
 def test_times_are_written_and_not_shown(recogniser, monkeypatch, all_voice):
     asked = answering(monkeypatch, [said(at(0), LONG, at(0.8), at(0.8), LONG, at(2.0)) for _ in range(2)] + [said(f"{LONG} {LONG}")])
     hidden, shown, none = (recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=value) for value in (None, True, False))

@@ -181,7 +181,7 @@ def test_a_torn_first_line(run, whole, tmp_path):
 
 # ---- what doesn't fit --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("options, other", [(["--lang", "zh"], "language"), (["--beams", "2"], "beams"), (["--pad-to", "speech", "--timestamps"], "pad_to, timestamps")])
+@pytest.mark.parametrize("options, other", [(["--lang", "zh"], "language"), (["--beams", "2"], "beams"), (["--pad-to", "speech", "--no-timestamps"], "pad_to, timestamps")])
 def test_other_options_begin_anew(run, whole, tmp_path, options, other):
     run(stop=4)
     code, err, count = run("--resume", *options, stop=2)
