@@ -475,6 +475,7 @@ def test_an_error_while_seeking_is_the_recordings_own(recogniser, monkeypatch):
 
 
 def test_halves_of_a_window_leave_nothing_to_the_next_one(recogniser, monkeypatch, all_voice):
+    monkeypatch.setattr(pipeline, "SHORTER", 0.1)
     loops = [said("ha" * 40) for _ in range(6)]
     answering(monkeypatch, [*loops, said(at(0), LONG, at(0.2)), said(at(0), LONG, at(1)), said(at(0), "what came next", at(0.6)), said(at(0), LONG, at(1))])
     found = recogniser.transcribe(sound(3), "en", sample_rate=16_000, timestamps=True, long="seek")
