@@ -574,10 +574,9 @@ class Recogniser:
             return heard.no_speech[index] if heard.no_speech is not None else hypothesis.empty
 
         def repeated(index: int, hypothesis: decode.Hypothesis) -> bool:
-            """Whether the text repeats itself and may be right: somebody can say a sentence five times. The halves tell."""
-            window = jobs[index].window
-            return (not halves and window.seconds >= SPLIT_SECONDS and flags(index, hypothesis) == ("repeats",) and not decode.loops(hypothesis.ids)
-                    and coverage.fits(self._text(hypothesis.ids), float(window.voiced().sum()) * coverage.FRAME))
+            """Whether the text repeats itself and may be right: somebody can say a sentence five times. To draw others is no help; halves tell."""
+            return (flags(index, hypothesis) == ("repeats",) and not decode.loops(hypothesis.ids)
+                    and coverage.fits(self._text(hypothesis.ids), float(jobs[index].window.voiced().sum()) * coverage.FRAME))
 
         tried = fallback(attempt, len(jobs), lambda index, hypothesis: not flags(index, hypothesis) or repeated(index, hypothesis), options.tried)
         self._compare(jobs, heard, tried, attempt, lambda index, hypothesis: not flags(index, hypothesis) and bool(self._text(hypothesis.ids)), options)
@@ -960,7 +959,8 @@ def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]
     for stretch, window, tries in found:
         if stretch.pauses and not all(one.segments and not one.failed for one in tries):
             continue            # the text wasn't doubted, and what is between pauses may be in it
-        tries = [one for one in tries if not one.failed]
+        if stretch.covering is not None or not coverage.fits(join([segment.text for one in tries for segment in one.segments]), stretch.voice):
+            tries = [one for one in tries if not one.failed]            # a doubtful text is better than none, and its flags tell
         new = [segment for one in tries for segment in one.segments]
         old = kept.get(stretch.covering)
         more = sum(coverage.spoken(segment.text) for segment in new) - (coverage.spoken(old.text) if old else 0)

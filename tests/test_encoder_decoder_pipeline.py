@@ -430,6 +430,13 @@ def test_what_somebody_says_again_and_again_is_right_if_the_halves_say_so(recogn
     assert [call["temperature"] for call in asked] == [0.0, 0.0]         # nothing was drawn
 
 
+def test_repeats_where_there_was_no_text(recogniser, monkeypatch, all_voice):
+    """Nothing is drawn, and nothing is lost: it is told that they are doubtful."""
+    asked = answering(monkeypatch, [said(at(0), LONG, at(0.6)), repeats(0, 1.4, 6), *[said("drawn")] * 6])
+    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    assert found.text == " ".join([LONG, *["ha ha so"] * 6]) and found.segments[0].flags == ("repeats",) and len(asked) == 2 and not found.uncovered
+
+
 def test_repeats_that_the_halves_contradict(recogniser, monkeypatch, all_voice):
     answering(monkeypatch, [repeats(0, 2, 8), said(at(0), LONG, at(1)), said(at(0), LONG, at(1))])
     found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
