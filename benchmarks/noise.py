@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, help="of the manifest, evenly spread (default: all)")
     parser.add_argument("--beams", type=int)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--languages", nargs="+", default=["en", "zh", "yue"], choices=["en", "zh", "yue"], help="of the manifest's recordings")
     parser.add_argument("--vad", nargs="+", default=["auto", "off"], choices=["auto", "off"])
     parser.add_argument("--peer", type=int, default=0, metavar="N")
     args = parser.parse_args()
@@ -180,7 +181,7 @@ def main() -> None:
     recogniser = glmasr.load(args.model, device="cpu", dtype=args.dtype)
     languages = getattr(recogniser.config, "languages", {"zh": 0, "yue": 0, "en": 0})
     known = {"en": "en" if languages else "auto"} | {name: name if name in languages else "zh" for name in ("zh", "yue") if languages}
-    clips = [clip for clip in read_manifest(args.manifest) if clip["language"] in known]
+    clips = [clip for clip in read_manifest(args.manifest) if clip["language"] in known and clip["language"] in args.languages]
     if args.clips:
         clips = [clips[len(clips) * number // args.clips] for number in range(args.clips)]
 
