@@ -16,7 +16,7 @@ AGAIN = 0.5                     # seconds of voice without text that are decoded
 TOLD = 1.0                      # seconds of voice without text that are told of; a cough is shorter
 SLOW = 6.0                      # letters a second of voice; who speaks slowest in 383 recordings of 87 people says 8
 USUAL = 11.0                    # letters a second of voice; a text that has fewer and spans a pause may have jumped over what is before or behind it
-PAUSE = 1.0                     # seconds without voice
+PAUSE = 0.4                     # seconds without voice
 FAST = 25.0                     # letters a second of voice; nobody says more
 SAME = 0.95                     # of two texts' letters are in both, in order: they say the same
 ALLOWED = 0.5                   # seconds of voice that a text needn't cover: breath, laughter, a word drawn out
@@ -54,9 +54,14 @@ def sparse(text: str, voice: float) -> bool:
 
 
 def pauses(voiced: Tensor) -> list[int]:
-    """The frames in the middle of each pause between voice; voiced (F,)."""
+    """Frames at which to cut voiced (F,): in the middle of each pause that has at least `AGAIN` seconds of voice on both sides."""
     places = voiced.nonzero().flatten()
-    return [int(places[number] + places[number + 1]) // 2 for number in (places.diff() > PAUSE / FRAME).nonzero().flatten()]
+    found, before, least = [], 0, AGAIN / FRAME
+    for number in (places.diff() > PAUSE / FRAME).nonzero().flatten().tolist():
+        if number + 1 - before >= least and len(places) - number - 1 >= least:
+            found.append(int(places[number] + places[number + 1]) // 2)
+            before = number + 1
+    return found
 
 
 def fits(text: str, voice: float) -> bool:

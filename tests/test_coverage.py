@@ -36,7 +36,8 @@ def test_texts_that_say_the_same():
 
 
 def test_pauses_are_cut_in_their_middle():
-    assert pauses(voice((1, 3), (3.5, 5), (8, 9), seconds=10)) == [649] and pauses(voice(seconds=3)) == []
+    assert pauses(voice((1, 3), (3.3, 5), (8, 9), seconds=10)) == [649] and pauses(voice(seconds=3)) == []
+    assert pauses(voice((0, 0.2), (1, 3), (4, 5), (6, 6.4), seconds=10)) == [349]        # not around a cough
 
 
 def test_a_text_with_few_letters_across_a_pause():

@@ -501,6 +501,7 @@ def test_a_half_without_text_is_told(recogniser, monkeypatch, all_voice):
 def test_nothing_between_pauses_is_dropped(recogniser, monkeypatch):
     """The text wasn't doubted: it stays unless each piece has some."""
     monkeypatch.setattr(cutting, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) > 0.001))
+    monkeypatch.setattr(coverage, "AGAIN", 0.3)
     monkeypatch.setattr(coverage, "PAUSE", 0.3)
     monkeypatch.setattr(coverage, "USUAL", 40.0)
     samples = sound(2)
