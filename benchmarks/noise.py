@@ -221,7 +221,7 @@ def main() -> None:
             print(f"    flagged: {path}", file=sys.stderr)
     sure = [clip for clip in clips if clip["language"] in ("en", "zh")]
     if languages and "en" in languages:
-        among = tuple(name for name in ("zh", "yue", "en") if name in languages)
+        among = ("zh", "yue", "en")
         print(f"\n| recordings in English and Mandarin | known as such | among {', '.join(among)} |\n|---|---|---|")
         found = {}
         for some in ((), among):

@@ -431,14 +431,17 @@ class Recogniser:
             raise OptionError(f"languages is {options.languages!r}, which says what language 'auto' may choose among; language is {language!r}")
         if "auto" in map(canonical, options.languages):
             raise OptionError(f"languages is {options.languages!r}, expected names of languages, such as ('zh', 'yue', 'en')")
-        for name in options.languages:
+        # Of Mandarin, Cantonese and English those that the model knows: most Whispers have no token for Cantonese.
+        named, known = tuple(map(canonical, options.languages)), getattr(self.config, "languages", LANGUAGES) or ("en",)
+        languages = tuple(name for name in named if name in known or name not in LANGUAGES) or named
+        for name in languages:
             self.rules(name, replace(options, languages=()))
         self.rules(language, options)
         if options.long not in self.ways:
             raise OptionError(f"long is {options.long!r}; this model knows {' and '.join(map(repr, self.ways))}")
         if options.long == "seek" and not self.timed(options):
             raise OptionError("long is 'seek', which goes by the model's time tokens; it needs them (timestamps not False, and a model that has them)")
-        return replace(options, beams=options.beams or self.config.beams, languages=tuple(map(canonical, options.languages)))
+        return replace(options, beams=options.beams or self.config.beams, languages=languages)
 
     def jobs(self, reader: "Reader", hearing: Hearing, options: Options = Options(), done: int = 0) -> Iterator[Job]:
         """The windows of a recording, cut where nobody speaks or it is quiet, without the first `done`."""

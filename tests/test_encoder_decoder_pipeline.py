@@ -535,6 +535,14 @@ def test_languages_that_are_compared_are_the_same_in_a_batch(recogniser, monkeyp
     assert found[0] == found[1] == ["zh", "en"]
 
 
+def test_a_whisper_without_cantonese_chooses_among_the_others(recogniser):
+    old = pipeline.EncoderDecoderRecogniser(EncoderDecoder(replace(recogniser.config, languages={"en": 260, "zh": 258})).eval(), recogniser.tokenizer)
+    assert old.check("auto", Options(languages=("zh-CN", "yue", "en"))).languages == ("zh", "en")
+    for wrong in (("yue",), ("zh", "xx")):
+        with pytest.raises(OptionError, match="language is"):
+            old.check("auto", Options(languages=wrong))
+
+
 def test_names_of_auto(recogniser):
     with pytest.raises(OptionError, match="expected names of languages"):
         recogniser.transcribe(sound(1), sample_rate=16_000, languages=["Auto"])
