@@ -616,7 +616,8 @@ def test_blocks(tmp_path):
 
 
 @needs_proc
-@pytest.mark.parametrize("minutes", [8, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("minutes", [8, 40])
 def test_memory_does_not_grow_with_length(tmp_path, minutes):
     """8 minutes of stereo are 170 MB as float32, and their result 31 MB; what is read at any time is 4 MiB, as of 2 minutes."""
     for name, length in (("short", 2), ("long", minutes)):

@@ -244,6 +244,7 @@ def test_what_huggingface_hub_fetched_is_found(server, cache, monkeypatch):
     assert hub.find(NAME).name == PIN
 
 
+@pytest.mark.slow
 def test_the_command_line_fetches_once(server, cache, tmp_path):
     soundfile.write(tmp_path / "0.wav", melody(0.5), RATE)
     command = [sys.executable, str(ROOT / "transcribe.py"), str(tmp_path / "0.wav"), "--lang", "zh", "--device", "cpu", "--max-new-tokens", "4"]

@@ -331,6 +331,7 @@ def article(tmp_path_factory):
     return folders
 
 
+@pytest.mark.slow
 def test_article_is_made_the_same_each_time(article):
     first, second = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in article)
     assert first == second and {"tokenizer.model", "added_tokens.json"} <= set(first)

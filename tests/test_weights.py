@@ -265,6 +265,7 @@ def test_weights_are_the_pages_of_the_file(tiny, folder, kind):
                       if FORMATS[kind].interleaved and name.startswith("encoder.blocks.") and (".query." in name or ".key." in name)}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
 def test_a_large_checkpoint_takes_no_private_memory(folder, tmp_path):
     """160 MB of bfloat16 weights: private memory (RssAnon) hardly grows, so there is no second copy."""
@@ -406,6 +407,7 @@ def test_headers_that_make_no_sense(folder, header):
     assert re.search("tensor [ab] (of shape|has) |'a' twice in one object|its tensors end at byte ", message)
 
 
+@pytest.mark.slow
 def test_a_header_of_too_many_tensors(folder):
     raw(folder, {f"t{number}": entry(0, 0, [0]) for number in range(200_000)}, b"")
     refused(folder, FILE, "its header is not valid JSON (so many values that they take ", " MB of memory, expected at most 100)")
