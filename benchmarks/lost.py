@@ -47,14 +47,9 @@ class Join:
     clips: list[tuple[float, float, list[str]]] = field(default_factory=list)
 
 
-def units(text: str, language: str) -> list[str]:
-    """Words of English, characters of Chinese, as errors are counted."""
-    from scoring import normalised
-    text = normalised(text, language)
-    return text.split() if language == "en" else list(text.replace(" ", ""))
-
-
 def joins(manifest: Path, languages: list[str], count: int, long: int, seed: int = 1) -> list[Join]:
+    from real import words as units
+
     from glmasr import audio
     with open(manifest, encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row["language"] in languages]
@@ -102,6 +97,7 @@ class Loss:
 def lost(join: Join, text: str) -> tuple[list[Loss], int]:
     """The losses, and how many words are deleted in all."""
     import jiwer
+    from real import words as units
     reference = [(word, clip) for clip in join.clips for word in clip[2]]
     if not reference:
         return [], 0

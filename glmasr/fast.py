@@ -177,11 +177,11 @@ class FusedSelfAttention(SelfAttention):
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         whole = mask is None and query.shape[1:] == key.shape[1:]           # all look at all, as in an encoder
-        if whole and query.dtype == torch.bfloat16 and query.device.type == "cpu":
-            if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-                return super().mix(query.float(), key.float(), value.float(), mask).to(query.dtype)
+        if not (whole and query.dtype == torch.bfloat16 and query.device.type == "cpu"):
+            return super().mix(query, key, value, mask)
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return attend_by_heads(query, key, value)
-        return super().mix(query, key, value, mask)
+        return super().mix(query.float(), key.float(), value.float(), mask).to(query.dtype)         # as `WideLinear`
 
 
 def attend_by_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

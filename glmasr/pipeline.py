@@ -956,6 +956,15 @@ def lacking(place: tuple[float, float]) -> str:
     return f"{place[0]:.1f} s to {place[1]:.1f} s: {FLAGS['uncovered']}"
 
 
+def without_text(window: Window, segments: list[Segment]) -> Iterator[tuple[float, float]]:
+    """The places of a window, in seconds of the recording, where somebody speaks long enough to be told of and none of these segments is."""
+    covered = sorted((segment.start - window.begin, segment.end - window.begin, segment.text) for segment in segments)
+    for stretch in coverage.stretches(window.voiced(), covered, coverage.TOLD):
+        if stretch.covering is None:
+            first, last = (window.begin + min(frame * coverage.FRAME, window.seconds) for frame in (stretch.first, stretch.last))
+            yield round(first, 3), round(last, 3)
+
+
 def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]) -> Part:
     """A part with what was found in stretches of it, each with its window and the parts that came of it."""
     kept, added, uncovered, warnings = dict(enumerate(part.segments)), [], list(part.uncovered), list(part.warnings)
@@ -972,10 +981,8 @@ def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]
             added += new
             uncovered += [place for one in tries for place in one.uncovered]
             warnings += [warning for one in tries for warning in one.warnings]
-            covered = sorted((segment.start - window.begin, segment.end - window.begin, segment.text) for segment in new)
-            for left in coverage.stretches(window.voiced(), covered, coverage.TOLD):
-                place = tuple(round(min(window.begin + frame * coverage.FRAME, window.begin + window.seconds), 3) for frame in (left.first, left.last))
-                if left.covering is None and not any(place[0] < end and start < place[1] for start, end in uncovered):
+            for place in without_text(window, new):         # a half that failed, or a gap on both sides of a cut
+                if not any(place[0] < end and start < place[1] for start, end in uncovered):
                     uncovered.append(place)
                     warnings.append(lacking(place))
         elif stretch.voice >= coverage.TOLD and not stretch.pauses:
