@@ -236,6 +236,7 @@ def alike(name: str, known) -> str:
 
 # --- The language of a text ------------------------------------------------------------------------------------------------
 
+SENTENCE = 4                    # words or characters: fewer may be a name within another language
 _HAN = regex.compile(r"\p{Script=Han}")
 _LATIN_WORD = regex.compile(r"\p{Script=Latin}[\p{Script=Latin}\p{M}'’]*")
 # Written Cantonese, in traditional and simplified characters. Left out on purpose, because written Mandarin has them too:
@@ -257,6 +258,18 @@ def name_language(text: str) -> str:
     if words > han:
         return "en"
     return "yue" if 50 * len(_CANTONESE.findall(text)) >= han else "zh"
+
+
+def written_in(text: str, heard: str) -> str:
+    """The language of a text by what was heard, unless that says nothing, or can't be: of "zh", "yue" and "en", a sentence in the letters of
+    the other alone.
+
+    >>> written_in("Turn left at the church.", "zh"), written_in("请在教堂左转", "en"), written_in("OK", "zh"), written_in("打开 iPhone", "en")
+    ('en', 'zh', 'zh', 'en')
+    """
+    han, words = len(_HAN.findall(text)), len(_LATIN_WORD.findall(text))
+    foreign = words >= SENTENCE and not han if heard in ("zh", "yue") else han >= SENTENCE and not words and heard == "en"
+    return name_language(text) if foreign or not heard else heard
 
 
 _JOINED = regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Block=CJK_Symbols_and_Punctuation}，。！？；：]")

@@ -27,7 +27,7 @@ from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check
 from .cutting import Window
 from .errors import CheckpointError, GlmAsrError, OptionError, ShortMemoryError, out_of_memory
 from .fallback import TEMPERATURES, Limits, compression_ratio, fallback
-from .language import LANGUAGES, alike, canonical, forbidden_ids, join, name_language
+from .language import LANGUAGES, alike, canonical, forbidden_ids, join, name_language, written_in
 from .model import EncoderDecoder, GlmAsr
 from .tokenizer import read_tokenizer, tokenizer_file
 
@@ -601,12 +601,19 @@ class Recogniser:
                     "no_speech": round(silence, 4), "temperature": float(temperature), "flags": names}
             nobody = options.guards and limits.silent(hypothesis, silence)
             language = heard.languages[index]
-            segments = [] if nobody else [Segment(*said, **seen, language=language or name_language(said[-1]))
+            segments = [] if nobody else [Segment(*said, **seen, language=self._language(said[-1], language, job.hearing, options))
                                           for said in self._segments(job.window, hypothesis.ids)]
             part = self._part(job.window, language, segments, bool(doubts), options, () if nobody else names)
             parts.append(replace(part, resume=part.end if nobody else self._resume(job.window, hypothesis.ids)))
             whole.append(index)
         return self._cover(jobs, parts, whole, options) if options.guards else parts
+
+    def _language(self, text: str, heard: str, hearing: Hearing, options: Options) -> str:
+        """Of a segment: a window can begin in one language and end in another."""
+        if hearing.language != "auto" or options.task != "transcribe":
+            return heard
+        written = written_in(text, heard)
+        return written if written in (options.languages or (written,)) else heard
 
     def _compare(self, jobs: list[Job], heard: Heard, tried: list, attempt, good, options: Options) -> None:
         """Where it isn't sure which language is spoken, nor the text: the text of the next likely one, if that is surer."""

@@ -120,6 +120,17 @@ def test_languages_are_given_or_judged_also_in_a_batch(recogniser, monkeypatch):
     assert [prompt[1] for prompt in asked[0]["prompts"]] == [config.languages[name] for name in ("en", "zh", "zh", "yue")]
 
 
+@pytest.mark.parametrize("how, languages", [({}, ["zh", "en"]), ({"language": "zh"}, ["zh", "zh"]), ({"task": "translate"}, ["zh", "zh"]), ({"languages": ("zh", "yue")}, ["zh", "zh"])],
+                         ids=["auto", "told", "translated", "among others"])
+def test_a_window_in_two_languages(recogniser, monkeypatch, how, languages):
+    """What isn't written in the language that was heard is in another, unless it was asked for."""
+    monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (torch.tensor([[0.9, 0.1, 0.0]]), torch.tensor([0.0])))
+    monkeypatch.setattr(EncoderDecoder, "prompt", lambda self, *asked: [0])
+    answering(monkeypatch, [said(at(0), "一二三四五", at(0.5), at(0.5), " one two three four", at(1.0))])
+    transcript = recogniser.transcribe(talk(1), sample_rate=16_000, timestamps=True, **how)
+    assert [segment.language for segment in transcript.segments] == languages
+
+
 @pytest.mark.parametrize("name, code", [("zh-HK", "yue"), ("Cantonese", "yue"), ("zh_Hans_CN", "zh"), ("ENG", "en"), ("english", "en")])
 def test_other_names_of_a_language_are_the_same_token(recogniser, monkeypatch, name, code):
     asked = answering(monkeypatch, [said("x")])

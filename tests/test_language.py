@@ -7,7 +7,7 @@ import pytest
 import regex
 
 from glmasr.errors import OptionError
-from glmasr.language import LANGUAGES, NAMES, alike, canonical, forbidden_ids, join, name_language, spaced
+from glmasr.language import LANGUAGES, NAMES, alike, canonical, forbidden_ids, join, name_language, spaced, written_in
 from glmasr.tokenizer import ALPHABET, Tokenizer
 
 def foreign(own: str) -> regex.Pattern:
@@ -112,6 +112,15 @@ def test_special_tokens_and_undefined_ids_are_never_forbidden():
 ])
 def test_name_language(language, text):
     assert name_language(text) == language
+
+
+@pytest.mark.parametrize("heard, text, language", [
+    ("zh", "and her mother embraced her", "en"), ("yue", "and her mother embraced her", "en"), ("en", "这份倡议书被广泛传播", "zh"), ("en", "佢哋喺度做緊嘢", "yue"),
+    ("zh", "Thank you", "zh"), ("en", "你好", "en"), ("zh", "我们用 Python 写 code 然后 commit to main branch now", "zh"), ("en", "The phrase 今天天气不错 is Chinese", "en"),
+    ("fr", "et sa mère, en l'embrassant", "fr"), ("ja", "東京都知事選挙", "ja"), ("zh", "12 345", "zh"), ("", "今天天气不错", "zh"), ("", "", ""),
+])
+def test_written_in(heard, text, language):
+    assert written_in(text, heard) == language
 
 
 # ---- names of languages ---------------------------------------------------------------------------------------------------
