@@ -14,7 +14,7 @@ a segment and in the warnings, and no text is lost without a word.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice, pairwise
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -647,10 +647,9 @@ class Recogniser:
                     parts[index] = replace(parts[index], resume=piece.begin)
                     continue
                 # Each try is shorter than the one before it, so there is an end to them.
-                if stretch.pauses:
-                    places = (stretch.first, *stretch.pauses, stretch.last)
-                    pieces = [window.part(first * sound.HOP, min(last * sound.HOP, len(window.samples))) for first, last in pairwise(places)
-                              if voiced[first:last].any()]
+                if stretch.pause:
+                    cut = (stretch.pause - stretch.first) * sound.HOP
+                    pieces = [piece.part(0, cut), piece.part(cut, len(piece.samples))]
                 elif piece.seconds <= window.seconds - SHORTER:
                     pieces = [piece]
                 elif fruitless <= 1 and piece.seconds >= SPLIT_SECONDS:
@@ -976,14 +975,14 @@ def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]
     """A part with what was found in stretches of it, each with its window and the parts that came of it."""
     kept, added, uncovered, warnings = dict(enumerate(part.segments)), [], list(part.uncovered), list(part.warnings)
     for stretch, window, tries in found:
-        if stretch.pauses and not all(one.segments and not one.failed for one in tries):
-            continue            # the text wasn't doubted, and what is between pauses may be in it
+        if stretch.pause and not all(one.segments and not one.failed for one in tries):
+            continue            # the text wasn't doubted, and what is before or behind the pause may be in it
         if stretch.covering is not None or not coverage.fits(join([segment.text for one in tries for segment in one.segments]), stretch.voice):
             tries = [one for one in tries if not one.failed]            # a doubtful text is better than none, and its flags tell
         new = [segment for one in tries for segment in one.segments]
         old = kept.get(stretch.covering)
         more = sum(coverage.spoken(segment.text) for segment in new) - (coverage.spoken(old.text) if old else 0)
-        if more > (coverage.SLOW * coverage.AGAIN if stretch.pauses else 0):
+        if more > (coverage.SLOW * coverage.AGAIN if stretch.pause else 0):
             kept.pop(stretch.covering, None)
             added += new
             uncovered += [place for one in tries for place in one.uncovered]
@@ -992,7 +991,7 @@ def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]
                 if not any(place[0] < end and start < place[1] for start, end in uncovered):
                     uncovered.append(place)
                     warnings.append(lacking(place))
-        elif stretch.voice >= coverage.TOLD and not stretch.pauses:
+        elif stretch.voice >= coverage.TOLD and not stretch.pause:
             if old:
                 kept[stretch.covering] = replace(old, flags=(*old.flags, "uncovered"))
             uncovered.append((round(window.begin, 3), round(window.begin + window.seconds, 3)))

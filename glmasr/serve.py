@@ -6,6 +6,7 @@ then the folder with all uploads is removed. What isn't finished after GRACE sec
 
 import argparse
 import asyncio
+import importlib.util
 import ipaddress
 import logging
 import os
@@ -137,8 +138,8 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
         import uvicorn
 
         from . import api, batching, connections, hub
-        if not args.no_page:
-            from . import page, uploads
+        if not args.no_page and importlib.util.find_spec("gradio") is None:
+            raise ModuleNotFoundError(name="gradio")
     except ImportError as error:
         raise missing(error) from None
 
@@ -173,7 +174,14 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
     model = {"name_or_path": args.model, "device": args.device, "dtype": args.dtype, "revision": args.revision, "hub": args.hub, "progress": not args.quiet}
     desk = batching.Desk(model, args.queue, args.time_limit)
     try:
-        await desk.start()
+        loading = loop.create_task(desk.start())
+        await asyncio.sleep(0)                          # the worker begins; Gradio, which takes as long, is imported meanwhile
+        if not args.no_page:
+            try:
+                from . import page, uploads
+            except ImportError as error:
+                raise missing(error) from None
+        await loading
         if args.model in hub.BUILT_IN:
             logging.info("%s: %s", args.model, hub.DEMO)
         most_bytes = round(args.max_upload * 2 ** 20)

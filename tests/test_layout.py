@@ -91,5 +91,7 @@ def test_every_suite_is_run():
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     markers = [line.split(":")[0] for line in setup["tool:pytest"]["markers"].split("\n") if line]
     left_out = re.search('-m "(.*)"', setup["tool:pytest"]["addopts"])[1].split(" and ")
-    suites = re.search('^SUITES="(.*)"', (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE)[1].split()
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    suites, queue = (re.search(f'^{name}="(.*)"', script, re.MULTILINE)[1].split() for name in ("SUITES", "QUEUE"))
+    assert sorted({name.partition("-")[0] for name in queue} - {"vad"}) == sorted(suites)
     assert len(markers) > 3 and sorted(left_out) == sorted(f"not {name}" for name in markers) and sorted(suites) == sorted(markers)

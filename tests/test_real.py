@@ -42,7 +42,7 @@ WORSE = 0.3                     # points of errors, of bfloat16 and int8 over fl
 
 @pytest.fixture(scope="module", autouse=True)
 def all_cores(one_thread):
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     yield
     torch.set_num_threads(1)
 

@@ -601,10 +601,11 @@ def test_the_page_about_the_api_needs_the_key_as_the_openapi_document_does(tmp_p
 
 # ---- the command ----------------------------------------------------------------------------------------------------------
 
-def test_a_missing_package_names_the_extra():
-    program = "import sys; sys.modules['uvicorn'] = None; from glmasr.serve import main; sys.exit(main(['--model', 'demo']))"
+@pytest.mark.parametrize("package", ["uvicorn", "gradio"])
+def test_a_missing_package_names_the_extra(package):
+    program = f"import sys; sys.modules[{package!r}] = None; from glmasr.serve import main; sys.exit(main(['--model', 'demo']))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "uvicorn" in done.stderr and "[web]" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and package in done.stderr and "[web]" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_arguments(capsys):
