@@ -29,14 +29,14 @@ WORTH = [(regex.compile(r"[\p{Script=Han}\p{Nd}]"), 3.0),
 @dataclass(frozen=True)
 class Stretch:
     """Frames `first` up to `last` of a window, with so many seconds of voice. `covering`: the number of the segment whose text is too
-    short for them; None: no text covers them. `pause`: the frame at which to cut it, if all that speaks against the text is that it
-    spans a pause and has few letters; that is no reason to doubt it."""
+    short for them; None: no text covers them. `pauses`: frames at which to cut it, if all that speaks against the text is that it
+    spans pauses and has few letters; that is no reason to doubt it."""
 
     first: int
     last: int
     voice: float
     covering: int | None = None
-    pause: int | None = None
+    pauses: tuple[int, ...] = ()
 
 
 def spoken(text: str) -> float:
@@ -53,14 +53,18 @@ def sparse(text: str, voice: float) -> bool:
     return spoken(text) < SLOW * (voice - ALLOWED)
 
 
-def pause(voiced: Tensor) -> int | None:
-    """The frame at which to cut voiced (F,): in the middle of the longest pause that has at least `AGAIN` seconds of voice on both sides."""
+def pauses(voiced: Tensor) -> list[int]:
+    """Frames at which to cut voiced (F,): in the middle of the longest pause that has at least `AGAIN` seconds of voice on both sides, and of
+    those that are at least half as long. Pieces that are too short say little to a model, so shorter ones stay."""
     places, least = voiced.nonzero().flatten(), round(AGAIN / FRAME)
-    lengths = places.diff()[least - 1:len(places) - least]
-    if not len(lengths) or lengths.max() <= PAUSE / FRAME:
-        return None
-    before = int(lengths.argmax()) + least - 1
-    return int(places[before] + places[before + 1]) // 2
+    lengths = places.diff()
+    longest = max(lengths[least - 1:max(0, len(places) - least)].tolist(), default=0)
+    found, before = [], 0
+    for number in (lengths > max(PAUSE / FRAME, longest / 2 - 1)).nonzero().flatten().tolist():
+        if number + 1 - before >= least and len(places) - number - 1 >= least:
+            found.append(int(places[number] + places[number + 1]) // 2)
+            before = number + 1
+    return found
 
 
 def fits(text: str, voice: float) -> bool:
@@ -86,6 +90,6 @@ def stretches(voiced: Tensor, covered: list[tuple[float, float, str]], least: fl
             voice = float(voiced[first:last].sum()) * FRAME
             if sparse(text, voice):
                 yield Stretch(first, last, voice, number)
-            elif spoken(text) < USUAL * (voice - ALLOWED) and (cut := pause(voiced[first:last])):
-                yield Stretch(first, last, voice, number, first + cut)
+            elif spoken(text) < USUAL * (voice - ALLOWED) and (cuts := pauses(voiced[first:last])):
+                yield Stretch(first, last, voice, number, tuple(first + cut for cut in cuts))
         place = max(place, last)

@@ -14,7 +14,7 @@ a segment and in the warnings, and no text is lost without a word.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import groupby, islice, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,9 @@ SAMPLES = 5                     # drawn for a window at temperatures above 0; th
 SPLIT_SECONDS = 2.0             # a shorter window is not split for another try
 LONG_PAUSE = 10.0               # seconds, behind which somebody else may speak, in another language
 SURE = 0.8                      # probability with which a window changes the language of a recording
+# A window may begin in one language and end in another. It is listened to in slices, so long and so far apart, in seconds; a language
+# counts that so many slices in a row are so sure of. Of 2 s even a small model is; of one slice in fifty it is wrong.
+SLICE, APART, IN_A_ROW, CERTAIN = 2.0, 1.0, 2, 0.9
 UNSURE = -0.4                   # mean log-probability; below it a text in a language that isn't sure is compared with that in the next likely one
 SHORTER = 0.5                   # seconds by which a stretch has to be shorter than its window to be decoded by itself
 MOST_ROWS = 32                  # windows in a batch, if the caller sets no number and memory allows more
@@ -306,6 +309,7 @@ class Heard:
     languages: list[str]
     no_speech: list[float] | None = None    # None: the search knows
     others: list[str] | None = None         # where the language isn't sure, the next likely one; else ""
+    pieces: list[list[tuple[Window, str]]] | None = None        # of a window in several languages; else []
 
     def pick(self, chosen: list[int]):
         """(audio, prompts) of some of the windows."""
@@ -314,6 +318,11 @@ class Heard:
             keys = isinstance(audio[0], tuple)      # those of a layer for all windows; else the rows of a window
             audio = [(key[chosen], value[chosen]) for key, value in audio] if keys else [audio[index] for index in chosen]
         return audio, [self.prompts[index] for index in chosen]
+
+    def of(self, chosen: list[int]) -> "Heard":
+        """The same of some of the windows."""
+        others = [values and [values[index] for index in chosen] for values in (self.languages, self.no_speech, self.others)]
+        return Heard(*self.pick(chosen), *others)
 
 
 class Recogniser:
@@ -556,8 +565,22 @@ class Recogniser:
     @torch.inference_mode()
     def _decode_alike(self, jobs: list[Job], length: int, rules: list[decode.Rule], options: Options, halves: bool) -> list[Part]:
         """One batch. `halves`: these are halves of a window, which are not split again."""
-        limits, stop = Limits(), self.config.stop
         heard = self._hear(jobs, length, options)
+        whole = [index for index in range(len(jobs)) if not (heard.pieces and heard.pieces[index])]
+        if len(whole) == len(jobs):
+            return self._answer(jobs, heard, rules, options, halves)
+        answers = iter(self._answer([jobs[index] for index in whole], heard.of(whole), rules, options, halves) if whole else ())
+        return [next(answers) if index in whole else self._join(job, heard.pieces[index], options) for index, job in enumerate(jobs)]
+
+    def _join(self, job: Job, pieces: list[tuple[Window, str]], options: Options) -> Part:
+        """A window in several languages, piece by piece."""
+        parts = self._decode([Job(window, Hearing(language)) for window, language in pieces], options)
+        return Part(job.window.begin, job.window.begin + job.window.seconds, parts[0].language, [segment for part in parts for segment in part.segments],
+                    [warning for part in parts for warning in part.warnings], any(part.failed for part in parts), parts[-1].end,
+                    uncovered=tuple(place for part in parts for place in part.uncovered))
+
+    def _answer(self, jobs: list[Job], heard: Heard, rules: list[decode.Rule], options: Options, halves: bool) -> list[Part]:
+        limits, stop = Limits(), self.config.stop
         budgets = [self._budget(job.window, len(prompt), options) for job, prompt in zip(jobs, heard.prompts)]
 
         def attempt(chosen: list[int], temperature: float) -> list[decode.Hypothesis]:
@@ -647,9 +670,9 @@ class Recogniser:
                     parts[index] = replace(parts[index], resume=piece.begin)
                     continue
                 # Each try is shorter than the one before it, so there is an end to them.
-                if stretch.pause:
-                    cut = (stretch.pause - stretch.first) * sound.HOP
-                    pieces = [piece.part(0, cut), piece.part(cut, len(piece.samples))]
+                if stretch.pauses:
+                    places = [*((cut - stretch.first) * sound.HOP for cut in (stretch.first, *stretch.pauses)), len(piece.samples)]
+                    pieces = [piece.part(first, last) for first, last in pairwise(places)]
                 elif piece.seconds <= window.seconds - SHORTER:
                     pieces = [piece]
                 elif fruitless <= 1 and piece.seconds >= SPLIT_SECONDS:
@@ -880,9 +903,10 @@ class EncoderDecoderRecogniser(Recogniser):
         heard = self.model.decoder.hear(self.encode([job.window.samples for job in jobs], length))     # once, for all that follows
         likely, no_speech = self.model.judge(heard)
         names, among = list(self.config.languages), options.languages or self.config.languages
-        languages, others = [], []
+        languages, others, pieces = [], [], []
         for job, row, silence in zip(jobs, likely.tolist(), no_speech.tolist(), strict=True):
             window, hearing = job.window, job.hearing
+            pieces.append([])
             chosen, other = "" if hearing.language == "auto" else hearing.language, ""
             if names and hearing.language == "auto":
                 total = sum(value for name, value in zip(names, row) if name in among)
@@ -891,12 +915,40 @@ class EncoderDecoderRecogniser(Recogniser):
                 chosen = hearing.choose(probabilities, window.begin, speech)
                 if speech and probabilities[chosen] < SURE:
                     other = max((name for name in probabilities if name != chosen), key=probabilities.get, default="")
+                if speech and options.guards:
+                    pieces[-1] = self._turns(window, [(key[len(languages)], value[len(languages)]) for key, value in heard], among)
                 if speech:
-                    hearing.heard, hearing.until = chosen, window.begin + window.seconds
+                    hearing.heard, hearing.until = pieces[-1][-1][1] if pieces[-1] else chosen, window.begin + window.seconds
             languages.append(chosen)
             others.append(other)
         prompts = [self.model.prompt(language, options.task, self.timed(options)) for language in languages]
-        return Heard(heard, prompts, languages, no_speech.tolist(), others)
+        return Heard(heard, prompts, languages, no_speech.tolist(), others, pieces)
+
+    def _turns(self, window: Window, heard: list[tuple[Tensor, Tensor]], among: Iterable[str]) -> list[tuple[Window, str]]:
+        """A window cut where its language changes, each piece with its own; [] if it doesn't. `heard`: keys and values (H, T, D) of each layer.
+
+        The decoder judges parts of what was heard as it judges the whole, so nothing is encoded again.
+        """
+        size, step = (round(seconds * sound.SAMPLE_RATE / self.unit) for seconds in (SLICE, APART))
+        states = min(len(window.samples) // self.unit, heard[0][0].shape[-2])
+        if states < size + step or len(names := [name for name in self.config.languages if name in among]) < 2:
+            return []
+        slices = [tuple(each[:, :states].unfold(-2, size, step).permute(1, 0, 3, 2) for each in pair) for pair in heard]
+        likely = self.model.judge(slices)[0][:, [list(self.config.languages).index(name) for name in names]]
+        spoken = window.voiced().float().unfold(0, round(SLICE / coverage.FRAME), round(APART / coverage.FRAME)).mean(-1).tolist()
+        sure = [(place, names[row.argmax()]) for place, row in enumerate(likely) if row.max() >= CERTAIN and spoken[min(place, len(spoken) - 1)] >= 0.5]
+        turns: list[tuple[str, int, int]] = []                  # language, first and last slice
+        for name, some in groupby(sure, key=lambda one: one[1]):
+            places = [place for place, _ in some]
+            if len(places) >= IN_A_ROW:
+                turns[-1:] = [(name, turns[-1][1], places[-1])] if turns and turns[-1][0] == name else [*turns[-1:], (name, places[0], places[-1])]
+        if len(turns) < 2:
+            return []
+        levels, cuts = cutting.loudness(window.samples), [0]
+        for (_, _, last), (_, first, _) in pairwise(turns):     # between the middles of the two slices, where it is quietest
+            begin, end = (round((place * APART + SLICE / 2) / coverage.FRAME) for place in (last, first))
+            cuts.append((begin + cutting.quietest(levels[begin:end])) * sound.HOP)
+        return [(window.part(begin, end), name) for (begin, end), (name, _, _) in zip(pairwise([*cuts, len(window.samples)]), turns, strict=True)]
 
     def _room(self, prompt: int) -> int:
         return self.config.decoder.positions - prompt
@@ -975,14 +1027,14 @@ def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]
     """A part with what was found in stretches of it, each with its window and the parts that came of it."""
     kept, added, uncovered, warnings = dict(enumerate(part.segments)), [], list(part.uncovered), list(part.warnings)
     for stretch, window, tries in found:
-        if stretch.pause and not all(one.segments and not one.failed for one in tries):
-            continue            # the text wasn't doubted, and what is before or behind the pause may be in it
+        if stretch.pauses and not all(one.segments and not one.failed for one in tries):
+            continue            # the text wasn't doubted, and what is between pauses may be in it
         if stretch.covering is not None or not coverage.fits(join([segment.text for one in tries for segment in one.segments]), stretch.voice):
             tries = [one for one in tries if not one.failed]            # a doubtful text is better than none, and its flags tell
         new = [segment for one in tries for segment in one.segments]
         old = kept.get(stretch.covering)
         more = sum(coverage.spoken(segment.text) for segment in new) - (coverage.spoken(old.text) if old else 0)
-        if more > (coverage.SLOW * coverage.AGAIN if stretch.pause else 0):
+        if more > (coverage.SLOW * coverage.AGAIN if stretch.pauses else 0):
             kept.pop(stretch.covering, None)
             added += new
             uncovered += [place for one in tries for place in one.uncovered]
@@ -991,7 +1043,7 @@ def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]
                 if not any(place[0] < end and start < place[1] for start, end in uncovered):
                     uncovered.append(place)
                     warnings.append(lacking(place))
-        elif stretch.voice >= coverage.TOLD and not stretch.pause:
+        elif stretch.voice >= coverage.TOLD and not stretch.pauses:
             if old:
                 kept[stretch.covering] = replace(old, flags=(*old.flags, "uncovered"))
             uncovered.append((round(window.begin, 3), round(window.begin + window.seconds, 3)))

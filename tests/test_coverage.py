@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from glmasr.coverage import fits, pause, same, spoken, sparse, stretches
+from glmasr.coverage import fits, pauses, same, spoken, sparse, stretches
 
 
 def voice(*spans, seconds=30.0):
@@ -35,18 +35,19 @@ def test_texts_that_say_the_same():
     assert same(again, again.replace(",", "").upper()) and not same(again, again[:100]) and not same("我们今天去看电影", "我们昨天没有去")
 
 
-def test_the_longest_pause_is_cut_in_its_middle():
-    assert pause(voice((1, 3), (3.3, 5), (8, 9), seconds=10)) == 649 and pause(voice((1, 3), (4, 5), (5.5, 7), seconds=10)) == 349
-    assert pause(voice(seconds=3)) is None and pause(voice((1, 3), (3.3, 5), seconds=6)) is None
-    assert pause(voice((0, 0.2), (2, 4), (5, 6), (8, 8.4), seconds=10)) == 449           # not around a cough
-    assert pause(voice((0, 0.5), (1, 1.5), seconds=2)) == 74 and pause(voice((0, 0.49), (1, 1.5), seconds=2)) is None
+def test_long_pauses_are_cut_in_their_middle():
+    assert pauses(voice((1, 3), (3.3, 5), (8, 9), seconds=10)) == [649] and pauses(voice((1, 3), (5, 6), (6.6, 8), seconds=10)) == [399]
+    assert pauses(voice((1, 3), (4, 5), (5.5, 7), seconds=10)) == [349, 524]             # half as long
+    assert pauses(voice(seconds=3)) == [] and pauses(voice((1, 3), (3.3, 5), seconds=6)) == []
+    assert pauses(voice((0, 0.2), (2, 4), (5, 6), (8, 8.4), seconds=10)) == [449]        # not around a cough
+    assert pauses(voice((0, 0.5), (1, 1.5), seconds=2)) == [74] and pauses(voice((0, 0.49), (1, 1.5), seconds=2)) == []
 
 
 def test_a_text_with_few_letters_across_a_pause():
     """It may have jumped over what was said before the pause, or somebody speaks slowly."""
     frames = voice((0, 2), (4, 10))
     [found] = stretches(frames, [(0, 10, "x" * 70)])
-    assert (found.first, found.last, found.covering, found.pause) == (0, 1000, 0, 299)
+    assert (found.first, found.last, found.covering, found.pauses) == (0, 1000, 0, (299,))
     assert not list(stretches(frames, [(0, 10, "x" * 90)])) and not list(stretches(voice((0, 8)), [(0, 10, "x" * 70)]))
 
 

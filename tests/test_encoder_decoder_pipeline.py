@@ -527,10 +527,10 @@ def test_a_text_is_cut_at_the_longest_pause_first(recogniser, monkeypatch):
     """Short pieces have no context: a model makes less of them than of a sentence."""
     monkeypatch.setattr(cutting, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) > 0.001))
     monkeypatch.setattr(coverage, "AGAIN", 0.3)
-    monkeypatch.setattr(coverage, "PAUSE", 0.15)
+    monkeypatch.setattr(coverage, "PAUSE", 0.1)
     monkeypatch.setattr(coverage, "USUAL", 40.0)
     samples = sound(2)
-    samples[8_000:11_200] = samples[19_200:25_600] = 0                  # 0.5 to 0.7 s, 1.2 to 1.6 s
+    samples[8_000:10_400] = samples[19_200:25_600] = 0                  # 0.5 to 0.65 s, 1.2 to 1.6 s
     asked = answering(monkeypatch, [said(at(0), "so be it, is it not", at(2)), said(at(0), "this is it, is it not, for it must be it as it was, is it", at(1.3)),
                                     said(at(0), "so be it, is it not", at(0.5))])
     assert recogniser.transcribe(samples, "en", sample_rate=16_000).text == "this is it, is it not, for it must be it as it was, is it so be it, is it not"
