@@ -635,7 +635,7 @@ class Recogniser:
         """Of a segment: a window can begin in one language and end in another."""
         if hearing.language != "auto" or options.task != "transcribe":
             return heard
-        written = written_in(text, heard)
+        written = written_in(text, heard or ("en" if getattr(self.config, "languages", None) == {} else ""))
         return written if written in (options.languages or (written,)) else heard
 
     def _compare(self, jobs: list[Job], heard: Heard, tried: list, attempt, good, options: Options) -> None:
@@ -844,6 +844,8 @@ class EncoderDecoderRecogniser(Recogniser):
     def check_tokenizer(self) -> None:
         """TRAP: with the tokenizer of another model the prompt has ids that mean something else, or nothing."""
         config = self.config
+        if self.tokenizer.size > config.decoder.vocabulary:
+            raise CheckpointError(f"it has {self.tokenizer.size:,} ids, and the model {config.decoder.vocabulary:,}; it is that of another model")
         expected = {"<|startoftranscript|>": config.start} | {f"<|{name}|>": number for name, number in (config.languages | config.tasks).items()}
         if config.no_timestamps is not None:
             expected["<|notimestamps|>"] = config.no_timestamps

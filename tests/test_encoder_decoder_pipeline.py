@@ -543,6 +543,50 @@ def judging(monkeypatch, rows):
     monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (torch.tensor([left.pop(0) for _ in audio[0][0]]), torch.zeros(len(audio[0][0]))))
 
 
+def in_turns(monkeypatch, slices):
+    """A window of 2 s is judged in nine slices of 0.4 s, 0.2 s apart; all of it is taken for the language of the first slice."""
+    monkeypatch.setattr(pipeline, "SLICE", 0.4)
+    monkeypatch.setattr(pipeline, "APART", 0.2)
+    rows = {"z": [0.96, 0.02, 0.02], "e": [0.02, 0.02, 0.96], "?": [0.5, 0.0, 0.5]}
+
+    def judge(self, audio):
+        count = len(audio[0][0])
+        signs = slices[0] * count if count <= 3 else [slices[place * len(slices) // count] for place in range(count)]        # windows, or slices
+        return torch.tensor([rows[sign] for sign in signs]), torch.zeros(count)
+    monkeypatch.setattr(EncoderDecoder, "judge", judge)
+
+
+def test_a_window_is_cut_where_the_language_changes(recogniser, monkeypatch, all_voice):
+    in_turns(monkeypatch, "zzz??eeee")
+    samples = sound(2)
+    samples[14_400:16_000] = 0                                          # 0.9 to 1 s
+    asked = answering(monkeypatch, [said(at(0), "一二三四五六七", at(0.9)), said(at(0), LONG, at(1.0))])
+    found = recogniser.transcribe(samples, sample_rate=16_000, timestamps=True)
+    assert [(segment.start, segment.language, segment.text) for segment in found.segments] == [
+        (0.0, "zh", "一二三四五六七"), (pytest.approx(0.95, abs=0.05), "en", LONG)]
+    assert [prompt[1] for call in asked for prompt in call["prompts"]] == [258, 260]
+    assert not found.warnings and not found.uncovered
+
+
+@pytest.mark.parametrize("slices, how", [("zzzzezzzz", {}), ("zzzz?????", {}), ("zzz??eeee", {"language": "zh"}), ("zzz??eeee", {"languages": ("zh", "yue")}),
+                                         ("zzz??eeee", {"guards": False})], ids=["one slice", "unsure", "told", "among others", "no guards"])
+def test_a_window_stays_whole(recogniser, monkeypatch, all_voice, slices, how):
+    in_turns(monkeypatch, slices)
+    answering(monkeypatch, [said(at(0), LONG, at(2))])
+    assert recogniser.transcribe(sound(2), sample_rate=16_000, **how).text == LONG
+
+
+def test_windows_in_several_languages_are_the_same_in_a_batch(recogniser, monkeypatch, all_voice):
+    """The others of the batch are searched by themselves, and what follows goes by the last language."""
+    found = []
+    for size in (1, 3):
+        in_turns(monkeypatch, "zzz??eeee")
+        monkeypatch.setattr(pipeline, "search", lambda model, audio, prompts, *rest, **how: [said(at(0), f"{prompt[1]} 一二三四五六七八九", at(2)) for prompt in prompts])
+        found.append(recogniser.transcribe(sound(5), sample_rate=16_000, batch_size=size, timestamps=True))
+    assert found[0].segments == found[1].segments and {segment.language for segment in found[0].segments} == {"zh", "en"}
+    assert all(segment.text.startswith({"zh": "258", "en": "260"}[segment.language]) for segment in found[0].segments)
+
+
 @pytest.mark.parametrize("other", [said(logprob=-0.1), said("ha" * 30, logprob=-0.1)])
 def test_a_surer_text_in_another_language_has_to_be_one(recogniser, monkeypatch, other):
     judging(monkeypatch, [[0.4, 0.0, 0.6]])
