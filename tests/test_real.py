@@ -346,7 +346,7 @@ def errors(tokenizer, ids: dict[int, list[int]]) -> Errors:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_errors(directory, ours, found, mel, dtype):
-    """Of the languages that a model learned, searched greedily. Float32: at most 20 %, which is a tenth more than what these models make.
+    """Of the languages that a model learned, searched greedily. Float32: at most 12 %, a third more than what the worse of the two makes.
 
     A processor without bfloat16 takes three times as long for it, and has a third of the recordings.
     """
@@ -358,7 +358,7 @@ def test_errors(directory, ours, found, mel, dtype):
     tokenizer, places = read_tokenizer(directory), [place for batch in learned for place in range(batch.places.start, batch.places.stop)]
     exact = errors(tokenizer, {place: found(1, False)[place] for place in places})
     print(f"float32: {exact}")
-    assert exact.count > 100 and exact.percent < 20
+    assert exact.count > 100 and exact.percent < 12
     if dtype == "float32":
         return
     model = weights.load(directory, device="cpu", dtype=dtype)
