@@ -564,7 +564,7 @@ class Recogniser:
 
     @torch.inference_mode()
     def _decode_alike(self, jobs: list[Job], length: int, rules: list[decode.Rule], options: Options, halves: bool) -> list[Part]:
-        """One batch. `halves`: these are halves of a window, which are not split again."""
+        """One batch. `halves`: see `_answer`."""
         heard = self._hear(jobs, length, options)
         whole = [index for index in range(len(jobs)) if not (heard.pieces and heard.pieces[index])]
         if len(whole) == len(jobs):
@@ -580,6 +580,8 @@ class Recogniser:
                     uncovered=tuple(place for part in parts for place in part.uncovered))
 
     def _answer(self, jobs: list[Job], heard: Heard, rules: list[decode.Rule], options: Options, halves: bool) -> list[Part]:
+        """Searches what was heard, tries again what can't be right, and looks for what is missing. `halves`: these are halves of a window,
+        which are not split again."""
         limits, stop = Limits(), self.config.stop
         budgets = [self._budget(job.window, len(prompt), options) for job, prompt in zip(jobs, heard.prompts)]
 
