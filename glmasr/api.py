@@ -362,7 +362,9 @@ def make_app(desk: Desk, folder: str, *, names: tuple[str, ...] = ("glmasr",), k
 
     @cache
     def shown() -> str:
-        return manual.page(app.openapi(), model=names[0], key=bool(key), most_bytes=most_bytes, max_duration=max_duration)
+        known = desk.facts
+        return manual.page(app.openapi(), model=names[0], key=bool(key), most_bytes=most_bytes, max_duration=max_duration,
+                           languages=known.languages if known else [], translates=not known or "translate" in known.tasks)
 
     @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)

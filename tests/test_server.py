@@ -592,6 +592,15 @@ def test_the_page_about_the_api_is_whole_and_fetches_nothing(tmp_path):
     assert "KEY" not in "".join(examples(call(api.make_app(batching.Desk({}), str(tmp_path)), "/docs").text))
 
 
+@pytest.mark.parametrize("languages, tasks, expected", [
+    (["auto", "en"], ["transcribe"], "the languages <code>auto</code>, <code>en</code>, and doesn’t translate."),
+    (["auto", "zh"], ["transcribe", "translate"], "the languages <code>auto</code>, <code>zh</code>.")])
+def test_the_page_about_the_api_says_what_the_model_knows(tmp_path, languages, tasks, expected):
+    desk = batching.Desk({})
+    desk.facts = worker.Ready(languages, True, tasks, {})
+    assert expected in call(api.make_app(desk, str(tmp_path)), "/docs").text
+
+
 def test_the_page_about_the_api_needs_the_key_as_the_openapi_document_does(tmp_path):
     app = api.make_app(batching.Desk({}), str(tmp_path), key="open sesame")
     for path in ("/docs", "/openapi.json"):
