@@ -54,9 +54,9 @@ class Running:
         self.app = api.make_app(self.desk, str(folder), names=(MODEL, "whisper-1"), **more)
         self.server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None, access_log=False, ws="none"))
         self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_until_complete, args=(self.run(),))
+        self.thread = threading.Thread(target=self.loop.run_until_complete, args=(self.run(),), daemon=True)
         self.thread.start()
-        self.until(lambda: self.server.started or not self.thread.is_alive())
+        self.until(lambda: self.server.started or not self.thread.is_alive(), 120)
         self.url = "http://127.0.0.1:{}".format(self.server.servers[0].sockets[0].getsockname()[1])
         self.client = httpx.Client(base_url=self.url, timeout=60)
 
