@@ -46,6 +46,7 @@ SURE = 0.8                      # probability with which a window changes the la
 # counts that so many slices in a row are so sure of. Of 2 s even a small model is; of one slice in fifty it is wrong.
 SLICE, APART, IN_A_ROW, CERTAIN = 2.0, 1.0, 2, 0.9
 UNSURE = -0.4                   # mean log-probability; below it a text in a language that isn't sure is compared with that in the next likely one
+TWO_WAYS = 6.0                  # seconds of voice without text that are decoded as they are, and in halves: a decoder that jumped once may jump again
 SHORTER = 0.5                   # seconds by which a stretch has to be shorter than its window to be decoded by itself
 MOST_ROWS = 32                  # windows in a batch, if the caller sets no number and memory allows more
 MOST_BATCH = 4096
@@ -676,9 +677,9 @@ class Recogniser:
                     places = [*((cut - stretch.first) * sound.HOP for cut in (stretch.first, *stretch.pauses)), len(piece.samples)]
                     pieces = [piece.part(first, last) for first, last in pairwise(places)]
                 elif piece.seconds <= window.seconds - SHORTER:
-                    pieces = [piece]
+                    pieces = [piece, *halves_of(piece)] if stretch.covering is None and stretch.voice >= TWO_WAYS else [piece]
                 elif fruitless <= 1 and piece.seconds >= SPLIT_SECONDS:
-                    pieces = [piece.part(0, piece.cut_point()), piece.part(piece.cut_point(), len(piece.samples))]
+                    pieces = halves_of(piece)
                 else:
                     pieces = []
                 lost.append((index, stretch, piece, len(pieces)))
@@ -686,14 +687,14 @@ class Recogniser:
         decoded = iter(self._decode(again, options, halves=True) if again else [])
         found: dict[int, list] = {}
         for index, stretch, piece, count in lost:
-            found.setdefault(index, []).append((stretch, piece, [next(decoded) for _ in range(count)]))
+            tries = [next(decoded) for _ in range(count)]
+            found.setdefault(index, []).append((stretch, piece, fuller(tries, stretch.voice) if count == 3 and not stretch.pauses else tries))
         return [patched(part, found[index]) if index in found else part for index, part in enumerate(parts)]
 
     def _split(self, job: Job, options: Options) -> Part:
         """The window once more, in two halves."""
-        job, window, half = replace(job, goes_on=False), job.window, job.window.cut_point()
-        parts = self._decode([replace(job, window=window.part(0, half)), replace(job, window=window.part(half, len(window.samples)))],
-                             options, halves=True)
+        job, window = replace(job, goes_on=False), job.window
+        parts = self._decode([replace(job, window=half) for half in halves_of(window)], options, halves=True)
         segments = [replace(segment, flags=(*segment.flags, "split")) for part in parts for segment in part.segments]
         failed = any(part.failed for part in parts) or not segments     # there was a text, and now there is none
         uncovered = tuple(place for part in parts for place in part.uncovered)
@@ -1011,6 +1012,19 @@ def whole(window: Window, segments: list[Segment]) -> list[Segment]:
         found[0] = replace(found[0], start=round(min(start, found[0].end), 3))
         found[-1] = replace(found[-1], end=round(max(end, found[-1].start), 3))
     return found
+
+
+def halves_of(window: Window) -> list[Window]:
+    half = window.cut_point()
+    return [window.part(0, half), window.part(half, len(window.samples))]
+
+
+def fuller(tries: list[Part], voice: float) -> list[Part]:
+    """Of a stretch as it is, and of its halves: the halves where both have text, and say more than it, as far as somebody can in these seconds of voice."""
+    [whole], halves = tries[:1], tries[1:]
+    texts = [join([segment.text for part in parts for segment in part.segments]) for parts in ([whole], halves)]
+    more = coverage.spoken(texts[1]) > coverage.spoken(texts[0]) + coverage.SLOW * coverage.AGAIN
+    return halves if more and coverage.fits(texts[1], voice) and all(part.segments and not part.failed for part in halves) else [whole]
 
 
 def lacking(place: tuple[float, float]) -> str:

@@ -537,6 +537,19 @@ def test_a_text_is_cut_at_the_longest_pause_first(recogniser, monkeypatch):
     assert [call["rows"] for call in asked] == [1, 2]
 
 
+@pytest.mark.parametrize("halves, expected", [
+    ([said(at(0), "so it said much more", at(0.5)), said(at(0), "than it had done before", at(0.5))], "so it said much more than it had done before"),
+    ([said(at(0), "so it said", at(0.5)), said(at(0), "than it had", at(0.5))], "it went on, and on and on"),
+    ([said(at(0), "so it said much more, than it had done before", at(0.5)), said(at(0), at(0))], "it went on, and on and on"),
+    ([said(at(0), "many more words than anybody could say in half a second", at(0.5)), said(at(0), "than it had done before", at(0.5))], "it went on, and on and on")],
+    ids=["more", "less", "one has none", "too much"])
+def test_a_long_loss_is_decoded_in_two_ways(recogniser, monkeypatch, all_voice, halves, expected):
+    """A decoder that jumped once may jump again, and be sure of what it wrote."""
+    monkeypatch.setattr(pipeline, "TWO_WAYS", 1.0)
+    answering(monkeypatch, [said(at(0), LONG, at(0.8)), said(at(0), "it went on, and on and on", at(1.2)), *halves])
+    assert recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True).text == f"{LONG} {expected}"
+
+
 def judging(monkeypatch, rows):
     """Probabilities of zh, yue and en, one row for each window."""
     left = list(rows)
