@@ -57,14 +57,14 @@ def pauses(voiced: Tensor) -> list[int]:
     """Frames at which to cut voiced (F,): in the middle of the longest pause that has at least `AGAIN` seconds of voice on both sides, and of
     those that are at least half as long. Pieces that are too short say little to a model, so shorter ones stay."""
     places, least = voiced.nonzero().flatten(), round(AGAIN / FRAME)
-    lengths = places.diff()
-    longest = max(lengths[least - 1:max(0, len(places) - least)].tolist(), default=0)
-    found, before = [], 0
-    for number in (lengths > max(PAUSE / FRAME, longest / 2 - 1)).nonzero().flatten().tolist():
-        if number + 1 - before >= least and len(places) - number - 1 >= least:
-            found.append(int(places[number] + places[number + 1]) // 2)
-            before = number + 1
-    return found
+    lengths, cuts, shortest = places.diff().tolist(), [0, len(places)], PAUSE / FRAME
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        if lengths[number] <= shortest:
+            break
+        if all(abs(number + 1 - cut) >= least for cut in cuts):
+            shortest = max(shortest, lengths[number] / 2 - 1) if len(cuts) == 2 else shortest
+            cuts.append(number + 1)
+    return [int(places[cut - 1] + places[cut]) // 2 for cut in sorted(cuts)[1:-1]]
 
 
 def fits(text: str, voice: float) -> bool:

@@ -237,6 +237,7 @@ def alike(name: str, known) -> str:
 # --- The language of a text ------------------------------------------------------------------------------------------------
 
 SENTENCE = 4                    # words or characters: fewer may be a name within another language
+_LETTER = regex.compile(r"\p{L}")
 _HAN = regex.compile(r"\p{Script=Han}")
 _LATIN_WORD = regex.compile(r"\p{Script=Latin}[\p{Script=Latin}\p{M}'’]*")
 # Written Cantonese, in traditional and simplified characters. Left out on purpose, because written Mandarin has them too:
@@ -262,13 +263,14 @@ def name_language(text: str) -> str:
 
 def written_in(text: str, heard: str) -> str:
     """The language of a text by what was heard, unless that says nothing, or can't be: of "zh", "yue" and "en", a sentence in the letters of
-    the other alone.
+    the other alone. (Among those who write Latin letters, nothing tells English from German.)
 
     >>> written_in("Turn left at the church.", "zh"), written_in("请在教堂左转", "en"), written_in("OK", "zh"), written_in("打开 iPhone", "en")
     ('en', 'zh', 'zh', 'en')
     """
-    han, words = len(_HAN.findall(text)), len(_LATIN_WORD.findall(text))
-    foreign = words >= SENTENCE and not han if heard in ("zh", "yue") else han >= SENTENCE and not words and heard == "en"
+    han, words = _HAN.findall(text), _LATIN_WORD.findall(text)
+    own = words if heard in ("zh", "yue") else han if heard == "en" else []
+    foreign = len(own) >= SENTENCE and len(_LETTER.findall(text)) == len(_LETTER.findall("".join(own)))
     return name_language(text) if foreign or not heard else heard
 
 

@@ -51,8 +51,8 @@ def page(schema: dict, *, model: str, key: bool, most_bytes: int, max_duration: 
     errors = {status: answer["description"] for *_, call in reversed(calls) for status, answer in call["responses"].items() if status >= "400"}
     wrong = Problem(404, f"model is 'gpt-9', but this server has {model}", "model", "model_not_found").content()
     links = "".join(f'<li><a href="#{_anchor(method, path)}"><code>{method} {_text(path)}</code></a> {_text(call["description"])}</li>' for method, path, call in calls)
-    known = f"<p>This model knows the languages {', '.join(f'<code>{_text(name)}</code>' for name in languages)}" if languages else ""
-    known += f"{'' if translates else ', and doesn’t translate'}.</p>" if known else ""
+    known = [f"<code>{_text(name)}</code>" for name in languages if name != "auto"]
+    able = f"<p>This model knows the languages {', '.join(known)}{'' if translates else ', and doesn’t translate'}.</p>" if known else ""
     locked = "<p>Requests need the API key of this server, but for <code>/healthz</code>: put it in the place of <code>KEY</code>.</p>" if key else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -68,7 +68,7 @@ def page(schema: dict, *, model: str, key: bool, most_bytes: int, max_duration: 
 <p>{_text(schema["info"]["description"])} For tools: <a href="openapi.json">openapi.json</a>.</p>
 <p>A recording may have {most_bytes / 2 ** 20:g} MiB and {max_duration:g} seconds. What this server can't do is an error that says so: no field is accepted and
 ignored.</p>
-{known}
+{able}
 {locked}
 <ul>{links}</ul>
 {"".join(_call(schema, *one, model, key) for one in calls)}

@@ -43,7 +43,8 @@ SPLIT_SECONDS = 2.0             # a shorter window is not split for another try
 LONG_PAUSE = 10.0               # seconds, behind which somebody else may speak, in another language
 SURE = 0.8                      # probability with which a window changes the language of a recording
 # A window may begin in one language and end in another. It is listened to in slices, so long and so far apart, in seconds; a language
-# counts that so many slices in a row are so sure of. Of 2 s even a small model is; of one slice in fifty it is wrong.
+# counts that so many slices next to each other are so sure of, among all languages of the model. Of 2 s even a small model is; of one
+# slice in fifty it is wrong.
 SLICE, APART, IN_A_ROW, CERTAIN = 2.0, 1.0, 2, 0.9
 UNSURE = -0.4                   # mean log-probability; below it a text in a language that isn't sure is compared with that in the next likely one
 TWO_WAYS = 6.0                  # seconds of voice without text that are decoded as they are, and in halves: a decoder that jumped once may jump again
@@ -571,13 +572,14 @@ class Recogniser:
         if len(whole) == len(jobs):
             return self._answer(jobs, heard, rules, options, halves)
         answers = iter(self._answer([jobs[index] for index in whole], heard.of(whole), rules, options, halves) if whole else ())
-        return [next(answers) if index in whole else self._join(job, heard.pieces[index], options) for index, job in enumerate(jobs)]
+        return [next(answers) if index in whole else self._join(job, heard.pieces[index], options, halves) for index, job in enumerate(jobs)]
 
-    def _join(self, job: Job, pieces: list[tuple[Window, str]], options: Options) -> Part:
+    def _join(self, job: Job, pieces: list[tuple[Window, str]], options: Options, halves: bool) -> Part:
         """A window in several languages, piece by piece."""
-        parts = self._decode([Job(window, Hearing(language)) for window, language in pieces], options)
+        jobs = [replace(job, window=window, hearing=Hearing(language), goes_on=job.goes_on and window is pieces[-1][0]) for window, language in pieces]
+        parts = self._decode(jobs, options, halves)
         return Part(job.window.begin, job.window.begin + job.window.seconds, parts[0].language, [segment for part in parts for segment in part.segments],
-                    [warning for part in parts for warning in part.warnings], any(part.failed for part in parts), parts[-1].end,
+                    [warning for part in parts for warning in part.warnings], any(part.failed for part in parts), parts[-1].resume,
                     uncovered=tuple(place for part in parts for place in part.uncovered))
 
     def _answer(self, jobs: list[Job], heard: Heard, rules: list[decode.Rule], options: Options, halves: bool) -> list[Part]:
@@ -632,14 +634,15 @@ class Recogniser:
             part = self._part(job.window, language, segments, bool(doubts), options, () if nobody else names)
             parts.append(replace(part, resume=part.end if nobody else self._resume(job.window, hypothesis.ids)))
             whole.append(index)
-        return self._cover(jobs, parts, whole, options) if options.guards else parts
+        return self._cover(jobs, parts, whole, options, halves) if options.guards else parts
 
     def _language(self, text: str, heard: str, hearing: Hearing, options: Options) -> str:
         """Of a segment: a window can begin in one language and end in another."""
         if hearing.language != "auto" or options.task != "transcribe":
             return heard
-        written = written_in(text, heard or ("en" if getattr(self.config, "languages", None) == {} else ""))
-        return written if written in (options.languages or (written,)) else heard
+        heard = heard or ("en" if getattr(self.config, "languages", None) == {} else "")        # a Whisper of one language
+        written = written_in(text, heard)
+        return written if not heard or written in (options.languages or (written,)) else heard
 
     def _compare(self, jobs: list[Job], heard: Heard, tried: list, attempt, good, options: Options) -> None:
         """Where it isn't sure which language is spoken, nor the text: the text of the next likely one, if that is surer."""
@@ -655,7 +658,7 @@ class Recogniser:
             else:
                 heard.prompts[index] = before[index]
 
-    def _cover(self, jobs: list[Job], parts: list[Part], chosen: list[int], options: Options) -> list[Part]:
+    def _cover(self, jobs: list[Job], parts: list[Part], chosen: list[int], options: Options, halves: bool) -> list[Part]:
         """The parts, with text where somebody speaks and there was none, or too little of it: such stretches are decoded by themselves.
         What stays without text is told."""
         lost: list[tuple[int, coverage.Stretch, Window, int]] = []      # number of the part, stretch, its window, how many jobs
@@ -677,14 +680,17 @@ class Recogniser:
                     places = [*((cut - stretch.first) * sound.HOP for cut in (stretch.first, *stretch.pauses)), len(piece.samples)]
                     pieces = [piece.part(first, last) for first, last in pairwise(places)]
                 elif piece.seconds <= window.seconds - SHORTER:
-                    pieces = [piece, *halves_of(piece)] if stretch.covering is None and stretch.voice >= TWO_WAYS else [piece]
+                    # Within what is decoded again it would double the work at each step.
+                    two_ways = not halves and stretch.covering is None and stretch.voice >= TWO_WAYS
+                    pieces = [piece, *halves_of(piece)] if two_ways else [piece]
                 elif fruitless <= 1 and piece.seconds >= SPLIT_SECONDS:
                     pieces = halves_of(piece)
                 else:
                     pieces = []
                 lost.append((index, stretch, piece, len(pieces)))
                 again += [Job(one, replace(job.hearing, heard=part.language, until=window.begin), fruitless) for one in pieces]
-        decoded = iter(self._decode(again, options, halves=True) if again else [])
+        size = self.batch_size(options)
+        decoded = (part for start in range(0, len(again), size) for part in self._decode(again[start:start + size], options, halves=True))
         found: dict[int, list] = {}
         for index, stretch, piece, count in lost:
             tries = [next(decoded) for _ in range(count)]
@@ -939,21 +945,33 @@ class EncoderDecoderRecogniser(Recogniser):
         if states < size + step or len(names := [name for name in self.config.languages if name in among]) < 2:
             return []
         slices = [tuple(each[:, :states].unfold(-2, size, step).permute(1, 0, 3, 2) for each in pair) for pair in heard]
-        likely = self.model.judge(slices)[0][:, [list(self.config.languages).index(name) for name in names]]
+        likely, numbers = self.model.judge(slices)[0][:, [list(self.config.languages).index(name) for name in names]].max(-1)
+        sure = [(place, names[number]) for place, (value, number) in enumerate(zip(likely.tolist(), numbers.tolist())) if value >= CERTAIN]
+        if len({name for _, name in sure}) < 2:
+            return []
         spoken = window.voiced().float().unfold(0, round(SLICE / coverage.FRAME), round(APART / coverage.FRAME)).mean(-1).tolist()
-        sure = [(place, names[row.argmax()]) for place, row in enumerate(likely) if row.max() >= CERTAIN and spoken[min(place, len(spoken) - 1)] >= 0.5]
-        turns: list[tuple[str, int, int]] = []                  # language, first and last slice
-        for name, some in groupby(sure, key=lambda one: one[1]):
-            places = [place for place, _ in some]
-            if len(places) >= IN_A_ROW:
-                turns[-1:] = [(name, turns[-1][1], places[-1])] if turns and turns[-1][0] == name else [*turns[-1:], (name, places[0], places[-1])]
+        runs: list[list] = []                                   # language, first and last slice, how many
+        for place, name in sure:
+            if spoken[min(place, len(spoken) - 1)] < 0.5:
+                continue
+            if runs and runs[-1][0] == name and place - runs[-1][2] <= SLICE / APART:
+                runs[-1][2:] = place, runs[-1][3] + 1
+            else:
+                runs.append([name, place, place, 1])
+        turns: list[list] = []
+        for run in runs:
+            if run[3] >= IN_A_ROW:
+                if turns and turns[-1][0] == run[0]:
+                    turns[-1][2] = run[2]
+                else:
+                    turns.append(run)
         if len(turns) < 2:
             return []
         levels, cuts = cutting.loudness(window.samples), [0]
-        for (_, _, last), (_, first, _) in pairwise(turns):     # between the middles of the two slices, where it is quietest
+        for (_, _, last, _), (_, first, _, _) in pairwise(turns):     # between the middles of the two slices, where it is quietest
             begin, end = (round((place * APART + SLICE / 2) / coverage.FRAME) for place in (last, first))
             cuts.append((begin + cutting.quietest(levels[begin:end])) * sound.HOP)
-        return [(window.part(begin, end), name) for (begin, end), (name, _, _) in zip(pairwise([*cuts, len(window.samples)]), turns, strict=True)]
+        return [(window.part(begin, end), name) for (begin, end), (name, *_) in zip(pairwise([*cuts, len(window.samples)]), turns, strict=True)]
 
     def _room(self, prompt: int) -> int:
         return self.config.decoder.positions - prompt
@@ -1020,10 +1038,10 @@ def halves_of(window: Window) -> list[Window]:
 
 
 def fuller(tries: list[Part], voice: float) -> list[Part]:
-    """Of a stretch as it is, and of its halves: the halves where both have text, and say more than it, as far as somebody can in these seconds of voice."""
+    """Of a stretch as it is, and of its halves: the halves where both have text that can be right, and it has none, or says less."""
     [whole], halves = tries[:1], tries[1:]
     texts = [join([segment.text for part in parts for segment in part.segments]) for parts in ([whole], halves)]
-    more = coverage.spoken(texts[1]) > coverage.spoken(texts[0]) + coverage.SLOW * coverage.AGAIN
+    more = whole.failed or not coverage.fits(texts[0], voice) or coverage.spoken(texts[1]) > coverage.spoken(texts[0]) + coverage.SLOW * coverage.AGAIN
     return halves if more and coverage.fits(texts[1], voice) and all(part.segments and not part.failed for part in halves) else [whole]
 
 

@@ -40,6 +40,7 @@ def test_long_pauses_are_cut_in_their_middle():
     assert pauses(voice((1, 3), (4, 5), (5.5, 7), seconds=10)) == [349, 524]             # half as long
     assert pauses(voice(seconds=3)) == [] and pauses(voice((1, 3), (3.3, 5), seconds=6)) == []
     assert pauses(voice((0, 0.2), (2, 4), (5, 6), (8, 8.4), seconds=10)) == [449]        # not around a cough
+    assert pauses(voice((0, 2), (2.6, 2.9), (3.9, 6), seconds=7)) == [339]               # not the one before it, with too little between
     assert pauses(voice((0, 0.5), (1, 1.5), seconds=2)) == [74] and pauses(voice((0, 0.49), (1, 1.5), seconds=2)) == []
 
 

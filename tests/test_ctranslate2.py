@@ -361,6 +361,7 @@ def test_another_file_since(source, folder):
         files.read(folder / "model.bin", name)
 
 
+@pytest.mark.slow
 def test_damage_at_random(source, folder):
     """Whatever a file has become, it is loaded or refused with one line."""
     whole, random_ = (folder / "model.bin").read_bytes(), random.Random(5)

@@ -550,6 +550,15 @@ def test_a_long_loss_is_decoded_in_two_ways(recogniser, monkeypatch, all_voice, 
     assert recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True).text == f"{LONG} {expected}"
 
 
+def test_what_is_decoded_again_is_not_decoded_in_two_ways(recogniser, monkeypatch, all_voice):
+    """Else the work would double at each step, for a song of which no try says more than a word."""
+    monkeypatch.setattr(pipeline, "TWO_WAYS", 0.5)
+    monkeypatch.setattr(pipeline, "SHORTER", 0.05)
+    asked = answering(monkeypatch, [said(at(0), "la la la la la", at(0.1))] * 99)
+    recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    assert sum(call["rows"] for call in asked) < 40
+
+
 def judging(monkeypatch, rows):
     """Probabilities of zh, yue and en, one row for each window."""
     left = list(rows)
@@ -581,8 +590,8 @@ def test_a_window_is_cut_where_the_language_changes(recogniser, monkeypatch, all
     assert not found.warnings and not found.uncovered
 
 
-@pytest.mark.parametrize("slices, how", [("zzzzezzzz", {}), ("zzzz?????", {}), ("zzz??eeee", {"language": "zh"}), ("zzz??eeee", {"languages": ("zh", "yue")}),
-                                         ("zzz??eeee", {"guards": False})], ids=["one slice", "unsure", "told", "among others", "no guards"])
+@pytest.mark.parametrize("slices, how", [("zzzzezzzz", {}), ("zzzz?????", {}), ("zzze???e?", {}), ("zzz??eeee", {"language": "zh"}), ("zzz??eeee", {"languages": ("zh", "yue")}),
+                                         ("zzz??eeee", {"guards": False})], ids=["one slice", "unsure", "two that are far apart", "told", "among others", "no guards"])
 def test_a_window_stays_whole(recogniser, monkeypatch, all_voice, slices, how):
     in_turns(monkeypatch, slices)
     answering(monkeypatch, [said(at(0), LONG, at(2))])
@@ -598,6 +607,14 @@ def test_windows_in_several_languages_are_the_same_in_a_batch(recogniser, monkey
         found.append(recogniser.transcribe(sound(5), sample_rate=16_000, batch_size=size, timestamps=True))
     assert found[0].segments == found[1].segments and {segment.language for segment in found[0].segments} == {"zh", "en"}
     assert all(segment.text.startswith({"zh": "258", "en": "260"}[segment.language]) for segment in found[0].segments)
+
+
+def test_seeking_goes_on_behind_the_last_sentence_of_a_window_in_several_languages(recogniser, monkeypatch, all_voice):
+    in_turns(monkeypatch, "zzz??eeee")
+    answering(monkeypatch, [said(at(0), "一二三四五六七", at(0.9)), said(at(0), LONG, at(0.6), at(0.6), "and then"), said(at(0), "一二三四五", at(0.8)), said(at(0), LONG, at(1.0))])
+    parts = list(recogniser.stream(sound(3.3), options=Options(timestamps=True, long="seek"), sample_rate=16_000))
+    assert parts[0].segments[-1].text == LONG and parts[0].end == pytest.approx(parts[0].segments[-1].end) == pytest.approx(parts[1].start) and parts[0].end < 2
+    assert "and then" not in "".join(segment.text for part in parts for segment in part.segments)
 
 
 @pytest.mark.parametrize("other", [said(logprob=-0.1), said("ha" * 30, logprob=-0.1)])

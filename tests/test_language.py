@@ -117,7 +117,7 @@ def test_name_language(language, text):
 @pytest.mark.parametrize("heard, text, language", [
     ("zh", "and her mother embraced her", "en"), ("yue", "and her mother embraced her", "en"), ("en", "这份倡议书被广泛传播", "zh"), ("en", "佢哋喺度做緊嘢", "yue"),
     ("zh", "Thank you", "zh"), ("en", "你好", "en"), ("zh", "我们用 Python 写 code 然后 commit to main branch now", "zh"), ("en", "The phrase 今天天气不错 is Chinese", "en"),
-    ("fr", "et sa mère, en l'embrassant", "fr"), ("ja", "東京都知事選挙", "ja"), ("zh", "12 345", "zh"), ("", "今天天气不错", "zh"), ("", "", ""),
+    ("fr", "et sa mère, en l'embrassant", "fr"), ("ja", "東京都知事選挙", "ja"), ("en", "東京都知事選挙に行きます", "en"), ("zh", "12 345", "zh"), ("", "今天天气不错", "zh"), ("", "", ""),
 ])
 def test_written_in(heard, text, language):
     assert written_in(text, heard) == language

@@ -87,7 +87,8 @@ INCOMPLETE = sorted(["talk.incomplete.jsonl", *(f"talk.incomplete.{form}" for fo
 # ---- Ctrl-C and crashes ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGKILL", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
 def test_a_signal_and_then_on(run, whole, tmp_path, name):
     """A process of its own, stopped as soon as three parts are on the disk."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)      # a child would inherit that it is ignored

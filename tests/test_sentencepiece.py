@@ -320,26 +320,26 @@ def test_time_tokens():
 
 # --- training/make_article.py --------------------------------------------------------------------------------------------------
 
+def make_article(folder, seed="0"):
+    done = subprocess.run([sys.executable, ROOT / "training" / "make_article.py", folder], capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": seed})
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 @pytest.fixture(scope="module")
 def article(tmp_path_factory):
-    """Two directories that were made one after the other."""
-    folders = [tmp_path_factory.mktemp("article") / "out" for _ in range(2)]
-    for number, folder in enumerate(folders):
-        environment = {**os.environ, "PYTHONHASHSEED": str(number)}
-        made = subprocess.run([sys.executable, ROOT / "training" / "make_article.py", folder], capture_output=True, text=True, env=environment)
-        assert made.returncode == 0, made.stderr
-    return folders
+    return make_article(tmp_path_factory.mktemp("article") / "out")
 
 
 @pytest.mark.slow
-def test_article_is_made_the_same_each_time(article):
-    first, second = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in article)
+def test_article_is_made_the_same_each_time(article, tmp_path):
+    first, second = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (article, make_article(tmp_path / "again", "1")))
     assert first == second and {"tokenizer.model", "added_tokens.json"} <= set(first)
 
 
 def test_article_has_digits_in_one_piece(article):
-    ours = read_tokenizer(article[0])
-    library = sentencepiece.SentencePieceProcessor(model_file=str(article[0] / "tokenizer.model"))
+    ours = read_tokenizer(article)
+    library = sentencepiece.SentencePieceProcessor(model_file=str(article / "tokenizer.model"))
     pieces = lambda text: [library.id_to_piece(id) for id in ours.encode(text)]
     words, pinyin = "zero one two three four five six seven eight nine".split(), "ling2 yi1 er4 san1 si4 wu3 liu4 qi1 ba1 jiu3".split()
     rng = random.Random(0)
@@ -354,8 +354,8 @@ def test_article_has_digits_in_one_piece(article):
 
 
 def test_article_spells_everything_and_special_tokens_only_as_asked(article):
-    ours = read_tokenizer(article[0])
-    library = sentencepiece.SentencePieceProcessor(model_file=str(article[0] / "tokenizer.model"))
+    ours = read_tokenizer(article)
+    library = sentencepiece.SentencePieceProcessor(model_file=str(article / "tokenizer.model"))
     size = library.get_piece_size()
     assert 400 <= size <= 700 and not any(library.id_to_piece(id).startswith("<|") or library.is_control(id) for id in range(size))
     rng = random.Random(0)

@@ -16,16 +16,20 @@ from pathlib import Path
 
 import pytest
 import soundfile
-import srt
-import webvtt
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
-from glmasr import audio, media, writers
-from glmasr.errors import AudioError, OptionError, OutputError
-from glmasr.pipeline import Segment, Transcript
-from glmasr.writers import WRITERS, Cue, Layout, cues, expand, plan_outputs, record, timed, width, write_whole
-from helpers.files import locked
+for package in ("srt", "webvtt", "hypothesis"):
+    pytest.importorskip(package, reason="needs the extra [test]")
+
+import srt                                                                   # noqa: E402
+import webvtt                                                                # noqa: E402
+from hypothesis import example, given, settings                              # noqa: E402
+from hypothesis import strategies as st                                      # noqa: E402
+
+from glmasr import audio, media, writers                                     # noqa: E402
+from glmasr.errors import AudioError, OptionError, OutputError               # noqa: E402
+from glmasr.pipeline import Segment, Transcript                              # noqa: E402
+from glmasr.writers import WRITERS, Cue, Layout, cues, expand, plan_outputs, record, timed, width, write_whole  # noqa: E402
+from helpers.files import locked                                             # noqa: E402
 
 PAGE = Path(__file__).parents[1] / "docs" / "JSON.md"
 NO_START, NO_END = "。，、！？；：”’）》」】…%,.!?;:)]}»", "“‘（《「【([{«"

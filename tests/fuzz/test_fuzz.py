@@ -15,12 +15,14 @@ from collections import Counter
 from functools import cache
 
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
-from hypothesis import strategies as st
-from mutate import PATTERNS, REFUSED, SOUNDS, Base, damaged, damages, fields, json_damaged, json_damages, protobuf, sound
-from worker import Worker
 
 pytest.importorskip("resource")
+pytest.importorskip("hypothesis", reason="needs the extra [test]")
+
+from hypothesis import HealthCheck, given, seed, settings                                   # noqa: E402
+from hypothesis import strategies as st                                                     # noqa: E402
+from mutate import PATTERNS, REFUSED, SOUNDS, Base, damaged, damages, fields, json_damaged, json_damages, protobuf, sound      # noqa: E402
+from worker import Worker                                                                   # noqa: E402
 
 FEW, SOUND_FILES, CHECKPOINT_FILES = 100, 20_000, 20_000
 JSON_FILES = ["glmasr/config.json", "glmasr/processor_config.json", "glmasr/generation_config.json", "original/config.json", "whisper/config.json",
