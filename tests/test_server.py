@@ -25,7 +25,7 @@ import torch
 
 import glmasr
 from glmasr import writers
-from glmasr.errors import OptionError
+from glmasr.errors import CheckpointError, OptionError
 from glmasr.pipeline import Options
 
 pytest.importorskip("fastapi", reason="needs the extra [web]")
@@ -404,6 +404,22 @@ def test_the_worker_dies(server, monkeypatch):
         assert server.client.get("/healthz").status_code == 503
         assert server.send().json()["text"] == TEXTS["zh.wav"] and waiting.result().json()["text"] == TEXTS["en.mp3"]
     assert server.desk.restarts == restarts + 1 and server.client.get("/healthz").status_code == 200
+
+
+def test_a_model_that_cannot_be_loaded_is_not_tried_again():
+    """Also where the event loop hears of the error and of the worker's end at once, as it is busy with an import."""
+    async def start():
+        desk = batching.Desk({"name_or_path": "nowhere"})
+        loading = asyncio.create_task(desk.start())
+        await asyncio.sleep(0)
+        desk.process.join(100)
+        time.sleep(0.5)                                 # its threads have told the loop of both
+        with pytest.raises(CheckpointError, match="nowhere"):
+            await loading
+        await asyncio.sleep(0.1)
+        assert desk.restarts == 0
+        desk.end()
+    asyncio.run(start())
 
 
 @pytest.mark.slow
