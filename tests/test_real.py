@@ -346,7 +346,7 @@ def errors(tokenizer, ids: dict[int, list[int]]) -> Errors:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_errors(directory, ours, found, mel, dtype):
-    """Of the languages that a model learned, searched greedily. Float32: at most 12 %, a third more than what the worse of the two makes.
+    """Of the languages that a model learned, searched greedily. Float32: at most 12 %, a fifth more than what the worse of the two makes.
 
     A processor without bfloat16 takes three times as long for it, and has a third of the recordings.
     """
