@@ -165,7 +165,7 @@ class Desk:
             self._release(ticket)
             ticket.events.put_nowait(WorkerDied("the process that recognised it has ended; send it again, and a smaller part of it if that "
                                                 "happens twice"))
-        if self.closing or self._first.done() and self._first.exception():      # the model can't be loaded
+        if self.closing or self.facts is None and self._first.done():       # the model could never be loaded
             return
         if not self._first.done():
             self._first.set_exception(CheckpointError("the process that loads the model has ended; is there enough memory for it?"))

@@ -14,7 +14,7 @@ a segment and in the warnings, and no text is lost without a word.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import groupby, islice, pairwise
+from itertools import islice, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -572,9 +572,9 @@ class Recogniser:
         if len(whole) == len(jobs):
             return self._answer(jobs, heard, rules, options, halves)
         answers = iter(self._answer([jobs[index] for index in whole], heard.of(whole), rules, options, halves) if whole else ())
-        return [next(answers) if index in whole else self._join(job, heard.pieces[index], options, halves) for index, job in enumerate(jobs)]
+        return [next(answers) if index in whole else self._by_language(job, heard.pieces[index], options, halves) for index, job in enumerate(jobs)]
 
-    def _join(self, job: Job, pieces: list[tuple[Window, str]], options: Options, halves: bool) -> Part:
+    def _by_language(self, job: Job, pieces: list[tuple[Window, str]], options: Options, halves: bool) -> Part:
         """A window in several languages, piece by piece."""
         jobs = [replace(job, window=window, hearing=Hearing(language), goes_on=job.goes_on and window is pieces[-1][0]) for window, language in pieces]
         parts = self._decode(jobs, options, halves)
@@ -640,7 +640,6 @@ class Recogniser:
         """Of a segment: a window can begin in one language and end in another."""
         if hearing.language != "auto" or options.task != "transcribe":
             return heard
-        heard = heard or ("en" if getattr(self.config, "languages", None) == {} else "")        # a Whisper of one language
         written = written_in(text, heard)
         return written if not heard or written in (options.languages or (written,)) else heard
 
@@ -661,7 +660,7 @@ class Recogniser:
     def _cover(self, jobs: list[Job], parts: list[Part], chosen: list[int], options: Options, halves: bool) -> list[Part]:
         """The parts, with text where somebody speaks and there was none, or too little of it: such stretches are decoded by themselves.
         What stays without text is told."""
-        lost: list[tuple[int, coverage.Stretch, Window, int]] = []      # number of the part, stretch, its window, how many jobs
+        lost: list[tuple[int, coverage.Stretch, Window, int, bool]] = []        # number of the part, stretch, its window, how many jobs, in two ways
         again: list[Job] = []
         for index in chosen:
             job, window, part = jobs[index], jobs[index].window, parts[index]
@@ -675,6 +674,7 @@ class Recogniser:
                 if job.goes_on and stretch.covering is None and 0 < stretch.first and stretch.last == len(voiced):
                     parts[index] = replace(parts[index], resume=piece.begin)
                     continue
+                two_ways = False
                 # Each try is shorter than the one before it, so there is an end to them.
                 if stretch.pauses:
                     places = [*((cut - stretch.first) * sound.HOP for cut in (stretch.first, *stretch.pauses)), len(piece.samples)]
@@ -687,14 +687,14 @@ class Recogniser:
                     pieces = halves_of(piece)
                 else:
                     pieces = []
-                lost.append((index, stretch, piece, len(pieces)))
+                lost.append((index, stretch, piece, len(pieces), two_ways))
                 again += [Job(one, replace(job.hearing, heard=part.language, until=window.begin), fruitless) for one in pieces]
-        size = self.batch_size(options)
+        size = self.batch_size(options) if again else 1         # it looks at the free memory
         decoded = (part for start in range(0, len(again), size) for part in self._decode(again[start:start + size], options, halves=True))
         found: dict[int, list] = {}
-        for index, stretch, piece, count in lost:
+        for index, stretch, piece, count, two_ways in lost:
             tries = [next(decoded) for _ in range(count)]
-            found.setdefault(index, []).append((stretch, piece, fuller(tries, stretch.voice) if count == 3 and not stretch.pauses else tries))
+            found.setdefault(index, []).append((stretch, piece, fuller(tries, stretch.voice) if two_ways else tries))
         return [patched(part, found[index]) if index in found else part for index, part in enumerate(parts)]
 
     def _split(self, job: Job, options: Options) -> Part:
@@ -918,7 +918,7 @@ class EncoderDecoderRecogniser(Recogniser):
         for job, row, silence in zip(jobs, likely.tolist(), no_speech.tolist(), strict=True):
             window, hearing = job.window, job.hearing
             pieces.append([])
-            chosen, other = "" if hearing.language == "auto" else hearing.language, ""
+            chosen, other = hearing.language if hearing.language != "auto" else "" if names else "en", ""        # a Whisper of one language knows English
             if names and hearing.language == "auto":
                 total = sum(value for name, value in zip(names, row) if name in among)
                 probabilities = {name: value / total for name, value in zip(names, row) if name in among}
@@ -950,28 +950,14 @@ class EncoderDecoderRecogniser(Recogniser):
         if len({name for _, name in sure}) < 2:
             return []
         spoken = window.voiced().float().unfold(0, round(SLICE / coverage.FRAME), round(APART / coverage.FRAME)).mean(-1).tolist()
-        runs: list[list] = []                                   # language, first and last slice, how many
-        for place, name in sure:
-            if spoken[min(place, len(spoken) - 1)] < 0.5:
-                continue
-            if runs and runs[-1][0] == name and place - runs[-1][2] <= SLICE / APART:
-                runs[-1][2:] = place, runs[-1][3] + 1
-            else:
-                runs.append([name, place, place, 1])
-        turns: list[list] = []
-        for run in runs:
-            if run[3] >= IN_A_ROW:
-                if turns and turns[-1][0] == run[0]:
-                    turns[-1][2] = run[2]
-                else:
-                    turns.append(run)
-        if len(turns) < 2:
+        found = turns([(place, name) for place, name in sure if spoken[min(place, len(spoken) - 1)] >= 0.5])
+        if len(found) < 2:
             return []
         levels, cuts = cutting.loudness(window.samples), [0]
-        for (_, _, last, _), (_, first, _, _) in pairwise(turns):     # between the middles of the two slices, where it is quietest
+        for (_, _, last), (_, first, _) in pairwise(found):     # between the middles of the two slices, where it is quietest
             begin, end = (round((place * APART + SLICE / 2) / coverage.FRAME) for place in (last, first))
             cuts.append((begin + cutting.quietest(levels[begin:end])) * sound.HOP)
-        return [(window.part(begin, end), name) for (begin, end), (name, *_) in zip(pairwise([*cuts, len(window.samples)]), turns, strict=True)]
+        return [(window.part(begin, end), name) for (begin, end), (name, _, _) in zip(pairwise([*cuts, len(window.samples)]), found, strict=True)]
 
     def _room(self, prompt: int) -> int:
         return self.config.decoder.positions - prompt
@@ -1029,6 +1015,25 @@ def whole(window: Window, segments: list[Segment]) -> list[Segment]:
     if found:
         found[0] = replace(found[0], start=round(min(start, found[0].end), 3))
         found[-1] = replace(found[-1], end=round(max(end, found[-1].start), 3))
+    return found
+
+
+def turns(sure: list[tuple[int, str]]) -> list[tuple[str, int, int]]:
+    """(number, language) of the slices that are sure of one -> (language, first and last slice) of each stretch of a language. A language
+    that too few slices in a row are sure of is left out."""
+    runs: list[list[tuple[int, str]]] = []
+    for place, name in sure:
+        if runs and runs[-1][-1][1] == name and place - runs[-1][-1][0] <= SLICE / APART:
+            runs[-1].append((place, name))
+        else:
+            runs.append([(place, name)])
+    found: list[tuple[str, int, int]] = []
+    for run in runs:
+        if len(run) >= IN_A_ROW:
+            (first, name), (last, _) = run[0], run[-1]
+            if found and found[-1][0] == name:
+                _, first, _ = found.pop()
+            found.append((name, first, last))
     return found
 
 

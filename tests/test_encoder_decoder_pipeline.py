@@ -274,9 +274,10 @@ def test_a_model_of_one_language_needs_no_language(recogniser, monkeypatch):
     model = EncoderDecoder(replace(recogniser.config, languages={}, tasks={}))
     model.load_state_dict(recogniser.model.state_dict())
     single = pipeline.make_recogniser(model, recogniser.tokenizer)
-    asked = answering(monkeypatch, [said(" one two")])
+    asked = answering(monkeypatch, [said(" one two"), said(" 5, 5, 0")])
     transcript = single.transcribe(sound(1), sample_rate=16_000)
     assert asked[0]["prompts"] == [[257]] and transcript.language == "en"
+    assert [segment.language for segment in single.transcribe(sound(1), sample_rate=16_000).segments] == ["en"]         # digits don't tell
     with pytest.raises(OptionError, match="knows one language only"):
         single.transcribe(sound(1), "zh", sample_rate=16_000)
 
@@ -509,12 +510,16 @@ def test_a_half_without_text_is_told(recogniser, monkeypatch, all_voice):
     assert found.text == LONG and start == pytest.approx(1, abs=0.2) and end == 2 and len(found.warnings) == 1
 
 
+def pausing(monkeypatch, seconds):
+    """What isn't silent is a voice, silence of so many seconds a pause, and a text across one has few letters."""
+    monkeypatch.setattr(cutting, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) > 0.001))
+    for name, value in (("AGAIN", 0.3), ("PAUSE", seconds), ("USUAL", 40.0)):
+        monkeypatch.setattr(coverage, name, value)
+
+
 def test_nothing_between_pauses_is_dropped(recogniser, monkeypatch):
     """The text wasn't doubted: it stays unless each piece has some."""
-    monkeypatch.setattr(cutting, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) > 0.001))
-    monkeypatch.setattr(coverage, "AGAIN", 0.3)
-    monkeypatch.setattr(coverage, "PAUSE", 0.3)
-    monkeypatch.setattr(coverage, "USUAL", 40.0)
+    pausing(monkeypatch, 0.3)
     samples = sound(2)
     samples[19_200:25_600] = 0                                          # 1.2 to 1.6 s
     answering(monkeypatch, [said(at(0), "this is it, yes", at(2)), said(at(0), "this is it, is it not", at(1.3)), said(at(0), at(0))])
@@ -525,10 +530,7 @@ def test_nothing_between_pauses_is_dropped(recogniser, monkeypatch):
 
 def test_a_text_is_cut_at_the_longest_pause_first(recogniser, monkeypatch):
     """Short pieces have no context: a model makes less of them than of a sentence."""
-    monkeypatch.setattr(cutting, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) > 0.001))
-    monkeypatch.setattr(coverage, "AGAIN", 0.3)
-    monkeypatch.setattr(coverage, "PAUSE", 0.1)
-    monkeypatch.setattr(coverage, "USUAL", 40.0)
+    pausing(monkeypatch, 0.1)
     samples = sound(2)
     samples[8_000:10_400] = samples[19_200:25_600] = 0                  # 0.5 to 0.65 s, 1.2 to 1.6 s
     asked = answering(monkeypatch, [said(at(0), "so be it, is it not", at(2)), said(at(0), "this is it, is it not, for it must be it as it was, is it", at(1.3)),
@@ -563,6 +565,13 @@ def judging(monkeypatch, rows):
     """Probabilities of zh, yue and en, one row for each window."""
     left = list(rows)
     monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (torch.tensor([left.pop(0) for _ in audio[0][0]]), torch.zeros(len(audio[0][0]))))
+
+
+@pytest.mark.parametrize("sure, expected", [
+    ([(0, "zh"), (1, "zh"), (4, "en"), (5, "en")], [("zh", 0, 1), ("en", 4, 5)]), ([(0, "zh"), (2, "zh")], [("zh", 0, 2)]), ([(0, "zh"), (3, "zh")], []),
+    ([(0, "zh"), (1, "zh"), (2, "cy"), (3, "zh"), (4, "zh")], [("zh", 0, 4)]), ([(0, "zh"), (1, "zh"), (9, "zh"), (10, "zh")], [("zh", 0, 10)]), ([], [])])
+def test_turns(sure, expected):
+    assert pipeline.turns(sure) == expected
 
 
 def in_turns(monkeypatch, slices):
