@@ -3,7 +3,7 @@
 
 import sys
 
-from glmasr.serve import main
+from glmasr.server.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

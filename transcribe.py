@@ -12,7 +12,7 @@ Ctrl-C goes into files with `.incomplete` in their names; with `--resume` the sa
 if __name__ == "__main__":                      # before all imports: it makes one of this file as well
     import sys
 
-    from glmasr.commands import transcribe
+    from glmasr.cli import transcribe
     sys.exit(transcribe())
 
 import argparse
@@ -22,11 +22,11 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from glmasr import writers                      # torch, which takes a second, only where it is needed
-from glmasr.arguments import Parser
-from glmasr.commands import INTERRUPTED, ended_at_once
+from glmasr.cli import INTERRUPTED, Parser, ended_at_once
 from glmasr.errors import printable
-
+from glmasr.writers import output
+from glmasr.writers.formats import TIMED, WRITERS, record
+from glmasr.writers.line_breaks import Layout
 
 # ---- arguments ------------------------------------------------------------------------------------------------------------
 
@@ -69,9 +69,9 @@ def names(text: str) -> tuple[str, ...]:
 def formats(text: str) -> list[str]:
     names = list(dict.fromkeys(text.split(",")))
     if "all" in names:
-        names = list(writers.WRITERS)
-    if unknown := [name for name in names if name not in writers.WRITERS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(writers.WRITERS)}, or all")
+        names = list(WRITERS)
+    if unknown := [name for name in names if name not in WRITERS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(WRITERS)}, or all")
     return names
 
 
@@ -99,7 +99,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="to standard output one JSON object a recording, instead of its text")
     parser.add_argument("--explain", action="store_true", help="before the text of a recording, how it came about: stages, shapes, times, prompt, search")
     files = parser.add_argument_group("files", "With --format or --output-dir, results go into files named after the recordings.")
-    files.add_argument("--format", type=formats, metavar="NAME,...", help=f"{', '.join(writers.WRITERS)}, several with commas, or all (default: txt)")
+    files.add_argument("--format", type=formats, metavar="NAME,...", help=f"{', '.join(WRITERS)}, several with commas, or all (default: txt)")
     files.add_argument("--output-dir", metavar="DIR", help="where they go (default: beside the recordings)")
     files.add_argument("--recursive", action="store_true", help="of a folder, also what is in its folders")
     files.add_argument("--skip-existing", action="store_true", help="leave out recordings whose files are all there: go on with a batch that was stopped")
@@ -214,14 +214,15 @@ class Progress:
             self.bar.close()
 
     def next(self) -> None:
-        from glmasr import media
         from tqdm import tqdm
+
+        from glmasr.audio_files import sound_files
         self.close()
         self.bar, self.number, self.start = None, self.number + 1, time.perf_counter()
         if self.hidden or self.number == len(self.names):
             return
         name = self.names[self.number]
-        length = media.stated_duration(name)
+        length = sound_files.stated_duration(name)
         shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
         self.bar = tqdm(total=length, initial=self.begun.get(name, 0), desc=f"{self.number + 1}/{len(self.names)} {printable(os.path.basename(name))}", leave=False, bar_format=shape)
 
@@ -267,22 +268,22 @@ class Work:
         """Folders and patterns opened up. One that gives nothing doesn't stop the others."""
         names = []
         for path in self.args.audio:
-            names += writers.expand([path], self.args.recursive, self.fail)
-        return writers.expand(names) if self.args.files else names      # each file is written once
+            names += output.expand([path], self.args.recursive, self.fail)
+        return output.expand(names) if self.args.files else names      # each file is written once
 
     def run(self) -> int:
-        import glmasr                           # takes a second: not before the arguments are known to be right
+        import glmasr  # takes a second: not before the arguments are known to be right
         names = self.recordings()
-        outputs = writers.plan_outputs(names, self.args.format or ["txt"], self.args.output_dir) if self.args.files else {}
+        outputs = output.plan_outputs(names, self.args.format or ["txt"], self.args.output_dir) if self.args.files else {}
         if self.args.skip_existing:
             there = [name for name in names if all(os.path.isfile(path) for path in outputs[name].values())]
             self.summary.skipped, names = len(there), [name for name in names if name not in there]
         try:
             if self.args.output_dir is not None and names:              # before hours of work
-                writers.prepare(self.args.output_dir)
+                output.prepare(self.args.output_dir)
             recogniser = self.load() if names else None
             if recogniser is not None:
-                from glmasr import hub
+                from glmasr.checkpoint import hub
                 recogniser.check(self.args.lang, self.options(recogniser))
                 if self.args.model in hub.BUILT_IN:
                     self.say(f"{self.args.model}: {hub.DEMO}")
@@ -317,7 +318,7 @@ class Work:
         from glmasr.pipeline import Options
         options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "pad_to", "script", "track", "vad")}
         options["languages"] = self.args.languages or ()
-        if self.args.timestamps is None and writers.TIMED.intersection(self.args.format or ()) and recogniser.timed(Options()):
+        if self.args.timestamps is None and TIMED.intersection(self.args.format or ()) and recogniser.timed(Options()):
             options["timestamps"] = True
         return Options(**options, **({"max_duration": self.args.max_duration} if self.args.max_duration else {}))
 
@@ -326,14 +327,14 @@ class Work:
     def begun(self, recogniser, names: list[str], outputs: dict) -> list[str]:
         """Opens the journals that earlier runs have left. Gives the recordings without those that another process is at work on."""
         from glmasr.errors import GlmAsrError
-        from glmasr.journal import Journal
+        from glmasr.writers.journal import Journal
         free = []
         for name in names:
-            if not (outputs and writers.journal(outputs[name]).exists()):
+            if not (outputs and output.journal(outputs[name]).exists()):
                 free.append(name)
                 continue
             try:
-                run, journal = self.depends(recogniser, name), Journal(writers.journal(outputs[name]))
+                run, journal = self.depends(recogniser, name), Journal(output.journal(outputs[name]))
             except (GlmAsrError, OSError) as error:
                 self.fail(error, name)
                 continue
@@ -356,7 +357,8 @@ class Work:
     def depends(self, recogniser, name: str) -> dict:
         """What the text of a recording depends on."""
         import glmasr
-        from glmasr import hub, journal
+        from glmasr.checkpoint import hub
+        from glmasr.writers import journal
         model = hub.find(self.args.model, self.args.revision, progress=False)
         options = recogniser.check(self.args.lang, self.options(recogniser))
         return {"glmasr": glmasr.__version__, **journal.fingerprint(name, model, recogniser, self.args.lang, options)}
@@ -364,12 +366,12 @@ class Work:
     def keep(self, recogniser, name: str, parts: list, outputs: dict) -> None:
         """What isn't in the journal yet goes there. Where that fails, the work goes on without it."""
         from glmasr.errors import GlmAsrError
-        from glmasr.journal import Journal
+        from glmasr.writers.journal import Journal
         if self.journals.get(name, ...) is None:
             return
         try:
             if name not in self.journals:
-                self.journals[name] = Journal(writers.journal(outputs))
+                self.journals[name] = Journal(output.journal(outputs))
             journal = self.journals[name]
             if not journal.begun:               # also where Ctrl-C came in between
                 journal.begin(self.depends(recogniser, name), [*dict.fromkeys([*journal.formats, *outputs])])
@@ -383,21 +385,22 @@ class Work:
 
     def stop(self, recogniser, name: str, parts: list, outputs: dict | None) -> None:
         """What was recognised of a recording that isn't finished goes where it should, marked as incomplete."""
+        from tqdm import tqdm
+
         from glmasr import GlmAsrError
         from glmasr.pipeline import Transcript
-        from tqdm import tqdm
         parts = [part for part in parts if not part.last]
         if not parts:
             return
         transcript = Transcript.stopped(parts, recogniser.how(self.options(recogniser)))
         if self.args.json:
-            tqdm.write(as_line(writers.record(transcript, name)), file=sys.stdout)
+            tqdm.write(as_line(record(transcript, name)), file=sys.stdout)
             sys.stdout.flush()
         more = ""
         if self.args.files:
             self.keep(recogniser, name, parts, outputs)
             try:
-                self.write(name, transcript, {form: writers.incomplete(path) for form, path in outputs.items()})
+                self.write(name, transcript, {form: output.incomplete(path) for form, path in outputs.items()})
             except GlmAsrError as error:
                 self.complain(str(error))
             if (journal := self.journals.pop(name)) is not None:
@@ -408,17 +411,18 @@ class Work:
     def tidy(self, name: str, outputs: dict) -> None:
         """The whole is written: what was there of a part goes."""
         from contextlib import suppress
+
         from glmasr.errors import OutputError
-        from glmasr.journal import Journal
-        journal, place, formats = self.journals.pop(name, None), writers.journal(outputs), set(outputs)
+        from glmasr.writers.journal import Journal
+        journal, place, formats = self.journals.pop(name, None), output.journal(outputs), set(outputs)
         with suppress(OutputError, OSError):    # another process has it, or may do what this one may not
             if journal is None and place.exists():
                 journal = Journal(place)
             if journal is not None:
-                formats |= set(journal.formats) & set(writers.WRITERS)
+                formats |= set(journal.formats) & set(WRITERS)
                 journal.remove()
             for form in formats:
-                writers.incomplete(next(iter(outputs.values())).with_suffix(f".{form}")).unlink(missing_ok=True)
+                output.incomplete(next(iter(outputs.values())).with_suffix(f".{form}")).unlink(missing_ok=True)
 
     def recognise(self, recogniser, names: list[str], outputs: dict) -> None:
         """The recordings, told as soon as a part of them is recognised, and written as soon as they are."""
@@ -466,7 +470,7 @@ class Work:
         if args.lang.strip().lower() == "auto" and transcript.language:
             self.say(f"{name}: language {transcript.language}")
         if args.json:
-            tqdm.write(as_line(writers.record(transcript, name)), file=sys.stdout)
+            tqdm.write(as_line(record(transcript, name)), file=sys.stdout)
         elif not (transcript.segments or args.files):
             tqdm.write("", file=sys.stdout)     # a line for each recording, even if nobody speaks
         if not args.files:
@@ -478,8 +482,10 @@ class Work:
 
     def explained(self, recogniser, names: list[str]):
         """The parts of recordings, one after the other, and in front of the text of each how it came about."""
-        from glmasr import GlmAsrError, explain
         from tqdm import tqdm
+
+        from glmasr import GlmAsrError
+        from glmasr.tools import explain
         for index, name in enumerate(names):
             with explain.observed(recogniser) as observation:
                 found = list(recogniser.streams([name], self.args.lang, self.options(recogniser)))
@@ -502,10 +508,10 @@ class Work:
 
     def write(self, name: str, transcript, outputs: dict) -> None:
         from glmasr.errors import OutputError
-        layout, written, errors = writers.Layout(self.args.max_line_width, self.args.max_line_count), [], {}
+        layout, written, errors = Layout(self.args.max_line_width, self.args.max_line_count), [], {}
         for form, path in outputs.items():      # one that can't be written doesn't stop the others
             try:
-                writers.write_whole(path, writers.WRITERS[form](transcript, layout, name))
+                output.write_whole(path, WRITERS[form](transcript, layout, name))
                 written.append(str(path))
             except OutputError as error:
                 errors[path.name] = error

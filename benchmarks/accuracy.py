@@ -18,8 +18,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from compare import sound                                                             # noqa: E402
-from glmasr import load                                                               # noqa: E402
+from compare import sound  # noqa: E402
+
+from glmasr import load  # noqa: E402
 
 
 @torch.inference_mode()

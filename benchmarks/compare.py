@@ -31,13 +31,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"              # before any import of Transform
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
-import torch                                                                          # noqa: E402
-from torch import Tensor                                                              # noqa: E402
-from tqdm import tqdm                                                                 # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from glmasr.config import SAMPLE_RATE                                                 # noqa: E402
-from glmasr.weights import weight_files                                               # noqa: E402
+from glmasr.checkpoint.tensor_files import weight_files  # noqa: E402
+from glmasr.config import SAMPLE_RATE  # noqa: E402
 
 CHECKED_IDS = 16
 NEAR = 1e-4                                     # greatest difference of encoder outputs in float32, as part of the greatest value
@@ -383,7 +383,7 @@ def main() -> int:
 
 
 def quantise(directory: Path, out: Path) -> None:
-    from glmasr.quantize import quantise_directory
+    from glmasr.tools.quantize import quantise_directory
     quantise_directory(directory, out)
 
 

@@ -22,8 +22,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import glmasr                                                                         # noqa: E402
-from glmasr import audio, decode                                                      # noqa: E402
+import glmasr  # noqa: E402
+from glmasr import (
+    audio,
+    decode,  # noqa: E402
+)
 
 TOKENS = 32                     # for each of the windows decoded at once
 
@@ -95,7 +98,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.plot:
         try:
-            import matplotlib                                                         # noqa: F401
+            import matplotlib  # noqa: F401
         except ImportError:
             parser.error("--plot needs matplotlib: pip install -c constraints.txt '.[plot]'")
     speech = torch.cat([torch.cat((audio.load(ROOT / "examples" / name), torch.zeros(8000))) for name in ("zh.wav", "yue.flac", "en.mp3")])

@@ -19,7 +19,6 @@ from collections import Counter
 import httpx
 import numpy
 import soundfile
-
 from serving import ROOT, Server
 
 sys.path.insert(0, str(ROOT))
@@ -31,7 +30,7 @@ REST = 3.0                      # seconds: behind work, the worker gives memory 
 
 def clips() -> dict[str, bytes]:
     """name -> WAV: the examples, and each behind each."""
-    from glmasr import audio                    # resamples; takes a second to import
+    from glmasr import audio  # resamples; takes a second to import
     names = list(json.loads((ROOT / "examples/texts.json").read_text(encoding="utf-8")))
     sounds = {name: audio.load(ROOT / "examples" / name).numpy() for name in names}
     pause = numpy.zeros(audio.SAMPLE_RATE // 2, numpy.float32)

@@ -17,11 +17,12 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "training")]
-import glmasr                                                                         # noqa: E402
-from evaluate import edits, read_manifest, words                                      # noqa: E402
-from glmasr import audio                                                              # noqa: E402
-from glmasr.language import join                                                      # noqa: E402
-from glmasr.pipeline import Options                                                   # noqa: E402
+from evaluate import edits, read_manifest, words  # noqa: E402
+
+import glmasr  # noqa: E402
+from glmasr import audio  # noqa: E402
+from glmasr.pipeline import Options  # noqa: E402
+from glmasr.transcription.language import join  # noqa: E402
 
 GAPS = 0.15, 0.8                # seconds between utterances
 

@@ -19,11 +19,11 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig                  # noqa: E402
-from glmasr.model import GlmAsr                                                       # noqa: E402
-from glmasr.tokenizer import ALPHABET                                                 # noqa: E402
-from glmasr.weights import FORMATS, their_name                                        # noqa: E402
-from training.make_demo import SPECIAL, SPLIT, TEMPLATE                               # noqa: E402
+from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig  # noqa: E402
+from glmasr.model import GlmAsr  # noqa: E402
+from glmasr.tokenizer import ALPHABET  # noqa: E402
+from glmasr.weights import FORMATS, their_name  # noqa: E402
+from training.make_demo import SPECIAL, SPLIT, TEMPLATE  # noqa: E402
 
 # The pieces of the prompt and their published ids. A byte's id is the byte, so "\n" is 10.
 PIECES = {"Please": 14215, "Ġtrans": 1700, "cribe": 8091, "Ġthis": 643, "Ġaudio": 14812, "Ġinto": 1636, "Ġtext": 2815}

@@ -173,10 +173,11 @@ def main() -> None:
     args = parser.parse_args()
 
     import torch
-    import glmasr
     from evaluate import edits, words
+
+    import glmasr
     from glmasr.pipeline import Options
-    from glmasr.script import converter
+    from glmasr.transcription.chinese_script import converter
     simplified = converter("simplified")
     recogniser = glmasr.load(args.model, device="cpu", dtype=args.dtype)
     languages = getattr(recogniser.config, "languages", {"zh": 0, "yue": 0, "en": 0})

@@ -15,9 +15,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "training")]
-import glmasr                                                                         # noqa: E402
-from evaluate import evaluate, read_manifest                                          # noqa: E402
-from glmasr.pipeline import Options                                                   # noqa: E402
+from evaluate import evaluate, read_manifest  # noqa: E402
+
+import glmasr  # noqa: E402
+from glmasr.pipeline import Options  # noqa: E402
 
 WAYS = ("window", "speech")
 

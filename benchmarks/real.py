@@ -33,8 +33,8 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"              # everything is on the disk
 
-import numpy as np                                                                    # noqa: E402
-from tqdm import tqdm                                                                 # noqa: E402
+import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 # TRAP: a process's peak begins at its parent's, so nothing large is imported here, but where it is used.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -54,7 +54,7 @@ def words(text: str, language: str) -> list[str]:
     if language not in CHINESE:
         from whisper.normalizers import EnglishTextNormalizer
         return EnglishTextNormalizer()(text).split()
-    from glmasr.script import converter
+    from glmasr.transcription.chinese_script import converter
     text = converter("simplified")(unicodedata.normalize("NFKC", text).translate(DIGITS))
     return [character for character in text.lower() if unicodedata.category(character)[0] in "LN"]
 

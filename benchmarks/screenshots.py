@@ -9,7 +9,7 @@ Desktop in English, and a phone in Chinese, each with a recording transcribed.
 import argparse
 from pathlib import Path
 
-from browser import Page                        # the tests drive the same page
+from browser import Page  # the tests drive the same page
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = {"page-desktop": ("en-GB", 1100, 640, "en.mp3"), "page-phone": ("zh-CN", 390, 1240, "zh.wav")}

@@ -16,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from glmasr import audio                                                              # noqa: E402
+from glmasr import audio  # noqa: E402
 
 MINUTE = 60 * audio.SAMPLE_RATE
 

@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import ffmpeg, media
+from .audio_files import ffmpeg, sound_files
+from .audio_files.ffmpeg import VALUES
+from .audio_files.sound_files import MOST_BYTES, checked_rate, too_long
 from .errors import AudioError, OptionError, printable
-from .ffmpeg import VALUES
-from .media import MOST_BYTES, checked_rate, too_long
 
 SAMPLE_RATE = 16_000                      # samples a second, of everything behind this stage
 FFT_SIZE = 400                            # 25 ms of samples in one frame of the spectrum
@@ -89,8 +89,8 @@ def blocks(source, sample_rate=None, *, seconds=30.0, track: int | str | None = 
             raise AudioError(f"sample_rate={sample_rate} was given for a {type(source).__name__}; only arrays need it, a file "
                              "states its own: leave it out")
         else:
-            name, parts = media.decode(source, track, max_duration, stack, warn, cancelled)
-        parts = _limited(media.until(cancelled, parts), name, max_duration)
+            name, parts = sound_files.decode(source, track, max_duration, stack, warn, cancelled)
+        parts = _limited(sound_files.until(cancelled, parts), name, max_duration)
         yield from _regrouped(_at_16_khz(parts, name, warn), round(seconds * SAMPLE_RATE))
 
 

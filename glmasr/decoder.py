@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from .config import CrossDecoderConfig, DecoderConfig
 from .layers import MLP, Cache, CrossAttention, SelfAttention, causal_mask, rope_table
 
-
 # -- GLM-ASR -----------------------------------------------------------------------------------------------------------
 
 

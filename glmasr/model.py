@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from . import audio as sound
-from . import decode
 from .config import EncoderDecoderConfig, GlmAsrConfig
 from .conv_frontend import audio_rows
 from .decoder import CrossDecoder, LlamaDecoder
 from .encoder import Projector, RotaryEncoder, SinusoidalEncoder
 from .errors import OptionError
 from .layers import Cache
+from .rules import Forbid, ForbidFirst, Rule, TimestampRule
 
 
 class GlmAsr(nn.Module):
@@ -144,16 +144,16 @@ class EncoderDecoder(nn.Module):
             return ids
         return ids if timestamps else [*ids, config.no_timestamps]
 
-    def rules(self, timestamps: bool = False) -> list[decode.Rule]:
+    def rules(self, timestamps: bool = False) -> list[Rule]:
         """What this checkpoint never writes, what it doesn't begin with, and the order of times."""
         config, vocabulary = self.config, self.config.decoder.vocabulary
-        rules: list[decode.Rule] = []
+        rules: list[Rule] = []
         if config.suppress_first:
-            rules.append(decode.ForbidFirst(config.suppress_first, vocabulary, self.device))
+            rules.append(ForbidFirst(config.suppress_first, vocabulary, self.device))
         if config.suppress:
-            rules.append(decode.Forbid(config.suppress, vocabulary, self.device))
+            rules.append(Forbid(config.suppress, vocabulary, self.device))
         if timestamps:
-            rules.append(decode.TimestampRule(begin=config.times, end=config.end, no_timestamps=config.no_timestamps,
+            rules.append(TimestampRule(begin=config.times, end=config.end, no_timestamps=config.no_timestamps,
                                               latest_first=config.latest_first_time))
         return rules
 

@@ -21,15 +21,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import audio as sound
-from . import coverage, cutting, decode, fast, ffmpeg, media, script, vad, weights
-from . import hub as hubs
+from . import decode, weights
+from .audio_files import ffmpeg, sound_files
+from .checkpoint import hub as hubs
 from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
-from .cutting import Window
 from .errors import CheckpointError, GlmAsrError, OptionError, ShortMemoryError, out_of_memory
-from .fallback import TEMPERATURES, Limits, compression_ratio, fallback
-from .language import LANGUAGES, alike, canonical, forbidden_ids, join, name_language, written_in
+from .kernels import devices, int8, prepare
 from .model import EncoderDecoder, GlmAsr
+from .rules import Forbid, Rule, StopLoops, loops
 from .tokenizer import read_tokenizer, tokenizer_file
+from .transcription import chinese_script, chunking, coverage, vad
+from .transcription.chunking import Window
+from .transcription.fallback import TEMPERATURES, Limits, compression_ratio, fallback
+from .transcription.language import LANGUAGES, alike, canonical, forbidden_ids, join, name_language, written_in
 
 # A window may answer with this many tokens if the caller sets no limit. Fast speech is about 8 tokens a second.
 TOKENS_A_SECOND, TOKENS_AT_LEAST = 16, 32
@@ -228,7 +232,7 @@ class Options:
         if not (isinstance(self.temperatures, (tuple, list)) and self.temperatures
                 and all(isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 10 for value in self.temperatures)):
             raise OptionError(f"temperatures is {self.temperatures!r}, expected numbers from 0 to 10, at least one")
-        script.converter(self.script)
+        chinese_script.converter(self.script)
         ffmpeg.check_track(self.track)
         if self.long not in ("cut", "whole", "seek"):
             raise OptionError(f"long is {self.long!r}, expected 'cut', 'whole' or 'seek'")
@@ -250,9 +254,9 @@ def load(name_or_path=hubs.DEFAULT, *, device="auto", dtype="auto", plain: bool 
     hub       "huggingface" or "modelscope" (None: what GLMASR_HUB says, or "huggingface")
     progress  show a bar on standard error while weights are fetched
     """
-    weights.choose_device(device)                               # before gigabytes are fetched
+    devices.choose_device(device)                               # before gigabytes are fetched
     if dtype not in ("auto", "int8"):
-        dtype = weights.choose_dtype(dtype)
+        dtype = devices.choose_dtype(dtype)
     directory = hubs.find(name_or_path, revision, hub=hub, progress=progress)
     model = weights.load(directory, device=device, dtype=dtype, plain=plain)
     tokenizer = read_tokenizer(directory)
@@ -333,7 +337,7 @@ class Recogniser:
     def __init__(self, model: GlmAsr | EncoderDecoder, tokenizer):
         self.model = model
         self.tokenizer = tokenizer
-        self._rules: dict[object, list[decode.Rule]] = {}
+        self._rules: dict[object, list[Rule]] = {}
 
     @property
     def config(self) -> GlmAsrConfig | EncoderDecoderConfig:
@@ -346,7 +350,7 @@ class Recogniser:
         by_heads = model.linears not in ("plain", "wide") and model.dtype == torch.bfloat16 and model.device.type == "cpu"
         found = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."), "linears": model.linears,
                  "attention": "by heads" if by_heads else "plain", "steps": model.steps, "pad_to": options.pad_to}
-        return found | ({"levels": str(fast.levels())} if model.linears == "int8" else {})
+        return found | ({"levels": str(int8.levels())} if model.linears == "int8" else {})
 
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
                    timestamps: bool | None = None, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
@@ -396,7 +400,7 @@ class Recogniser:
         def work() -> Iterator[tuple[int, Job | Part | GlmAsrError | None]]:
             for index, audio in enumerate(recordings):
                 said = warnings[index] = []
-                if media.may_wait(audio):
+                if sound_files.may_wait(audio):
                     yield index, None               # what came before must not wait with it
                 try:
                     blocks = sound.blocks(audio, sample_rate, track=options.track, max_duration=options.max_duration, warn=said.append)
@@ -458,13 +462,13 @@ class Recogniser:
         """The windows of a recording, cut where nobody speaks or it is quiet, without the first `done`."""
         detector = vad.VoiceActivity() if options.vad == "auto" and vad.available() else None
         # Where to cut depends on nothing but the sound, so to skip windows they are cut again.
-        for window in islice(cutting.cut(reader, self.config.window, detector), done, None):
+        for window in islice(chunking.cut(reader, self.config.window, detector), done, None):
             yield Job(window, hearing)
 
     def decode_together(self, jobs: list[Job], options: Options) -> "list[Part | GlmAsrError]":
         """The parts of some windows, of one recording or of several, decoded together; `options` as `check` gives them. What the model
         can't answer is an error in place of its part."""
-        convert = script.converter(options.script)
+        convert = chinese_script.converter(options.script)
         parts = self._decode_apart(jobs, options)
         for index, (job, part) in enumerate(zip(jobs, parts, strict=True)):
             if not isinstance(part, GlmAsrError):
@@ -565,7 +569,7 @@ class Recogniser:
         return min(self.config.window, -(-samples // unit) * unit)
 
     @torch.inference_mode()
-    def _decode_alike(self, jobs: list[Job], length: int, rules: list[decode.Rule], options: Options, halves: bool) -> list[Part]:
+    def _decode_alike(self, jobs: list[Job], length: int, rules: list[Rule], options: Options, halves: bool) -> list[Part]:
         """One batch. `halves`: see `_answer`."""
         heard = self._hear(jobs, length, options)
         whole = [index for index in range(len(jobs)) if not (heard.pieces and heard.pieces[index])]
@@ -582,7 +586,7 @@ class Recogniser:
                     [warning for part in parts for warning in part.warnings], any(part.failed for part in parts), parts[-1].resume,
                     uncovered=tuple(place for part in parts for place in part.uncovered))
 
-    def _answer(self, jobs: list[Job], heard: Heard, rules: list[decode.Rule], options: Options, halves: bool) -> list[Part]:
+    def _answer(self, jobs: list[Job], heard: Heard, rules: list[Rule], options: Options, halves: bool) -> list[Part]:
         """Searches what was heard, tries again what can't be right, and looks for what is missing. `halves`: these are halves of a window,
         which are not split again."""
         limits, stop = Limits(), self.config.stop
@@ -590,7 +594,7 @@ class Recogniser:
 
         def attempt(chosen: list[int], temperature: float) -> list[decode.Hypothesis]:
             limited = [budgets[index] for index in chosen]
-            guards = [decode.StopLoops(stop[0])] if options.guards else []
+            guards = [StopLoops(stop[0])] if options.guards else []
             return search(self.model, *heard.pick(chosen), stop, limited, options, [*rules, *guards], temperature)
 
         def flags(index: int, hypothesis: decode.Hypothesis) -> tuple[str, ...]:
@@ -599,14 +603,14 @@ class Recogniser:
             if not options.guards or limits.silent(hypothesis, silence):
                 return ()
             found = limits.doubts(hypothesis, self._text(hypothesis.ids), silence)
-            return found if "repeats" in found or not decode.loops(hypothesis.ids) else ("repeats", *found)
+            return found if "repeats" in found or not loops(hypothesis.ids) else ("repeats", *found)
 
         def no_speech(index: int, hypothesis: decode.Hypothesis) -> float:
             return heard.no_speech[index] if heard.no_speech is not None else hypothesis.empty
 
         def repeated(index: int, hypothesis: decode.Hypothesis) -> bool:
             """Whether the text repeats itself and may be right: somebody can say a sentence five times. To draw others is no help; halves tell."""
-            return (flags(index, hypothesis) == ("repeats",) and not decode.loops(hypothesis.ids)
+            return (flags(index, hypothesis) == ("repeats",) and not loops(hypothesis.ids)
                     and coverage.fits(self._text(hypothesis.ids), float(jobs[index].window.voiced().sum()) * coverage.FRAME))
 
         tried = fallback(attempt, len(jobs), lambda index, hypothesis: not flags(index, hypothesis) or repeated(index, hypothesis), options.tried)
@@ -741,7 +745,7 @@ class Recogniser:
         reading = prompt * (2 * decoder.hidden + 8 * decoder.width) * size + prompt ** 2 * (1 + decoder.heads // key_heads * (1 + size))
         logits = 4 * decoder.vocabulary * 4 * rows
         cross = 2 * decoder.layers * decoder.width * frames * size if crossing else 0
-        free = weights.free_memory(self.model.device) - fast.to_come(self.model)
+        free = devices.free_memory(self.model.device) - prepare.to_come(self.model)
         if self.model.device.type == "cuda":            # what PyTorch holds and doesn't use is free too
             free += torch.cuda.memory_reserved(self.model.device) - torch.cuda.memory_allocated(self.model.device)
         return max(1, min(MOST_ROWS, int(free / 4 / (cache + hearing + reading + logits + cross))))
@@ -765,7 +769,7 @@ class GlmAsrRecogniser(Recogniser):
             raise CheckpointError(f"its ids don't fit config.json (a vocabulary of {self.config.decoder.vocabulary}, audio token "
                                   f"{self.config.audio_token}); it is that of another model")
 
-    def rules(self, language: str, options: Options = Options()) -> list[decode.Rule]:
+    def rules(self, language: str, options: Options = Options()) -> list[Rule]:
         """The decoding rules of a language option. The checkpoint has no language tokens: see `glmasr.language`."""
         said, language = language, canonical(language)
         if not isinstance(language, str) or language not in LANGUAGES:
@@ -779,7 +783,7 @@ class GlmAsrRecogniser(Recogniser):
             size = self.config.decoder.vocabulary
             # Of several languages, letters that none of them is written in.
             ids = sorted(set.intersection(*(set(forbidden_ids(self.tokenizer, name, size)) for name in among)))
-            self._rules[among] = [decode.Forbid(ids, size, self.model.device)] if ids else []
+            self._rules[among] = [Forbid(ids, size, self.model.device)] if ids else []
         return self._rules[among]
 
     @torch.inference_mode()
@@ -865,7 +869,7 @@ class EncoderDecoderRecogniser(Recogniser):
     def timed(self, options: Options) -> bool:
         return bool(options.timestamps) or options.timestamps is None and self.config.no_timestamps is not None
 
-    def rules(self, language: str, options: Options = Options()) -> list[decode.Rule]:
+    def rules(self, language: str, options: Options = Options()) -> list[Rule]:
         """The decoding rules; they are the same for all languages. Raises OptionError for what the model has no tokens for."""
         known, said = self.config.languages, language
         language = canonical(said)
@@ -953,10 +957,10 @@ class EncoderDecoderRecogniser(Recogniser):
         found = turns([(place, name) for place, name in sure if spoken[min(place, len(spoken) - 1)] >= 0.5])
         if len(found) < 2:
             return []
-        levels, cuts = cutting.loudness(window.samples), [0]
+        levels, cuts = chunking.loudness(window.samples), [0]
         for (_, _, last), (_, first, _) in pairwise(found):     # between the middles of the two slices, where it is quietest
             begin, end = (round((place * APART + SLICE / 2) / coverage.FRAME) for place in (last, first))
-            cuts.append((begin + cutting.quietest(levels[begin:end])) * sound.HOP)
+            cuts.append((begin + chunking.quietest(levels[begin:end])) * sound.HOP)
         return [(window.part(begin, end), name) for (begin, end), (name, _, _) in zip(pairwise([*cuts, len(window.samples)]), found, strict=True)]
 
     def _room(self, prompt: int) -> int:

@@ -35,11 +35,12 @@ import unicodedata
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from time import process_time as _now       # as the timeout of `regex`
+from time import process_time as _now  # as the timeout of `regex`
 
 import regex
 
-from .config import LARGEST_CONFIG, TIME_STEP, parse_json, read_file
+from .checkpoint.json_file import LARGEST_CONFIG, parse_json, read_file
+from .config import TIME_STEP
 from .errors import TokenizerError
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

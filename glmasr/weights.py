@@ -9,22 +9,22 @@ mapped, not copied, so a 4.5 GB checkpoint is there at once and needs no second 
 
 import json
 import math
-import os
 import re
-import struct
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from . import ctranslate2, fast, graphs
-from .config import EncoderDecoderConfig, GlmAsrConfig, open_file, parse_json, read_config, read_json
-from .errors import CheckpointError, OptionError, ShortMemoryError, out_of_memory
+from .checkpoint import ctranslate2
+from .checkpoint.tensor_files import _FLOATS, INDEX, Files, read_header, weight_files
+from .config import EncoderDecoderConfig, GlmAsrConfig, read_config
+from .errors import CheckpointError, OptionError
+from .kernels import cuda_graphs, int8, prepare
+from .kernels.devices import choose_device, choose_dtype, fast_dtype
 from .model import EncoderDecoder, GlmAsr
 
 # -- name tables -------------------------------------------------------------------------------------------------------
@@ -128,120 +128,6 @@ def _half_split(tensor: Tensor, head_size: int, rotary: int) -> Tensor:
     of each head the even rotary rows, then the odd ones, then the rest."""
     order = [*range(0, rotary, 2), *range(1, rotary, 2), *range(rotary, head_size)]
     return tensor.unflatten(0, (-1, head_size))[:, order].flatten(0, 1)
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-
-_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_FLOATS = {"F64", "F32", "F16", "BF16"}
-_LONGEST_HEADER = 20_000_000     # bytes
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"      # the weights in one file, or the list of their files
-_MOST_VALUES = 100_000_000      # bytes of memory that a header takes: those of 100,000 tensors
-_MOST_AXES = 32
-
-
-def read_header(path: Path) -> dict[str, dict]:
-    """Tensor name -> {dtype, shape, data_offsets} of a safetensors file, after checking that the file can hold them.
-
-    Layout: 8 bytes of header length, little endian; that much JSON; the data. Raises CheckpointError.
-    """
-    def broken(why: str) -> CheckpointError:
-        return CheckpointError(f"{path}: {why}; the file is damaged or was not downloaded whole")
-
-    try:
-        size = path.stat().st_size
-        with open_file(path) as file:
-            start = file.read(8)
-            if len(start) < 8:
-                raise broken(f"{size} bytes are no safetensors file")
-            length = struct.unpack("<Q", start)[0]
-            if length > min(size - 8, _LONGEST_HEADER):
-                raise broken(f"a header of {length} bytes is announced in a file of {size} bytes")
-            text = file.read(length)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from None
-    try:
-        header = parse_json(text, _MOST_VALUES)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise broken(f"its header is not valid JSON ({error})") from None
-    if not isinstance(header, dict):
-        raise broken("its header is not a JSON object")
-    header.pop("__metadata__", None)
-    end = 0
-    for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1])):
-        first, last = _offsets(entry)
-        shape, dtype = entry.get("shape") if isinstance(entry, dict) else None, entry.get("dtype") if isinstance(entry, dict) else None
-        if isinstance(shape, list) and len(shape) > _MOST_AXES:
-            raise broken(f"tensor {name} has {len(shape)} axes; expected at most {_MOST_AXES}")
-        if (not isinstance(dtype, str) or dtype not in _SIZES or not isinstance(shape, list)
-                or not all(_is_size(n) and n >= 0 for n in shape)):
-            raise broken(f"tensor {name} has dtype {dtype!r} and shape {shape!r}")
-        count = _SIZES[dtype]
-        for n in shape:
-            count *= n
-        if first != end or last - first != count:
-            raise broken(f"tensor {name} of shape {shape} and type {dtype} lies at bytes {first} to {last}; expected {end} to {end + count}")
-        end = last
-    if 8 + length + end != size:
-        raise broken(f"its tensors end at byte {8 + length + end} of {size}")
-    return header
-
-
-def _offsets(entry) -> tuple[int, int]:
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets)):
-        return tuple(offsets)
-    return (-1, -1)
-
-
-def _is_size(value) -> bool:
-    # TRAP: products of numbers of thousands of digits take minutes, and Python refuses to write them.
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2 ** 63
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The files with the weights of a checkpoint directory: one, or the shards that its index names."""
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory")
-    index = directory / INDEX
-    if (directory / WHOLE).is_file():
-        return [directory / WHOLE]
-    if index.is_file():
-        files = shards(index)
-        for name in files:
-            if not os.path.isfile(directory / name):            # also False for a name that no file can have
-                raise CheckpointError(f"{directory / name}: no such file, but {index.name} names it; the download is not complete")
-        return [directory / name for name in files]
-    if (directory / ctranslate2.FILE).is_file():
-        return [directory / ctranslate2.FILE]
-    unsafe = pickles(path.name for path in directory.iterdir())
-    if unsafe:
-        raise CheckpointError(f"{directory}: found {unsafe[0]}, a pickle, which can run any program when it is opened; "
-                              f"this package reads {WHOLE} only")
-    raise CheckpointError(f"{directory}: neither {WHOLE} nor {INDEX} is there")
-
-
-def check_files(directory: Path) -> None:
-    """Raises CheckpointError unless all files with weights are there, each as long as its tensors."""
-    for path in weight_files(directory):
-        ctranslate2.read_header(path) if path.name == ctranslate2.FILE else read_header(path)
-
-
-def shards(index: Path) -> list[str]:
-    """The names of the files that an index spreads the tensors over; each lies beside it. Raises CheckpointError."""
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError(f"{index}: weight_map is missing or is no table of tensors and files")
-    files = sorted(set(names.values()))
-    for name in files:
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(f"{index}: it names {name!r:.200}, which is not a file beside it")
-    return files
-
-
-def pickles(names) -> list[str]:
-    """Those of some file names that are weights which this package doesn't open. A `model.bin` it does, but as no pickle."""
-    return sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")) and name != ctranslate2.FILE)
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------
@@ -371,9 +257,9 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: 
         dtype = "int8"
     device = choose_device("cpu" if (device, dtype) == ("auto", "int8") else device)
     if dtype == "int8":
-        fast.check_int8(device)
+        int8.check_int8(device)
     floats = None if stored else fast_dtype(device) if dtype in ("auto", "int8") else dtype
-    linears = "int8" if dtype == "int8" else "plain" if plain else fast.choose(model, device, floats)
+    linears = "int8" if dtype == "int8" else "plain" if plain else prepare.choose(model, device, floats)
     later = linear_weights(model) if linears != "plain" else set()   # weights that are read one by one, when they are laid out
     kept, apart, state = Files(contents.headers), Files(contents.headers, apart=True), {}
 
@@ -396,48 +282,11 @@ def load(directory, *, device="auto", dtype="auto", plain: bool = True, stored: 
     if isinstance(model, GlmAsr):
         model.decoder.tie()
     if linears != "plain":
-        fast.prepare(model, linears, device, floats)
+        prepare.prepare(model, linears, device, floats)
     model.linears = linears
     if device.type == "cuda" and not plain and isinstance(model, GlmAsr):
-        graphs.prepare(model, captured=True)
+        cuda_graphs.prepare(model, captured=True)
     return model.eval()
-
-
-class Files:
-    """Tensors of files, as mapped pages (of CTranslate2's: as a copy): a mapping for each file that lasts as long as any of its tensors,
-    or with `apart` one for each tensor, that goes with it.
-
-    TRAP: a tensor may be wanted hours after its file was found, from another working directory, or when another file has its name.
-    """
-
-    def __init__(self, headers: dict[Path, dict[str, dict]], apart: bool = False):
-        self._found = {path: (path.absolute(), _identity(path)) for path in headers}
-        self._headers, self._apart, self._mapped = headers, apart, {}
-
-    def read(self, path: Path, name: str) -> Tensor:
-        try:
-            file = self._mapped.get(path) or self._map(path)
-            return file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: {error}") from None
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise ShortMemoryError(f"{path}: there is too little memory for the weights: {error}; expected more, or --dtype int8") from None
-
-    def _map(self, path: Path):
-        absolute, identity = self._found[path]
-        if _identity(absolute) != identity:
-            raise CheckpointError(f"{path} is another file than when its model was loaded; load it again")
-        file = ctranslate2.Mapped(absolute, self._headers[path]) if path.name == ctranslate2.FILE else safe_open(absolute, framework="pt")
-        if not self._apart:
-            self._mapped[path] = file
-        return file
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class _NoInit(TorchFunctionMode):
@@ -463,63 +312,6 @@ def _compare(contents: Contents) -> None:
                               f"{'the others make' if contents.is_ctranslate2 else 'config.json describes'} has none of that name")
 
 
-def choose_device(device) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise OptionError(f"device is {device!r}, expected 'auto', 'cpu' or 'cuda'") from None
-    if device.type not in ("cpu", "cuda"):
-        raise OptionError(f"device is {str(device)!r}, expected 'auto', 'cpu' or 'cuda'")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise OptionError("device is 'cuda', but PyTorch finds no GPU; use --device cpu, or install a CUDA build of PyTorch")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OptionError(f"device is {str(device)!r}, expected cuda:0 to cuda:{torch.cuda.device_count() - 1}")
-    return device
-
-
-def choose_dtype(dtype) -> torch.dtype:
-    if dtype in ("float16", "fp16", "half", torch.float16):
-        raise OptionError("dtype float16 is refused: models trained in bfloat16, as GLM-ASR was, overflow it (the text becomes garbage); "
-                          "use bfloat16 or float32")
-    types = {"bfloat16": torch.bfloat16, "float32": torch.float32, torch.bfloat16: torch.bfloat16, torch.float32: torch.float32}
-    if not isinstance(dtype, (str, torch.dtype)) or dtype not in types:
-        raise OptionError(f"dtype is {dtype!r}, expected 'auto', 'bfloat16', 'float32' or 'int8'")
-    return types[dtype]
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU and on a CPU with instructions for it; float32 on others, where bfloat16 is emulated and slow."""
-    if device.type == "cuda":
-        return torch.bfloat16
-    has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return torch.bfloat16 if has_instructions() else torch.float32
-
-
-PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")     # where Linux says how much memory there is
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken on a device; where the system doesn't say, 4 GiB. In a container, what its limit leaves."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        free = 1024 * _figure(PROC / "meminfo", "MemAvailable:")
-    except (OSError, LookupError, ValueError):
-        free = 4 * 2 ** 30
-    try:                                                # TRAP: meminfo is that of the whole machine, in a container too
-        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        return max(0, min(free, limit - used + _figure(CGROUP / "memory.stat", "inactive_file")))
-    except (OSError, LookupError, ValueError):          # no container, or one without a limit: "max"
-        return free
-
-
-def _figure(path: Path, name: str) -> int:
-    """Of a file of lines that each have a name and a number."""
-    return int(dict(line.split()[:2] for line in path.read_text().splitlines())[name])
-
-
 # -- saving ------------------------------------------------------------------------------------------------------------
 
 def save(model: GlmAsr | EncoderDecoder, directory, dtype: torch.dtype | None = torch.bfloat16, *, int8: bool = False) -> None:
@@ -542,7 +334,7 @@ def save(model: GlmAsr | EncoderDecoder, directory, dtype: torch.dtype | None = 
     for ours, parameter in model.named_parameters():
         theirs = their_name(table, ours)
         if ours in linears:
-            state[theirs], state[theirs + SCALE] = fast.quantise(parameter.detach().cpu())
+            state[theirs], state[theirs + SCALE] = int8.quantise(parameter.detach().cpu())
         else:
             state[theirs] = parameter.detach().to("cpu", dtype).contiguous()
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})

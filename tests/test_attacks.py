@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,11 +21,12 @@ httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 np = pytest.importorskip("numpy")
 soundfile = pytest.importorskip("soundfile")
 
-from glmasr import gate                         # noqa: E402
-from helpers import attacks                     # noqa: E402
-from helpers.attacks import FORM, JOIN, ROUTE, UPLOAD, MiB              # noqa: E402
-from helpers.programs import needs              # noqa: E402
-from helpers.server import ROOT, Server         # noqa: E402
+from helpers import attacks  # noqa: E402
+from helpers.attacks import FORM, JOIN, ROUTE, UPLOAD, MiB  # noqa: E402
+from helpers.programs import needs  # noqa: E402
+from helpers.server import ROOT, Server  # noqa: E402
+
+from glmasr.server import gate  # noqa: E402
 
 EXAMPLES = ROOT / "examples"
 TEXTS = {name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()}

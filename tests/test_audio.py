@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-
-from glmasr import audio, ffmpeg, media
-from glmasr.errors import AudioError, Cancelled, GlmAsrError, OptionError
 from helpers.memory import measured, needs_proc
 from helpers.programs import needs
 from helpers.sounds import bytes_of, melody, speech
 
+from glmasr import audio
+from glmasr.audio_files import ffmpeg, sound_files
+from glmasr.errors import AudioError, Cancelled, GlmAsrError, OptionError
 
 # ---- signals ------------------------------------------------------------------------------------------------------------
 
@@ -180,7 +180,7 @@ def test_a_file_for_ffmpeg_cannot_be_longer_than_allowed(tmp_path):
 
 def test_only_files_that_begin_like_those_of_the_list_reach_libsndfile(tmp_path, monkeypatch):
     """Its memory bugs are in the code that opens a file."""
-    others = sorted(set(soundfile.available_formats()) - set(media.FORMATS) - {"RAW", "SD2"})       # which do not begin in any way
+    others = sorted(set(soundfile.available_formats()) - set(sound_files.FORMATS) - {"RAW", "SD2"})       # which do not begin in any way
     others = [(format, bytes_of(speech(0.1), 8000, format, {"XI": "DPCM_16", "WVE": "ALAW"}.get(format, "PCM_16"))) for format in others]
     others += [("MAT4", bytes_of(speech(0.1), endian=endian, format="MAT4", subtype="PCM_16")) for endian in ("BIG", "LITTLE")]
     opened = []
@@ -191,10 +191,10 @@ def test_only_files_that_begin_like_those_of_the_list_reach_libsndfile(tmp_path,
             with pytest.raises(AudioError, match="formats read directly" if format == "HTK" else f"({format}|IFF) is not among the formats"):
                 audio.load(tag + content)
     assert not opened
-    for format in media.FORMATS:
+    for format in sound_files.FORMATS:
         with pytest.raises(KeyError, match="opened"):
             audio.load(FILES[format])
-    assert len(opened) == len(media.FORMATS)
+    assert len(opened) == len(sound_files.FORMATS)
 
 
 def test_a_tag_in_front_is_skipped():
@@ -242,7 +242,7 @@ def test_max_duration_of_arrays_and_its_own_range():
 
 
 def test_a_length_that_the_size_bears_out_is_refused_before_anything_is_read(monkeypatch):
-    monkeypatch.setattr(media, "_decoded", lambda *arguments: pytest.fail("was read"))
+    monkeypatch.setattr(sound_files, "_decoded", lambda *arguments: pytest.fail("was read"))
     with pytest.raises(AudioError, match="longer than 1 s"):
         audio.load(FILES["WAV"], max_duration=1)
 
@@ -280,7 +280,7 @@ def test_sound_far_above_full_scale_is_sound():
 def test_a_stream_is_not_copied_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     content = bytes_of(speech(0.5), subtype="DOUBLE")         # half as large when it is decoded
-    monkeypatch.setattr(media, "MOST_BYTES", len(content))
+    monkeypatch.setattr(sound_files, "MOST_BYTES", len(content))
     assert len(audio.load(io.BytesIO(content))) == 8000
     with pytest.raises(AudioError, match="has an end"):
         audio.load(io.BytesIO(content + b"\0"))
@@ -782,22 +782,22 @@ def test_without_ffmpeg_it_is_said_that_something_is_lost(monkeypatch, name):
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
 def test_the_frames_of_an_mp3_are_counted(tmp_path, seconds, rate):
     soundfile.write(tmp_path / "a.mp3", np.random.default_rng(0).normal(0, 0.05, int(seconds * rate)), rate)
-    assert media._mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)
+    assert sound_files._mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)
     tagged = b"ID3\x04\0\0\0\0\x10\0" + bytes(2048) + (tmp_path / "a.mp3").read_bytes() + b"TAG" + bytes(125)
     (tmp_path / "a.mp3").write_bytes(tagged)
-    assert media._mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)
+    assert sound_files._mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)
 
 
 def test_the_frames_of_an_mp3_are_counted_in_pieces(tmp_path, monkeypatch):
     """Whatever lies between them, and wherever the pieces that are read at once end."""
     frames = joined("MP3", "MPEG_LAYER_III", 1)
-    seconds = media._mpeg_seconds(write_bytes(tmp_path / "a", frames))
+    seconds = sound_files._mpeg_seconds(write_bytes(tmp_path / "a", frames))
     assert seconds == pytest.approx(3.0, abs=0.2)
     for size in (2, 17, 2 ** 20):
-        monkeypatch.setattr(media, "VALUES", size)
+        monkeypatch.setattr(sound_files, "VALUES", size)
         for junk in (bytes(10_000), bytes(4095) + b"\xff", b"\xff" * 5000, b"\xff\xfa\x90", b"", b"ID3\4\0\0\0\0\x10\0" + b"\xff" * 2048):
             content = frames + junk + frames + junk[:3]
-            assert media._mpeg_seconds(write_bytes(tmp_path / "a", content)) == pytest.approx(2 * seconds, abs=0.1)
+            assert sound_files._mpeg_seconds(write_bytes(tmp_path / "a", content)) == pytest.approx(2 * seconds, abs=0.1)
 
 
 @needs_proc
@@ -805,7 +805,7 @@ def test_the_frames_of_an_mp3_are_counted_in_pieces(tmp_path, monkeypatch):
 def test_memory_does_not_grow_with_the_frames_of_an_mp3(tmp_path, count):
     """25 MB of them, or 100, counted in a second."""
     write_bytes(tmp_path / "a.mp3", joined("MP3", "MPEG_LAYER_III", 1) * count)
-    [[before, seconds, after]] = measured("from glmasr import media; print(peak(), media._mpeg_seconds(sys.argv[1]), peak())", tmp_path / "a.mp3")
+    [[before, seconds, after]] = measured("from glmasr.audio_files import sound_files as media; print(peak(), media._mpeg_seconds(sys.argv[1]), peak())", tmp_path / "a.mp3")
     assert seconds > 2.9 * count and after - before < 8e6
 
 
@@ -877,14 +877,14 @@ def test_forged_sizes_lead_nowhere(monkeypatch, format):
 
 def test_forged_recordings_are_not_read_over_and_over(monkeypatch):
     """Each of a thousand seems to go on up to the end of the file."""
-    content, at, read = FILES["FLAC"] + 999 * b"fLaC\0\0\0\x22" + bytes(2 ** 20), media._at, []
+    content, at, read = FILES["FLAC"] + 999 * b"fLaC\0\0\0\x22" + bytes(2 ** 20), sound_files._at, []
 
     def counted(*arguments):
         read.append(len(at(*arguments)))
         return at(*arguments)
 
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(media, "_at", counted)
+    monkeypatch.setattr(sound_files, "_at", counted)
     same(audio.load(content, warn=str), audio.load(FILES["FLAC"]))
     assert sum(read) < 300 * len(content)
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.checkpoints import PUBLISHED, TINY, make_checkpoint, make_encoder_decoder, make_tokenizer
 from safetensors.torch import load_file, save_file
 
-from glmasr import check, hub
+from glmasr.checkpoint import hub
 from glmasr.model import GlmAsr
-from glmasr.quantize import quantise_directory
+from glmasr.tools import check
+from glmasr.tools.quantize import quantise_directory
 from glmasr.weights import FORMATS, save, their_name
-from helpers.checkpoints import PUBLISHED, TINY, make_checkpoint, make_encoder_decoder, make_tokenizer
 
 KEY = "language_model.model.layers.1.mlp.up_proj.weight"
 

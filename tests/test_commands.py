@@ -10,9 +10,9 @@ import time
 from importlib import import_module
 
 import pytest
-
-from glmasr import commands
 from helpers import ROOT
+
+from glmasr import cli
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 EXAMPLE = str(ROOT / "examples" / "zh.wav")
@@ -68,17 +68,17 @@ def test_within_a_program_that_looks_after_itself():
     seen = []
     before = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
     try:
-        with commands.ended_at_once():
+        with cli.ended_at_once():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
         assert seen == [1]
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with commands.ended_at_once():
-            assert signal.getsignal(signal.SIGINT) is commands._end
+        with cli.ended_at_once():
+            assert signal.getsignal(signal.SIGINT) is cli._end
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
         def elsewhere():
-            with commands.ended_at_once():
+            with cli.ended_at_once():
                 seen.append(signal.getsignal(signal.SIGINT))
         thread = threading.Thread(target=elsewhere)
         thread.start()
@@ -90,7 +90,7 @@ def test_within_a_program_that_looks_after_itself():
 
 def test_an_interrupt_that_was_to_be_ignored():
     """As of a command that a shell has put into the background."""
-    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from glmasr.commands import ended_at_once\nwith ended_at_once(): signal.raise_signal(signal.SIGINT)"
+    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from glmasr.cli import ended_at_once\nwith ended_at_once(): signal.raise_signal(signal.SIGINT)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60).returncode == 0
 
 
@@ -110,13 +110,13 @@ def test_each_command_goes_through_it():
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     places = dict(line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].split("\n") if line)
     assert {name: place for name, place in places.items() if name != "glmasr-serve"} == {
-        "glmasr": "glmasr.commands:transcribe", "glmasr-fetch": "glmasr.commands:fetch", "glmasr-check": "glmasr.commands:check",
-        "glmasr-quantize": "glmasr.commands:quantize"}
-    for module in ("transcribe", "glmasr.hub", "glmasr.check", "glmasr.quantize"):
+        "glmasr": "glmasr.cli:transcribe", "glmasr-fetch": "glmasr.cli:fetch", "glmasr-check": "glmasr.cli:check",
+        "glmasr-quantize": "glmasr.cli:quantize"}
+    for module in ("transcribe", "glmasr.checkpoint.hub", "glmasr.tools.check", "glmasr.tools.quantize"):
         assert callable(import_module(module).main)
 
 
-@pytest.mark.parametrize("module", ["glmasr.hub", "glmasr.check", "glmasr.quantize", "transcribe"])
+@pytest.mark.parametrize("module", ["glmasr.checkpoint.hub", "glmasr.tools.check", "glmasr.tools.quantize", "transcribe"])
 def test_no_command_repeats_what_a_terminal_would_obey(module, monkeypatch, capsys):
     """A shell's pattern makes options of files that are named like one."""
     monkeypatch.setattr(sys, "argv", ["command", "a", "b", "--\x1b]0;owned\x07", "--"])

@@ -22,9 +22,13 @@ httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 yaml = pytest.importorskip("yaml", reason="needs the extra [test]")
 pytest.importorskip("fastapi", reason="needs the extra [web]")
 
-from glmasr import gate, serve                   # noqa: E402
-from helpers.programs import needs, program      # noqa: E402
-from helpers.server import ROOT, Server         # noqa: E402
+from helpers.programs import needs, program  # noqa: E402
+from helpers.server import ROOT, Server  # noqa: E402
+
+from glmasr.server import (
+    gate,
+    main,  # noqa: E402
+)
 
 EXAMPLES = ROOT / "examples"
 TEXTS = {name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()}
@@ -76,7 +80,7 @@ def test_the_image():
     assert LAST["USER"] not in ("root", "0") and f"useradd --create-home --uid 1000 {LAST['USER']}" in str(IMAGE)
     assert IMAGE[-1] == ("ENTRYPOINT", LAST["ENTRYPOINT"]) and ENTRY == ["python", "app.py", "--host", "0.0.0.0"]
     assert f"HF_HOME={LAST['VOLUME']}" in LAST["ENV"].split()
-    assert LAST["EXPOSE"] == str(serve.arguments([]).port) and f"'127.0.0.1', {LAST['EXPOSE']}" in CHECK[-1] and "/healthz" in CHECK[-1]
+    assert LAST["EXPOSE"] == str(main.arguments([]).port) and f"'127.0.0.1', {LAST['EXPOSE']}" in CHECK[-1] and "/healthz" in CHECK[-1]
     assert not re.search(r"\b(gcc|build-essential|git|dev)\b", str(IMAGE)) and "pip" not in str(IMAGE)
 
 
@@ -100,8 +104,8 @@ def test_compose():
     assert server["mem_limit"] == "8g" and server["build"]["args"] == {"TORCH": "${TORCH:-cpu}"}
     [volume] = server["volumes"]
     assert volume.split(":")[0] in COMPOSE["volumes"] and volume.split(":")[1] == LAST["VOLUME"]
-    assert serve.arguments([argument.replace("${GLMASR_MODEL:-", "").rstrip("}") for argument in server["command"]]).model == serve.arguments([]).model
-    assert seconds(server["stop_grace_period"]) > serve.GRACE + serve.LAST and "ports" not in server
+    assert main.arguments([argument.replace("${GLMASR_MODEL:-", "").rstrip("}") for argument in server["command"]]).model == main.arguments([]).model
+    assert seconds(server["stop_grace_period"]) > main.GRACE + main.LAST and "ports" not in server
     [mounted], [published] = nginx["volumes"], nginx["ports"]
     assert (ROOT / mounted.split(":")[0]).samefile(ROOT / "docker/nginx.conf")
     assert published == f"${{GLMASR_LISTEN:-127.0.0.1:{LAST['EXPOSE']}}}:{directive('listen')}"
@@ -110,7 +114,7 @@ def test_compose():
 
 
 def test_nginx_agrees_with_the_server():
-    known = serve.arguments([])
+    known = main.arguments([])
     assert directive("proxy_buffering") == directive("proxy_request_buffering") == "off"
     # What the server lets in passes, and little more.
     most = known.max_upload * 2 ** 20 * 4 / 3 + gate.SLACK

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from glmasr.coverage import fits, pauses, same, spoken, sparse, stretches
+from glmasr.transcription.coverage import fits, pauses, same, sparse, spoken, stretches
 
 
 def voice(*spans, seconds=30.0):

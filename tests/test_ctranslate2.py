@@ -6,15 +6,18 @@ import struct
 
 import pytest
 import torch
-
-import glmasr
-from glmasr import check, ctranslate2, quantize, weights
-from glmasr.errors import CheckpointError, GlmAsrError, TokenizerError
-from glmasr.tokenizer import TokenList, read_special, read_tokenizer
 from helpers import model_bin
 from helpers.checkpoints import make_encoder_decoder
 from helpers.model_bin import EMBEDDING, HEAD, QUANTIZATIONS, convert, pack, variable
 from helpers.sounds import speech
+
+import glmasr
+from glmasr import weights
+from glmasr.checkpoint import ctranslate2
+from glmasr.checkpoint.tensor_files import Files
+from glmasr.errors import CheckpointError, GlmAsrError, TokenizerError
+from glmasr.tokenizer import TokenList, read_special, read_tokenizer
+from glmasr.tools import check, quantize
 
 KINDS = [kind for kind in QUANTIZATIONS if kind != "int8_float32"]         # which is int8
 OLD = [(version, kind) for version in (1, 2, 3) for kind in ("float32", "int8", "int16")]      # which no other types had
@@ -351,11 +354,11 @@ def test_other_tokenizers(folder):
 def test_another_file_since(source, folder):
     """Weights that are read later come from the file that was checked."""
     contents = weights.examine(folder)
-    files = weights.Files(contents.headers)
+    files = Files(contents.headers)
     name = contents.names["decoder.norm.weight"]
     before = files.read(folder / "model.bin", name)
     assert torch.equal(before, parameters(source)["decoder.norm.weight"])
-    files = weights.Files(contents.headers)
+    files = Files(contents.headers)
     (folder / "model.bin").write_bytes(b"other")
     with pytest.raises(CheckpointError, match="another file"):
         files.read(folder / "model.bin", name)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from glmasr.cutting import AROUND_SPEECH, MARGIN, PAUSE, Window, cut, loudness, quietest
 from glmasr.audio import HOP, SAMPLE_RATE
-from glmasr.vad import CHUNK
+from glmasr.transcription.chunking import AROUND_SPEECH, MARGIN, PAUSE, Window, cut, loudness, quietest
+from glmasr.transcription.vad import CHUNK
 
 LENGTH = 10 * SAMPLE_RATE
 

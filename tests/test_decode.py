@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import torch
+from helpers.devices import Waits
 
 from glmasr import decode
-from glmasr.decode import Forbid, ForbidFirst, beam, greedy, sample
-from helpers.devices import Waits
+from glmasr.decode import beam, greedy, sample
+from glmasr.rules import Forbid, ForbidFirst
 
 STOP = (1, 3, 4)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import glmasr
-from glmasr import audio, decode, hub
+from glmasr import audio, decode
+from glmasr.checkpoint import hub
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TEXTS = json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8"))

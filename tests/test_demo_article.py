@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import glmasr
-from glmasr import audio, decode, hub
+from glmasr import audio, decode
+from glmasr.checkpoint import hub
 from glmasr.config import TIME_STEP
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from glmasr import hub
-from glmasr.language import LANGUAGES, canonical
 from helpers import ROOT
+
+from glmasr.checkpoint import hub
+from glmasr.transcription.language import LANGUAGES, canonical
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
          for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "training" / "README.md", ROOT / "examples" / "README.md",
@@ -26,10 +26,10 @@ def programs() -> dict[str, Path]:
     """What a command line begins with -> the file with its parser."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    found = {"app.py": ROOT / "glmasr" / "serve.py", "transcribe.py": ROOT / "transcribe.py", "glmasr": ROOT / "transcribe.py"}
+    found = {"app.py": ROOT / "glmasr" / "server" / "main.py", "transcribe.py": ROOT / "transcribe.py", "glmasr": ROOT / "transcribe.py"}
     for line in setup["options.entry_points"]["console_scripts"].split("\n"):
         if (name := line.partition(" = ")[0]).startswith("glmasr-"):
-            found[name] = ROOT / "glmasr" / {"glmasr-fetch": "hub.py"}.get(name, f"{name.removeprefix('glmasr-')}.py")
+            found[name] = ROOT / "glmasr" / {"glmasr-fetch": "checkpoint/hub.py", "glmasr-serve": "server/main.py"}.get(name, f"tools/{name.removeprefix('glmasr-')}.py")
     return found | {str(path.relative_to(ROOT)): path for folder in ("training", "benchmarks") for path in (ROOT / folder).glob("*.py")}
 
 

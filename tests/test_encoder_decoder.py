@@ -1,8 +1,8 @@
 """The article's system and Whisper: against Transformers stage by stage, and against slow, obvious definitions."""
 
 import json
-import os
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +12,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmasr import decode, weights
-from glmasr.config import (CONVOLUTIONS, PRESETS, CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig, read_config,
-                           total_stride)
+from glmasr.config import (
+    CONVOLUTIONS,
+    PRESETS,
+    CrossDecoderConfig,
+    EncoderDecoderConfig,
+    SinusoidalEncoderConfig,
+    read_config,
+    total_stride,
+)
 from glmasr.conv_frontend import WaveformFrontend, receptive_field
 from glmasr.encoder import sinusoids
 from glmasr.errors import CheckpointError, OptionError
@@ -108,7 +115,11 @@ def test_every_stage_equals_transformers(pair):
 def generated(theirs, mel, prompt, timestamps, **more):
     """New ids of each row, by the search of Transformers with the logits processors that its Whisper uses."""
     from transformers import GenerationMixin, LogitsProcessorList
-    from transformers.generation import SuppressTokensAtBeginLogitsProcessor, SuppressTokensLogitsProcessor, WhisperTimeStampLogitsProcessor
+    from transformers.generation import (
+        SuppressTokensAtBeginLogitsProcessor,
+        SuppressTokensLogitsProcessor,
+        WhisperTimeStampLogitsProcessor,
+    )
     config = theirs.generation_config
     processors = LogitsProcessorList()
     if config.begin_suppress_tokens:

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 import glmasr
-from glmasr import coverage, cutting, pipeline, weights
+from glmasr import pipeline, weights
 from glmasr.config import CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig
 from glmasr.decode import Hypothesis
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.model import EncoderDecoder
 from glmasr.pipeline import Options
 from glmasr.tokenizer import ALPHABET, time_token
+from glmasr.transcription import chunking, coverage
 
 NAMES = ["<|endoftext|>", "<|startoftranscript|>", "<|zh|>", "<|yue|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|nospeech|>",
          "<|notimestamps|>"]
@@ -365,7 +366,7 @@ def test_one_language_without_a_token_may_be_named(recogniser):
 @pytest.fixture
 def all_voice(monkeypatch):
     """Whatever sounds is a voice."""
-    monkeypatch.setattr(cutting, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) >= 0))
+    monkeypatch.setattr(chunking, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) >= 0))
 
 
 LONG = "many words, quickly said"
@@ -401,7 +402,7 @@ def test_a_longer_text_of_the_halves_is_taken(recogniser, monkeypatch, all_voice
 
 
 def test_what_was_said_before_a_pause_and_jumped_over(recogniser, monkeypatch):
-    monkeypatch.setattr(cutting, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) > 0.001))
+    monkeypatch.setattr(chunking, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) > 0.001))
     monkeypatch.setattr(coverage, "PAUSE", 0.3)
     monkeypatch.setattr(coverage, "USUAL", 30.0)
     samples = sound(2)
@@ -461,7 +462,7 @@ def test_repeats_that_the_halves_contradict(recogniser, monkeypatch, all_voice):
 def test_nothing_is_decoded_again_without_guards_or_voice(recogniser, monkeypatch, all_voice):
     answering(monkeypatch, [said(at(0), LONG, at(0.8)) for _ in range(2)])     # another search would find no answer left
     recogniser.transcribe(sound(2), "en", sample_rate=16_000, guards=False)
-    monkeypatch.setattr(cutting, "voiced", lambda samples: torch.zeros(len(samples) // 160, dtype=torch.bool))
+    monkeypatch.setattr(chunking, "voiced", lambda samples: torch.zeros(len(samples) // 160, dtype=torch.bool))
     found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
     assert found.text == LONG and not found.uncovered
 
@@ -512,7 +513,7 @@ def test_a_half_without_text_is_told(recogniser, monkeypatch, all_voice):
 
 def pausing(monkeypatch, seconds):
     """What isn't silent is a voice, silence of so many seconds a pause, and a text across one has few letters."""
-    monkeypatch.setattr(cutting, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) > 0.001))
+    monkeypatch.setattr(chunking, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) > 0.001))
     for name, value in (("AGAIN", 0.3), ("PAUSE", seconds), ("USUAL", 40.0)):
         monkeypatch.setattr(coverage, name, value)
 

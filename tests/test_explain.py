@@ -7,15 +7,17 @@ from dataclasses import replace
 import pytest
 import soundfile
 import torch
+from helpers.checkpoints import CONVOLUTIONS, make_checkpoint, make_encoder_decoder
+from helpers.sounds import RATE, melody
 
 import glmasr
 import transcribe
-from glmasr import audio, decode, explain, fast, pipeline
+from glmasr import audio, decode, pipeline
 from glmasr.errors import AudioError, CheckpointError
-from glmasr.explain import LIKELIEST, WIDTH, Observation, _columns, observed, report, spelled, token_text
+from glmasr.kernels import prepare
 from glmasr.model import GlmAsr
-from helpers.checkpoints import CONVOLUTIONS, make_checkpoint, make_encoder_decoder
-from helpers.sounds import RATE, melody
+from glmasr.tools import explain
+from glmasr.tools.explain import LIKELIEST, WIDTH, Observation, _columns, observed, report, spelled, token_text
 
 
 def make(kind, directory, **more):
@@ -150,7 +152,7 @@ def test_weights_of_8_bits_are_counted_and_named(recognisers, monkeypatch):
     run, _ = explained(glmasr.load("demo", device="cpu", dtype="int8"))
     *stages, together = table(run).values()
     assert sum(stage[2] for stage in stages) == together[2] > 3.5e6 and report(run).splitlines()[0].endswith(" on cpu, linears int8")
-    monkeypatch.setattr(fast, "LARGE", 1)
+    monkeypatch.setattr(prepare, "LARGE", 1)
     assert "without --explain linears are packed, and faster" in report(explained(recognisers["glm"])[0]).splitlines()[0]
 
 

@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 
 import glmasr
 import transcribe
-from glmasr import decode, fast, graphs, hub, layers, weights
+from glmasr import decode, layers, weights
+from glmasr.checkpoint import hub
 from glmasr.errors import CheckpointError, OptionError
+from glmasr.kernels import cuda_graphs, devices, int8, packed, prepare
 from glmasr.pipeline import Options
-from glmasr.quantize import main, quantise_directory
+from glmasr.tools.quantize import main, quantise_directory
 
 EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
 # What not every processor has. The package asks the same, and goes another way (`fast.choose`, `fast.levels`).
@@ -30,7 +32,7 @@ VNNI = pytest.param(True, marks=pytest.mark.skipif(not getattr(torch.cpu, "_is_v
 
 def prepared(kind, dtype):
     recogniser = glmasr.load("demo", device="cpu", dtype=dtype)
-    fast.prepare(recogniser.model, kind, torch.device("cpu"), recogniser.model.dtype)
+    prepare.prepare(recogniser.model, kind, torch.device("cpu"), recogniser.model.dtype)
     return recogniser
 
 
@@ -41,30 +43,30 @@ def test_packed_linears_are_linears(dtype, bias, shape):
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(size, generator=generator).to(dtype) for size in ((80, 48), shape))
     bias = torch.randn(80, generator=generator).to(dtype) if bias else None
-    packed = fast.PackedLinear([partial(weight.narrow, 0, 0, 50), partial(weight.narrow, 0, 50, 30)], weight.shape, bias, dtype)
-    assert packed.weight.is_meta and fast.count(packed) == 80 * 48 + (80 if bias is not None else 0)
-    found = packed(x)
-    assert not packed.read and not packed.weight.is_meta and fast.count(packed) == 80 * 48 + (80 if bias is not None else 0) and torch.equal(packed(x), found)
-    assert found.dtype == dtype and found.shape == (*shape[:2], 80) and (packed.in_features, packed.out_features) == (48, 80)
+    linear = packed.PackedLinear([partial(weight.narrow, 0, 0, 50), partial(weight.narrow, 0, 50, 30)], weight.shape, bias, dtype)
+    assert linear.weight.is_meta and prepare.count(linear) == 80 * 48 + (80 if bias is not None else 0)
+    found = linear(x)
+    assert not linear.read and not linear.weight.is_meta and prepare.count(linear) == 80 * 48 + (80 if bias is not None else 0) and torch.equal(linear(x), found)
+    assert found.dtype == dtype and found.shape == (*shape[:2], 80) and (linear.in_features, linear.out_features) == (48, 80)
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert (found.double() - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.15)
 
 
-@pytest.mark.parametrize("rows", [1, fast.FEW, 300])
+@pytest.mark.parametrize("rows", [1, packed.FEW, 300])
 @pytest.mark.parametrize("bias", [True, False])
 def test_wide_linears_are_linears(rows, bias):
     torch.manual_seed(0)
-    wide = fast.WideLinear(48, 80, bias=bias, dtype=torch.bfloat16)
+    wide = packed.WideLinear(48, 80, bias=bias, dtype=torch.bfloat16)
     x = torch.randn(2, rows // 2, 48).bfloat16() if rows > 1 else torch.randn(1, 48).bfloat16()
     found, expected = wide(x), F.linear(x.double(), wide.weight.double(), wide.bias.double() if bias else None)
     assert found.dtype == torch.bfloat16 and (found.double() - expected).abs().max() < 0.02
 
 
 def test_wide_linears_are_for_bfloat16_without_instructions(monkeypatch):
-    monkeypatch.setattr(fast, "LARGE", 1)
+    monkeypatch.setattr(prepare, "LARGE", 1)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     plain, wide = (glmasr.load("demo", device="cpu", dtype="bfloat16", plain=plain) for plain in (True, False))
-    assert wide.how()["linears"] == "wide" and any(isinstance(module, fast.WideLinear) for module in wide.model.modules())
+    assert wide.how()["linears"] == "wide" and any(isinstance(module, packed.WideLinear) for module in wide.model.modules())
     assert wide.transcribe(EXAMPLES[0]).text == plain.transcribe(EXAMPLES[0]).text
     assert glmasr.load("demo", device="cpu", dtype="float32").how()["linears"] == "packed"
 
@@ -72,19 +74,19 @@ def test_wide_linears_are_for_bfloat16_without_instructions(monkeypatch):
 def test_packed_linears_are_read_at_their_first_use(tmp_path, monkeypatch):
     """A model is loaded without them. Until then the working directory may change; a file that was replaced is a user's error."""
     folder, sound = shutil.copytree(hub.BUILT_IN["demo"], tmp_path / "copy"), Path(EXAMPLES[0]).absolute()
-    monkeypatch.setattr(fast, "LARGE", 1)
+    monkeypatch.setattr(prepare, "LARGE", 1)
     monkeypatch.chdir(tmp_path)
     first, second, third = (glmasr.load("copy", device="cpu", dtype="float32") for _ in range(3))
-    linears = [module for module in second.model.modules() if isinstance(module, fast.PackedLinear)]
+    linears = [module for module in second.model.modules() if isinstance(module, packed.PackedLinear)]
     assert second.model.linears == "packed" and linears and all(linear.weight.is_meta for linear in linears)
-    unread, options = fast.to_come(second.model), Options(beams=1)
+    unread, options = prepare.to_come(second.model), Options(beams=1)
     assert unread == sum(4 * linear.in_features * linear.out_features for linear in linears)
-    monkeypatch.setattr(weights, "free_memory", lambda device: 20 * unread)
+    monkeypatch.setattr(devices, "free_memory", lambda device: 20 * unread)
     before = second.batch_size(options)
     plain = glmasr.load("copy", device="cpu", dtype="float32", plain=True)
     monkeypatch.chdir("/")
     assert first.transcribe(sound).text == plain.transcribe(sound).text
-    assert fast.to_come(first.model) == 0 and first.batch_size(options) > before         # that memory is taken, and not free
+    assert prepare.to_come(first.model) == 0 and first.batch_size(options) > before         # that memory is taken, and not free
     shutil.copy(folder / "model.safetensors", tmp_path / "new")
     (tmp_path / "new").replace(folder / "model.safetensors")
     assert first.transcribe(sound).text                                                 # has them
@@ -99,7 +101,7 @@ def test_weights_that_memory_does_not_hold(monkeypatch):
     """When they are mapped, at the start or at their first use."""
     def full(*arguments, **options):
         raise RuntimeError("unable to mmap 4515783072 bytes from file <model.safetensors>: Cannot allocate memory (12)")
-    monkeypatch.setattr(fast, "LARGE", 1)
+    monkeypatch.setattr(prepare, "LARGE", 1)
     recogniser = glmasr.load("demo", device="cpu", dtype="float32")
     monkeypatch.setattr(weights, "safe_open", full)
     for act in (lambda: glmasr.load("demo", device="cpu"), lambda: recogniser.transcribe(EXAMPLES[0])):
@@ -118,7 +120,7 @@ def test_int8_is_for_the_cpu_where_there_is_a_gpu_too(monkeypatch):
 def test_quantised_weights_are_near():
     weight = torch.randn(2500, 64, generator=torch.Generator().manual_seed(1)) * torch.logspace(-6, 3, 2500)[:, None]
     weight[7] = 0
-    numbers, scale = fast.quantise(weight.bfloat16())
+    numbers, scale = int8.quantise(weight.bfloat16())
     assert numbers.dtype == torch.int8 and numbers.abs().max() == 127 and scale.shape == (2500,)
     error = (numbers.float() * scale[:, None] - weight.bfloat16().float()).abs()
     assert (error <= 0.5001 * scale[:, None]).all() and not error[7].any()
@@ -133,8 +135,8 @@ def test_int8_linears_lose_little_beyond_the_weights(time, vnni, monkeypatch):
     weight, x, bias = (torch.randn(size, generator=generator) for size in ((96, 256), (4, time, 256), (96,)))
     x[1, :, 3] = 40.0
     x[2] = 0
-    numbers, scale = fast.quantise(weight)
-    found = fast.Int8Linear(numbers, scale, bias)(x)
+    numbers, scale = int8.quantise(weight)
+    found = int8.Int8Linear(numbers, scale, bias)(x)
     exact = F.linear(x.double(), (numbers.double() * scale[:, None].double()), bias.double())
     lost = (found.double() - exact).abs().amax(-1) / x.abs().amax(-1).clamp(min=1e-9)
     assert lost.max() < ((2e-3 if time == 1 else 0.3) * (1 if vnni else 4)) and torch.equal(found[2], bias.expand(time, 96))
@@ -143,9 +145,9 @@ def test_int8_linears_lose_little_beyond_the_weights(time, vnni, monkeypatch):
 def test_int8_never_leaves_16_bits_without_vnni(monkeypatch):
     """There pairs of products of x, unsigned, and the weight are added in 16 bits."""
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False, raising=False)
-    assert 2 * (2 * fast.levels() + 1) * 127 < 2 ** 15
+    assert 2 * (2 * int8.levels() + 1) * 127 < 2 ** 15
     with pytest.raises(glmasr.OptionError, match="for the CPU"):
-        fast.check_int8(torch.device("cuda"))
+        int8.check_int8(torch.device("cuda"))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(glmasr.OptionError, match="expected bfloat16 or float32"):
         glmasr.load("demo", device="cpu", dtype="int8")
@@ -155,7 +157,7 @@ def test_int8_never_leaves_16_bits_without_vnni(monkeypatch):
 def test_int8_results_do_not_depend_on_batch_mates(shape):
     """Rows without a time axis, as the vocabulary's head gets them, are single steps."""
     generator = torch.Generator().manual_seed(3)
-    linear = fast.Int8Linear(*fast.quantise(torch.randn(64, 128, generator=generator)), None)
+    linear = int8.Int8Linear(*int8.quantise(torch.randn(64, 128, generator=generator)), None)
     x = torch.randn(shape, generator=generator) * torch.logspace(-3, 3, 9).view(9, *[1] * (len(shape) - 1))
     assert torch.equal(linear(x), torch.cat([linear(row[None]) for row in x]))
     assert len(shape) == 3 or torch.equal(linear(x), linear(x[:, None])[:, 0])
@@ -166,7 +168,7 @@ def test_int8_logits_do_not_depend_on_batch_mates(static):
     recogniser = prepared("int8", "float32")
     model = recogniser.model
     if static:
-        graphs.prepare(model, captured=False)
+        cuda_graphs.prepare(model, captured=False)
     rows = recogniser.hear(glmasr.audio.load(EXAMPLES[0]))
     prompt, found = model.prompt(recogniser.tokenizer, len(rows)), []
     for count in (1, 3):
@@ -180,26 +182,26 @@ def test_int8_logits_do_not_depend_on_batch_mates(static):
 
 def test_weights_that_lie_otherwise_are_counted():
     plain = glmasr.load("demo", device="cpu", dtype="float32").model
-    expected = fast.count(plain)
+    expected = prepare.count(plain)
     assert expected == sum(parameter.numel() for parameter in plain.parameters()) > 3e6
     for kind in ("packed", "int8", "joined"):           # joined to others, a key has a bias too, of zeros
         zeros = plain.config.encoder.layers * plain.config.encoder.width
-        assert fast.count(prepared(kind, "float32").model) == expected + zeros
+        assert prepare.count(prepared(kind, "float32").model) == expected + zeros
 
 
 @pytest.mark.parametrize("large, kind", [(True, "packed"), (False, "plain")])
 def test_the_choice_goes_by_size(large, kind, monkeypatch):
     model = torch.nn.Linear(10, 10)
-    monkeypatch.setattr(fast, "LARGE", 100 if large else 1000)
-    assert fast.choose(model, torch.device("cpu"), torch.float32) == kind
-    assert fast.choose(model, torch.device("cuda"), torch.float32) == "joined"
+    monkeypatch.setattr(prepare, "LARGE", 100 if large else 1000)
+    assert prepare.choose(model, torch.device("cpu"), torch.float32) == kind
+    assert prepare.choose(model, torch.device("cuda"), torch.float32) == "joined"
 
 
 def test_bfloat16_is_packed_where_the_kernels_have_it(monkeypatch):
-    monkeypatch.setattr(fast, "LARGE", 1)
+    monkeypatch.setattr(prepare, "LARGE", 1)
     for has, kind in ((True, "packed"), (False, "wide")):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has, raising=False)
-        assert fast.choose(torch.nn.Linear(2, 2), torch.device("cpu"), torch.bfloat16) == kind
+        assert prepare.choose(torch.nn.Linear(2, 2), torch.device("cpu"), torch.bfloat16) == kind
 
 
 @pytest.mark.parametrize("kind", ["packed", "joined", "int8"])
@@ -251,7 +253,7 @@ def test_int8_files_are_half_as_large_and_give_the_same(quantised):
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (quantised, hub.BUILT_IN["demo"])]
     assert 0.4 < sizes[0] / sizes[1] < 0.6
     stored, made = glmasr.load(quantised), glmasr.load("demo", dtype="int8")
-    assert stored.how() == made.how() and stored.how()["linears"] == "int8" and stored.how()["levels"] == str(fast.levels())
+    assert stored.how() == made.how() and stored.how()["linears"] == "int8" and stored.how()["levels"] == str(int8.levels())
     assert stored.how()["attention"] == ("by heads" if stored.model.dtype == torch.bfloat16 else "plain")
     for name in EXAMPLES:
         assert stored.transcribe(name) == made.transcribe(name)
@@ -334,7 +336,7 @@ def test_quantising_needs_a_new_directory(quantised, capsys, monkeypatch, tmp_pa
 
 def test_a_full_disk_leaves_no_half_a_model(tmp_path):
     pytest.importorskip("resource")
-    script = ("import resource, sys; from glmasr.quantize import main; "
+    script = ("import resource, sys; from glmasr.tools.quantize import main; "
               "resource.setrlimit(resource.RLIMIT_FSIZE, (10 ** 6, 10 ** 6)); sys.argv[1:] = ['demo', sys.argv[1]]; sys.exit(main())")
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "out"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path / 'out'}: ") and done.stderr.count("\n") == 1
@@ -347,7 +349,7 @@ def test_a_full_disk_leaves_no_half_a_model(tmp_path):
 def test_attention_by_heads_is_attention(time):
     generator = torch.Generator().manual_seed(time)
     query, key, value = (torch.randn(2, 3, time, 16, generator=generator).bfloat16() for _ in range(3))
-    found = fast.attend_by_heads(query, key, value)
+    found = packed.attend_by_heads(query, key, value)
     exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double()).transpose(1, 2).flatten(2)
     plain = (layers.attend(query, key, value).double() - exact).abs().max()
     assert found.shape == (2, time, 48) and (found.double() - exact).abs().max() < max(4 * plain, 0.01)

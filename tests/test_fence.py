@@ -15,10 +15,20 @@ import pytest
 pytest.importorskip("gradio", reason="needs the extra [web]")
 httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 
-from glmasr import api, batching, fence, gate, page, serve, uploads, worker           # noqa: E402
-from glmasr.pipeline import Options             # noqa: E402
-from glmasr.problems import Problem             # noqa: E402
-from helpers import ROOT                        # noqa: E402
+from helpers import ROOT  # noqa: E402
+
+from glmasr.pipeline import Options  # noqa: E402
+from glmasr.server import (
+    api,
+    fence,
+    gate,
+    main,
+    page,
+    request_queue,
+    uploads,
+    worker,  # noqa: E402
+)
+from glmasr.server.problems import Problem  # noqa: E402
 
 CHOICES = {"language": ["auto", "zh"]}                   # of a model that does not translate
 MORE = CHOICES | {"task": ["transcribe", "translate"]}
@@ -42,8 +52,8 @@ def ask(app, path="/v1/models", method="GET", url="http://localhost", **more):
     ("localhost", True), ("localhost:7860", True), ("LOCALHOST.", True), ("127.0.0.1:1", True), ("[::1]:7860", True), ("asr.example", True), ("evil.example", False),
     ("localhost.evil.example", False), ("127.0.0.1.evil.example", False), ("[::2]", False), ("127.0.0.1@evil.example", False), ("evil.example:localhost", False), ("", False)])
 def test_hosts(tmp_path, host, known):
-    hosts = serve.known_hosts(serve.arguments(["--allow-host", "ASR.example"]))
-    app = api.make_app(batching.Desk({}), str(tmp_path), hosts=hosts)
+    hosts = main.known_hosts(main.arguments(["--allow-host", "ASR.example"]))
+    app = api.make_app(request_queue.Desk({}), str(tmp_path), hosts=hosts)
     for path in ("/v1/models", "/metrics"):
         answer = ask(app, path, headers={"Host": host})
         assert answer.status_code == (200 if known else 403)
@@ -55,7 +65,7 @@ def test_hosts(tmp_path, host, known):
     (["--host", "::1"], {"localhost", "127.0.0.1", "[::1]"}), (["--host", "0.0.0.0"], None), (["--host", "::"], None),
     (["--host", "0.0.0.0", "--allow-host", "a.example"], {"localhost", "127.0.0.1", "[::1]", "0.0.0.0", "a.example"})])
 def test_known_hosts(arguments, names):
-    assert serve.known_hosts(serve.arguments(arguments)) == names
+    assert main.known_hosts(main.arguments(arguments)) == names
 
 
 @pytest.mark.parametrize("origin, host, scheme, allowed", [
@@ -63,7 +73,7 @@ def test_known_hosts(arguments, names):
     ("https://asr.example", "asr.example:443", "http", True), ("https://friend.example", "asr.example", "http", True), ("http://friend.example", "asr.example", "http", False),
     ("http://localhost:1", "localhost:7860", "http", False), ("null", "localhost", "http", False), ("file://", "localhost", "http", False), ("http://evil.example", "localhost", "http", False)])
 def test_origins(tmp_path, origin, host, scheme, allowed):
-    app = api.make_app(batching.Desk({}), str(tmp_path), origins=("https://friend.example",))
+    app = api.make_app(request_queue.Desk({}), str(tmp_path), origins=("https://friend.example",))
     headers = {"Origin": origin, "Host": host}
     for method in ("POST", "DELETE", "PUT"):
         answer = ask(app, "/v1/nothing", method, headers=headers)
@@ -72,7 +82,7 @@ def test_origins(tmp_path, origin, host, scheme, allowed):
 
 
 def test_two_of_a_header_are_refused(tmp_path):
-    app = api.make_app(batching.Desk({}), str(tmp_path))
+    app = api.make_app(request_queue.Desk({}), str(tmp_path))
     for name, values in (("Origin", ("http://localhost", "http://evil.example")), ("Content-Type", ("multipart/form-data; boundary=x", "a/b; charset=punycode"))):
         answer = ask(app, gate.ROUTES["transcribe"], "POST", headers=[(name, value) for value in values])
         assert answer.status_code == 400 and name.lower() in answer.json()["error"]["message"]
@@ -83,7 +93,7 @@ def test_two_of_a_header_are_refused(tmp_path):
 def test_a_cancellation_that_coincides_with_an_event_gives_the_place_back():
     """In one turn of the event loop the worker says something, and the client leaves."""
     async def run():
-        desk = batching.Desk({}, time_limit=1000)
+        desk = request_queue.Desk({}, time_limit=1000)
         sent = []
         desk._send, desk.ready = sent.append, worker.Ready([], True, [], {})
         for event in (worker.Began(1, 2.0), worker.Heard(1, None)):
@@ -113,7 +123,7 @@ def test_a_cancellation_that_coincides_with_an_event_gives_the_place_back():
 def test_a_hanging_worker_does_not_hold_the_event_loop():
     """More messages than the pipe takes."""
     async def run():
-        desk = batching.Desk({})
+        desk = request_queue.Desk({})
         desk.ready = worker.Ready([], True, [], {})
         reader, writer = __import__("multiprocessing").Pipe()
         desk._outbox = __import__("queue").SimpleQueue()
@@ -375,7 +385,7 @@ def application(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "page")
-    desk = batching.Desk({})
+    desk = request_queue.Desk({})
     desk.facts = worker.Ready(["auto", "zh"], True, ["transcribe"], {"device": "cpu", "dtype": "float32"})
     app = api.make_app(desk, str(folder))
     page.add(app, desk, uploads.Uploads(folder / "page", 2 ** 20), "demo", most_bytes=2 ** 20, max_duration=60)
@@ -444,27 +454,27 @@ def test_each_promise_names_the_test_that_holds_it():
 # ---- the server's folder, and its log -------------------------------------------------------------------------------------
 
 def test_leftovers_are_removed_and_folders_in_use_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(serve.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(serve.tempfile, "tempdir", str(tmp_path))
-    other, link, young = tmp_path / "other", tmp_path / f"{serve.FOLDER}link", tmp_path / f"{serve.FOLDER}young"
+    monkeypatch.setattr(main.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(main.tempfile, "tempdir", str(tmp_path))
+    other, link, young = tmp_path / "other", tmp_path / f"{main.FOLDER}link", tmp_path / f"{main.FOLDER}young"
     for folder in (other, young):
         folder.mkdir()
     link.symlink_to(other)
-    left, old = tmp_path / f"{serve.FOLDER}left", tmp_path / f"{serve.FOLDER}old"
+    left, old = tmp_path / f"{main.FOLDER}left", tmp_path / f"{main.FOLDER}old"
     for folder in (left, old):
         (folder / "page/0123").mkdir(parents=True)
     (left / "lock").touch()
     os.utime(old, (0, 0))
-    with serve.private_folder() as folder:
+    with main.private_folder() as folder:
         assert not left.exists() and not old.exists()
-        with serve.private_folder():
+        with main.private_folder():
             assert Path(folder).exists() and other.exists() and link.exists() and young.exists()
     assert sorted(tmp_path.iterdir()) == sorted([other, link, young])
 
 
 def test_a_log_has_no_control_characters(capsys):
     handler = logging.StreamHandler()
-    handler.setFormatter(serve.Escaping("%(message)s"))
+    handler.setFormatter(main.Escaping("%(message)s"))
     log = logging.Logger("test")
     log.addHandler(handler)
     try:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import glmasr
-from glmasr import decode, graphs, weights
+from glmasr import decode, weights
+from glmasr.kernels import cuda_graphs
 
 EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
 
@@ -13,7 +14,7 @@ EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
 def pair():
     """The demo, plain, and the same over static memory, with what both heard of the examples."""
     plain, static = (glmasr.load("demo", device="cpu", dtype="float32") for _ in range(2))
-    graphs.prepare(static.model, captured=False)
+    cuda_graphs.prepare(static.model, captured=False)
     heard = [plain.hear(glmasr.audio.load(name)) for name in EXAMPLES]
     return plain.model, static.model, heard, [plain.model.prompt(plain.tokenizer, len(rows)) for rows in heard]
 
@@ -59,9 +60,9 @@ def test_memories_are_used_again_and_clean(pair):
     del cache
     again = model.new_cache(1, 200)
     assert again.memory is memory and not memory.keys.isnan().any()
-    caches = [model.new_cache(1, 200) for _ in range(graphs.KEPT + 2)]
+    caches = [model.new_cache(1, 200) for _ in range(cuda_graphs.KEPT + 2)]
     del caches, again
-    assert len(pool.free) == graphs.KEPT
+    assert len(pool.free) == cuda_graphs.KEPT
 
 
 def test_no_slot_of_a_memory_that_is_used_again_stays_hidden(pair):
@@ -110,13 +111,13 @@ def captures(monkeypatch):
         def replay(self):
             counts[self.number] += 1
             self.run()
-    monkeypatch.setattr(graphs, "capture", Graph)
+    monkeypatch.setattr(cuda_graphs, "capture", Graph)
     return counts
 
 
 def test_captured_steps_and_encoder_give_the_same(captures):
     plain, captured = (glmasr.load("demo", device="cpu", dtype="float32") for _ in range(2))
-    graphs.prepare(captured.model, captured=True)
+    cuda_graphs.prepare(captured.model, captured=True)
     assert captured.how()["steps"] == "captured"
     for name in EXAMPLES:
         assert plain.transcribe(name).text == captured.transcribe(name).text
@@ -127,23 +128,23 @@ def test_captured_steps_and_encoder_give_the_same(captures):
 
 
 def test_the_shapes_that_came_last_are_kept(captures):
-    module = graphs.Captured(torch.nn.ReLU(), frames=6)
-    for size in (1, *range(2, graphs.SHAPES + 1), 1, 100, 1):           # the 1 is used again, so the 2 goes
+    module = cuda_graphs.Captured(torch.nn.ReLU(), frames=6)
+    for size in (1, *range(2, cuda_graphs.SHAPES + 1), 1, 100, 1):           # the 1 is used again, so the 2 goes
         x = torch.rand(size, 6)
         given = x.clone()
         found = module(x)
         assert torch.equal(found, given) and torch.equal(x, given)
         assert not torch.equal(module(2 * x), found)                    # a result is not written over
-    assert len(captures) == graphs.SHAPES + 1 and (2, 6) not in module._graphs and len(module._graphs) == graphs.SHAPES
+    assert len(captures) == cuda_graphs.SHAPES + 1 and (2, 6) not in module._graphs and len(module._graphs) == cuda_graphs.SHAPES
     module(torch.rand(2, 6))
-    assert len(captures) == graphs.SHAPES + 2
-    assert torch.equal(module(-torch.ones(2, 5)), torch.zeros(2, 5)) and len(captures) == graphs.SHAPES + 2    # another length
+    assert len(captures) == cuda_graphs.SHAPES + 2
+    assert torch.equal(module(-torch.ones(2, 5)), torch.zeros(2, 5)) and len(captures) == cuda_graphs.SHAPES + 2    # another length
 
 
 def test_a_second_batch_captures_nothing(captures):
     """Its rows leave one by one, through memories of 8, 4, 2 and 1 rows: those are kept."""
     model = glmasr.load("demo", device="cpu", dtype="float32").model
-    graphs.prepare(model, captured=True)
+    cuda_graphs.prepare(model, captured=True)
     how = {"stop": (), "max_new": list(range(3, 11))}
     heard, prompts = [torch.zeros(4, model.config.decoder.width)] * 8, [[1, *[model.config.audio_token] * 4, 2]] * 8
     first = [found.ids for found in decode.greedy(model, heard, prompts, **how)]
@@ -169,7 +170,7 @@ def test_rows_that_leave_stay_in_place_while_the_size_is_the_same(pair):
 
 def test_memories_that_are_kept_have_a_limit(pair):
     _, model, _, _ = pair
-    pool = graphs.Pool(model, captured=False)
+    pool = cuda_graphs.Pool(model, captured=False)
     memories = [pool.take(rows, 256) for rows in (1, 2, 4)]
     pool.most = sum(memory.bytes for memory in memories[1:])
     for memory in memories:

@@ -19,13 +19,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
-import glmasr
-from glmasr import audio, hub, media, writers
 from helpers import model_bin
 from helpers.checkpoints import entry, make_checkpoint, make_encoder_decoder, raw
 from helpers.sounds import bytes_of, speech
+from safetensors.torch import load_file, save_file
+
+import glmasr
+from glmasr import audio
+from glmasr.audio_files import sound_files
+from glmasr.checkpoint import hub
+from glmasr.writers import output
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "HOSTILE.md"
@@ -165,7 +168,7 @@ def _(room):
 
 @row("a stream without an end", "AudioError: the file object: more than 0 GiB; expected a recording, which has an end")
 def _(room):
-    room.patch.setattr(media, "MOST_BYTES", 10 ** 7)
+    room.patch.setattr(sound_files, "MOST_BYTES", 10 ** 7)
 
     class Endless(io.RawIOBase):
         def read(self, size):
@@ -209,7 +212,7 @@ sound("an MP3 with 19,000 odd tags in the middle", mp3(lambda whole: whole[:5000
 def _(room):
     Path("folder").mkdir()
     os.mkfifo("folder/talk.wav")
-    return writers.expand(["folder"])
+    return output.expand(["folder"])
 
 
 @row("a file that is named like an option of ffmpeg", "read, 0.5 s")
@@ -279,7 +282,7 @@ def ffmpeg(what, script, outcome, shell="#!/bin/sh\n", **options):
         Path("bin/ffmpeg").write_text(f"{shell}{script}\n")
         Path("bin/ffmpeg").chmod(0o755)
         room.patch.setenv("PATH", str(Path("bin").absolute()))
-        room.patch.setattr(glmasr.ffmpeg, "PATIENCE", 0.3)
+        room.patch.setattr(glmasr.audio_files.ffmpeg, "PATIENCE", 0.3)
         Path("talk.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
         return room.read("talk.m4a", **options)
     ROWS.append(Row("An `ffmpeg` that", what, outcome, run))

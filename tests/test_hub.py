@@ -20,16 +20,16 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import soundfile
-from safetensors.torch import load_file, save_file
-
-import glmasr
-import transcribe
-from glmasr import hub
-from glmasr.errors import CheckpointError, OptionError
 from helpers import ROOT
 from helpers.checkpoints import make_checkpoint, make_encoder_decoder
 from helpers.model_bin import convert
 from helpers.sounds import RATE, melody
+from safetensors.torch import load_file, save_file
+
+import glmasr
+import transcribe
+from glmasr.checkpoint import hub
+from glmasr.errors import CheckpointError, OptionError
 
 # TRAP: it reads the environment once, when it is imported. That has to be now, while conftest.py forbids the network.
 huggingface_hub = pytest.importorskip("huggingface_hub", exc_type=ImportError)
@@ -394,7 +394,7 @@ def test_a_transfer_that_was_given_up_goes_on_the_next_time(server, cache, conte
 @pytest.mark.slow
 def test_a_process_that_was_killed_leaves_nothing_that_is_used(server, cache):
     server.cuts, server.stall = [1000], threading.Event()
-    program = f"from glmasr import hub; hub.find({NAME!r})"
+    program = f"from glmasr.checkpoint import hub; hub.find({NAME!r})"
     process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "HF_ENDPOINT": server.url}, cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not any(path.stat().st_size == 1000 for path in cache.rglob("*.incomplete")):

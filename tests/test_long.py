@@ -10,9 +10,10 @@ import torch
 
 import glmasr
 from glmasr import decode, pipeline
-from glmasr.decode import Hypothesis, StopLoops, loops
+from glmasr.decode import Hypothesis
 from glmasr.errors import OptionError
 from glmasr.pipeline import FLAGS, Options
+from glmasr.rules import StopLoops, loops
 
 RATE = 16_000
 

@@ -16,14 +16,15 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import soundfile
-
-import glmasr
-import transcribe
-from glmasr import check, hub, modelscope, quantize
-from glmasr.errors import CheckpointError, OptionError
 from helpers import ROOT
 from helpers.checkpoints import make_checkpoint, make_encoder_decoder
 from helpers.sounds import RATE, melody
+
+import glmasr
+import transcribe
+from glmasr.checkpoint import hub, modelscope
+from glmasr.errors import CheckpointError, OptionError
+from glmasr.tools import check, quantize
 
 NAME = "ZhipuAI/GLM-ASR-Nano-2512"
 FILES = {"config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "model.safetensors"}
@@ -443,6 +444,6 @@ def test_what_is_no_revision(server, revision):
 
 def test_in_a_process_of_its_own(server, tmp_path):
     """As a user has it: by the environment alone."""
-    done = subprocess.run([sys.executable, "-m", "glmasr.hub", "--quiet"], capture_output=True, text=True, cwd=ROOT, timeout=120,
+    done = subprocess.run([sys.executable, "-m", "glmasr.checkpoint.hub", "--quiet"], capture_output=True, text=True, cwd=ROOT, timeout=120,
                           env={**os.environ, "GLMASR_HUB": "modelscope", "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0 and Path(done.stdout.rstrip("\n")) == find(), done.stderr

@@ -15,15 +15,15 @@ import pytest
 import regex
 import soundfile
 import torch
+from helpers import ROOT
+from helpers.checkpoints import WINDOW, damage, make_checkpoint
+from helpers.sounds import RATE, melody
 
 import glmasr
 from glmasr import pipeline
 from glmasr.config import read_config
-from glmasr.language import join
 from glmasr.decode import Hypothesis
-from helpers import ROOT
-from helpers.checkpoints import WINDOW, damage, make_checkpoint
-from helpers.sounds import RATE, melody
+from glmasr.transcription.language import join
 
 FOREIGN = {"zh": r"(?=\p{L})[^\p{Han}\p{Latin}]", "yue": r"(?=\p{L})[^\p{Han}\p{Latin}]", "en": r"(?=\p{L})[^\p{Latin}]"}
 

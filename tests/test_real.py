@@ -26,7 +26,8 @@ import pytest
 import torch
 from helpers.real import Errors, openai_checkpoint
 
-from glmasr import audio, ctranslate2, decode, weights
+from glmasr import audio, decode, weights
+from glmasr.checkpoint import ctranslate2
 from glmasr.model import EncoderDecoder
 from glmasr.tokenizer import read_tokenizer
 
@@ -264,7 +265,11 @@ def attend_together(module, query, key, value, attention_mask, **options):
 @torch.inference_mode()
 def generated(theirs, states, prompt: list[int], timestamps: bool, beams: int, most: int) -> list[list[int]]:
     from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, GenerationMixin, LogitsProcessorList
-    from transformers.generation import SuppressTokensAtBeginLogitsProcessor, SuppressTokensLogitsProcessor, WhisperTimeStampLogitsProcessor
+    from transformers.generation import (
+        SuppressTokensAtBeginLogitsProcessor,
+        SuppressTokensLogitsProcessor,
+        WhisperTimeStampLogitsProcessor,
+    )
     from transformers.modeling_outputs import BaseModelOutput
 
     class Cache(EncoderDecoderCache):

@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from helpers import ROOT
 
 import glmasr
 import transcribe
-from glmasr import audio, journal, pipeline, writers
-from glmasr.errors import OptionError, OutputError, ShortMemoryError
-from glmasr.journal import Journal
-from glmasr.pipeline import Hearing, Options, Part, Segment, Transcript
-from helpers import ROOT
+from glmasr import audio, pipeline
+from glmasr.errors import OptionError, ShortMemoryError
+from glmasr.pipeline import Hearing, Options, Part, Segment
+from glmasr.writers import journal, output
+from glmasr.writers.formats import WRITERS
+from glmasr.writers.journal import Journal
 
 RATE = 16_000
 MODEL = ["--model", "demo-article", "--device", "cpu", "--dtype", "float32", "--batch-size", "1", "--beams", "1"]
@@ -50,7 +52,7 @@ def whole(talk, recogniser, tmp_path_factory):
         patch.chdir(folder)
         patch.setattr(glmasr, "load", lambda *args, **more: recogniser, raising=False)
         assert transcribe.main(["talk.wav", *MODEL, "--format", "all", "--output-dir", "out"]) == 0
-    assert len(list((folder / "out").iterdir())) == len(writers.WRITERS)
+    assert len(list((folder / "out").iterdir())) == len(WRITERS)
     return folder
 
 
@@ -81,7 +83,7 @@ def found(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-INCOMPLETE = sorted(["talk.incomplete.jsonl", *(f"talk.incomplete.{form}" for form in writers.WRITERS)])
+INCOMPLETE = sorted(["talk.incomplete.jsonl", *(f"talk.incomplete.{form}" for form in WRITERS)])
 
 
 # ---- Ctrl-C and crashes ------------------------------------------------------------------------------------------------------
@@ -197,10 +199,10 @@ def test_another_recording_or_model_begins_anew(run, whole, tmp_path, monkeypatc
 
 
 def test_the_fingerprint(recogniser, whole, tmp_path):
-    def found(recording="talk.wav", model=glmasr.hub.find("demo-article"), options=Options()):
+    def found(recording="talk.wav", model=glmasr.checkpoint.hub.find("demo-article"), options=Options()):
         return journal.fingerprint(str(whole / recording), Path(model), recogniser, "auto", options)
     assert found() == found("other.wav") == found(options=Options(batch_size=7, max_duration=5.0))      # of other names, and read in other steps
-    assert {key for key, value in found().items() if value != found(model=glmasr.hub.find("demo"))[key]} == {"model"}
+    assert {key for key, value in found().items() if value != found(model=glmasr.checkpoint.hub.find("demo"))[key]} == {"model"}
     samples, rate = soundfile.read(whole / "talk.wav")
     samples[len(samples) // 2] += 0.01
     soundfile.write(tmp_path / "changed.wav", samples, rate)
@@ -240,7 +242,7 @@ def test_an_error_keeps_its_part_and_the_others_are_done(run, whole, recogniser,
         patch.setattr(recogniser, "_work", noting)
         code, err, _ = run(names=("talk.wav", "other.wav"))
     assert code == 1 and "error: talk.wav: no memory" in err and "1 done, 0 skipped, 1 failed" in err
-    assert sorted(found(tmp_path)) == sorted([*INCOMPLETE, *(f"other.{form}" for form in writers.WRITERS)])
+    assert sorted(found(tmp_path)) == sorted([*INCOMPLETE, *(f"other.{form}" for form in WRITERS)])
     code, err, count = run("--resume", "--skip-existing", names=("talk.wav", "other.wav"))
     assert code == 0 and "1 done, 1 skipped" in err and 0 < count < len(parts_of(whole)) - 2
     assert {name: text for name, text in found(tmp_path).items() if name.startswith("talk")} == found(whole / "out")
@@ -255,7 +257,7 @@ def test_a_defect_keeps_it_too(run, tmp_path):
 def test_each_of_several_recordings_keeps_its_own(run, whole, tmp_path):
     total = len(parts_of(whole))
     code, err, _ = run("--batch-size", "4", stop=total + 8, names=("talk.wav", "other.wav"))
-    assert code == 130 and set(found(tmp_path)) == {f"talk.{form}" for form in writers.WRITERS} | {name.replace("talk", "other") for name in INCOMPLETE}
+    assert code == 130 and set(found(tmp_path)) == {f"talk.{form}" for form in WRITERS} | {name.replace("talk", "other") for name in INCOMPLETE}
     code, err, count = run("--batch-size", "4", "--resume", "--skip-existing", names=("talk.wav", "other.wav"))
     assert code == 0 and "1 done, 1 skipped" in err and count < total and "incomplete" not in str(sorted(found(tmp_path)))
     assert found(tmp_path)["other.txt"] == found(tmp_path)["talk.txt"] == found(whole / "out")["talk.txt"]
@@ -264,7 +266,7 @@ def test_each_of_several_recordings_keeps_its_own(run, whole, tmp_path):
 def test_one_window_needs_no_journal(run, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(journal.Journal, "__init__", None)
     soundfile.write(whole / "short.wav", np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32), RATE)
-    assert run(names=("short.wav",))[0] == 0 and len(found(tmp_path)) == len(writers.WRITERS)
+    assert run(names=("short.wav",))[0] == 0 and len(found(tmp_path)) == len(WRITERS)
 
 
 # ---- standard output ---------------------------------------------------------------------------------------------------------
@@ -360,7 +362,7 @@ def test_a_full_disk(run, whole, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with monkeypatch.context() as patch:
         patch.setattr(journal.os, "fsync", full)
-        patch.setattr(writers, "write_whole", lambda path, text: Path(path).write_bytes(text.encode()))
+        patch.setattr(output, "write_whole", lambda path, text: Path(path).write_bytes(text.encode()))
         code, err, _ = run()
     assert code == 0 and err.count("No space left") == 1 and "make room" in err and "--resume can't go on" in err and found(tmp_path) == found(whole / "out")
 

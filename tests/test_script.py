@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from glmasr.errors import OptionError
-from glmasr.script import converter
+from glmasr.transcription.chinese_script import converter
 
 
 def test_texts_are_converted():
@@ -25,8 +25,8 @@ def test_unknown_scripts(script):
 
 
 def test_without_the_package(monkeypatch):
-    from glmasr import script
-    script._open.cache_clear()
+    from glmasr.transcription import chinese_script
+    chinese_script._open.cache_clear()
     monkeypatch.setitem(sys.modules, "opencc", None)
     with pytest.raises(OptionError, match=r"needs the package OpenCC.*\[zh\]"):
         converter("simplified")

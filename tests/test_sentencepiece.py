@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from helpers.vocabularies import BYTES, SENTENCES, complete, random_text
 
 from glmasr.errors import TokenizerError
-from glmasr.language import forbidden_ids
 from glmasr.tokenizer import ALPHABET, SentencePieceTokenizer, Tokenizer, read_tokenizer, seconds_of, time_token
-from helpers.vocabularies import BYTES, SENTENCES, complete, random_text
+from glmasr.transcription.language import forbidden_ids
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["<|endoftranscript|>", "<|zh|>", "<|語|>", "<|0.00|>", "<|0.02|>"]

@@ -24,9 +24,9 @@ import pytest
 import torch
 
 import glmasr
-from glmasr import writers
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.pipeline import Options
+from glmasr.writers.formats import WRITERS
 
 pytest.importorskip("fastapi", reason="needs the extra [web]")
 pytest.importorskip("prometheus_client", reason="needs the extra [web]")
@@ -34,8 +34,16 @@ uvicorn = pytest.importorskip("uvicorn", reason="needs the extra [web]")
 httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 openai = pytest.importorskip("openai", reason="needs the extra [test]")
 
-from glmasr import api, batching, gate, manual, serve, worker                     # noqa: E402
-from helpers.checkpoints import make_encoder_decoder                       # noqa: E402
+from helpers.checkpoints import make_encoder_decoder  # noqa: E402
+
+from glmasr.server import (
+    api,
+    gate,
+    main,
+    manual,
+    request_queue,
+    worker,  # noqa: E402
+)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")           # of the workers: the models are tiny, as in conftest.py
 ROOT = Path(__file__).parents[1]
@@ -50,7 +58,7 @@ class Running:
 
     def __init__(self, folder, model=MODEL, **more):
         self.folder = folder
-        self.desk = batching.Desk({"name_or_path": str(model), "dtype": "float32"}, **{name: more.pop(name) for name in ("queue", "time_limit") if name in more})
+        self.desk = request_queue.Desk({"name_or_path": str(model), "dtype": "float32"}, **{name: more.pop(name) for name in ("queue", "time_limit") if name in more})
         self.app = api.make_app(self.desk, str(folder), names=(MODEL, "whisper-1"), **more)
         self.server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None, access_log=False, ws="none"))
         self.loop = asyncio.new_event_loop()
@@ -137,7 +145,7 @@ def test_formats(client, expected):
             assert client.audio.transcriptions.create(file=file, model=MODEL).text == expected(name).text == TEXTS[name]
     timed = expected("en.mp3", timestamps=True)
     for form in ("srt", "vtt"):
-        assert client.audio.transcriptions.create(file=EXAMPLES / "en.mp3", model="whisper-1", response_format=form) == writers.WRITERS[form](timed)
+        assert client.audio.transcriptions.create(file=EXAMPLES / "en.mp3", model="whisper-1", response_format=form) == WRITERS[form](timed)
     assert client.audio.transcriptions.create(file=EXAMPLES / "en.mp3", model=MODEL, response_format="text") == f"{timed.text}\n"
 
 
@@ -164,7 +172,7 @@ def test_segments_join_to_the_text_as_those_of_openai(server, tmp_path):
         texts = [segment["text"] for segment in found["segments"]]
         assert found["text"] and "".join(texts).strip() == found["text"]
     assert texts == [f" {TEXTS['en.mp3']}"]
-    tokenizer = glmasr.tokenizer.read_tokenizer(glmasr.hub.find(MODEL))
+    tokenizer = glmasr.tokenizer.read_tokenizer(glmasr.checkpoint.hub.find(MODEL))
     assert found["segments"][0]["tokens"] == tokenizer.encode(texts[0])
 
 
@@ -245,7 +253,7 @@ def test_translations(translating, tmp_path):
     assert make().text == plain.text != recogniser.transcribe(path).text
     assert make(response_format="text") == f"{plain.text}\n"
     for form in ("srt", "vtt"):
-        assert make(response_format=form) == writers.WRITERS[form](timed)
+        assert make(response_format=form) == WRITERS[form](timed)
     found = make(response_format="verbose_json")
     assert (found.task, found.language, found.text, found.duration) == ("translate", "english", timed.text, timed.seconds)
     assert "".join(segment.text for segment in found.segments).strip() == found.text and len(found.segments) == len(timed.segments) > 0
@@ -272,7 +280,7 @@ def test_a_model_that_does_not_translate_says_so(server, client):
 
 
 def test_a_translation_is_refused_before_its_upload_where_the_queue_is_full(server, monkeypatch):
-    monkeypatch.setattr(server.desk, "check", lambda: (_ for _ in ()).throw(batching.Busy("full", retry_after=3)))
+    monkeypatch.setattr(server.desk, "check", lambda: (_ for _ in ()).throw(request_queue.Busy("full", retry_after=3)))
     for route in (ROUTE, TRANSLATIONS):
         answer = server.send(route=route)
         assert error(answer, 429)["code"] == "queue_full" and answer.headers["Retry-After"] == "3"
@@ -348,7 +356,7 @@ def test_a_slow_upload_is_given_up(server, monkeypatch):
 
 def test_batching_and_the_queue(server, monkeypatch):
     """While the worker is busy recordings pile up; then they are decoded together, and each gets its own text."""
-    monkeypatch.setattr(batching, "RUNNING", 4)
+    monkeypatch.setattr(request_queue, "RUNNING", 4)
     names = [name for _ in range(3) for name in TEXTS][:8]
     batches = server.desk.figures.registry.get_sample_value
     before = batches("glmasr_batch_recordings_count"), batches("glmasr_batch_recordings_sum")
@@ -389,7 +397,7 @@ def test_time_limit(server, monkeypatch):
 
 def test_the_worker_dies(server, monkeypatch):
     """Who was worked for is told so, who waits or comes later is served by the next worker."""
-    monkeypatch.setattr(batching, "RUNNING", 2)
+    monkeypatch.setattr(request_queue, "RUNNING", 2)
     process, restarts = server.desk.process, server.desk.restarts
     with ThreadPoolExecutor(3) as pool:
         with server.paused():
@@ -409,7 +417,7 @@ def test_the_worker_dies(server, monkeypatch):
 def test_a_model_that_cannot_be_loaded_is_not_tried_again():
     """Also where the event loop hears of the error and of the worker's end at once, as it is busy with an import."""
     async def start():
-        desk = batching.Desk({"name_or_path": "nowhere"})
+        desk = request_queue.Desk({"name_or_path": "nowhere"})
         loading = asyncio.create_task(desk.start())
         await asyncio.sleep(0)
         desk.process.join(100)
@@ -489,7 +497,7 @@ def call(app, path="/v1/models", method="GET", **more):
 
 
 def test_key(tmp_path):
-    app = api.make_app(batching.Desk({}), str(tmp_path), key="open sesame")
+    app = api.make_app(request_queue.Desk({}), str(tmp_path), key="open sesame")
     found = call(app)
     assert error(found, 401)["type"] == "authentication_error" and "Basic" in found.headers["WWW-Authenticate"]
     basic = base64.b64encode(b"me:open sesame").decode()
@@ -502,14 +510,14 @@ def test_key(tmp_path):
 
 
 def test_origins(tmp_path):
-    app = api.make_app(batching.Desk({}), str(tmp_path), origins=("https://example.org",))
+    app = api.make_app(request_queue.Desk({}), str(tmp_path), origins=("https://example.org",))
     assert call(app, headers={"Origin": "https://example.org"}).headers["access-control-allow-origin"] == "https://example.org"
     assert "access-control-allow-origin" not in call(app, headers={"Origin": "https://example.com"}).headers
 
 
 def test_origins_with_a_key(tmp_path):
     """A browser asks without the key whether it may send it, and lets its page read what is refused."""
-    app = api.make_app(batching.Desk({}), str(tmp_path), key="secret", origins=("https://example.org",))
+    app = api.make_app(request_queue.Desk({}), str(tmp_path), key="secret", origins=("https://example.org",))
     ours = {"Origin": "https://example.org"}
     asked = call(app, ROUTE, "OPTIONS", headers=ours | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"})
     assert asked.status_code == 200 and "authorization" in asked.headers["access-control-allow-headers"]
@@ -519,26 +527,26 @@ def test_origins_with_a_key(tmp_path):
 
 def test_who_waits_is_refused_at_the_end(tmp_path):
     async def run():
-        desk = batching.Desk({})
+        desk = request_queue.Desk({})
         desk._send = lambda message: None
         desk.ready = worker.Ready([], True, [], {})
         running, waiting = (desk.recognise("talk.wav", "auto", Options()) for _ in range(2))
         first = asyncio.ensure_future(anext(running))
         await asyncio.sleep(0)
-        batching_running, batching.RUNNING = batching.RUNNING, 1
+        batching_running, request_queue.RUNNING = request_queue.RUNNING, 1
         try:
             second = asyncio.ensure_future(anext(waiting))
             await asyncio.sleep(0)
             assert (len(desk.running), len(desk.waiting)) == (1, 1)
             desk.close()
-            with pytest.raises(batching.Closing):
+            with pytest.raises(request_queue.Closing):
                 await second
-            with pytest.raises(batching.Closing):
+            with pytest.raises(request_queue.Closing):
                 desk.check()
             desk._hear(worker.Began(1, 2.0))                # what runs goes on
             assert (await first).seconds == 2.0
         finally:
-            batching.RUNNING = batching_running
+            request_queue.RUNNING = batching_running
             await running.aclose()
         assert not desk.running
     asyncio.run(run())
@@ -583,7 +591,7 @@ def test_the_examples_of_the_page_about_the_api_work(translating, tmp_path, monk
 
 
 def test_the_page_about_the_api_is_whole_and_fetches_nothing(tmp_path):
-    app = api.make_app(batching.Desk({}), str(tmp_path), names=('my "own" <model>', "b"), key="SESAME", most_bytes=5 * 2 ** 20, max_duration=90)
+    app = api.make_app(request_queue.Desk({}), str(tmp_path), names=('my "own" <model>', "b"), key="SESAME", most_bytes=5 * 2 ** 20, max_duration=90)
     answer = call(app, "/docs", headers={"Authorization": "Bearer SESAME", "X-Forwarded-Host": "evil.example", "Host": "evil.example"})
     text, schema = answer.text, app.openapi()
     policy = answer.headers["content-security-policy"]
@@ -606,20 +614,20 @@ def test_the_page_about_the_api_is_whole_and_fetches_nothing(tmp_path):
             assert f"<td><code>{field}</code></td>" in text and html.escape(about["description"]).split("`")[0] in text
     assert re.search(r"number from 0 to 1</td><td><code>0.0</code>", text) and "at most 40 characters" in text
     assert {"Failure", "Error"} <= set(schema["components"]["schemas"]) and "model_not_found" in text
-    assert "KEY" not in "".join(examples(call(api.make_app(batching.Desk({}), str(tmp_path)), "/docs").text))
+    assert "KEY" not in "".join(examples(call(api.make_app(request_queue.Desk({}), str(tmp_path)), "/docs").text))
 
 
 @pytest.mark.parametrize("languages, tasks, expected", [
     (["auto", "en"], ["transcribe"], "the languages <code>en</code>, and doesn’t translate."),
     (["auto", "zh"], ["transcribe", "translate"], "the languages <code>zh</code>.")])
 def test_the_page_about_the_api_says_what_the_model_knows(tmp_path, languages, tasks, expected):
-    desk = batching.Desk({})
+    desk = request_queue.Desk({})
     desk.facts = worker.Ready(languages, True, tasks, {})
     assert expected in call(api.make_app(desk, str(tmp_path)), "/docs").text
 
 
 def test_the_page_about_the_api_needs_the_key_as_the_openapi_document_does(tmp_path):
-    app = api.make_app(batching.Desk({}), str(tmp_path), key="open sesame")
+    app = api.make_app(request_queue.Desk({}), str(tmp_path), key="open sesame")
     for path in ("/docs", "/openapi.json"):
         assert error(call(app, path), 401)["code"] == "invalid_api_key"
         assert call(app, path, headers={"Authorization": "Bearer open sesame"}).status_code == 200
@@ -629,25 +637,25 @@ def test_the_page_about_the_api_needs_the_key_as_the_openapi_document_does(tmp_p
 
 @pytest.mark.parametrize("package", ["uvicorn", "gradio"])
 def test_a_missing_package_names_the_extra(package):
-    program = f"import sys; sys.modules[{package!r}] = None; from glmasr.serve import main; sys.exit(main(['--model', 'demo']))"
+    program = f"import sys; sys.modules[{package!r}] = None; from glmasr.server.main import main; sys.exit(main(['--model', 'demo']))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and package in done.stderr and "[web]" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_arguments(capsys):
-    assert serve.arguments([]).host == "127.0.0.1" and serve.arguments([]).port == 7860 and serve.arguments([]).queue == 20
-    assert serve.arguments(["--cors", "*", "--cors", "https://example.org:8000"]).cors == ["*", "https://example.org:8000"]
+    assert main.arguments([]).host == "127.0.0.1" and main.arguments([]).port == 7860 and main.arguments([]).queue == 20
+    assert main.arguments(["--cors", "*", "--cors", "https://example.org:8000"]).cors == ["*", "https://example.org:8000"]
     for wrong in (["--queue", "-1"], ["--time-limit", "0"], ["--max-upload", "nan"], ["--port", "x"], ["--port", "99999"], ["--cors", "example.org"]):
         with pytest.raises(SystemExit):
-            serve.arguments(wrong)
+            main.arguments(wrong)
         assert wrong[0] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model, expected", [
     ("demo", ["demo"]), ("owner/Model-1", ["Model-1", "owner/Model-1"]), ("/srv/models/mine/", ["mine"]), ("./mine", ["mine"])])
 def test_names_of_the_model(model, expected):
-    assert serve.names(serve.arguments(["--model", model])) == expected
-    assert serve.names(serve.arguments(["--model", model, "--name", "whisper-1"])) == [*expected, "whisper-1"]
+    assert main.names(main.arguments(["--model", model])) == expected
+    assert main.names(main.arguments(["--model", model, "--name", "whisper-1"])) == [*expected, "whisper-1"]
 
 
 def test_an_address_at_which_nobody_can_listen():
@@ -659,8 +667,8 @@ def test_an_address_at_which_nobody_can_listen():
     assert done.returncode == 2 and f"--host 127.0.0.1 --port {port}" in done.stderr and "Traceback" not in done.stderr
     for host in ("nosuch.invalid", "1.2.3.4"):
         with pytest.raises(OptionError, match=f"--host {host} --port 0"):
-            serve.check_address(host, 0)
-    serve.check_address("127.0.0.1", 0)
+            main.check_address(host, 0)
+    main.check_address("127.0.0.1", 0)
 
 
 # ---- docs/SERVER.md -------------------------------------------------------------------------------------------------------
@@ -668,11 +676,11 @@ def test_an_address_at_which_nobody_can_listen():
 def test_the_page_about_the_server(tmp_path, capsys):
     text = (ROOT / "docs" / "SERVER.md").read_text(encoding="utf-8")
     with pytest.raises(SystemExit):
-        serve.arguments(["--help"])
+        main.arguments(["--help"])
     shown = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
     section = text.partition("## Options")[2].partition("## ")[0]
     assert set(re.findall(r"--[a-z][a-z-]+", section)) == shown
-    app = api.make_app(batching.Desk({}), str(tmp_path))
+    app = api.make_app(request_queue.Desk({}), str(tmp_path))
     schema = app.openapi()
     for path in schema["paths"]:
         assert path.replace("{name}", "NAME") in text
@@ -683,4 +691,4 @@ def test_the_page_about_the_server(tmp_path, capsys):
     source = "".join((ROOT / "glmasr" / f"{name}.py").read_text(encoding="utf-8") for name in ("api", "fence", "gate", "problems", "uploads"))
     for status, codes in re.findall(r"^\| (\d{3}) \|([^|]*)\|", text, re.MULTILINE):
         assert codes.strip() and all(f'"{code}"' in source for code in re.findall(r"`(\w+)`", codes)) and status in source
-    assert f"up to {batching.RUNNING} recordings" in text and f"{gate.STALL:.0f} s, or not all of it in {gate.UPLOAD / 60:.0f} minutes" in text
+    assert f"up to {request_queue.RUNNING} recordings" in text and f"{gate.STALL:.0f} s, or not all of it in {gate.UPLOAD / 60:.0f} minutes" in text

@@ -9,8 +9,8 @@ import torch
 
 import glmasr
 from glmasr import audio
-from glmasr.cutting import Window
 from glmasr.pipeline import FLAGS
+from glmasr.transcription.chunking import Window
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RATE = audio.SAMPLE_RATE

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import glmasr
-from glmasr import pipeline, weights
-from glmasr.cutting import Window
+from glmasr import pipeline
 from glmasr.decode import Hypothesis
 from glmasr.errors import AudioError, CheckpointError
+from glmasr.kernels import devices
 from glmasr.pipeline import Hearing, Job, Options
+from glmasr.transcription.chunking import Window
 
 RATE = 16_000
 MEMORY = 2 ** 40
@@ -188,7 +189,7 @@ def test_nothing_to_recognise(recogniser):
 
 def test_a_batch_is_what_memory_holds(recogniser, monkeypatch):
     def size(free=MEMORY, **options):
-        monkeypatch.setattr(weights, "free_memory", lambda device: free)
+        monkeypatch.setattr(devices, "free_memory", lambda device: free)
         return recogniser._batch_size(recogniser.check(options=Options(**options)))
 
     assert size() == pipeline.MOST_ROWS and size(0) == size(2 ** 20) == 1
@@ -208,7 +209,7 @@ def test_caches_stay_within_memory(recogniser, recordings, monkeypatch, options)
     if options.get("long") not in (None, *recogniser.ways):
         pytest.skip("it has no such way")
     free, taken = 16 * 2 ** 20, []
-    monkeypatch.setattr(weights, "free_memory", lambda device: free)
+    monkeypatch.setattr(devices, "free_memory", lambda device: free)
     config = recogniser.config
     key_heads = getattr(config.decoder, "key_heads", config.decoder.heads)
     each = 2 * config.decoder.layers * key_heads * config.decoder.head_size * 4

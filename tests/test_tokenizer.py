@@ -6,10 +6,10 @@ import random
 import time
 
 import pytest
+from helpers.vocabularies import BYTES, SENTENCES, complete, random_text
 
 from glmasr.errors import TokenizerError
 from glmasr.tokenizer import ALPHABET, Tokenizer, _compile
-from helpers.vocabularies import BYTES, SENTENCES, complete, random_text
 
 GLM4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"

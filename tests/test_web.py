@@ -18,8 +18,8 @@ pytestmark = pytest.mark.web
 pytest.importorskip("gradio", reason="needs the extra [web]")
 httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 
-from helpers.checkpoints import make_encoder_decoder                # noqa: E402
-from helpers.server import ROOT, Server         # noqa: E402
+from helpers.checkpoints import make_encoder_decoder  # noqa: E402
+from helpers.server import ROOT, Server  # noqa: E402
 
 EXAMPLES = ROOT / "examples"
 TEXTS = {name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()}
@@ -54,7 +54,7 @@ def server():
 @pytest.fixture(scope="module")
 def polyglot(tmp_path_factory):
     """A server with a random model that knows many languages, and translates."""
-    from glmasr.language import NAMES
+    from glmasr.transcription.language import NAMES
     folder = make_encoder_decoder(tmp_path_factory.mktemp("model") / "tiny", languages=(*NAMES, "xx"), tasks=("translate", "transcribe"), seed=1)
     with Server(model=str(folder)) as running:
         yield running
@@ -64,6 +64,7 @@ def polyglot(tmp_path_factory):
 def short(tmp_path):
     """A second of sound, which a random model answers soon."""
     import soundfile
+
     from glmasr import audio
     soundfile.write(tmp_path / "short.wav", audio.load(EXAMPLES / "yue.flac").numpy()[:16_000], 16_000)
     return tmp_path / "short.wav"
@@ -227,7 +228,7 @@ def test_upload_transcribe_read_download(browse, server):
 
 
 def test_many_languages_can_be_searched_and_a_translation_asked_for(browse, polyglot, short):
-    from glmasr.language import NAMES
+    from glmasr.transcription.language import NAMES
     page = browse(url=polyglot.url, height=1400)
     field = page.find("#language input")
     assert field.get_attribute("value") == "Auto 自动"
@@ -295,7 +296,7 @@ def test_microphone(browse, server):
 
 
 def test_a_closed_page_leaves_nothing(browse):
-    from glmasr.uploads import RETURN
+    from glmasr.server.uploads import RETURN
     with Server() as server:
         from helpers import browser
         page = browser.Page(server.url)
@@ -430,7 +431,7 @@ def test_uploads_that_are_cut(server):
 
 def test_slow_loris_clients(server):
     """200 connections that send a byte now and then, and never a request, or after one: others are served, and they are closed."""
-    from glmasr.connections import HEADERS
+    from glmasr.server.connections import HEADERS
     connections = [socket.create_connection(server.url.removeprefix("http://").split(":")) for _ in range(200)]
     began, closed = time.monotonic(), 0
     for number, connection in enumerate(connections):

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.checkpoints import PUBLISHED, TINY, entry, raw
 from safetensors.torch import load_file, save_file
 
 from glmasr import weights
+from glmasr.checkpoint.tensor_files import read_header
 from glmasr.config import GlmAsrConfig, read_config
 from glmasr.errors import CheckpointError, OptionError
+from glmasr.kernels import devices
 from glmasr.model import GlmAsr
 from glmasr.weights import FORMATS, detect, load, save, their_name
-from helpers.checkpoints import PUBLISHED, TINY, entry, raw
 
 # ---- the published tensors ----------------------------------------------------------------------------------------------
 
@@ -412,7 +414,7 @@ def test_a_header_of_too_many_tensors(folder):
     raw(folder, {f"t{number}": entry(0, 0, [0]) for number in range(200_000)}, b"")
     refused(folder, FILE, "its header is not valid JSON (so many values that they take ", " MB of memory, expected at most 100)")
     raw(folder, {f"t{number}": entry(0, 0, [1, 1, 1, 0]) for number in range(20_000)}, b"")
-    assert len(weights.read_header(folder / FILE)) == 20_000
+    assert len(read_header(folder / FILE)) == 20_000
 
 
 @pytest.mark.parametrize("digits", [4301, 100_000])
@@ -637,7 +639,7 @@ def test_a_gpu_that_is_not_there(folder):
 
 def test_the_type_that_auto_chooses(folder):
     model = load(folder, device="cpu")
-    assert model.dtype == weights.fast_dtype(torch.device("cpu")) and model.dtype in (torch.bfloat16, torch.float32)
+    assert model.dtype == devices.fast_dtype(torch.device("cpu")) and model.dtype in (torch.bfloat16, torch.float32)
 
 
 def test_a_scaled_rope_is_refused_in_both_spellings():
@@ -649,15 +651,15 @@ def test_a_scaled_rope_is_refused_in_both_spellings():
 
 def test_free_memory(tmp_path, monkeypatch):
     """In a container what its limit leaves; where nothing is said, 4 GiB."""
-    monkeypatch.setattr(weights, "PROC", tmp_path)
-    monkeypatch.setattr(weights, "CGROUP", tmp_path)
+    monkeypatch.setattr(devices, "PROC", tmp_path)
+    monkeypatch.setattr(devices, "CGROUP", tmp_path)
     cpu, gib = torch.device("cpu"), 2 ** 30
-    assert weights.free_memory(cpu) == 4 * gib
+    assert devices.free_memory(cpu) == 4 * gib
     (tmp_path / "meminfo").write_text(f"MemTotal: 67108864 kB\nMemAvailable: {48 * 2 ** 20} kB\nHugePages_Total: 0\n")
-    assert weights.free_memory(cpu) == 48 * gib
+    assert devices.free_memory(cpu) == 48 * gib
     for name, text in (("current", f"{6 * gib}\n"), ("stat", f"anon {gib}\ninactive_file {gib}\nfile {5 * gib}\n"), ("max", "max\n")):
         (tmp_path / f"memory.{name}").write_text(text)
-    assert weights.free_memory(cpu) == 48 * gib             # a container without a limit
+    assert devices.free_memory(cpu) == 48 * gib             # a container without a limit
     for limit, free in ((8, 3), (64, 48), (2, 0)):
         (tmp_path / "memory.max").write_text(f"{limit * gib}\n")
-        assert weights.free_memory(cpu) == free * gib
+        assert devices.free_memory(cpu) == free * gib

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-from glmasr.decode import Forbid, Hypothesis, TimestampRule, beam, greedy, sample
-from glmasr.fallback import TEMPERATURES, Limits, compression_ratio, fallback
 from helpers.devices import Waits
+
+from glmasr.decode import Hypothesis, beam, greedy, sample
+from glmasr.rules import Forbid, TimestampRule
+from glmasr.transcription.fallback import TEMPERATURES, Limits, compression_ratio, fallback
 
 # ---- the rule for times against ApplyTimestampRules
 

@@ -6,11 +6,11 @@ import time
 import numpy as np
 import pytest
 import soundfile
+from helpers.programs import needs
 
 import glmasr
-from glmasr import worker
 from glmasr.pipeline import Options
-from helpers.programs import needs
+from glmasr.server import worker
 
 
 class Pipe:

@@ -20,16 +20,28 @@ import soundfile
 for package in ("srt", "webvtt", "hypothesis"):
     pytest.importorskip(package, reason="needs the extra [test]")
 
-import srt                                                                   # noqa: E402
-import webvtt                                                                # noqa: E402
-from hypothesis import example, given, settings                              # noqa: E402
-from hypothesis import strategies as st                                      # noqa: E402
+import srt  # noqa: E402
+import webvtt  # noqa: E402
+from helpers.files import locked  # noqa: E402
+from hypothesis import example, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 
-from glmasr import audio, media, writers                                     # noqa: E402
-from glmasr.errors import AudioError, OptionError, OutputError               # noqa: E402
-from glmasr.pipeline import Segment, Transcript                              # noqa: E402
-from glmasr.writers import WRITERS, Cue, Layout, cues, expand, plan_outputs, record, timed, width, write_whole  # noqa: E402
-from helpers.files import locked                                             # noqa: E402
+from glmasr import audio
+from glmasr.audio_files import sound_files
+from glmasr.errors import AudioError, OptionError, OutputError  # noqa: E402
+from glmasr.pipeline import Segment, Transcript  # noqa: E402
+from glmasr.writers import output, subtitles
+from glmasr.writers.formats import WRITERS, record
+from glmasr.writers.line_breaks import (
+    ANYWHERE,
+    CUE,
+    Layout,
+    _cut,
+    _places,
+    width,  # noqa: E402
+)
+from glmasr.writers.output import expand, plan_outputs, write_whole
+from glmasr.writers.subtitles import Cue, cues, timed
 
 PAGE = Path(__file__).parents[1] / "docs" / "JSON.md"
 NO_START, NO_END = "。，、！？；：”’）》」】…%,.!?;:)]}»", "“‘（《「【([{«"
@@ -139,14 +151,14 @@ def test_more_segments_than_milliseconds_are_shown_as_one():
 # ---- layout -----------------------------------------------------------------------------------------------------------------
 
 def priced(text, blocks, layout):
-    """The price of a layout: what the constants in glmasr/writers.py say, line by line."""
-    places = {place.start: place for place in writers._places(re.findall(".", text))}
+    """The price of a layout: what the constants in glmasr/writers/output.py say, line by line."""
+    places = {place.start: place for place in _places(re.findall(".", text))}
     total, position = 0.0, 0
     for block, lines in enumerate(blocks):
         for number, line in enumerate(lines):
             start = text.index(line, position)
             if start:
-                total += places[start].price * (1 if number else 2) + (0 if number else writers.CUE)
+                total += places[start].price * (1 if number else 2) + (0 if number else CUE)
             total += (1 - width(line) / layout.max_line_width) ** 2
             position = start + len(line)
     return total
@@ -154,7 +166,7 @@ def priced(text, blocks, layout):
 
 def all_layouts(text, layout):
     """Every way of cutting a text at its allowed places into lines and cues."""
-    places = [place for place in writers._places(re.findall(".", text)) if place.price <= writers.ANYWHERE]
+    places = [place for place in _places(re.findall(".", text)) if place.price <= ANYWHERE]
     for count in range(len(places) + 1):
         for chosen in itertools.combinations(places, count):
             starts, stops = [0, *(place.start for place in chosen)], [*(place.stop for place in chosen), len(text)]
@@ -172,11 +184,11 @@ def all_layouts(text, layout):
 def test_the_layout_is_the_cheapest_of_all():
     draw = random.Random(7)
     for _ in range(80):
-        text = writers._clean("".join(draw.choice(["one ", "of ", "two, ", "so. ", "你", "好，", "吗？", "（我", "他）", " "]) for _ in range(draw.randrange(4, 10))))
+        text = subtitles._clean("".join(draw.choice(["one ", "of ", "two, ", "so. ", "你", "好，", "吗？", "（我", "他）", " "]) for _ in range(draw.randrange(4, 10))))
         layout = Layout(draw.randrange(6, 12), draw.randrange(1, 4))
         ways = list(all_layouts(text, layout))
         ways = [way for way in ways if len(way) == 1] or ways   # what fits into one cue is one
-        found = writers._cut(text, layout)
+        found = _cut(text, layout)
         assert found in ways, (text, layout)
         assert priced(text, found, layout) == pytest.approx(min(priced(text, way, layout) for way in ways)), (text, layout)
 
@@ -202,8 +214,8 @@ def test_words_and_punctuation_stay_together(parts, spaces, most, count):
     text = re.sub(r"([^\w\s]\s*){4,}", "。", text)
     lines = [line for cue in cues(transcript((0, 1000, text)), Layout(most, count)) for line in cue.lines]
     pairs = [(left[-1], right[0]) for left, right in zip(lines, lines[1:])]
-    text = writers._clean(text)
-    pairs += [(text[place.stop - 1], text[place.start]) for place in writers._places(list(text)) if place.price <= writers.ANYWHERE]
+    text = subtitles._clean(text)
+    pairs += [(text[place.stop - 1], text[place.start]) for place in _places(list(text)) if place.price <= ANYWHERE]
     for left, right in pairs:
         assert right not in NO_START and left not in NO_END
     latin = re.compile(r"[A-Za-zé0-9']+")
@@ -229,18 +241,18 @@ def test_words_and_punctuation_stay_together(parts, spaces, most, count):
     ("好" * 5 + "👩‍👩‍👧" * 3, Layout(10, 2), [["好" * 4, "好" + "👩‍👩‍👧" * 3]]),
 ])
 def test_layouts(text, layout, expected):
-    found = writers._cut(text, layout)
+    found = _cut(text, layout)
     assert expected is None or found == expected
     assert "".join(line for lines in found for line in lines) == text.replace(" ", "") or " " in text
     assert all(width(line) <= layout.max_line_width for lines in found for line in lines)
 
 
 def test_a_word_longer_than_a_line_is_broken_and_no_other():
-    lines = [line for lines in writers._cut("see https://example.com/recordings/2026 for the rest", Layout(16, 2)) for line in lines]
+    lines = [line for lines in _cut("see https://example.com/recordings/2026 for the rest", Layout(16, 2)) for line in lines]
     assert lines[0].startswith("see") and lines[-1].endswith("for the rest")
     assert "".join(lines).replace(" ", "") == "seehttps://example.com/recordings/2026fortherest"
-    assert writers._cut("a" * 10 + "。", Layout(10, 2)) in ([["a" * first, "a" * (10 - first) + "。"]] for first in range(1, 10))
-    assert writers._cut("( " + "a" * 9, Layout(10, 2)) == [["(", "a" * 9]]       # the word would fit
+    assert _cut("a" * 10 + "。", Layout(10, 2)) in ([["a" * first, "a" * (10 - first) + "。"]] for first in range(1, 10))
+    assert _cut("( " + "a" * 9, Layout(10, 2)) == [["(", "a" * 9]]       # the word would fit
 
 
 @pytest.mark.parametrize("text, columns", [("abc", 3), ("你好", 4), ("，", 2), ("ＡＢ", 4), ("ｱｲ", 2), ("e\u0301", 1), ("👩‍👩‍👧", 2), ("🇨🇳", 2), ("한", 2), ("각", 2),
@@ -486,10 +498,10 @@ def test_expand_leaves_out_what_is_no_file(folder):
 
 def test_extensions_are_those_of_the_formats_that_are_read(tmp_path):
     for format, extension in (("WAV", "wav"), ("RF64", "rf64"), ("FLAC", "flac"), ("OGG", "ogg"), ("MP3", "mp3"), ("AIFF", "aif"), ("AU", "au"), ("CAF", "caf")):
-        assert format in media.FORMATS and extension in writers.EXTENSIONS
+        assert format in sound_files.FORMATS and extension in output.EXTENSIONS
         soundfile.write(tmp_path / f"a.{extension}", [0.0] * 4000, 8000, format=format)
         assert len(audio.load(tmp_path / f"a.{extension}")) == pytest.approx(8000, abs=1200)
-    assert len(expand([str(tmp_path)])) == 8 and set(media.FORMATS) - {"WAVEX"} == {"WAV", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"}
+    assert len(expand([str(tmp_path)])) == 8 and set(sound_files.FORMATS) - {"WAVEX"} == {"WAV", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"}
 
 
 # ---- files: what is written -------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from glmasr import audio, errors                                                      # noqa: E402
-from glmasr.pipeline import Options, Recogniser, Transcript, load                     # noqa: E402
+from glmasr import audio, errors  # noqa: E402
+from glmasr.pipeline import Options, Recogniser, Transcript, load  # noqa: E402
 
 
 class TrainingError(Exception):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from augment import mask_mel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -18,8 +19,6 @@ from glmasr import audio
 from glmasr.config import HOP, STRIDE, TIME_STEP
 from glmasr.conv_frontend import audio_rows, conv_frames, mel_frames
 from glmasr.model import GlmAsr
-
-from augment import mask_mel
 
 IGNORE = -100                   # a target that has no loss
 SMOOTHING = 0.05                # of the labels

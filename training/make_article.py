@@ -18,8 +18,8 @@ import torch
 from sentencepiece import SentencePieceTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from glmasr.config import TIME_STEP, CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig        # noqa: E402
-from glmasr.tokenizer import SentencePieceTokenizer, time_token                         # noqa: E402
+from glmasr.config import TIME_STEP, CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig  # noqa: E402
+from glmasr.tokenizer import SentencePieceTokenizer, time_token  # noqa: E402
 
 PIECES = 700                    # 256 of them bytes
 WINDOW_SECONDS = 4              # the last time token; twice as many words in a window take several times as long to learn

@@ -16,7 +16,7 @@ except ImportError:
     sys.exit("training/make_demo.py needs the package tokenizers: pip install '.[train]'")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig                  # noqa: E402
+from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig  # noqa: E402
 
 # The added tokens of the published tokenizer, in its order.
 SPECIAL = ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",

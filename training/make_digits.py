@@ -19,9 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from tqdm import tqdm
-
 import voices
+from tqdm import tqdm
 from voices import ACCENTS, RATE, Disguise, analyse, espeak, text_of
 
 LANGUAGES = {"en": 0.36, "zh": 0.32, "yue": 0.32}

@@ -36,20 +36,24 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from glmasr import audio, weights                                                     # noqa: E402
-from glmasr.config import read_config                                                 # noqa: E402
-from glmasr.conv_frontend import WaveformFrontend                                     # noqa: E402
-from glmasr.decoder import CrossDecoder, LlamaDecoder                                 # noqa: E402
-from glmasr.errors import GlmAsrError                                                 # noqa: E402
-from glmasr.language import join                                                      # noqa: E402
-from glmasr.layers import CrossAttention, SelfAttention, rotate                       # noqa: E402
-from glmasr.model import EncoderDecoder, GlmAsr                                       # noqa: E402
-from glmasr.pipeline import make_recogniser                                           # noqa: E402
-from glmasr.tokenizer import read_tokenizer                                           # noqa: E402
+from augment import augment, nothing_said  # noqa: E402
+from evaluate import TrainingError, evaluate, read_manifest  # noqa: E402
+from families import IGNORE, TIME_WEIGHT, Batch, Clip, EncoderDecoderFamily, GlmAsrFamily, family_of  # noqa: E402
 
-from augment import augment, nothing_said                                             # noqa: E402
-from evaluate import TrainingError, evaluate, read_manifest                           # noqa: E402
-from families import IGNORE, TIME_WEIGHT, Batch, Clip, EncoderDecoderFamily, GlmAsrFamily, family_of        # noqa: E402
+from glmasr import (
+    audio,
+    weights,  # noqa: E402
+)
+from glmasr.config import read_config  # noqa: E402
+from glmasr.conv_frontend import WaveformFrontend  # noqa: E402
+from glmasr.decoder import CrossDecoder, LlamaDecoder  # noqa: E402
+from glmasr.errors import GlmAsrError  # noqa: E402
+from glmasr.kernels import devices
+from glmasr.layers import CrossAttention, SelfAttention, rotate  # noqa: E402
+from glmasr.model import EncoderDecoder, GlmAsr  # noqa: E402
+from glmasr.pipeline import make_recogniser  # noqa: E402
+from glmasr.tokenizer import read_tokenizer  # noqa: E402
+from glmasr.transcription.language import join  # noqa: E402
 
 GAPS = 0.15, 0.8                # seconds between recordings that are joined
 EDGE = 0.05                     # seconds of a joined recording around what is said in it
@@ -261,7 +265,7 @@ def start_model(directory: Path, from_scratch: bool) -> GlmAsr | EncoderDecoder:
         if isinstance(model, EncoderDecoder):
             model.encoder.positions.requires_grad_(False)
         return model
-    model = weights.build(read_config(directory)).to(weights.choose_device("auto"))
+    model = weights.build(read_config(directory)).to(devices.choose_device("auto"))
     for parameter in model.parameters():
         if parameter.dim() == 2 and parameter.requires_grad:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)

@@ -19,10 +19,22 @@ import pytest
 pytest.importorskip("resource")
 pytest.importorskip("hypothesis", reason="needs the extra [test]")
 
-from hypothesis import HealthCheck, given, seed, settings                                   # noqa: E402
-from hypothesis import strategies as st                                                     # noqa: E402
-from mutate import PATTERNS, REFUSED, SOUNDS, Base, damaged, damages, fields, json_damaged, json_damages, protobuf, sound      # noqa: E402
-from worker import Worker                                                                   # noqa: E402
+from hypothesis import HealthCheck, given, seed, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from mutate import (  # noqa: E402
+    PATTERNS,
+    REFUSED,
+    SOUNDS,
+    Base,
+    damaged,
+    damages,
+    fields,
+    json_damaged,
+    json_damages,
+    protobuf,
+    sound,
+)
+from worker import Worker  # noqa: E402
 
 FEW, SOUND_FILES, CHECKPOINT_FILES = 100, 20_000, 20_000
 JSON_FILES = ["glmasr/config.json", "glmasr/processor_config.json", "glmasr/generation_config.json", "original/config.json", "whisper/config.json",
@@ -39,7 +51,14 @@ def checkpoints(folder):
     from safetensors.torch import load_file, save_file
 
     from glmasr import weights
-    from glmasr.config import (CrossDecoderConfig, DecoderConfig, EncoderConfig, EncoderDecoderConfig, GlmAsrConfig, SinusoidalEncoderConfig)
+    from glmasr.config import (
+        CrossDecoderConfig,
+        DecoderConfig,
+        EncoderConfig,
+        EncoderDecoderConfig,
+        GlmAsrConfig,
+        SinusoidalEncoderConfig,
+    )
     torch.manual_seed(0)
     glmasr = GlmAsrConfig(EncoderConfig(bands=4, width=8, layers=1, heads=2, key_heads=2, head_size=4, hidden=32, rotary=2),
                           DecoderConfig(vocabulary=16, width=4, layers=1, heads=2, key_heads=1, head_size=2, hidden=4, positions=64),

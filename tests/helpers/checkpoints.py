@@ -7,8 +7,14 @@ from pathlib import Path
 import torch
 
 from glmasr import weights
-from glmasr.config import (CrossDecoderConfig, DecoderConfig, EncoderConfig, EncoderDecoderConfig, GlmAsrConfig,
-                           SinusoidalEncoderConfig)
+from glmasr.config import (
+    CrossDecoderConfig,
+    DecoderConfig,
+    EncoderConfig,
+    EncoderDecoderConfig,
+    GlmAsrConfig,
+    SinusoidalEncoderConfig,
+)
 from glmasr.model import EncoderDecoder, GlmAsr
 from glmasr.tokenizer import ALPHABET
 

@@ -1,4 +1,4 @@
-"""A writer for CTranslate2's `model.bin`, in every version of its layout and every type: see `glmasr/ctranslate2.py` for the former."""
+"""A writer for CTranslate2's `model.bin`, in every version of its layout and every type: see `glmasr/checkpoint/ctranslate2.py` for the former."""
 
 import json
 import shutil

@@ -1,0 +1,138 @@
+"""ModelScope's hub over its plain HTTP interface: what a model's folder holds, and the content of a file.
+
+    GET <endpoint>/api/v1/models/<owner>/<name>/repo/files?Revision=master&Recursive=False    {"Data": {"Files": [{"Path", "Size", "Sha256", "Type"}]}}
+    GET <endpoint>/api/v1/models/<owner>/<name>/repo?Revision=master&FilePath=config.json     the content; from the middle, if "Range" asks for it
+
+Written from the package `modelscope_hub` (0.5), which does the same and needs more; the hub itself was not at hand. `hub` does the rest, the
+same for both hubs: which files, where they go, going on after a cut, checksums, locks.
+
+Unusual: a revision's commit isn't told. What a model is at a revision is named by the checksums of its files instead: see `listing`.
+"""
+
+import hashlib
+import http.client
+import os
+import re
+import ssl
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlencode, urlsplit
+
+from ..errors import CheckpointError
+from .json_file import parse_json, read_file
+
+ENDPOINT = "https://modelscope.cn"
+# Short names -> models there. Of other Whispers no copy is known.
+NAMES = {"glm-asr-nano-2512": "ZhipuAI/GLM-ASR-Nano-2512"} | {
+    name: f"openai-mirror/whisper-{name}" for name in ("tiny", "base", "small", "medium", "large-v3", "large-v3-turbo")} | {
+    "large": "openai-mirror/whisper-large-v3", "turbo": "openai-mirror/whisper-large-v3-turbo"}
+LARGEST_LISTING = 10_000_000    # bytes
+MOST_FILES = 3000               # the hub leaves out what is beyond, without a word
+TIMEOUT = 30.0                  # seconds without a byte
+BROKEN = (URLError, TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException)      # the network, or what stands in for the hub
+
+_CHECKSUM = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a model: bytes, and their SHA-256 in hexadecimal digits."""
+
+    size: int
+    checksum: str
+
+
+def endpoint() -> str:
+    """The hub's address, by the variables of its own packages. Raises CheckpointError if it is none."""
+    name = next((name for name in ("MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN") if os.environ.get(name)), None)
+    value = os.environ[name].strip() if name else ENDPOINT
+    value = value if "://" in value else f"https://{value}"
+    try:
+        parts = urlsplit(value)
+        if parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) and not re.search(r"[\s\x00-\x20\x7f?#]", value):
+            return value.rstrip("/")
+    except ValueError:
+        pass
+    raise CheckpointError(f"{name} is {os.environ.get(name)!r:.200}, expected the address of a hub, such as {ENDPOINT}")
+
+
+def cache_folder() -> Path:
+    """Where the hub's packages keep what they fetched, by the same environment variable."""
+    return Path(os.path.expandvars(os.environ.get("MODELSCOPE_CACHE") or Path.home() / ".cache" / "modelscope")).expanduser()
+
+
+def fetched_by_others(repository: str, revision: str) -> list[Path]:
+    """Where ModelScope's own packages would have put a model: those of 2026, and before. Before, a folder held one revision, named in `.mv`."""
+    owner, name = repository.split("/")
+    root, old = cache_folder(), Path("models", owner, name.replace(".", "___"))
+    found = [root / "models" / f"{owner}--{name}" / "snapshots" / revision]
+    for folder in (root / old, root / "hub" / old):
+        try:
+            held = re.match(rb"Revision:([^,\s]+)", read_file(folder / ".mv", 1000))
+        except OSError:
+            held = None
+        if revision.encode() == (held[1] if held else b"master"):
+            found.append(folder)
+    return found
+
+
+def address(repository: str, revision: str, name: str) -> str:
+    return f"{endpoint()}/api/v1/models/{quote(repository)}/repo?{urlencode({'Revision': revision, 'FilePath': name}, errors='replace')}"
+
+
+def listing(repository: str, revision: str) -> tuple[str, dict[str, File]]:
+    """(40 hexadecimal digits that stand for this state of the model, its files by name, without those in folders). Raises CheckpointError,
+    and what `opened` raises."""
+    url = f"{endpoint()}/api/v1/models/{quote(repository)}/repo/files?{urlencode({'Revision': revision, 'Recursive': 'False'})}"
+    with opened(url) as response:
+        content = response.read(LARGEST_LISTING + 1)
+    if len(content) > LARGEST_LISTING:
+        raise CheckpointError(f"{url} has more than {LARGEST_LISTING:,} bytes; that is no list of a model's files")
+    try:
+        found = parse_json(content)
+        files = found["Data"]["Files"]
+        entries = [(str(entry["Path"]), entry["Size"], entry.get("Sha256")) for entry in files if entry["Type"] == "blob"]
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{url} answers with something else than a list of files ({error!r:.100}); MODELSCOPE_ENDPOINT has to name "
+                              "ModelScope's hub, and no login page may be in between") from None
+    listed: dict[str, File] = {}
+    if len(files) >= MOST_FILES:
+        raise CheckpointError(f"{url} lists {len(files):,} files or more; expected fewer than {MOST_FILES:,}, the most that the hub tells of")
+    for name, size, checksum in entries:
+        if type(size) is not int or size < 0 or not (isinstance(checksum, str) and _CHECKSUM.fullmatch(checksum)):
+            raise CheckpointError(f"{url} says that {name!r:.100} has {size!r:.50} bytes and the checksum {checksum!r:.100}, expected a number and "
+                                  "a SHA-256")
+        if listed.setdefault(name, File(size, checksum)) != File(size, checksum):
+            raise CheckpointError(f"{url} lists {name!r:.100} twice, with different content")
+    state = "\n".join(f"{name}\0{file.size}\0{file.checksum}" for name, file in sorted(listed.items()))
+    return hashlib.sha256(state.encode("utf-8", "surrogatepass")).hexdigest()[:40], listed
+
+
+class _ToTheWeb(urllib.request.HTTPRedirectHandler):
+    """Large files come from a storage elsewhere. TRAP: urllib would follow to FTP."""
+
+    def redirect_request(self, request, file, code, message, headers, url):
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise HTTPError(request.full_url, code, f"it leads to {url!r:.100}, which is no address of the web", headers, file)
+        return super().redirect_request(request, file, code, message, headers, url)
+
+
+@contextmanager
+def opened(url: str, start: int = 0) -> Iterator[http.client.HTTPResponse]:
+    """The answer of the hub, from byte `start` on where its status is 206, else from the beginning. Raises HTTPError for a status that is none
+    of success, and BROKEN. A token (MODELSCOPE_API_TOKEN) goes to the hub and not to where it leads."""
+    headers = {"User-Agent": "glmasr", "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    request = urllib.request.Request(url, headers=headers)
+    if token := os.environ.get("MODELSCOPE_API_TOKEN"):
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+        request.add_unredirected_header("Cookie", f"m_session_id={token}")
+    try:
+        response = urllib.request.build_opener(_ToTheWeb).open(request, timeout=TIMEOUT)
+    except ValueError as error:                 # it leads to an address that can't be parsed
+        raise URLError(f"{error!r:.200}") from None
+    with response:
+        yield response

@@ -1,0 +1,229 @@
+"""The step of a token on a GPU, captured as a CUDA graph, and the encoder likewise.
+
+A token costs an H100 a millisecond, and the processor twenty times as much to say what is to be done for it, kernel by
+kernel. A graph is said once and replayed. For that shapes and addresses have to stay the same from step to step:
+
+    Memory          keys and values of so many rows and slots, taken once; a step reads all slots, and a mask hides the empty ones
+    Pool            memories by size: rows in powers of two, slots in multiples of SLOTS, each with its own graph
+    StaticCache     what the search holds: it moves to a smaller or larger memory when rows leave or fork
+    Captured        an encoder as a graph for each number of whole windows; windows of other lengths run as they are
+
+Without a GPU nothing is captured and the same steps run as they are, which is how they are tested.
+"""
+
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..audio import HOP
+from ..layers import causal_mask
+
+SLOTS = 256                     # capacities are multiples of it: empty slots are read too
+KEPT = 8                        # memories that are kept for later, those used last: as many sizes as a batch of 128 rows goes through
+SHARE = 8                       # and they take at most an eighth of a GPU's memory
+SHAPES = 8                      # of a captured module
+WARM_UP = 3                     # runs before a capture, in which libraries choose their kernels
+
+
+def capture(run: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
+    with torch.cuda.device(device):                     # TRAP: streams and captures are those of the current device
+        stream = torch.cuda.Stream()                    # TRAP: what runs before a capture must not run on the default stream
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):    # what other threads ask of the GPU meanwhile is fine
+            run()
+        return graph
+
+
+class Memory:
+    """Keys and values (layers, rows, G, capacity, K), and the step over them: `tokens` (rows,) go in, `logits` (rows, V) come out."""
+
+    def __init__(self, model, rows: int, capacity: int, captured: bool):
+        config, embed = model.decoder.config, model.decoder.embed.weight
+        shape = config.layers, rows, config.key_heads, capacity, config.head_size
+        with torch.inference_mode(False):               # TRAP: what is made within can be written to within only
+            self.keys, self.values = (torch.zeros(shape, dtype=embed.dtype, device=embed.device) for _ in range(2))
+            self.tokens, self.padding = (torch.zeros(rows, dtype=torch.long, device=embed.device) for _ in range(2))
+            self.position = torch.zeros(1, dtype=torch.long, device=embed.device)
+        self.rows, self.capacity, self.captured = rows, capacity, captured
+        self.mask = self.logits = self.graph = None
+        self._decoder = model.decoder
+
+    @property
+    def bytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def step(self, tokens: Tensor, position: int) -> Tensor:
+        """One token for each of the first rows, (B,), into the slot `position` -> logits (B, V), which stay until the next step."""
+        self.tokens[:len(tokens)] = tokens
+        self.position.fill_(position)
+        if not self.captured:
+            self._run()
+        else:
+            self.graph = self.graph or capture(self._run, self.tokens.device)
+            self.graph.replay()
+        return self.logits[:len(tokens)]
+
+    def _run(self) -> None:
+        decoder = self._decoder
+        self.logits = decoder.head(decoder(decoder.embed(self.tokens[:, None]), self)[:, -1])
+
+    # What the decoder asks of a cache. No number here is known to the processor, so nothing of it is fixed by a capture.
+
+    def begin(self, count: int) -> Tensor:
+        self.mask = causal_mask(self.position, self.capacity, self.padding)
+        return self.position
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        for x, new in ((self.keys[layer], key), (self.values[layer], value)):
+            x.index_copy_(2, self.position, new)
+        return self.keys[layer], self.values[layer]
+
+
+def rows_of(rows: int) -> int:
+    """The rows of the memory that so many are in."""
+    return 1 << (rows - 1).bit_length()
+
+
+class Pool:
+    """Memories for a model. `captured`: their steps are CUDA graphs."""
+
+    def __init__(self, model, captured: bool):
+        self.model, self.captured = model, captured
+        self.free: list[Memory] = []
+        device = model.decoder.embed.weight.device
+        self.most = torch.cuda.get_device_properties(device).total_memory // SHARE if device.type == "cuda" else 2 ** 63
+        self._lock = threading.RLock()      # TRAP: a cache that is collected gives its memory back, within `take` and `give` too
+
+    def take(self, rows: int, capacity: int) -> Memory:
+        size = rows_of(rows), -(-capacity // SLOTS) * SLOTS
+        with self._lock:
+            found = next((memory for memory in self.free if (memory.rows, memory.capacity) == size), None)
+            if found is not None:
+                self.free.remove(found)
+        if found is None:
+            return Memory(self.model, *size, self.captured)
+        for x in (found.keys, found.values, found.padding):                 # a NaN would come through any mask
+            x.zero_()
+        return found
+
+    def give(self, memory: Memory) -> None:
+        with self._lock:
+            self.free.insert(0, memory)
+            while len(self.free) > KEPT or sum(memory.bytes for memory in self.free) > self.most:
+                self.free.pop()
+
+
+class StaticCache:
+    """`layers.Cache` for the search and for reading prompts, over the memories of a pool."""
+
+    def __init__(self, pool: Pool, rows: int, capacity: int):
+        self.pool, self.rows, self.capacity = pool, rows, capacity
+        self.memory = pool.take(rows, capacity)
+        self.length, self.beams, self.shared = 0, 1, 0
+        self.mask: Tensor | None = None
+
+    def __del__(self):
+        if hasattr(self, "memory"):
+            self.pool.give(self.memory)
+
+    @property
+    def padding(self) -> Tensor:
+        return self.memory.padding[:self.rows]
+
+    @padding.setter
+    def padding(self, value: Tensor) -> None:
+        self.memory.padding[:self.rows] = value
+
+    def begin(self, count: int) -> Tensor:
+        if self.length + count > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens; {self.length} + {count} do not fit")
+        positions = torch.arange(self.length, self.length + count, device=self.padding.device)
+        self.length += count
+        self.mask = causal_mask(positions, self.length, self.padding)
+        return positions
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        first, found = self.length - key.shape[2], []
+        for x, new in ((self.memory.keys, key), (self.memory.values, value)):
+            x[layer, :self.rows, :, first:self.length] = new
+            found.append(x[layer, :self.rows, :, :self.length])
+        return tuple(found)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        if self.length >= self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens; one more does not fit")
+        self.length += 1
+        return self.memory.step(tokens, self.length - 1)
+
+    def fork(self, beams: int) -> None:
+        if beams > 1:
+            self._move(torch.arange(self.rows, device=self.padding.device).repeat_interleave(beams))
+        self.beams, self.shared = beams, self.length
+
+    def keep(self, recordings: Tensor) -> None:
+        beams = torch.arange(self.beams, device=recordings.device)
+        self._move((recordings[:, None] * self.beams + beams).flatten())
+
+    def reorder(self, rows: Tensor) -> None:
+        new = slice(self.shared, self.length)
+        for x in (self.memory.keys, self.memory.values):
+            x[:, :self.rows, :, new] = x[:, rows, :, new]
+
+    def _move(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was, in a memory of the right size."""
+        old, self.rows = self.memory, len(rows)
+        if rows_of(self.rows) != old.rows:
+            self.memory = self.pool.take(self.rows, self.capacity)
+        for x, y in ((self.memory.keys, old.keys), (self.memory.values, old.values)):
+            x[:, :self.rows, :, :self.length] = y[:, rows, :, :self.length]
+        self.padding = old.padding[rows]
+        if self.memory is not old:
+            self.pool.give(old)
+
+
+class Captured(nn.Module):
+    """A module of one tensor (B, M, T); its work is a graph for each shape that comes, of the SHAPES that came last. Other lengths
+    than `frames` come once each (windows that are padded to the end of speech): they run as they are."""
+
+    def __init__(self, module: nn.Module, frames: int):
+        super().__init__()
+        self.module, self.frames = module, frames
+        self._graphs: dict[torch.Size, tuple] = {}
+        self._lock = threading.Lock()                   # from `given` to the copy of what was found nobody else may come in
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.frames:
+            return self.module(x)
+        with self._lock:
+            given, found, graph = self._graphs[x.shape] = self._graphs.pop(x.shape, None) or self._capture(x)   # the last one now
+            given.copy_(x)
+            graph.replay()
+            return found[0].clone()
+
+    def _capture(self, x: Tensor) -> tuple:
+        if len(self._graphs) == SHAPES:
+            self._graphs.pop(next(iter(self._graphs)))
+        with torch.inference_mode(False):
+            given, found = torch.zeros_like(x), []
+
+        def run() -> None:
+            found[:] = [self.module(given)]
+
+        return given, found, capture(run, x.device)
+
+
+def prepare(model, captured: bool) -> None:
+    """A `GlmAsr` decodes over static memory from now on; with `captured`, on a GPU, by graphs."""
+    pool = Pool(model, captured)
+    model.new_cache = lambda rows, capacity: StaticCache(pool, rows, capacity)
+    model.step = lambda tokens, cache: cache.step(tokens)
+    if captured:
+        model.encoder = Captured(model.encoder, model.config.window // HOP)
+    model.steps = "captured" if captured else "static"

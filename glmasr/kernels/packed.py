@@ -1,0 +1,103 @@
+"""Linears that are laid out for a CPU's kernels, and products that are made together.
+
+    PackedLinear    bfloat16 or float32, laid out for a CPU's kernels (oneDNN) at the first call instead of at each
+    WideLinear      bfloat16 weights, multiplied in float32: for a CPU without instructions for bfloat16
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import SelfAttention
+
+QUERIES = 512                   # whose scores with all keys of a window, 1.5 MB, stay in the processor's cache
+FEW = 16                        # rows: fewer are multiplied with bfloat16 as it is
+
+
+class PackedLinear(nn.Module):
+    """x (..., in) -> (..., out), for weights (out, in) of one or more linears that take the same x, and their bias (out,) or None.
+
+    Read and laid out when first called: all weights of a large model take seconds. `read`: functions that give the weights.
+    """
+
+    def __init__(self, read: Sequence[Callable[[], Tensor]], shape: tuple[int, int], bias: Tensor | None, dtype: torch.dtype):
+        super().__init__()
+        self.out_features, self.in_features = shape
+        self.read = tuple(read)
+        # Neither is a parameter: a tensor that is laid out has no memory that could be saved, moved or cast.
+        self.weight = torch.empty(shape, dtype=dtype, device="meta")
+        self.bias = None if bias is None else bias.detach()
+
+    def lay_out(self) -> None:
+        if read := self.read:               # another thread may be laying it out as well: that does no harm
+            parts = [part().detach().to(self.weight.dtype) for part in read]
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(parts) if len(parts) > 1 else parts[0].contiguous(), None)
+            self.read = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.lay_out()
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class WideLinear(nn.Linear):
+    """A linear of bfloat16 whose products are made in float32, and rounded: PyTorch's own kernel takes eight times as long for a window,
+    where a processor has no instructions for bfloat16. For a few rows widening the weight would cost more than the product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() < FEW * self.in_features:
+            return super().forward(x)
+        return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float()).to(x.dtype)
+
+
+# -- products that are made together -------------------------------------------------------------------------------------
+
+class FusedSelfAttention(SelfAttention):
+    """Query, key and value as one linear."""
+
+    def __init__(self, attention: SelfAttention, joined: nn.Module, out: nn.Module):
+        nn.Module.__init__(self)
+        self.head_size = attention.head_size
+        self.sizes = [linear.out_features for linear in (attention.query, attention.key, attention.value)]
+        self.joined, self.out = joined, out
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(self.split(part) for part in self.joined(x).split(self.sizes, dim=-1))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        whole = mask is None and query.shape[1:] == key.shape[1:]           # all look at all, as in an encoder
+        if not (whole and query.dtype == torch.bfloat16 and query.device.type == "cpu"):
+            return super().mix(query, key, value, mask)
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return attend_by_heads(query, key, value)
+        return super().mix(query.float(), key.float(), value.float(), mask).to(query.dtype)         # as `WideLinear`
+
+
+def attend_by_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(K)) v, all (B, H, T, K) -> (B, T, H * K), for bfloat16 on a CPU.
+
+    One head and QUERIES rows at a time, as products of bfloat16: twice as fast as PyTorch's kernel, which keeps scores in float32.
+    Here they are rounded to bfloat16, as all that is between layers.
+    """
+    query = query * query.shape[-1] ** -0.5
+    mixed = query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3])
+    for row in range(len(query)):
+        for head in range(query.shape[1]):
+            keys, values = key[row, head].T, value[row, head]
+            for start in range(0, query.shape[2], QUERIES):
+                some = slice(start, start + QUERIES)
+                mixed[row, some, head] = (query[row, head, some] @ keys).softmax(-1) @ values
+    return mixed.flatten(2)
+
+
+class FusedSwiGLU(nn.Module):
+    """Gate and up as one linear."""
+
+    def __init__(self, joined: nn.Module, down: nn.Module):
+        super().__init__()
+        self.joined, self.down = joined, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.joined(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)

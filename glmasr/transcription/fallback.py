@@ -1,0 +1,83 @@
+"""What to do with a doubtful answer: try again at a higher temperature, or take the window for silence.
+
+The best tokens can fall into a loop or be a wild guess. A loop compresses well and a guess has a low log-probability,
+so both show without the right text. Sampling gets out of a loop, the more surely the higher the temperature.
+
+The limits and what they mean are those of transcribe.py of openai/whisper; Radford et al. 2022, "Robust Speech
+Recognition via Large-Scale Weak Supervision", section 4.5.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..decode import Hypothesis
+
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def fallback(
+    attempt: Callable[[list[int], float], list[Hypothesis]],
+    count: int,
+    good: Callable[[int, Hypothesis], bool],
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> list[tuple[Hypothesis, float]]:
+    """For each of `count` recordings the first hypothesis that is good, else the last one, and its temperature.
+
+    attempt(indices, temperature): decodes these recordings, which have no good hypothesis yet; one hypothesis for each.
+        What a recording gets must not depend on which others are left: `decode.sample` draws so.
+    good(index, hypothesis): whether the hypothesis of that recording will do.
+    ValueError: no temperatures, count < 0, or an attempt with another number of hypotheses than indices.
+    """
+    if not temperatures:
+        raise ValueError("temperatures is empty; at least one is needed, such as (0.0,)")
+    if count < 0:
+        raise ValueError(f"count is {count}; it has to be the number of recordings")
+    chosen: dict[int, tuple[Hypothesis, float]] = {}
+    left = list(range(count))
+    for temperature in temperatures:
+        if not left:
+            break
+        found = attempt(left, temperature)
+        if len(found) != len(left):
+            raise ValueError(f"an attempt gave {len(found)} hypotheses for {len(left)} recordings; one for each is due")
+        chosen.update((index, (hypothesis, temperature)) for index, hypothesis in zip(left, found, strict=True))
+        left = [index for index in left if not good(index, chosen[index][0])]
+    return [chosen[index] for index in range(count)]
+
+
+def compression_ratio(text: str) -> float:
+    """Length of the text in UTF-8 / length after zlib; 1 to 2 for speech, far more for a text that repeats itself."""
+    plain = text.encode("utf-8")
+    return len(plain) / len(zlib.compress(plain))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an answer has to keep to.
+
+    compression_ratio: a text that compresses better repeats itself.
+    mean_logprob: tokens that are less likely on average are a guess.
+    no_speech: if the model says with more than this probability that nobody speaks, a guess is silence.
+    tones: a text that was heard in what sounds like tones has to be surer than this mean log-probability.
+    """
+
+    compression_ratio: float = 2.4
+    mean_logprob: float = -1.0
+    no_speech: float = 0.6
+    tones: float = -0.1
+
+    def doubts(self, hypothesis: Hypothesis, text: str, no_speech: float) -> tuple[str, ...]:
+        """Why another attempt is needed, "repeats", "doubtful" or both; empty if none is. `text` is that of the hypothesis,
+        stripped and without times; `no_speech` is the probability of silence, 0..1."""
+        guess = hypothesis.mean_logprob < self.mean_logprob
+        if guess and no_speech > self.no_speech:
+            return ()  # silence: further attempts would only guess again
+        found = {"repeats": compression_ratio(text) > self.compression_ratio, "doubtful": guess}
+        return tuple(name for name, holds in found.items() if holds)
+
+    def silent(self, hypothesis: Hypothesis, no_speech: float) -> bool:
+        """Whether the window is to be skipped, whatever the text: probably nobody speaks, and the text is a guess."""
+        return no_speech > self.no_speech and not hypothesis.mean_logprob > self.mean_logprob

@@ -1,0 +1,111 @@
+"""Transcript -> text in the formats of subtitle players, tables and programs.
+
+    WRITERS["srt"](transcript, Layout(max_line_width=42, max_line_count=2))
+"""
+
+import html
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import regex
+
+from .line_breaks import Layout
+from .subtitles import _clean, _length, _milliseconds, cues, timed
+
+if TYPE_CHECKING:                         # needs torch, which takes a second to import
+    from ..pipeline import Transcript
+
+SCHEMA = 1                                # of the JSON; docs/JSON.md says when it changes
+PAUSE = 2000                              # ms without a cue, after which LRC takes the last line off the screen
+
+
+# ---- formats --------------------------------------------------------------------------------------------------------------
+# All have the same arguments, for the table: the transcript, the layout of subtitles, the name of the recording.
+
+def as_txt(transcript: "Transcript", layout: Layout = Layout(), name: str = "") -> str:
+    """One line for each segment."""
+    return "".join(f"{text}\n" for segment in transcript.segments if (text := _clean(segment.text)))
+
+
+# TRAP: SRT has no escapes. An arrow makes a line of times for most players; what looks like a tag is not shown. A line of digits
+# before one that begins like a time is the head of a cue for the PyPI package srt, without any arrow: those two are joined.
+_ARROW = regex.compile(r"-{2,}>")
+_TAG = regex.compile(r"<(?=/?[a-zA-Z])|\{(?=\\)")
+_HEAD = regex.compile(r"\n(-?[0-9]+\.?[0-9]*)\n(?=[0-9]+[,.:，．。：][0-9])")
+
+
+def as_srt(transcript: "Transcript", layout: Layout = Layout(), name: str = "") -> str:
+    """SubRip: numbered cues. --> becomes ->, <b> becomes ‹b>, {\\b1} becomes (\\b1}."""
+    blocks = []
+    for number, cue in enumerate(cues(transcript, layout), 1):
+        text = _HEAD.sub(r"\n\1 ", _ARROW.sub("->", "\n".join(cue.lines)))
+        text = _TAG.sub(lambda tag: "‹" if tag[0] == "<" else "(", text)
+        blocks.append(f"{number}\n{_stamp(cue.start, ',')} --> {_stamp(cue.end, ',')}\n{text}\n")
+    return "\n".join(blocks)
+
+
+def as_vtt(transcript: "Transcript", layout: Layout = Layout(), name: str = "") -> str:
+    """WebVTT (https://www.w3.org/TR/webvtt1/), with &, < and > as entities, and so no arrow in a text."""
+    blocks = ["WEBVTT\n", *([f"NOTE incomplete: the recording goes on behind {_stamp(_length(transcript), '.')}\n"] if transcript.incomplete else [])]
+    for cue in cues(transcript, layout):
+        text = html.escape("\n".join(cue.lines), quote=False)
+        blocks.append(f"{_stamp(cue.start, '.')} --> {_stamp(cue.end, '.')}\n{text}\n")
+    return "\n".join(blocks)
+
+
+def as_tsv(transcript: "Transcript", layout: Layout = Layout(), name: str = "") -> str:
+    """A table of segments with openai-whisper's columns: start and end in milliseconds, text. Quotes in it mean nothing special."""
+    return "".join(["start\tend\ttext\n", *(f"{start}\t{end}\t{text}\n" for start, end, text in timed(transcript))])
+
+
+_BRACKETS = str.maketrans("[]<>", "［］＜＞")                  # LRC has no escapes, and these would begin a tag
+
+
+def as_lrc(transcript: "Transcript", layout: Layout = Layout(), name: str = "") -> str:
+    """Lyrics: a line each with its start, and an empty one where nothing follows for a while; in hundredths, rounded down."""
+    shown = list(cues(transcript, replace(layout, max_line_count=1)))
+    lines = []
+    for cue, following in zip(shown, [*(cue.start for cue in shown), math.inf][1:], strict=True):
+        lines.append((cue.start, " ".join(cue.lines).translate(_BRACKETS)))
+        if following - cue.end >= PAUSE:
+            lines.append((cue.end, ""))
+    return "".join(f"[{time // 60_000:02d}:{time // 1000 % 60:02d}.{time // 10 % 100:02d}]{text}\n" for time, text in lines)
+
+
+def as_json(transcript: "Transcript", layout: Layout = Layout(), name: str = "") -> str:
+    """`record`, as indented JSON (RFC 8259)."""
+    text = json.dumps(record(transcript, name), ensure_ascii=False, allow_nan=False, indent=2)
+    # Half a UTF-16 character, which may stand in the name of a file, can be escaped in JSON but not written in UTF-8.
+    return regex.sub(r"\p{Cs}", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n"
+
+
+def record(transcript: "Transcript", name: str = "") -> dict[str, Any]:
+    """All that is known of a transcript, as docs/JSON.md describes it: dictionaries, lists, strings, numbers that are finite."""
+    fields = asdict(transcript)
+    limit = _length(transcript)
+    for segment in fields["segments"]:
+        for key in ("start", "end"):
+            if math.isfinite(segment[key]):
+                segment[key] = min(_milliseconds(segment[key], limit), limit) / 1000
+    return _finite({"schema": SCHEMA, "audio": name or None, **fields})
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity, which JSON does not have, as None."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _stamp(time: int, point: str) -> str:
+    """Milliseconds -> 00:00:00,000"""
+    return f"{time // 3_600_000:02d}:{time // 60_000 % 60:02d}:{time // 1000 % 60:02d}{point}{time % 1000:03d}"
+
+
+WRITERS: dict[str, Callable[..., str]] = {"txt": as_txt, "srt": as_srt, "vtt": as_vtt, "tsv": as_tsv, "json": as_json, "lrc": as_lrc}
+TIMED = {"srt", "vtt", "tsv", "lrc"}            # formats that are made of cues
