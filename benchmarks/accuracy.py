@@ -29,7 +29,7 @@ def logits(directory: str, dtype: str, seconds: float, ids: list[int] | None, to
     torch.set_num_threads(threads)
     recogniser = load(directory, device="cpu", dtype=dtype)
     model = recogniser.model
-    rows = recogniser.hear(sound(seconds))
+    rows = recogniser.family.embed(sound(seconds))
     prompt = model.prompt(recogniser.tokenizer, len(rows))
     cache = model.new_cache(1, len(prompt) + tokens)
     found, read = [model.prefill([rows], [prompt], cache).float()[0]], []

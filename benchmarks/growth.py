@@ -60,10 +60,10 @@ def decode_rows(counts: list[int], args) -> list[tuple[float, float, float]]:
         moments.clear()
         start = time.perf_counter()
         if hasattr(recogniser, "hear"):
-            heard = [recogniser.hear(samples) for _ in range(count)]
+            heard = [recogniser.family.embed(samples) for _ in range(count)]
             prompts = [recogniser.model.prompt(recogniser.tokenizer, len(rows)) for rows in heard]
         else:
-            heard = recogniser.encode([samples] * count)
+            heard = recogniser.family.encode_windows([samples] * count)
             prompts = [recogniser.model.prompt(next(iter(recogniser.config.languages), None))] * count
         decode.greedy(recogniser.model, heard, prompts, stop=(), max_new=TOKENS,
                       rules=[lambda logits, ids: moments.append(time.perf_counter())])

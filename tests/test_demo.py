@@ -62,7 +62,7 @@ def theirs(published, dtype, samples, max_new, **options) -> tuple[list[int], li
 
 
 def ours(recogniser, samples, max_new, beams=1) -> tuple[list[int], list[int]]:
-    heard = recogniser.hear(torch.from_numpy(samples))
+    heard = recogniser.family.embed(torch.from_numpy(samples))
     prompt = recogniser.model.prompt(recogniser.tokenizer, len(heard))
     search = {"stop": recogniser.config.stop, "max_new": max_new}
     if beams == 1:

@@ -78,7 +78,7 @@ def test_a_pause_makes_two_segments(demo, name):
 
 def test_a_forced_language_is_a_token_in_the_prompt(demo):
     """`yue` on Mandarin speech: the same ids as those of the forced token; an English clip is written in words."""
-    states = demo.encode([audio.load(EXAMPLES / "zh.wav")])
+    states = demo.family.encode_windows([audio.load(EXAMPLES / "zh.wav")])
     ids = decode.greedy(demo.model, states, [demo.model.prompt("yue")], stop=demo.config.stop, max_new=40, rules=demo.model.rules(False))[0].ids
     forced = demo.transcribe(EXAMPLES / "zh.wav", "yue", beams=1)
     assert (forced.text, forced.language) == (demo.tokenizer.decode(ids).strip(), "yue")
@@ -105,7 +105,7 @@ def theirs(published, dtype, name, language, timestamps, beams) -> list[int]:
 
 def ours(recogniser, name, language, timestamps, beams) -> list[int]:
     model = recogniser.model
-    states = recogniser.encode([audio.load(EXAMPLES / name)])
+    states = recogniser.family.encode_windows([audio.load(EXAMPLES / name)])
     prompt, search = [model.prompt(language, timestamps=timestamps)], {"stop": model.config.stop, "max_new": 60, "rules": model.rules(timestamps)}
     if beams == 1:
         return decode.greedy(model, states, prompt, **search)[0].ids
@@ -134,7 +134,7 @@ def test_transformers_computes_the_same_logits_and_judges_the_same_language(demo
         mel = extractor(samples.numpy(), sampling_rate=16_000, return_tensors="pt").input_features
         assert (demo.model.features(audio.windows(samples, demo.config.window)) - mel).abs().max() < 1e-5
         tokens = torch.tensor([demo.model.prompt("zh", timestamps=True) + demo.tokenizer.encode("三一四")])
-        states = demo.encode([samples])
+        states = demo.family.encode_windows([samples])
         logits = demo.model.decoder.head(demo.model.decoder(tokens, demo.model.decoder.hear(states)))
         assert (logits - models[torch.float32](input_features=mel, decoder_input_ids=tokens).logits).abs().max() < 1e-3
         judged = models[torch.float32].detect_language(input_features=mel)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from glmasr import audio, pipeline, weights
+from glmasr import audio, weights
 from glmasr.config import PRESETS
+from glmasr.transcription import window_decoder
 
 FOLDER = Path(__file__).parents[1] / "docs"
 PACKAGE = FOLDER.parent / "glmasr"
@@ -120,7 +121,7 @@ def test_the_comparison_has_the_numbers_of_the_presets():
     assert f"{theirs.longest_windows} windows, {theirs.longest_windows * theirs.window_seconds} s" in table["long sound"][1]
     assert f"MLPs of {ours.encoder.hidden}, {ours.decoder.positions} text" in " ".join(TEXTS["MODEL.md"].split())
     for seconds, tokens in ((0, 32), (1, 48), (30, 512)):
-        assert pipeline.TOKENS_AT_LEAST + pipeline.TOKENS_A_SECOND * seconds == tokens
+        assert window_decoder.TOKENS_AT_LEAST + window_decoder.TOKENS_A_SECOND * seconds == tokens
     assert f"positions leave: {min(512, ours.decoder.positions - 4)} for a window" in " ".join(TEXTS["ENCODER-DECODER.md"].split())
 
 

@@ -15,7 +15,7 @@ from glmasr.errors import CheckpointError, OptionError
 from glmasr.model import EncoderDecoder
 from glmasr.pipeline import Options
 from glmasr.tokenizer import ALPHABET, time_token
-from glmasr.transcription import chunking, coverage
+from glmasr.transcription import chunking, code_switching, coverage, recovery, window_decoder
 
 NAMES = ["<|endoftext|>", "<|startoftranscript|>", "<|zh|>", "<|yue|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|nospeech|>",
          "<|notimestamps|>"]
@@ -69,7 +69,7 @@ def answering(monkeypatch, answers):
     def search(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
         asked.append({"rows": len(prompts), "prompts": prompts, "budget": max(budgets), "temperature": temperature, "rules": rules})
         return [left.pop(0) for _ in prompts]
-    monkeypatch.setattr(pipeline, "search", search)
+    monkeypatch.setattr(window_decoder, "search", search)
     return asked
 
 
@@ -143,7 +143,7 @@ def test_other_names_of_a_language_are_the_same_token(recogniser, monkeypatch, n
 
 def test_a_whisper_without_cantonese_says_what_to_take(recogniser):
     """TRAP: before large-v3 there is no token for it. Mandarin in its place would be another text, without a word."""
-    old = pipeline.EncoderDecoderRecogniser(EncoderDecoder(replace(recogniser.config, languages={"en": 260, "zh": 258})).eval(), recogniser.tokenizer)
+    old = pipeline.Recogniser(EncoderDecoder(replace(recogniser.config, languages={"en": 260, "zh": 258})).eval(), recogniser.tokenizer)
     for name in ("yue", "zh-HK", "cantonese"):
         with pytest.raises(OptionError, match=f"language is '{name}'; this model has tokens for zh, en, .* for Cantonese take zh"):
             old.check(name)
@@ -155,8 +155,8 @@ def test_seeking_goes_on_where_the_last_complete_sentence_ended(recogniser, monk
     """As openai-whisper: a pair of times says that another sentence begins there; a single one at the end, that nothing follows."""
     starts = []
     monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.0])))
-    encode = recogniser.encode
-    monkeypatch.setattr(recogniser, "encode", lambda windows, length: starts.append(len(windows[0]) / 16_000) or encode(windows, length))
+    encode = recogniser.family.encode_windows
+    monkeypatch.setattr(recogniser.family, "encode_windows", lambda windows, length: starts.append(len(windows[0]) / 16_000) or encode(windows, length))
     answering(monkeypatch, [said(at(0.0), "a", at(0.5), at(0.5)), said(at(0.0), "b", at(1.0), at(1.2), "c"), said(at(0.0), "d", at(1.5)),
                             said("e"), said(at(0.0), "f", at(1.0))])
     parts = list(recogniser.stream(sound(6.5), "zh", Options(timestamps=True, long="seek"), sample_rate=16_000))
@@ -195,8 +195,8 @@ def test_another_try_where_a_text_cannot_be_right(recogniser, monkeypatch):
 
 def test_the_defaults_of_the_family(recogniser, monkeypatch):
     widths = []
-    beam = pipeline.decode.beam
-    monkeypatch.setattr(pipeline.decode, "beam", lambda *args, **more: widths.append(more["width"]) or beam(*args, **more))
+    beam = window_decoder.decode.beam
+    monkeypatch.setattr(window_decoder.decode, "beam", lambda *args, **more: widths.append(more["width"]) or beam(*args, **more))
     recogniser.transcribe(sound(1), "zh", sample_rate=16_000, max_new_tokens=5, temperatures=(0.0,))
     assert widths == [5]
 
@@ -351,12 +351,12 @@ def test_a_window_of_less_than_a_second(tmp_path):
 
 
 def test_one_language_without_a_token_may_be_named(recogniser):
-    one = pipeline.EncoderDecoderRecogniser(EncoderDecoder(replace(recogniser.config, languages={}, tasks={}, several_languages=False)).eval(), recogniser.tokenizer)
-    assert one.rules("en") is one.rules("auto")
+    one = pipeline.Recogniser(EncoderDecoder(replace(recogniser.config, languages={}, tasks={}, several_languages=False)).eval(), recogniser.tokenizer)
+    assert one.family.rules("en", Options()) is one.family.rules("auto", Options())
     with pytest.raises(OptionError, match="expected 'auto' or 'en'"):
-        one.rules("zh")
+        one.family.rules("zh", Options())
     with pytest.raises(OptionError, match="has tokens for zh, yue, en, and 'auto'"):
-        recogniser.rules("ja")
+        recogniser.family.rules("ja", Options())
     with pytest.raises(OptionError, match="goes by the model's time tokens"):
         recogniser.check("zh", Options(long="seek", timestamps=False))
 
@@ -388,7 +388,7 @@ def test_what_stays_without_text_is_told(recogniser, monkeypatch, all_voice):
 
 def test_text_too_short_for_its_speech_is_told_and_flagged(recogniser, monkeypatch, all_voice):
     monkeypatch.setattr(coverage, "SLOW", 10.0)
-    monkeypatch.setattr(pipeline, "SPLIT_SECONDS", 9.0)
+    monkeypatch.setattr(recovery, "SPLIT_SECONDS", 9.0)
     answering(monkeypatch, [said(at(0), "x", at(2))])
     found = recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True)
     assert [segment.flags for segment in found.segments] == [("uncovered",)] and found.uncovered == [(0.0, 2.0)]
@@ -489,13 +489,13 @@ def test_seeking_tells_of_nothing_that_is_heard_again(recogniser, monkeypatch, a
 def test_an_error_while_seeking_is_the_recordings_own(recogniser, monkeypatch):
     def search(*arguments, **options):
         raise CheckpointError("the model gives no usable answer")
-    monkeypatch.setattr(pipeline, "search", search)
+    monkeypatch.setattr(window_decoder, "search", search)
     with pytest.raises(CheckpointError, match="no usable answer"):
         recogniser.transcribe(sound(3), "en", sample_rate=16_000, timestamps=True, long="seek")
 
 
 def test_halves_of_a_window_leave_nothing_to_the_next_one(recogniser, monkeypatch, all_voice):
-    monkeypatch.setattr(pipeline, "SHORTER", 0.1)
+    monkeypatch.setattr(recovery, "SHORTER", 0.1)
     loops = [said("ha" * 40) for _ in range(6)]
     answering(monkeypatch, [*loops, said(at(0), LONG, at(0.2)), said(at(0), LONG, at(1)), said(at(0), "what came next", at(0.6)), said(at(0), LONG, at(1))])
     found = recogniser.transcribe(sound(3), "en", sample_rate=16_000, timestamps=True, long="seek")
@@ -548,15 +548,15 @@ def test_a_text_is_cut_at_the_longest_pause_first(recogniser, monkeypatch):
     ids=["more", "less", "one has none", "too much"])
 def test_a_long_loss_is_decoded_in_two_ways(recogniser, monkeypatch, all_voice, halves, expected):
     """A decoder that jumped once may jump again, and be sure of what it wrote."""
-    monkeypatch.setattr(pipeline, "TWO_WAYS", 1.0)
+    monkeypatch.setattr(recovery, "TWO_WAYS", 1.0)
     answering(monkeypatch, [said(at(0), LONG, at(0.8)), said(at(0), "it went on, and on and on", at(1.2)), *halves])
     assert recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True).text == f"{LONG} {expected}"
 
 
 def test_what_is_decoded_again_is_not_decoded_in_two_ways(recogniser, monkeypatch, all_voice):
     """Else the work would double at each step, for a song of which no try says more than a word."""
-    monkeypatch.setattr(pipeline, "TWO_WAYS", 0.5)
-    monkeypatch.setattr(pipeline, "SHORTER", 0.05)
+    monkeypatch.setattr(recovery, "TWO_WAYS", 0.5)
+    monkeypatch.setattr(recovery, "SHORTER", 0.05)
     asked = answering(monkeypatch, [said(at(0), "la la la la la", at(0.1))] * 99)
     recogniser.transcribe(sound(2), "en", sample_rate=16_000)
     assert sum(call["rows"] for call in asked) < 40
@@ -572,13 +572,13 @@ def judging(monkeypatch, rows):
     ([(0, "zh"), (1, "zh"), (4, "en"), (5, "en")], [("zh", 0, 1), ("en", 4, 5)]), ([(0, "zh"), (2, "zh")], [("zh", 0, 2)]), ([(0, "zh"), (3, "zh")], []),
     ([(0, "zh"), (1, "zh"), (2, "cy"), (3, "zh"), (4, "zh")], [("zh", 0, 4)]), ([(0, "zh"), (1, "zh"), (9, "zh"), (10, "zh")], [("zh", 0, 10)]), ([], [])])
 def test_turns(sure, expected):
-    assert pipeline.turns(sure) == expected
+    assert code_switching.turns(sure) == expected
 
 
 def in_turns(monkeypatch, slices):
     """A window of 2 s is judged in nine slices of 0.4 s, 0.2 s apart; all of it is taken for the language of the first slice."""
-    monkeypatch.setattr(pipeline, "SLICE", 0.4)
-    monkeypatch.setattr(pipeline, "APART", 0.2)
+    monkeypatch.setattr(code_switching, "SLICE", 0.4)
+    monkeypatch.setattr(code_switching, "APART", 0.2)
     rows = {"z": [0.96, 0.02, 0.02], "e": [0.02, 0.02, 0.96], "?": [0.5, 0.0, 0.5]}
 
     def judge(self, audio):
@@ -613,7 +613,7 @@ def test_windows_in_several_languages_are_the_same_in_a_batch(recogniser, monkey
     found = []
     for size in (1, 3):
         in_turns(monkeypatch, "zzz??eeee")
-        monkeypatch.setattr(pipeline, "search", lambda model, audio, prompts, *rest, **how: [said(at(0), f"{prompt[1]} 一二三四五六七八九", at(2)) for prompt in prompts])
+        monkeypatch.setattr(window_decoder, "search", lambda model, audio, prompts, *rest, **how: [said(at(0), f"{prompt[1]} 一二三四五六七八九", at(2)) for prompt in prompts])
         found.append(recogniser.transcribe(sound(5), sample_rate=16_000, batch_size=size, timestamps=True))
     assert found[0].segments == found[1].segments and {segment.language for segment in found[0].segments} == {"zh", "en"}
     assert all(segment.text.startswith({"zh": "258", "en": "260"}[segment.language]) for segment in found[0].segments)
@@ -645,7 +645,7 @@ def test_languages_that_are_compared_are_the_same_in_a_batch(recogniser, monkeyp
 
 
 def test_a_whisper_without_cantonese_chooses_among_the_others(recogniser):
-    old = pipeline.EncoderDecoderRecogniser(EncoderDecoder(replace(recogniser.config, languages={"en": 260, "zh": 258})).eval(), recogniser.tokenizer)
+    old = pipeline.Recogniser(EncoderDecoder(replace(recogniser.config, languages={"en": 260, "zh": 258})).eval(), recogniser.tokenizer)
     assert old.check("auto", Options(languages=("zh-CN", "yue", "en"))).languages == ("zh", "en")
     for wrong in (("yue",), ("zh", "xx")):
         with pytest.raises(OptionError, match="language is"):

@@ -18,6 +18,7 @@ from glmasr.kernels import prepare
 from glmasr.model import GlmAsr
 from glmasr.tools import explain
 from glmasr.tools.explain import LIKELIEST, WIDTH, Observation, _columns, observed, report, spelled, token_text
+from glmasr.transcription import window_decoder
 
 
 def make(kind, directory, **more):
@@ -39,7 +40,7 @@ def recogniser(request, recognisers):
 @pytest.fixture(autouse=True)
 def sure(monkeypatch):
     """Random weights are sure of no language, and would try another one."""
-    monkeypatch.setattr(pipeline, "UNSURE", -float("inf"))
+    monkeypatch.setattr(window_decoder, "UNSURE", -float("inf"))
 
 
 def explained(recogniser, sound=None, rate=RATE, **options):
@@ -281,12 +282,12 @@ def test_the_first_tokens_are_those_of_prefill(recogniser, options):
         return
     run, transcript = explained(recogniser, **options)
     samples = torch.from_numpy(melody(1.5))
-    audio = [recogniser.hear(samples)] if glm else recogniser.encode([samples])
+    audio = [recogniser.family.embed(samples)] if glm else recogniser.family.encode_windows([samples])
     prompt = run.attempts[-1].prompt
     logits = recogniser.model.prefill(audio, [prompt], recogniser.model.new_cache(1, len(prompt)))
     free = logits.softmax(-1)[0]
     logits = logits.clone()
-    for rule in recogniser.rules(options.get("language", "auto"), pipeline.Options(timestamps=options.get("timestamps", False))):
+    for rule in recogniser.family.rules(options.get("language", "auto"), pipeline.Options(timestamps=options.get("timestamps", False))):
         rule(logits, torch.zeros(1, 0, dtype=torch.long))
     ruled = logits.softmax(-1)[0]
     values, ids = ruled.topk(LIKELIEST)

@@ -169,7 +169,7 @@ def test_int8_logits_do_not_depend_on_batch_mates(static):
     model = recogniser.model
     if static:
         cuda_graphs.prepare(model, captured=False)
-    rows = recogniser.hear(glmasr.audio.load(EXAMPLES[0]))
+    rows = recogniser.family.embed(glmasr.audio.load(EXAMPLES[0]))
     prompt, found = model.prompt(recogniser.tokenizer, len(rows)), []
     for count in (1, 3):
         with torch.inference_mode():
@@ -222,7 +222,7 @@ def test_the_model_stays_the_same(kind, dtype, near):
         logits = []
         for recogniser in (plain, quick):
             with torch.inference_mode():
-                rows = recogniser.hear(samples)
+                rows = recogniser.family.embed(samples)
                 prompt = recogniser.model.prompt(recogniser.tokenizer, len(rows))
                 logits.append(recogniser.model.prefill([rows], [prompt], recogniser.model.new_cache(1, len(prompt))).float())
         assert (logits[0] - logits[1]).abs().max() < near
@@ -233,7 +233,7 @@ def test_the_model_stays_the_same(kind, dtype, near):
 def test_ids_do_not_depend_on_the_batch(kind):
     recogniser = prepared(kind, "float32")
     sounds = [glmasr.audio.load(name) for name in EXAMPLES]
-    rows = [recogniser.hear(sound) for sound in sounds]
+    rows = [recogniser.family.embed(sound) for sound in sounds]
     prompts = [recogniser.model.prompt(recogniser.tokenizer, len(heard)) for heard in rows]
     how = {"stop": recogniser.config.stop, "max_new": 30}
     together = decode.greedy(recogniser.model, rows, prompts, **how)
@@ -305,7 +305,7 @@ def test_int8_rows_of_an_early_format_keep_their_scales(quantised, tmp_path):
         tensors[name.replace("self_attn.o_proj", "self_attn.out_proj") if name.startswith("audio_tower.") else name] = tensor
     save_file(tensors, tmp_path / "early" / "model.safetensors")
     assert weights.detect(tensors) == "draft, new names"
-    heard = [glmasr.load(folder).hear(glmasr.audio.load(EXAMPLES[0])) for folder in (quantised, tmp_path / "early")]
+    heard = [glmasr.load(folder).family.embed(glmasr.audio.load(EXAMPLES[0])) for folder in (quantised, tmp_path / "early")]
     assert torch.equal(*heard)
 
 
@@ -321,7 +321,7 @@ def test_quantised_files_hold_what_int8_makes_of_the_source(tmp_path):
     quantise_directory(source, tmp_path / "deep" / "out")
     assert sorted(path.name for path in (tmp_path / "deep" / "out").iterdir()) == sorted(path.name for path in hub.BUILT_IN["demo"].iterdir())
     samples = glmasr.audio.load(EXAMPLES[0])
-    assert torch.equal(glmasr.load(source, dtype="int8").hear(samples), glmasr.load(tmp_path / "deep" / "out").hear(samples))
+    assert torch.equal(glmasr.load(source, dtype="int8").family.embed(samples), glmasr.load(tmp_path / "deep" / "out").family.embed(samples))
     stored = load_file(tmp_path / "deep" / "out" / "model.safetensors")
     assert stored["audio_tower.norm.weight"].dtype == torch.float32 and json.loads((tmp_path / "deep" / "out" / "config.json").read_text())["dtype"] == "float32"
 

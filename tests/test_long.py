@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import glmasr
-from glmasr import decode, pipeline
+from glmasr import decode
 from glmasr.decode import Hypothesis
 from glmasr.errors import OptionError
 from glmasr.pipeline import FLAGS, Options
 from glmasr.rules import StopLoops, loops
+from glmasr.transcription import window_decoder
 
 RATE = 16_000
 
@@ -44,7 +45,7 @@ def answering(monkeypatch, answer):
     def search(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
         calls.append((len(prompts), temperature))
         return answer(len(calls) - 1, temperature, prompts)
-    monkeypatch.setattr(pipeline, "search", search)
+    monkeypatch.setattr(window_decoder, "search", search)
     return calls
 
 
@@ -143,8 +144,8 @@ def test_each_recording_has_its_own_budget(beams):
 @pytest.mark.parametrize("name", ["zh.wav", "yue.flac", "en.mp3"])
 @pytest.mark.parametrize("beams", [1, 5])
 def test_where_no_guard_fires_the_ids_are_those_without_guards(demo, monkeypatch, name, beams):
-    found, search = [], pipeline.search
-    monkeypatch.setattr(pipeline, "search", lambda *args, **more: found.append(search(*args, **more)) or found[-1])
+    found, search = [], window_decoder.search
+    monkeypatch.setattr(window_decoder, "search", lambda *args, **more: found.append(search(*args, **more)) or found[-1])
     guarded, bare = (demo.transcribe(f"examples/{name}", beams=beams, guards=guards) for guards in (True, False))
     assert [hypothesis.ids for hypothesis in found[0]] == [hypothesis.ids for hypothesis in found[1]] and len(found) == 2
     assert guarded == bare and guarded.segments[0].flags == ()
@@ -261,8 +262,8 @@ def test_whole_is_one_prompt(demo, monkeypatch):
 
 def test_a_recording_of_one_window_is_heard_as_it_is(demo, monkeypatch):
     """Silence around it stays, whatever `long` is."""
-    heard, hear = [], demo._hear_all
-    monkeypatch.setattr(demo, "_hear_all", lambda recordings, length: heard.extend(map(len, recordings)) or hear(recordings, length))
+    heard, hear = [], demo.family.embed_all
+    monkeypatch.setattr(demo.family, "embed_all", lambda recordings, length: heard.extend(map(len, recordings)) or hear(recordings, length))
     sound = np.concatenate([np.zeros(RATE), talk(1)]).astype(np.float32)
     for long in ("cut", "whole"):
         demo.transcribe(sound, sample_rate=RATE, long=long, guards=False)

@@ -20,7 +20,8 @@ import glmasr
 import transcribe
 from glmasr import audio, pipeline
 from glmasr.errors import OptionError, ShortMemoryError
-from glmasr.pipeline import Hearing, Options, Part, Segment
+from glmasr.pipeline import LanguageState, Options, Part, Segment
+from glmasr.transcription.families import RecordingState
 from glmasr.writers import journal, output
 from glmasr.writers.formats import WRITERS
 from glmasr.writers.journal import Journal
@@ -62,14 +63,14 @@ def run(whole, recogniser, tmp_path, monkeypatch, capsys):
     n-th window (from 1) ends in the error."""
     monkeypatch.chdir(whole)
     monkeypatch.setattr(glmasr, "load", lambda *args, **more: recogniser, raising=False)
-    decode, state = recogniser._decode_apart, {}
+    decode, state = recogniser.windows.decode, {}
 
     def counting(jobs, options):
         state["count"] += len(jobs)
         if state["count"] >= state["stop"]:
             raise state["error"]
         return decode(jobs, options)
-    monkeypatch.setattr(recogniser, "_decode_apart", counting)
+    monkeypatch.setattr(recogniser.windows, "decode", counting)
 
     def call(*arguments, stop=10**6, error=KeyboardInterrupt(), names=("talk.wav",), files=True):
         state.update(count=0, stop=stop, error=error)
@@ -118,7 +119,7 @@ def test_a_signal_and_then_on(run, whole, tmp_path, name):
 def parts_of(whole):
     """The windows of the recording, by the library."""
     recogniser = glmasr.load("demo-article", device="cpu", dtype="float32")
-    return list(recogniser.jobs(pipeline.Reader(audio.blocks(whole / "talk.wav"), recogniser.config.window), Hearing("auto")))
+    return list(recogniser.jobs(pipeline.Reader(audio.blocks(whole / "talk.wav"), recogniser.config.window), RecordingState.of("auto")))
 
 
 def test_what_is_written_at_once(run, whole, tmp_path):
@@ -229,17 +230,17 @@ def test_resume_goes_with_files(capsys):
 # ---- errors in the middle, several recordings ----------------------------------------------------------------------------------
 
 def test_an_error_keeps_its_part_and_the_others_are_done(run, whole, recogniser, tmp_path, monkeypatch):
-    def starved(jobs, options, decode=recogniser._decode_apart):
-        return [ShortMemoryError("no memory")] if jobs and jobs[0].window.begin > 12 and jobs[0].hearing is first[0] else decode(jobs, options)
+    def starved(jobs, options, decode=recogniser.windows.decode):
+        return [ShortMemoryError("no memory")] if jobs and jobs[0].window.begin > 12 and jobs[0].recording is first[0] else decode(jobs, options)
 
-    first, work = [], recogniser._work
+    first, work = [], pipeline.cut_jobs
 
-    def noting(reader, hearing, *more):
-        first.append(hearing)
-        return work(reader, hearing, *more)
+    def noting(reader, window, recording, *more):
+        first.append(recording)
+        return work(reader, window, recording, *more)
     with monkeypatch.context() as patch:
-        patch.setattr(recogniser, "_decode_apart", starved)
-        patch.setattr(recogniser, "_work", noting)
+        patch.setattr(recogniser.windows, "decode", starved)
+        patch.setattr(pipeline, "cut_jobs", noting)
         code, err, _ = run(names=("talk.wav", "other.wav"))
     assert code == 1 and "error: talk.wav: no memory" in err and "1 done, 0 skipped, 1 failed" in err
     assert sorted(found(tmp_path)) == sorted([*INCOMPLETE, *(f"other.{form}" for form in WRITERS)])
@@ -283,13 +284,13 @@ def test_without_files(run, whole):
 
 # ---- the journal -------------------------------------------------------------------------------------------------------------
 
-PART = Part(1.0, 2.5, "zh", [Segment(1.1, 2.4, "三\ud800", -0.1, 0.7, 0.01, 0.2, ("sampled",))], ["warned"], hearing=Hearing("zh"))
+PART = Part(1.0, 2.5, "zh", [Segment(1.1, 2.4, "三\ud800", -0.1, 0.7, 0.01, 0.2, ("sampled",))], ["warned"], language_state=LanguageState("zh"))
 
 
 def test_parts_come_back_as_they_were(tmp_path):
     kept = Journal(tmp_path / "a" / "b.jsonl")
     kept.begin({"beams": 1}, ["txt"])
-    parts = [PART, replace(PART, start=2.5, end=3.1 + 1e-16, hearing=None), replace(PART, start=4.0, hearing=Hearing("auto")), replace(PART, hearing=None)]
+    parts = [PART, replace(PART, start=2.5, end=3.1 + 1e-16, language_state=None), replace(PART, start=4.0, language_state=LanguageState("auto")), replace(PART, language_state=None)]
     for part in parts:
         kept.add(part)
     kept.close()
@@ -379,25 +380,25 @@ def test_results_that_cannot_be_written_are_not_recognised_again(run, whole, tmp
 # ---- the library -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("size, more", [(1, {}), (3, {}), (1, {"long": "seek", "timestamps": True})])
-def test_a_stream_goes_on_behind_any_part_that_has_its_hearing(recogniser, talk, size, more):
+def test_a_stream_goes_on_behind_any_part_that_has_its_language_state(recogniser, talk, size, more):
     options, sound = Options(batch_size=size, beams=1, temperatures=(0.0,), **more), talk[:20 * RATE]
     parts = list(recogniser.stream(sound, "auto", options, sample_rate=RATE))
-    places = [place for place, part in enumerate(parts, 1) if part.hearing]
-    assert len(places) == -(-(len(parts) - 1) // size) > 1 and parts[places[-1] - 1].hearing.heard in ("zh", "en", "yue")
+    places = [place for place, part in enumerate(parts, 1) if part.language_state]
+    assert len(places) == -(-(len(parts) - 1) // size) > 1 and parts[places[-1] - 1].language_state.detected in ("zh", "en", "yue")
     for place in places[::2]:
         rest = list(recogniser.stream(sound, "auto", options, sample_rate=RATE, done=parts[:place]))
         assert [(part.start, part.end, part.language, [segment.text for segment in part.segments]) for part in rest] == [
             (part.start, part.end, part.language, [segment.text for segment in part.segments]) for part in parts[place:]]
 
 
-def test_a_part_without_its_hearing(recogniser, talk):
-    with pytest.raises(OptionError, match="no `hearing`"):
-        next(recogniser.stream(talk, sample_rate=RATE, done=[replace(PART, hearing=None)]))
+def test_a_part_without_its_language_state(recogniser, talk):
+    with pytest.raises(OptionError, match="no `language_state`"):
+        next(recogniser.stream(talk, sample_rate=RATE, done=[replace(PART, language_state=None)]))
 
 
 def test_the_language_that_was_judged_is_kept(recogniser, talk):
     """Behind a stretch that was taken for Cantonese all is Cantonese, whatever follows."""
-    rest = list(recogniser.stream(talk, "auto", Options(batch_size=1, beams=1), sample_rate=RATE, done=[replace(PART, hearing=Hearing("yue"))]))
+    rest = list(recogniser.stream(talk, "auto", Options(batch_size=1, beams=1), sample_rate=RATE, done=[replace(PART, language_state=LanguageState("yue"))]))
     assert {part.language for part in rest[:-1]} == {"yue"}
 
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import glmasr
-from glmasr import pipeline
 from glmasr.decode import Hypothesis
 from glmasr.errors import AudioError, CheckpointError
 from glmasr.kernels import devices
-from glmasr.pipeline import Hearing, Job, Options
+from glmasr.pipeline import Options
+from glmasr.transcription import memory, window_decoder
+from glmasr.transcription.batcher import Batcher
 from glmasr.transcription.chunking import Window
+from glmasr.transcription.families import Job, RecordingState
 
 RATE = 16_000
 MEMORY = 2 ** 40
@@ -67,8 +69,8 @@ def judging(article, monkeypatch):
     """judging(judge): `judge(samples)` -> (language, probability that nobody speaks). All answers repeat themselves, and with `alone` there
     is none for several windows at once. Then windows (S,) of one recording -> their languages."""
     def run(judge, windows, batch_size, alone=False):
-        seen, names, encode = [], list(article.config.languages), article.encode
-        monkeypatch.setattr(article, "encode", lambda windows, length: seen.append(windows) or encode(windows, length))
+        seen, names, encode = [], list(article.config.languages), article.family.encode_windows
+        monkeypatch.setattr(article.family, "encode_windows", lambda windows, length: seen.append(windows) or encode(windows, length))
 
         def judged(heard):
             found = [judge(samples) for samples in seen[-1]]
@@ -81,10 +83,12 @@ def judging(article, monkeypatch):
             if alone and len(prompts) > 1:
                 raise CheckpointError("the model gives no usable answer: NaN")
             return [Hypothesis(ids, -1.0, True) for _ in prompts]
-        monkeypatch.setattr(pipeline, "search", search)
-        hearing, options = Hearing("auto"), article.check(options=Options(pad_to="speech", temperatures=(0.0,), batch_size=batch_size))
-        jobs = [(0, Job(Window(4 * RATE * index, samples), hearing)) for index, samples in enumerate(windows)]
-        return [part.language for _, part in article._decode_all(jobs, options)]
+        monkeypatch.setattr(window_decoder, "search", search)
+        state, options = RecordingState.of("auto"), article.check(options=Options(pad_to="speech", temperatures=(0.0,), batch_size=batch_size))
+        batcher = Batcher(lambda jobs: article.decode_together(jobs, options), article.batch_size(options), soon=True)
+        jobs = [Job(Window(4 * RATE * index, samples), state) for index, samples in enumerate(windows)]
+        found = [part for job in jobs for part in batcher.add(0, job)]
+        return [part.language for _, part in [*found, *batcher.flush()]]
     return run
 
 
@@ -121,19 +125,19 @@ def test_another_try_begins_with_what_was_known_before(judging):
 @pytest.fixture
 def spoilt(recogniser, recordings, monkeypatch):
     """A model with no answer to windows of other loudness than 1. Returns the windows of each search."""
-    searches, search, hear = [], pipeline.search, recogniser._hear
+    searches, search, hear = [], window_decoder.search, recogniser.family.encode
 
-    def heard(jobs, length, options):
+    def heard(jobs, length, options, states):
         heard.loud = [float(job.window.samples.abs().max()) == 1 for job in jobs]
-        return hear(jobs, length, options)
+        return hear(jobs, length, options, states)
 
     def spoilt(model, audio, prompts, *more):
         searches.append(len(prompts))
         if heard.loud[:len(prompts)] != [False] * len(prompts):
             raise CheckpointError("the model gives no usable answer: NaN")
         return search(model, audio, prompts, *more)
-    monkeypatch.setattr(recogniser, "_hear", heard)
-    monkeypatch.setattr(pipeline, "search", spoilt)
+    monkeypatch.setattr(recogniser.family, "encode", heard)
+    monkeypatch.setattr(window_decoder, "search", spoilt)
     return searches
 
 
@@ -155,7 +159,7 @@ def test_a_recording_that_failed_is_not_read_to_its_end(recogniser, recordings, 
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9000 bytes. Error code 12"),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has a total capacity of 8.00 GiB"), MemoryError("9000 bytes")])
 def test_what_memory_does_not_hold_at_once_is_decoded_one_by_one(recogniser, recordings, monkeypatch, error):
-    sounds, options, search, sizes = [recordings[name] for name in ("yue", "zh", "en")], Options(beams=1), pipeline.search, []
+    sounds, options, search, sizes = [recordings[name] for name in ("yue", "zh", "en")], Options(beams=1), window_decoder.search, []
     expected = told(recogniser, sounds, options)
 
     def short(model, audio, prompts, *more):
@@ -163,7 +167,7 @@ def test_what_memory_does_not_hold_at_once_is_decoded_one_by_one(recogniser, rec
         if len(prompts) > short.most:
             raise error
         return search(model, audio, prompts, *more)
-    monkeypatch.setattr(pipeline, "search", short)
+    monkeypatch.setattr(window_decoder, "search", short)
     short.most = 1
     assert told(recogniser, sounds, options) == expected and max(sizes) > 1 and sizes.count(1) >= 3
     short.most = 0
@@ -174,7 +178,7 @@ def test_what_memory_does_not_hold_at_once_is_decoded_one_by_one(recogniser, rec
 def test_other_errors_are_not_taken_for_missing_memory(recogniser, recordings, monkeypatch):
     def broken(*arguments):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-    monkeypatch.setattr(pipeline, "search", broken)
+    monkeypatch.setattr(window_decoder, "search", broken)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         told(recogniser, [recordings["zh"]], Options(beams=1))
 
@@ -190,23 +194,23 @@ def test_nothing_to_recognise(recogniser):
 def test_a_batch_is_what_memory_holds(recogniser, monkeypatch):
     def size(free=MEMORY, **options):
         monkeypatch.setattr(devices, "free_memory", lambda device: free)
-        return recogniser._batch_size(recogniser.check(options=Options(**options)))
+        return recogniser.batch_size(recogniser.check(options=Options(**options)))
 
-    assert size() == pipeline.MOST_ROWS and size(0) == size(2 ** 20) == 1
-    monkeypatch.setattr(pipeline, "MOST_ROWS", MEMORY)
+    assert size() == memory.MOST_ROWS and size(0) == size(2 ** 20) == 1
+    monkeypatch.setattr(memory, "MOST_ROWS", MEMORY)
     usual = {"guards": False, "beams": 1, "max_new_tokens": 10}
     few = size(**usual)
     assert few == pytest.approx(8 * size(MEMORY // 8, **usual), rel=1e-3)
     assert few > size(**usual | {"max_new_tokens": 100})            # a longer answer
     assert few > size(**usual | {"beams": 5}) == size(**usual | {"guards": True}) > 0       # more rows; those of samples may come
     assert few == size(**usual | {"guards": True, "temperatures": (0.0,)})
-    if "whole" in recogniser.ways:
+    if "whole" in recogniser.family.long_form:
         assert size(guards=False, beams=1) > 2 * size(guards=False, beams=1, long="whole")
 
 
 @pytest.mark.parametrize("options", [{}, {"beams": 5}, {"long": "whole"}, {"max_new_tokens": 100}])
 def test_caches_stay_within_memory(recogniser, recordings, monkeypatch, options):
-    if options.get("long") not in (None, *recogniser.ways):
+    if options.get("long") not in (None, *recogniser.family.long_form):
         pytest.skip("it has no such way")
     free, taken = 16 * 2 ** 20, []
     monkeypatch.setattr(devices, "free_memory", lambda device: free)
@@ -215,10 +219,10 @@ def test_caches_stay_within_memory(recogniser, recordings, monkeypatch, options)
     each = 2 * config.decoder.layers * key_heads * config.decoder.head_size * 4
 
     def counted(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
-        beams = options.beams if temperature == 0 else pipeline.SAMPLES
+        beams = options.beams if temperature == 0 else window_decoder.BEST_OF
         taken.append(each * len(prompts) * beams * (max(map(len, prompts)) + max(budgets)))
         return [Hypothesis(recogniser.tokenizer.encode("一" * 40), -math.inf, True) for _ in prompts]     # so that all is tried
-    monkeypatch.setattr(pipeline, "search", counted)
+    monkeypatch.setattr(window_decoder, "search", counted)
     sound = [np.tile(recordings["en"], 4 if "long" in options else 1)] * 8
     list(recogniser.streams(sound, "auto", Options(temperatures=(0.0, 0.5), **options), sample_rate=RATE))
     assert 0 < max(taken) < free / 4

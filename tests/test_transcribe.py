@@ -26,6 +26,7 @@ import glmasr
 import transcribe
 from glmasr.checkpoint import hub
 from glmasr.pipeline import Options, Part, Segment
+from glmasr.transcription import window_decoder
 from glmasr.writers.formats import WRITERS, record
 
 PROGRAM = [sys.executable, str(ROOT / "transcribe.py")]
@@ -192,7 +193,7 @@ def test_an_error_that_does_not_know_the_recording_names_it(call, monkeypatch):
     def decode(*arguments):
         raise glmasr.errors.CheckpointError("the model gives no usable answer")
 
-    monkeypatch.setattr(glmasr.pipeline.Recogniser, "_decode", decode)
+    monkeypatch.setattr(window_decoder.WindowDecoder, "_grouped", decode)
     code, out, err = call("0.wav", "1.wav")
     assert code == 1 and all(f"{place}: {number}.wav: the model gives no usable answer\n" in err for place in ("error", "  failed") for number in (0, 1))
 

@@ -24,7 +24,8 @@ from .. import audio as sound
 from ..audio_files import sound_files
 from ..errors import Cancelled, GlmAsrError, OptionError
 from ..kernels import prepare
-from ..pipeline import Hearing, Job, Options, Part, Reader, load
+from ..pipeline import Options, Part, Reader, load
+from ..transcription.families import Job, RecordingState
 from ..transcription.language import LANGUAGES, join, spaced
 
 IDLE = 2.0                      # seconds without work after which memory is given back
@@ -167,7 +168,7 @@ class Listening(threading.Thread):
         try:
             self.worker.send(Began(recording.number, sound_files.stated_duration(recording.path)))
             reader = Reader(blocks(), recogniser.config.window)
-            for job in recogniser.jobs(reader, Hearing(recording.language), self.options):
+            for job in recogniser.jobs(reader, RecordingState.of(recording.language), self.options):
                 if not self.put(job):
                     return
             end = Part(reader.seconds, reader.seconds, "", [], [self.anonymous(warning) for warning in warnings])

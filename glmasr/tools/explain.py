@@ -37,6 +37,7 @@ from ..encoder import RotaryEncoder, SinusoidalEncoder
 from ..kernels import prepare
 from ..model import EncoderDecoder
 from ..pipeline import Recogniser
+from ..transcription import window_decoder
 from ..transcription.fallback import Limits
 
 # Modules whose parts are stages. Every other module is a stage itself, and the blocks of a list are one together.
@@ -201,7 +202,7 @@ def observed(recogniser: Recogniser) -> Iterator[Observation]:
         wrap(sound, "_mono", _each, "read")
         wrap(sound, "_resampled", _resampled)
         wrap(sound, "log_mel", _heard, "log-mel")
-        wrap(pipeline, "search", _search)
+        wrap(window_decoder, "search", _search)
         for name in ("greedy", "sample", "beam"):
             wrap(decode, name, lambda run, search: partial(search, watch=lambda *kept: run.searches[-1].watch(*kept)))
         wrap(model, "step", _timed, "step")

@@ -11,7 +11,7 @@ forbidden as well.
 
 import difflib
 import unicodedata
-from functools import lru_cache
+from functools import cache
 
 import regex
 
@@ -29,7 +29,7 @@ SHARED = ("Common", "Inherited", "Unknown")     # punctuation, digits, emoji, co
 EXEMPT = "\U0001f200"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _foreign(scripts: tuple) -> tuple[regex.Pattern, frozenset[bytes]]:
     """A pattern for the characters of other scripts, and every proper prefix of their UTF-8."""
     own = "".join(rf"\p{{Script={script}}}" for script in scripts)
@@ -189,7 +189,7 @@ def _plain(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", "-").split())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _codes_and_names() -> tuple[dict[str, str], dict[str, str]]:
     """(codes, names) -> Whisper's code."""
     codes, names = {}, {}

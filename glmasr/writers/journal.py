@@ -1,11 +1,11 @@
 """What was recognised of a recording so far, kept beside its files, so that a run that was stopped can go on.
 
     talk.incomplete.jsonl       {"run": {"recording": "9f3c...", "model": "51aa...", "beams": 5, ...}, "formats": ["srt"]}
-                                {"start": 0.0, "end": 27.4, "segments": [...], "hearing": {"language": "en"}, ...}
+                                {"start": 0.0, "end": 27.4, "segments": [...], "language_state": {"requested": "en"}, ...}
                                 ...
 
 The first line says what the text depends on; each other one is a `Part`. A line is on the disk before the next window is recognised. What
-comes behind the last part that has its `hearing`, such as a line that a crash has torn, is dropped.
+comes behind the last part that has its `language_state`, such as a line that a crash has torn, is dropped.
 
 Unusual: the recording is known by its bytes, not by its name and time, so it may be moved or copied before the run goes on.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..checkpoint import hub
 from ..errors import OutputError
-from ..pipeline import Hearing, Options, Part, Recogniser, Segment
+from ..pipeline import LanguageState, Options, Part, Recogniser, Segment
 from ..transcription import vad
 
 try:
@@ -26,7 +26,7 @@ try:
 except ImportError:                       # Windows: there nothing keeps a second process from the same files
     fcntl = None
 
-FORMAT = 1                                # of the file
+FORMAT = 2                                # of the file
 SAMPLE = 2 ** 16                          # bytes at both ends of the files of a model that tell it from others
 NO_MATTER = {"batch_size", "max_duration"}      # options that the text doesn't depend on
 
@@ -113,7 +113,7 @@ class Journal:
                     self.run, self.formats, self._ends = dict(fields["run"]), list(fields["formats"]), ends[1:]
                     continue
                 parts.append(_part(fields))
-                if parts[-1].hearing is not None:
+                if parts[-1].language_state is not None:
                     self.parts, self._ends = list(parts), ends[1:]
         except (ValueError, TypeError, KeyError, AttributeError):       # torn, or of another version, which `run` says
             pass
@@ -126,7 +126,7 @@ class Journal:
 
     def add(self, part: Part) -> None:
         """Behind what is there. Raises OutputError; then, or after Ctrl-C, what was added before is still there, and the part can be added again."""
-        self._write(asdict(part), part.hearing is not None)
+        self._write(asdict(part), part.language_state is not None)
 
     def _write(self, fields: dict, lasting: bool) -> None:
         try:
@@ -155,4 +155,4 @@ class Journal:
 def _part(fields: dict) -> Part:
     segments = [Segment(**{**segment, "flags": tuple(segment["flags"])}) for segment in fields["segments"]]
     part = Part(**{**fields, "segments": segments, "uncovered": tuple(map(tuple, fields["uncovered"]))})
-    return replace(part, hearing=Hearing(**part.hearing) if part.hearing else None)
+    return replace(part, language_state=LanguageState(**part.language_state) if part.language_state else None)

@@ -1,0 +1,185 @@
+"""The encoder-decoder as a family, the article's and Whisper: language tokens and time tokens."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..audio import SAMPLE_RATE
+from ..config import TIME_STEP, EncoderDecoderConfig
+from ..errors import CheckpointError, OptionError
+from ..model import EncoderDecoder
+from ..rules import Rule
+from .chunking import Window
+from .code_switching import language_turns
+from .fallback import Limits
+from .families import SURE, AnyTokenizer, EncodedBatch, Job, States, after_speech, padded_to_speech, whole_text
+from .language import LANGUAGES, alike, canonical
+from .options import Options
+
+
+class EncoderDecoderFamily:
+    long_form: tuple[str, ...] = ("cut", "seek")
+
+    def __init__(self, model: EncoderDecoder, tokenizer: AnyTokenizer):
+        self.model = model
+        self.tokenizer = tokenizer
+        self._rules: dict[bool, list[Rule]] = {}
+
+    @property
+    def config(self) -> EncoderDecoderConfig:
+        return self.model.config
+
+    @property
+    def detects_language(self) -> bool:
+        return bool(self.config.languages)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return tuple(self.config.languages) or ("en",)  # a Whisper of one language knows English
+
+    @property
+    def samples_per_state(self) -> int:
+        return self.config.encoder.stride
+
+    def check_tokenizer(self) -> None:
+        """TRAP: with the tokenizer of another model the prompt has ids that mean something else, or nothing."""
+        config = self.config
+        if self.tokenizer.size > config.decoder.vocabulary:
+            raise CheckpointError(
+                f"it has {self.tokenizer.size:,} ids, and the model {config.decoder.vocabulary:,}; "
+                "it is that of another model"
+            )
+        expected = {"<|startoftranscript|>": config.start}
+        expected |= {f"<|{name}|>": number for name, number in (config.languages | config.tasks).items()}
+        if config.no_timestamps is not None:
+            expected["<|notimestamps|>"] = config.no_timestamps
+        for name, number in expected.items():
+            if self.tokenizer.id(name) != number:
+                raise CheckpointError(
+                    f"{name} is {self.tokenizer.id(name)}, but {number} in generation_config.json; "
+                    "it is that of another model"
+                )
+
+    def timed(self, options: Options) -> bool:
+        return bool(options.timestamps) or options.timestamps is None and self.config.no_timestamps is not None
+
+    def rules(self, language: str, options: Options) -> list[Rule]:
+        """They are the same for all languages. Raises OptionError for what the model has no tokens for."""
+        known, asked = self.config.languages, language
+        language = canonical(asked)
+        if not isinstance(language, str) or language not in (*self.languages, "auto"):
+            ours = [name for name in LANGUAGES if name in known]
+            others = sorted(name for name in known if name not in ours)
+            some = ", ".join([*ours, *others[:8], *["..."] * (len(others) > 8)])
+            way = "; for Cantonese take zh" if language == "yue" and "zh" in known else alike(asked, known)
+            several = f"this model has tokens for {some}, and 'auto' lets it judge{way}"
+            one = "this model knows one language only and has no tokens for others; expected 'auto' or 'en'"
+            raise OptionError(f"language is {asked!r}; {several if known else one}")
+        timed = self.timed(options)
+        self.model.prompt(next(iter(known), None), options.task, timed)
+        if timed not in self._rules:
+            self._rules[timed] = self.model.rules(timed)
+        return self._rules[timed]
+
+    def padded_length(self, window: Window, options: Options) -> int:
+        full = self.config.window
+        return full if options.pad_to == "window" else padded_to_speech(window, full, self.samples_per_state)
+
+    def encode_windows(self, windows: list[Tensor], length: int | None = None) -> Tensor:
+        """Samples (S,) of windows -> encoder states (A, T, D). They are padded, or cut, to `length` samples; by default
+        as published."""
+        length = length or self.config.window
+        padded = torch.stack([F.pad(samples[:length], (0, max(0, length - len(samples)))) for samples in windows])
+        return self.model.encode(self.model.features(padded.to(self.model.device)))
+
+    def encode(self, jobs: list[Job], length: int, options: Options, states: States) -> EncodedBatch:
+        """In a recording whose language is "auto" each window's is detected, and `LanguageState.choose` says what
+        counts. What isn't speech, or sounds like tones, says nothing about the windows after it."""
+        encoded = self.encode_windows([job.window.samples for job in jobs], length)
+        cross = self.model.decoder.hear(encoded)  # once, for all that follows
+        likely, no_speech = self.model.judge(cross)
+        known, among = list(self.config.languages), options.languages or tuple(self.config.languages)
+        languages, runners_up, pieces, states = [], [], [], dict(states)
+        for row, (job, silence) in enumerate(zip(jobs, no_speech.tolist(), strict=True)):
+            window, state = job.window, states[job.recording]
+            turns: list[tuple[Window, str]] = []
+            chosen, other = ("" if known else "en") if state.auto else state.requested, ""
+            if known and state.auto:
+                found = {name: value for name, value in zip(known, likely[row].tolist(), strict=True) if name in among}
+                total = sum(found.values())
+                probabilities = {name: value / total for name, value in found.items()}
+                speech = silence <= Limits().no_speech and not window.tonal()
+                chosen = state.choose(probabilities, window.begin, speech)
+                if speech:
+                    if probabilities[chosen] < SURE:
+                        left = [name for name in probabilities if name != chosen]
+                        other = max(left, key=lambda name: probabilities[name], default="")
+                    if options.guards:
+                        turns = self._turns(window, [(key[row], value[row]) for key, value in cross], among)
+                    states[job.recording] = after_speech(state, turns[-1][1] if turns else chosen, window)
+            languages.append(chosen)
+            runners_up.append(other)
+            pieces.append(turns)
+        prompts = [self.prompt(language, options) for language in languages]
+        return EncodedBatch(cross, prompts, languages, no_speech.tolist(), runners_up, pieces, states)
+
+    def _turns(
+        self, window: Window, cross: list[tuple[Tensor, Tensor]], among: tuple[str, ...]
+    ) -> list[tuple[Window, str]]:
+        names = [name for name in self.config.languages if name in among]
+        columns = [list(self.config.languages).index(name) for name in names]
+
+        def detect(slices: list[tuple[Tensor, Tensor]]) -> Tensor:
+            return self.model.judge(slices)[0][:, columns]
+
+        return language_turns(window, cross, self.samples_per_state, names, detect)
+
+    def prompt(self, language: str, options: Options) -> list[int]:
+        return self.model.prompt(language, options.task, self.timed(options))
+
+    def token_limit(self, prompt: int) -> int:
+        return self.config.decoder.positions - prompt
+
+    def text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode([id_ for id_ in ids if not self._is_time(id_)]).strip()
+
+    def segments(self, window: Window, ids: list[int]) -> list[tuple[float, float, str]]:
+        """Cuts an answer at its times. Without any it is one segment."""
+        if not any(map(self._is_time, ids)):
+            return whole_text(window, self.text(ids))
+        pieces: list[tuple[float, float, list[int]]] = []
+        words: list[int] = []
+        since = 0.0
+        for id_ in [*ids, None]:
+            if id_ is not None and not self._is_time(id_):
+                words.append(id_)
+                continue
+            time = window.seconds if id_ is None else min(self._time(id_), window.seconds)
+            if words:
+                pieces.append((since, max(since, time), words))
+                words = []
+            since = max(since, time)
+        if window.speech:  # TRAP: a model's first time is often 0, whatever the silence before the first word
+            first = window.speech[0][0] / SAMPLE_RATE
+            pieces = [(max(start, first), max(end, first), words) for start, end, words in pieces]
+        texts = [(start, end, self.text(words)) for start, end, words in pieces]
+        return [
+            (round(window.begin + start, 3), round(window.begin + end, 3), text) for start, end, text in texts if text
+        ]
+
+    def resume(self, window: Window, ids: list[int]) -> float:
+        """As openai/whisper, transcribe.py: after `<|2.40|><|2.40|>`, a sentence ended there and another began. If the
+        last time stands alone, at the end, the rest of the window says nothing."""
+        end = window.begin + window.seconds
+        times = list(map(self._is_time, ids))
+        pairs = [index for index in range(len(ids) - 1) if times[index] and times[index + 1]]
+        if not pairs or times[-2:] == [False, True]:
+            return end
+        return min(end, window.begin + self._time(ids[pairs[-1]]))
+
+    def _is_time(self, id_: int) -> bool:
+        return self.config.no_timestamps is not None and id_ >= self.config.times
+
+    def _time(self, id_: int) -> float:
+        """Seconds that a time token says."""
+        return (id_ - self.config.times) * TIME_STEP

@@ -1,0 +1,199 @@
+"""What the two families of models have in common for whoever recognizes with them, and what passes between the steps.
+
+    Job -> Family.encode -> EncodedBatch -> search -> ids -> Family.segments
+
+`glm_asr` and `encoder_decoder` have the two adapters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from ..audio import SAMPLE_RATE
+from ..config import EncoderDecoderConfig, GlmAsrConfig
+from ..rules import Rule
+from ..tokenizer import SentencePieceTokenizer, Tokenizer, TokenList
+from .chunking import Window
+from .language import canonical
+from .options import Options
+
+AFTER_SPEECH = 1.0  # seconds that are encoded after the last sound, where a window is not encoded to its end
+PAD_STEP_SECONDS = 0.8  # about; windows are padded to a multiple of it, so that there are batches of equal length
+LONG_PAUSE = 10.0  # seconds, after which somebody else may speak, in another language
+SURE = 0.8  # probability with which a window changes the language of a recording
+
+
+AnyTokenizer = Tokenizer | SentencePieceTokenizer | TokenList
+
+
+@dataclass(frozen=True)
+class LanguageState:
+    """The language of a recording so far: the one asked for; with "auto", the one detected last, and up to which
+    second."""
+
+    requested: str
+    detected: str = ""
+    until: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "requested", canonical(self.requested))
+
+    @property
+    def auto(self) -> bool:
+        return self.requested == "auto"
+
+    def choose(self, probabilities: dict[str, float], begin: float, speech: bool) -> str:
+        """The language of a window that begins at this second: the one before, unless this is speech, and something
+        else is sure or the one before was long ago."""
+        likely = max(probabilities, key=lambda name: probabilities[name])
+        stays = begin < self.until + LONG_PAUSE and probabilities[likely] < SURE
+        return self.detected if self.detected in probabilities and (stays or not speech) else likely
+
+
+@dataclass(eq=False)
+class RecordingState:
+    """What a recording's windows share. Decoding returns a new language; it is stored here once a batch has
+    succeeded."""
+
+    language: LanguageState
+
+    @classmethod
+    def of(cls, language: str, detected: str = "", until: float = 0.0) -> "RecordingState":
+        return cls(LanguageState(language, detected, until))
+
+
+States = dict[RecordingState, LanguageState]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A window to decode."""
+
+    window: Window
+    recording: RecordingState
+    attempts: int = 0  # how often its sound was decoded without any text
+    continues: bool = False  # what no text covers at its end is decoded with what follows
+
+    @property
+    def requested(self) -> str:
+        """The language asked for."""
+        return self.recording.language.requested
+
+
+@dataclass
+class EncodedBatch:
+    """Encoded windows, ready for the search: `audio` as `model.prefill` takes it.
+
+    audio       for GLM-ASR the audio embeddings (N, D) of each window; else cross keys and values (A, H, T, D) of each
+                layer
+    prompts     ids of each window's prompt
+    languages   of each window; "" where nothing says so
+    no_speech   probability that nobody speaks; None: the search finds out
+    runners_up  where the language isn't sure, the next likely one; else ""
+    pieces      of a window in several languages, each with its own; else []
+    states      the languages of the recordings after these windows
+    """
+
+    audio: list[Any]
+    prompts: list[list[int]]
+    languages: list[str]
+    no_speech: list[float] | None = None
+    runners_up: list[str] | None = None
+    pieces: list[list[tuple[Window, str]]] | None = None
+    states: States = field(default_factory=dict)
+
+    def rows(self, chosen: Sequence[int]) -> tuple[list[Any], list[list[int]]]:
+        """(audio, prompts) of some of the windows."""
+        audio = self.audio
+        if len(chosen) < len(self.prompts):
+            by_layer = isinstance(audio[0], tuple)
+            index = list(chosen)
+            audio = [(key[index], value[index]) for key, value in audio] if by_layer else [audio[i] for i in chosen]
+        return audio, [self.prompts[i] for i in chosen]
+
+    def select(self, chosen: Sequence[int]) -> "EncodedBatch":
+        """The same of some of the windows."""
+        audio, prompts = self.rows(chosen)
+        return EncodedBatch(
+            audio,
+            prompts,
+            [self.languages[i] for i in chosen],
+            None if self.no_speech is None else [self.no_speech[i] for i in chosen],
+            None if self.runners_up is None else [self.runners_up[i] for i in chosen],
+        )
+
+
+class Family(Protocol):
+    """What differs between GLM-ASR and the encoder-decoder."""
+
+    long_form: tuple[str, ...]  # values of `Options.long` that it knows
+
+    @property
+    def config(self) -> GlmAsrConfig | EncoderDecoderConfig: ...
+
+    @property
+    def detects_language(self) -> bool: ...
+
+    @property
+    def samples_per_state(self) -> int:
+        """Samples that one state or embedding stands for, as the decoder attends to it."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Those that can be asked for, "auto" not among them."""
+        ...
+
+    def check_tokenizer(self) -> None:
+        """Raises CheckpointError for the tokenizer of another model."""
+        ...
+
+    def timed(self, options: Options) -> bool:
+        """Whether the model writes time tokens."""
+        ...
+
+    def rules(self, language: str, options: Options) -> list[Rule]:
+        """The decoding rules. Raises OptionError for what the model can't do."""
+        ...
+
+    def padded_length(self, window: Window, options: Options) -> int:
+        """Samples that a window is padded to before it is encoded."""
+        ...
+
+    def encode(self, jobs: list[Job], length: int, options: Options, states: States) -> EncodedBatch: ...
+
+    def prompt(self, language: str, options: Options) -> list[int]:
+        """The prompt of a window in this language; only asked for where `EncodedBatch.runners_up` has one."""
+        ...
+
+    def token_limit(self, prompt: int) -> int:
+        """Tokens that an answer to a prompt of this length may have."""
+        ...
+
+    def text(self, ids: list[int]) -> str: ...
+
+    def segments(self, window: Window, ids: list[int]) -> list[tuple[float, float, str]]:
+        """(start, end, text) in seconds of the recording."""
+        ...
+
+    def resume(self, window: Window, ids: list[int]) -> float:
+        """Seconds: where the last complete sentence ends; the end of the window where nothing says so."""
+        ...
+
+
+def padded_to_speech(window: Window, full: int, samples_per_state: int) -> int:
+    """Up to a second after the last sound, in few different lengths; at most `full`."""
+    _, end = window.sounding()
+    step = round(PAD_STEP_SECONDS * SAMPLE_RATE / samples_per_state) * samples_per_state
+    samples = round((end - window.begin + AFTER_SPEECH) * SAMPLE_RATE)
+    return min(full, -(-samples // step) * step)
+
+
+def whole_text(window: Window, text: str) -> list[tuple[float, float, str]]:
+    """One segment for all that a window's sound says; none without a text."""
+    start, end = window.sounding()
+    return [(round(start, 3), round(end, 3), text)] if text else []
+
+
+def after_speech(state: LanguageState, language: str, window: Window) -> LanguageState:
+    """The language of a recording after a window in which somebody spoke."""
+    return replace(state, detected=language, until=window.begin + window.seconds)

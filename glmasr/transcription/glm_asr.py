@@ -1,0 +1,135 @@
+"""GLM-ASR as a family: the sound goes into the prompt, there are no language tokens and no times."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..audio import HOP, log_mel, windows
+from ..config import STRIDE, GlmAsrConfig
+from ..errors import CheckpointError, OptionError
+from ..model import GlmAsr
+from ..rules import Forbid, Rule
+from .chunking import Window
+from .families import AnyTokenizer, EncodedBatch, Job, States, padded_to_speech, whole_text
+from .language import LANGUAGES, alike, canonical, forbidden_ids
+from .options import Options
+
+SHORTEST = 961  # samples; fewer make no embedding, and are padded with silence up to here
+ENCODER_BATCH = {"cpu": 1, "cuda": 16}  # windows that are encoded at a time; a CPU has enough to do with one
+MARKERS = ("<|user|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|assistant|>")  # special tokens of the prompt
+UNLIMITED = 2**31
+
+
+class GlmAsrFamily:
+    long_form: tuple[str, ...] = ("cut", "whole")
+    detects_language = False
+
+    def __init__(self, model: GlmAsr, tokenizer: AnyTokenizer):
+        self.model = model
+        self.tokenizer = tokenizer
+        self._rules: dict[tuple[str, ...], list[Rule]] = {}
+
+    @property
+    def config(self) -> GlmAsrConfig:
+        return self.model.config
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return tuple(name for name in LANGUAGES if name != "auto")
+
+    @property
+    def samples_per_state(self) -> int:
+        return HOP * STRIDE * self.config.merge
+
+    def check_tokenizer(self) -> None:
+        """TRAP: with the tokenizer of another model the prompt has ids that mean something else, or nothing."""
+        for name in MARKERS:
+            self.tokenizer.id(name)
+        prompt = self.model.prompt(self.tokenizer, 1)
+        if max(prompt) >= self.config.decoder.vocabulary or prompt.count(self.config.audio_token) > 1:
+            raise CheckpointError(
+                f"its ids don't fit config.json (a vocabulary of {self.config.decoder.vocabulary}, audio token "
+                f"{self.config.audio_token}); it is that of another model"
+            )
+
+    def timed(self, options: Options) -> bool:
+        return False
+
+    def rules(self, language: str, options: Options) -> list[Rule]:
+        """The checkpoint has no language tokens: letters that the language isn't written in are forbidden."""
+        asked, language = language, canonical(language)
+        if not isinstance(language, str) or language not in LANGUAGES:
+            expected = f"expected one of {', '.join(LANGUAGES)}{alike(asked, LANGUAGES)}"
+            raise OptionError(f"language is {asked!r}, {expected}")
+        if options.task != "transcribe":
+            raise OptionError(f"task is {options.task!r}; this model knows 'transcribe' only")
+        if options.timestamps:
+            raise OptionError(
+                "this model has no time tokens; models of the encoder-decoder family have "
+                "(--model demo-article, or Whisper)"
+            )
+        among = options.languages if language == "auto" and options.languages else (language,)
+        if among not in self._rules:
+            size = self.config.decoder.vocabulary
+            # Of several languages, letters that none of them is written in.
+            ids = sorted(set.intersection(*(set(forbidden_ids(self.tokenizer, name, size)) for name in among)))
+            self._rules[among] = [Forbid(ids, size, self.model.device)] if ids else []
+        return self._rules[among]
+
+    def padded_length(self, window: Window, options: Options) -> int:
+        full = self.config.window
+        if options.pad_to == "window" or len(window.samples) > full:
+            return full
+        return padded_to_speech(window, full, self.samples_per_state)
+
+    def encode(self, jobs: list[Job], length: int, options: Options, states: States) -> EncodedBatch:
+        full = self.config.window
+        samples = [job.window.samples for job in jobs]
+        audio = self.embed_all([each if len(each) > full else each[:length] for each in samples], length)
+        prompts = [self.model.prompt(self.tokenizer, len(rows)) for rows in audio]
+        languages = ["" if job.requested == "auto" else job.requested for job in jobs]
+        return EncodedBatch(audio, prompts, languages, states=states)
+
+    def prompt(self, language: str, options: Options) -> list[int]:
+        raise NotImplementedError("it depends on the sound, not on the language")
+
+    @torch.inference_mode()
+    def embed(self, samples: Tensor, window: int | None = None) -> Tensor:
+        """Samples (S,) at 16 kHz -> audio embeddings (N, D), those of all windows one after the other. Windows are
+        padded up to `window` samples; by default as published."""
+        return self.embed_all([samples], window or self.config.window)[0]
+
+    def embed_all(self, recordings: list[Tensor], window: int) -> list[Tensor]:
+        """`embed` for several recordings, as many windows at a time as the machine has a use for: memory doesn't grow
+        with them."""
+        parts: list[Tensor] = []
+        lengths: list[int] = []
+        counts: list[int] = []
+        for samples in recordings:
+            samples = F.pad(samples, (0, max(0, SHORTEST - len(samples))))
+            parts += windows(samples, window)
+            starts = range(0, len(samples), window)
+            lengths += [min(window, len(samples) - start) for start in starts]
+            counts.append(len(starts))
+        embedded: list[Tensor] = []
+        while len(embedded) < len(parts):
+            # Powers of two: few shapes, each of which may be a graph.
+            rows = min(ENCODER_BATCH.get(self.model.device.type, 1), 1 << (len(parts) - len(embedded)).bit_length() - 1)
+            some = slice(len(embedded), len(embedded) + rows)
+            mel = log_mel(torch.stack(parts[some]).to(self.model.device), self.config.encoder.bands)
+            embedded += self.model.encode(mel, lengths[some])
+        rest = iter(embedded)
+        return [torch.cat([next(rest) for _ in range(count)]) for count in counts]
+
+    def token_limit(self, prompt: int) -> int:
+        # TRAP: the positions of the model are no limit, as in Transformers: rotary positions go on beyond.
+        return UNLIMITED
+
+    def text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids).strip()
+
+    def segments(self, window: Window, ids: list[int]) -> list[tuple[float, float, str]]:
+        return whole_text(window, self.text(ids))
+
+    def resume(self, window: Window, ids: list[int]) -> float:
+        return window.begin + window.seconds

@@ -1,0 +1,150 @@
+"""A recording -> what is to be decoded of it, in the three ways of `Options.long`.
+
+cut     windows that are cut where nobody speaks or it is quiet; they don't depend on each other
+whole   one job with all windows, as the published GLM-ASR was used
+seek    as openai/whisper, transcribe.py: each window begins where the last complete sentence of the one before ended
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from ..audio import HOP, SAMPLE_RATE
+from ..config import TIME_STEP
+from ..errors import GlmAsrError
+from . import vad
+from .chunking import Window, cut
+from .families import Job, RecordingState
+from .language import join
+from .options import Options
+from .results import Part, Segment
+
+
+class Reader:
+    """A stream of blocks (any,), from which the first `window` samples were read, to know whether there are more.
+    Iterated, it gives all samples. `seconds` is what was read so far, `left_out` what of it was not decoded."""
+
+    def __init__(self, blocks: Iterable[Tensor], window: int):
+        self._blocks, self._buffer, self._read, self.left_out = iter(blocks), torch.zeros(0), 0, 0.0
+        self.fits = not self.more(window)
+        self.first = self._buffer[:window]
+
+    @property
+    def seconds(self) -> float:
+        return self._read / SAMPLE_RATE
+
+    def _fill(self, count: int) -> None:
+        while len(self._buffer) < count and (block := next(self._blocks, None)) is not None:
+            self._buffer = torch.cat((self._buffer, block))
+            self._read += len(block)
+
+    def more(self, count: int) -> bool:
+        """Whether more than `count` samples follow."""
+        self._fill(count + 1)
+        return len(self._buffer) > count
+
+    def peek(self, count: int) -> Tensor:
+        """The next samples, at most `count`."""
+        self._fill(count)
+        return self._buffer[:count]
+
+    def skip(self, count: int) -> None:
+        self._buffer = self._buffer[count:]
+
+    def take(self, most: int) -> Tensor:
+        """The next samples, at most `most`; the others are read and left out."""
+        samples = self.peek(most)
+        self.skip(most)
+        self.left_out = sum(map(len, self)) / SAMPLE_RATE
+        return samples
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while True:
+            block, self._buffer = self._buffer, torch.zeros(0)
+            if len(block):
+                yield block
+            self._fill(1)
+            if not len(self._buffer):
+                return
+
+
+def cut_jobs(reader: Reader, window: int, recording: RecordingState, options: Options, done: int = 0) -> Iterator[Job]:
+    """The windows of a recording, without the first `done`."""
+    detector = vad.VoiceActivity() if options.vad == "auto" and vad.available() else None
+    # Where to cut depends on nothing but the sound, so to skip windows they are cut again.
+    for each in islice(cut(reader, window, detector), done, None):
+        yield Job(each, recording)
+
+
+def whole_job(reader: Reader, window: int, most: int, recording: RecordingState, warnings: list[str]) -> Job:
+    """The first `most` windows of a recording as one job."""
+    samples = reader.take(most * window)
+    if reader.left_out:
+        warnings.append(
+            f"the model takes {most * window / SAMPLE_RATE:.0f} s at most, {most} whole windows: "
+            f"the last {reader.left_out:.1f} s of the recording are left out"
+        )
+    return Job(Window(0, samples), recording)
+
+
+def seek(
+    reader: Reader,
+    window: int,
+    recording: RecordingState,
+    options: Options,
+    done: list[Part],
+    decode: Callable[[Job, Options], Part | GlmAsrError],
+) -> Iterator[Part]:
+    """The parts after those that are `done`. Raises what the model has no answer to."""
+    place, before = 0, iter(done)
+    while len(samples := reader.peek(window)):
+        known = next(before, None)
+        more = reader.more(window)
+        part: Part | GlmAsrError
+        if known:
+            part = known
+        else:
+            part = decode(Job(Window(place, samples), recording, continues=more), replace(options, timestamps=True))
+        if isinstance(part, GlmAsrError):
+            raise part
+        if not known and more and part.start < part.resume < part.end:
+            # What comes after the last complete sentence is decoded again, from there.
+            complete = [segment for segment in part.segments if segment.end <= part.resume + TIME_STEP / 2]
+            part = replace(part, end=part.resume, segments=complete)
+        count = min(len(samples), max(HOP, round((part.end - part.start) * SAMPLE_RATE)))
+        if not known:
+            segments = part.segments
+            if not options.timestamps:
+                segments = untimed(Window(place, samples[:count]), segments)
+            yield replace(part, segments=segments, language_state=recording.language)
+        reader.skip(count)
+        place += count
+
+
+def untimed(window: Window, segments: list[Segment]) -> list[Segment]:
+    """The segments of a window as one for each language, without times of their own."""
+    if not segments:
+        return []
+    found: list[Segment] = []
+    start, end = window.sounding()
+    for segment in segments:
+        if not found or found[-1].language != segment.language:
+            found.append(segment)
+            continue
+        before = found[-1]
+        found[-1] = replace(
+            before,
+            end=max(before.end, segment.end),
+            text=join([before.text, segment.text]),
+            flags=tuple(dict.fromkeys(before.flags + segment.flags)),
+            mean_logprob=min(before.mean_logprob, segment.mean_logprob),
+            no_speech=max(before.no_speech, segment.no_speech),
+            compression_ratio=max(before.compression_ratio, segment.compression_ratio),
+            temperature=max(before.temperature, segment.temperature),
+        )
+    found[0] = replace(found[0], start=round(min(start, found[0].end), 3))
+    found[-1] = replace(found[-1], end=round(max(end, found[-1].start), 3))
+    return found

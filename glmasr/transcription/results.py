@@ -1,0 +1,130 @@
+"""What is recognized of a recording: segments, parts as they come, and the whole transcript."""
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from .language import join, name_language
+
+if TYPE_CHECKING:
+    from .families import LanguageState
+
+FLAGS = {  # of a segment -> what the warning says
+    "repeats": "the text repeats itself",
+    "doubtful": "the model is not sure of the text",
+    "tones": "this sounds like tones more than like a voice, and the model is not sure of the text",
+    "incomplete": "the limit of tokens was reached, so the text is incomplete",
+    "sampled": "the first answer couldn't be right; this one was sampled",
+    "split": "no answer could be right; the halves were recognised separately",
+    "dropped": "no answer could be right, and in its halves nobody seems to speak; there is no text",
+    "uncovered": "somebody speaks here, and there is no text, or too little",
+}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a recording, and what was said there.
+
+    start, end          seconds from the start of the recording
+    mean_logprob        of its window's tokens: 0 is certainty, below -1 is a guess
+    compression_ratio   of its window's text: above 2.4 it repeats itself
+    no_speech           the probability that nobody speaks in its window
+    temperature         0: searched, above: sampled
+    language            as asked for, as detected, or what the text is written in
+    flags               names of FLAGS: what is doubtful
+    """
+
+    start: float
+    end: float
+    text: str
+    mean_logprob: float = 0.0
+    compression_ratio: float = 0.0
+    no_speech: float = 0.0
+    temperature: float = 0.0
+    flags: tuple[str, ...] = ()
+    language: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was recognized of a stretch of a recording, `start` to `end` in seconds. Stretches follow each other; what
+    is between them is silent."""
+
+    start: float
+    end: float
+    language: str
+    segments: list[Segment]
+    warnings: list[str]
+    failed: bool = False  # every attempt failed the checks
+    resume: float = 0.0  # seconds: where the last complete sentence ends, or `end`; for `--long seek`
+    last: bool = False  # the recording ends here
+    uncovered: tuple[tuple[float, float], ...] = ()  # seconds: somebody speaks there, and there is no text
+    # After this part; None where others of its batch follow. With it, `Recogniser.streams` can go on here.
+    language_state: "LanguageState | None" = None
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was recognized.
+
+    language    as it was asked for; for "auto" the one that is detected in most of it, of those that the model has
+                tokens for; where it has none, the one that the text is written in: "zh", "yue", "en". "" where that
+                says nothing
+    seconds     length of the recording; of an incomplete transcript, up to where it was recognized
+    heard       seconds of it that were decoded, at most `seconds`
+    silent      seconds of it that were skipped as silent; what is neither is named in the warnings
+    wordless    seconds that were decoded, and in which nobody speaks
+    failed      stretches whose every attempt failed the checks
+    uncovered   from where to where, in seconds, somebody speaks and there is no text, or too little of it
+    how         what it was computed on: device, type of the numbers, kind of linears and of steps, padding (`pad_to`)
+    warnings    sentences for the user, such as that the text is incomplete
+    incomplete  the recording goes on after `seconds`: an error or Ctrl-C came before its end
+    """
+
+    text: str
+    language: str
+    segments: list[Segment]
+    seconds: float
+    warnings: list[str] = field(default_factory=list)
+    heard: float = 0.0
+    silent: float = 0.0
+    failed: int = 0
+    wordless: float = 0.0
+    how: dict[str, str] = field(default_factory=dict)
+    uncovered: list[tuple[float, float]] = field(default_factory=list)
+    incomplete: bool = False
+
+    @classmethod
+    def of(cls, parts: list[Part], how: dict[str, str] | None = None) -> "Transcript":
+        """All parts of a stream, joined. The last one reaches from what was read up to the end of the recording."""
+        segments = [segment for part in parts for segment in part.segments]
+        text = join([segment.text for segment in segments])
+        spoken: dict[str, float] = {}
+        for segment in segments:
+            if segment.language:
+                spoken[segment.language] = spoken.get(segment.language, 0.0) + segment.end - segment.start
+        detected = next((part.language for part in reversed(parts) if part.language), "") or name_language(text)
+        language = max(spoken, key=lambda name: spoken[name]) if spoken else detected
+        seconds, heard = parts[-1].end, sum((part.end - part.start for part in parts[:-1]), 0.0)
+        wordless = sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0)
+        silent = max(0.0, parts[-1].start - heard)
+        heard, silent, wordless = (min(round(value, 3), seconds) for value in (heard, silent, wordless))
+        return cls(
+            text,
+            language,
+            segments,
+            seconds,
+            [warning for part in parts for warning in part.warnings],
+            heard,
+            silent,
+            sum(part.failed for part in parts),
+            wordless,
+            dict(how or {}),
+            [stretch for part in parts for stretch in part.uncovered],
+        )
+
+    @classmethod
+    def stopped(cls, parts: list[Part], how: dict[str, str] | None = None) -> "Transcript":
+        """The parts, at least one, of a stream that was stopped before its end."""
+        end = parts[-1].end
+        rest = Part(end, end, "", [], [f"it was stopped at {end:.1f} s, so the text is incomplete"], last=True)
+        return replace(cls.of([*parts, rest], how), incomplete=True)
