@@ -1,4 +1,4 @@
-# The server in a container:  docker build -t glmasr .      README.md: Container
+# The server in a container:  docker build -t glmasr .      docs/CONTAINER.md
 FROM python:3.11-slim-bookworm AS build
 # The build of PyTorch: cpu, or one with CUDA, such as cu130, which asks nothing of the machine but its driver.
 ARG TORCH=cpu

@@ -22,6 +22,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+from glmasr import __version__
 from glmasr.cli import INTERRUPTED, Parser, ended_at_once
 from glmasr.errors import printable
 from glmasr.writers import output
@@ -77,6 +78,7 @@ def formats(text: str) -> list[str]:
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Recognises speech in Mandarin, Cantonese and English.")
+    parser.add_argument("--version", action="version", version=f"glmasr {__version__}")
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg), folders, patterns; - is standard input")
     parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a Whisper by its short name (tiny to large-v3, turbo), a directory, or owner/name of a model of the hub")
     parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub (default: a pinned commit; of other models main)")

@@ -7,7 +7,7 @@
 
 from .errors import AudioError, CheckpointError, GlmAsrError, OptionError, OutputError, ShortMemoryError, TokenizerError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["AudioError", "CheckpointError", "GlmAsrError", "OptionError", "OutputError", "Recogniser", "Segment", "ShortMemoryError",
            "TokenizerError", "Transcript", "load"]
 

@@ -16,7 +16,9 @@ from glmasr.transcription import window_decoder
 
 FOLDER = Path(__file__).parents[1] / "docs"
 PACKAGE = FOLDER.parent / "glmasr"
-TEXTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.md")) if path.name not in ("HOSTILE.md", "REAL.md", "SERVER.md")}   # have tests of their own, or are measurements
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.md"))}
+# Those that explain the code, and hold its names and examples. The others have tests of their own, are measurements, or tell how to use it.
+TEXTS = {name: PAGES[name] for name in ("ENCODER-DECODER.md", "GLM-ASR.md", "JSON.md", "MODEL.md")}
 TOTALS = {"glm-asr-nano-2512": 2_257_843_200, "article": 310_412_288, "article-waveform": 314_070_016}
 
 
@@ -59,13 +61,25 @@ def test_every_place_in_the_code_is_there(name):
         assert any(has(known, path) for known in PACKAGE.rglob(f"{module}.py")), f"{module}.py: {path}"
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", PAGES)
 def test_links_and_files(name):
-    for target in re.findall(r"\]\(([^)#]+)", TEXTS[name]):
-        assert (FOLDER / target).is_file(), target
-    for target in re.findall(r"`(tests/\w+\.py)`", TEXTS[name]):
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", PAGES[name]):
+        if not target.startswith("https://"):
+            assert (FOLDER / target).is_file() and (name == "REAL.md" or ".." not in target), target
+            assert not anchor or anchor in anchors(PAGES[target]), f"{target}#{anchor}"
+    for target in re.findall(r"`((?:tests|training|benchmarks|glmasr)/[\w/]+\.\w+)`", PAGES[name]):
         assert (FOLDER.parent / target).is_file(), target
-    assert not re.search(r"\.\./|(?<![\w.])/\w+/", TEXTS[name]), "a path of somebody's machine"
+    if name not in ("HOSTILE.md", "REAL.md", "SERVER.md"):
+        assert not re.search(r"\.\./|(?<![\w.:/])/\w+/", PAGES[name]), "a path of somebody's machine"
+
+
+def anchors(text):
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)", text, re.MULTILINE)}
+
+
+def test_every_page_is_in_the_index():
+    index = re.findall(r"\]\(([^)#]+)\)", PAGES["README.md"])
+    assert sorted(index) == sorted(set(PAGES) - {"README.md"})
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -16,7 +16,7 @@ from glmasr.checkpoint import hub
 from glmasr.transcription.language import LANGUAGES, canonical
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-         for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "training" / "README.md", ROOT / "examples" / "README.md",
+         for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/zh/*.md"), ROOT / "training" / "README.md", ROOT / "examples" / "README.md",
                       *ROOT.glob("glmasr/checkpoints/*/README.md"))}
 MADE = {"glm-asr-nano-2512-int8", "OUT", "DIR", "MODEL", "NAME", "NAME|DIR"}           # by a command before it, and placeholders
 SHELL = {"&&", "||", ";", "|", ">", "&"}
@@ -117,7 +117,7 @@ def test_the_snippet_and_the_worked_example_work():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
     assert done.returncode == 0 and done.stdout.startswith("三一四一五九二六 zh "), done.stderr
-    for block in [block for block in re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if "transcribe.py examples" in block]:
+    for block in [block for block in re.findall(r"^```console\n(.*?)^```", text + PAGES["docs/CLI.md"], re.DOTALL | re.MULTILINE) if "transcribe.py examples" in block]:
         command, _, printed = block.removeprefix("$ ").partition("\n")
         done = subprocess.run([sys.executable, *shlex.split(command)[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
                               env=environment | {"PYTHONUNBUFFERED": "1"}, timeout=120)

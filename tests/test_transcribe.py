@@ -467,6 +467,12 @@ def test_help_is_quick():
         "AUDIO", "--model", "--lang", "--long", "--beams", "--max-new-tokens", "--format", "--output-dir", "--device", "--dtype", "--json", "--quiet"))
 
 
+def test_version():
+    done = subprocess.run([sys.executable, "transcribe.py", "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"glmasr {glmasr.__version__}\n", "")
+    assert f"## {glmasr.__version__}, " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
 def test_standard_input_and_a_poor_locale(texts, room):
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     with open(room / "0.wav", "rb") as sound:
