@@ -22,7 +22,8 @@ from torch import Tensor
 
 from . import audio as sound
 from . import decode, weights
-from .audio_files import ffmpeg, sound_files
+from .audio_files.reader import may_wait
+from .audio_files.tracks import check_track
 from .checkpoint import hub as hubs
 from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
 from .errors import CheckpointError, GlmAsrError, OptionError, ShortMemoryError, out_of_memory
@@ -233,7 +234,7 @@ class Options:
                 and all(isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 10 for value in self.temperatures)):
             raise OptionError(f"temperatures is {self.temperatures!r}, expected numbers from 0 to 10, at least one")
         chinese_script.converter(self.script)
-        ffmpeg.check_track(self.track)
+        check_track(self.track)
         if self.long not in ("cut", "whole", "seek"):
             raise OptionError(f"long is {self.long!r}, expected 'cut', 'whole' or 'seek'")
         if self.vad not in ("auto", "off"):
@@ -400,7 +401,7 @@ class Recogniser:
         def work() -> Iterator[tuple[int, Job | Part | GlmAsrError | None]]:
             for index, audio in enumerate(recordings):
                 said = warnings[index] = []
-                if sound_files.may_wait(audio):
+                if may_wait(audio):
                     yield index, None               # what came before must not wait with it
                 try:
                     blocks = sound.blocks(audio, sample_rate, track=options.track, max_duration=options.max_duration, warn=said.append)
@@ -563,7 +564,7 @@ class Recogniser:
         """The samples that the encoder hears of a window, padding counted."""
         if options.pad_to == "window":
             return self.config.window
-        _, end = window.sounding()
+        _, end = window.sound_span()
         unit = round(LENGTHS * sound.SAMPLE_RATE / self.unit) * self.unit
         samples = round((end - window.begin + AFTER_SPEECH) * sound.SAMPLE_RATE)
         return min(self.config.window, -(-samples // unit) * unit)
@@ -602,7 +603,7 @@ class Recogniser:
             silence = no_speech(index, hypothesis)
             if not options.guards or limits.silent(hypothesis, silence):
                 return ()
-            found = limits.doubts(hypothesis, self._text(hypothesis.ids), silence)
+            found = limits.failed_checks(hypothesis, self._text(hypothesis.ids), silence)
             return found if "repeats" in found or not loops(hypothesis.ids) else ("repeats", *found)
 
         def no_speech(index: int, hypothesis: decode.Hypothesis) -> float:
@@ -838,7 +839,7 @@ class GlmAsrRecogniser(Recogniser):
         return self.tokenizer.decode(ids).strip()
 
     def _segments(self, window: Window, ids: list[int]) -> list[tuple[float, float, str]]:
-        text, (start, end) = self._text(ids), window.sounding()
+        text, (start, end) = self._text(ids), window.sound_span()
         return [(round(start, 3), round(end, 3), text)] if text else []
 
 
@@ -973,7 +974,7 @@ class EncoderDecoderRecogniser(Recogniser):
         """Cuts an answer at its times. Without any it is one segment."""
         config, begin, length = self.config, window.begin, window.seconds
         if config.no_timestamps is None or not any(id >= config.times for id in ids):
-            text, (start, end) = self._text(ids), window.sounding()
+            text, (start, end) = self._text(ids), window.sound_span()
             return [(round(start, 3), round(end, 3), text)] if text else []
         pieces, words, since = [], [], 0.0
         for id in [*ids, None]:
@@ -1007,7 +1008,7 @@ class EncoderDecoderRecogniser(Recogniser):
 def whole(window: Window, segments: list[Segment]) -> list[Segment]:
     """The segments of a window as one for each language, without times of their own."""
     found: list[Segment] = []
-    start, end = window.sounding() if segments else (0.0, 0.0)
+    start, end = window.sound_span() if segments else (0.0, 0.0)
     for segment in segments:
         if found and found[-1].language == segment.language:
             before = found[-1]
@@ -1042,7 +1043,7 @@ def turns(sure: list[tuple[int, str]]) -> list[tuple[str, int, int]]:
 
 
 def halves_of(window: Window) -> list[Window]:
-    half = window.cut_point()
+    half = window.middle_cut()
     return [window.part(0, half), window.part(half, len(window.samples))]
 
 
@@ -1062,7 +1063,7 @@ def lacking(place: tuple[float, float]) -> str:
 def without_text(window: Window, segments: list[Segment]) -> Iterator[tuple[float, float]]:
     """The places of a window, in seconds of the recording, where somebody speaks long enough to be told of and none of these segments is."""
     covered = sorted((segment.start - window.begin, segment.end - window.begin, segment.text) for segment in segments)
-    for stretch in coverage.stretches(window.voiced(), covered, coverage.TOLD):
+    for stretch in coverage.stretches(window.voiced(), covered, coverage.REPORTED):
         if stretch.covering is None:
             first, last = (window.begin + min(frame * coverage.FRAME, window.seconds) for frame in (stretch.first, stretch.last))
             yield round(first, 3), round(last, 3)
@@ -1088,7 +1089,7 @@ def patched(part: Part, found: list[tuple[coverage.Stretch, Window, list[Part]]]
                 if not any(place[0] < end and start < place[1] for start, end in uncovered):
                     uncovered.append(place)
                     warnings.append(lacking(place))
-        elif stretch.voice >= coverage.TOLD and not stretch.pauses:
+        elif stretch.voice >= coverage.REPORTED and not stretch.pauses:
             if old:
                 kept[stretch.covering] = replace(old, flags=(*old.flags, "uncovered"))
             uncovered.append((round(window.begin, 3), round(window.begin + window.seconds, 3)))
