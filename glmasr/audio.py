@@ -85,7 +85,7 @@ def mel_filters(bands: int) -> Tensor:
 
     Scale and norm are those of Slaney's Auditory Toolbox (1998): linear up to 1000 Hz, logarithmic above, and every
     triangle of area 1 in Hz. TRAP: with the other scale (2595 log10(1 + f / 700)) or without the norm nothing fails,
-    but the model hears another sound. Shared by all callers: do not change in place.
+    but the model gets another sound than it was trained on. Shared by all callers: do not change in place.
     """
     edges = _mel_to_hertz(torch.linspace(0, _hertz_to_mel(SAMPLE_RATE / 2), bands + 2, dtype=torch.float64))
     low, center, high = (edges[i : i + bands, None] for i in range(3))

@@ -54,7 +54,7 @@ class Cache(Protocol):
 
 
 class Model(Protocol):
-    """What a search needs of a recogniser. Logits are those of the next token, in any floating-point type."""
+    """What a search needs of a recognizer. Logits are those of the next token, in any floating-point type."""
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
         """An empty cache for `rows` sequences of up to `capacity` tokens, prompt included."""
@@ -233,7 +233,7 @@ class _Beams(NamedTuple):
     """N sequences for each recording, as tensors: chosen, joined and moved without a copy to the host."""
 
     ids: Tensor  # (A, N, max_new)
-    score: Tensor  # (A, N) what the search compares: sum of log-probabilities, not renormalised after the rules
+    score: Tensor  # (A, N) what the search compares: sum of log-probabilities, not renormalized after the rules
     allowed: Tensor  # (A, N) sum of log(share of the probability that the rules left): logprob = score - allowed
     length: Tensor  # (A, N) tokens, the stop id included
     stopped: Tensor  # (A, N) the last token is a stop id
@@ -262,7 +262,7 @@ def beam(
 ) -> list[list[Hypothesis]]:
     """The `width` best beginnings of each recording grow together; those that end are ranked by
 
-        score / length ** length_penalty          (above 0 favours long, below 0 short, 0 compares plain sums)
+        score / length ** length_penalty          (above 0 favors long, below 0 short, 0 compares plain sums)
 
     with `length` the number of new tokens, the stop id included, the prompt not. One list for each of the A prompts,
     best first, at most `width` long (less only if fewer sequences are possible), never empty. Prefill runs once for
@@ -296,7 +296,7 @@ def beam(
     for t in range(1, max(limits) + 1):
         # 1. How likely is each next token of each beam?
         # TRAP: the log-softmax comes before the rules and is not repeated after them, as in the reference: a beam whose
-        # likely ids were forbidden falls behind. `Hypothesis.logprob` is renormalised, by way of `allowed`.
+        # likely ids were forbidden falls behind. `Hypothesis.logprob` is renormalized, by way of `allowed`.
         logp = logits.float().log_softmax(-1)
         for rule in rules:
             rule(logp, running.ids.flatten(0, 1)[:, : t - 1])

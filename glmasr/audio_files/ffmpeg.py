@@ -78,7 +78,7 @@ def decode(
                 "lost"
             )
         others = [place for place in range(len(tracks)) if place != chosen][:MOST_TRIED] if silent else []
-        if (other := next((place for place in others if ffmpeg.hears(tracks[place], seconds)), None)) is not None:
+        if (other := next((place for place in others if ffmpeg.has_sound(tracks[place], seconds)), None)) is not None:
             warn(
                 f"{name}: track {chosen + 1}, which was read, is silent throughout, but track {other + 1} has sound: "
                 f"choose it with --track {other + 1}"
@@ -88,7 +88,7 @@ def decode(
 
 
 def least(length: float) -> float:
-    """Seconds of an MP3 that should give so many; encoders put up to 0.2 s in front and behind."""
+    """Seconds of an MP3 that should give so many; encoders put up to 0.2 s before and after it."""
     return 0.99 * length - 0.5
 
 
@@ -177,7 +177,7 @@ class Ffmpeg:
     def decode(self, track: Track | None, begin: float, length: float, stack: ExitStack) -> Decoded:
         """A track; None: the first sound, of a file that lists nothing."""
         # No -ac: ffmpeg's own downmix weighs the channels. Matroska is the simplest container that says when a packet
-        # is heard.
+        # is played.
         # TRAP: without -copyts a transport stream begins where its sound does, not where the file does.
         output = [
             "-map",
@@ -200,7 +200,7 @@ class Ffmpeg:
             raise self.refused(child)
         return decoded
 
-    def hears(self, track: Track, seconds: float) -> bool:
+    def has_sound(self, track: Track, seconds: float) -> bool:
         """Whether a track has any sound, as far as that."""
         output = [
             "-map",

@@ -53,7 +53,7 @@ class Decoded:
         return None if len(rest) < length - 1 else number if marked else number & (1 << 7 * length) - 1
 
     def _blocks(self) -> Iterator[tuple[float | None, bytes]]:
-        """Of each block the second at which it is heard, and its bytes; of a large one several pieces, all but the
+        """Of each block the second at which it is played, and its bytes; of a large one several pieces, all but the
         first without a time.
         """
         cluster = 0

@@ -135,7 +135,7 @@ def _array(source: np.ndarray | Tensor, sample_rate: object) -> tuple[str, Itera
     parts = (array[start : start + step] for start in range(0, len(array), step))
     if kind in SCALES:
         zero, full = SCALES[kind]
-        parts = (((part.astype(np.float32) - zero) / full).astype(np.float32) for part in parts)
+        parts = ((part.astype(np.float32) - zero) / full for part in parts)
     return name, ((rate, part) for part in parts)
 
 

@@ -274,10 +274,10 @@ def name_language(text: str) -> str:
     return "yue" if 50 * len(_CANTONESE.findall(text)) >= han else "zh"
 
 
-def written_in(text: str, heard: str) -> str:
-    """The language of a text by what was heard, unless that says nothing, or can't be: of "zh", "yue" and "en", a
-    sentence in the letters of the other alone. (Among those who write Latin letters, nothing tells English from
-    German.)
+def written_in(text: str, detected: str) -> str:
+    """The language of a text: the one that was detected. Where none was, or where it can't be, the text tells: for "zh",
+    "yue" and "en", a whole sentence in the letters of the other. (Among those who write Latin letters, nothing tells
+    English from German.)
 
     >>> written_in("Turn left at the church.", "zh"), written_in("请在教堂左转", "en")
     ('en', 'zh')
@@ -285,9 +285,9 @@ def written_in(text: str, heard: str) -> str:
     ('zh', 'en')
     """
     han, words = _HAN.findall(text), _LATIN_WORD.findall(text)
-    own = words if heard in ("zh", "yue") else han if heard == "en" else []
+    own = words if detected in ("zh", "yue") else han if detected == "en" else []
     foreign = len(own) >= SENTENCE and len(_LETTER.findall(text)) == len(_LETTER.findall("".join(own)))
-    return name_language(text) if foreign or not heard else heard
+    return name_language(text) if foreign or not detected else detected
 
 
 _JOINED = regex.compile(
