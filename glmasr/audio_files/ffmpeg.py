@@ -110,26 +110,9 @@ class Ffmpeg:
         self.program = program
 
     def start(self, options: Sequence[str], output: Sequence[str] = ()) -> Child:
-        command = [
-            self.program,
-            "-nostdin",
-            "-hide_banner",
-            *options,
-            "-max_alloc",
-            str(MOST_ALLOCATED),
-            "-threads",
-            "1",
-            "-vn",
-            "-sn",
-            "-dn",
-            "-protocol_whitelist",
-            "file,pipe",
-            "-format_whitelist",
-            CONTAINERS,
-            "-i",
-            self.path,
-            *output,
-        ]
+        limits = f"-max_alloc {MOST_ALLOCATED} -threads 1 -vn -sn -dn -protocol_whitelist file,pipe"
+        source = ["-format_whitelist", CONTAINERS, "-i", self.path]
+        command = [self.program, "-nostdin", "-hide_banner", *options, *limits.split(), *source, *output]
         try:
             return Child(command, self.cancelled)
         except OSError as error:
@@ -179,22 +162,9 @@ class Ffmpeg:
         # No -ac: ffmpeg's own downmix weighs the channels. Matroska is the simplest container that says when a packet
         # is played.
         # TRAP: without -copyts a transport stream begins where its sound does, not where the file does.
-        output = [
-            "-map",
-            f"0:{track.index}" if track else "0:a:0",
-            "-map_metadata",
-            "-1",
-            "-map_chapters",
-            "-1",
-            "-avoid_negative_ts",
-            "disabled",
-            "-c:a",
-            "pcm_f32le",
-            "-f",
-            "matroska",
-            "pipe:1",
-        ]
-        child = stack.enter_context(self.start(["-v", "error", "-copyts"], output))
+        what = f"-map {f'0:{track.index}' if track else '0:a:0'} -map_metadata -1 -map_chapters -1"
+        form = "-avoid_negative_ts disabled -c:a pcm_f32le -f matroska pipe:1"
+        child = stack.enter_context(self.start(["-v", "error", "-copyts"], f"{what} {form}".split()))
         decoded = Decoded(child, max(begin, 0.0), length)
         if not decoded.rate or not decoded.channels:
             raise self.refused(child)
@@ -202,19 +172,7 @@ class Ffmpeg:
 
     def has_sound(self, track: Track, seconds: float) -> bool:
         """Whether a track has any sound, as far as that."""
-        output = [
-            "-map",
-            f"0:{track.index}",
-            "-t",
-            f"{seconds:.3f}",
-            "-ac",
-            "1",
-            "-ar",
-            "8000",
-            "-f",
-            "f32le",
-            "pipe:1",
-        ]
+        output = f"-map 0:{track.index} -t {seconds:.3f} -ac 1 -ar 8000 -f f32le pipe:1".split()
         with self.start(["-v", "error"], output) as child:
             while raw := child.read(4 * VALUES):
                 if np.abs(np.frombuffer(raw, "<f4", len(raw) // 4)).max(initial=0) >= SILENT:

@@ -275,7 +275,7 @@ def name_language(text: str) -> str:
 
 
 def written_in(text: str, detected: str) -> str:
-    """The language of a text: the one that was detected. Where none was, or where it can't be, the text tells: for "zh",
+    """The language of a text: the one that was detected. Where none was, or where it can't be, the text tells: of "zh",
     "yue" and "en", a whole sentence in the letters of the other. (Among those who write Latin letters, nothing tells
     English from German.)
 
