@@ -3,13 +3,22 @@
 Letters: A recordings, W width (beams for each recording), B = A * W rows, V vocabulary, t new tokens so far.
 
 All are the same loop: the model says how likely each next token is, rules forbid some of them, the search chooses, the
-choice goes back into the model. Greedy search keeps the best token of each recording. Sampling draws it, which gets out
-of loops that the best token falls into. Beam search keeps the W best beginnings of each recording, because the best
-first token need not begin the best sentence.
+choice goes back into the model. For one recording, greedy search is
+
+    logits, ids = model.prefill(audio, [prompt], cache), []
+    while len(ids) < max_new:
+        for rule in rules: rule(logits, torch.tensor([ids]))
+        token = logits.argmax(-1)                # (1,)
+        if token.item() in stop: break
+        ids.append(token.item())
+        logits = model.step(token, cache)
+
+The rest is about batches and other choices. Sampling draws the token, which gets out of loops that the best one falls
+into. Beam search keeps the W best beginnings of each recording: the best first token need not begin the best sentence.
 
 Unusual: `beam` finds the ids that `generate(num_beams=W, do_sample=False, early_stopping=False)` of Transformers 5.23
-finds, oddities included; each is marked TRAP. Recordings that are finished leave the batch as soon as they are a quarter
-of it: sooner, and moving the cache would cost more than it saves. A step copies one row of flags to the host.
+finds, oddities included; each is marked TRAP. Recordings that are finished leave the batch as soon as they are a
+quarter of it: sooner, and moving the cache would cost more than it saves. A step copies one row of flags to the host.
 """
 
 from __future__ import annotations
@@ -24,18 +33,11 @@ from torch import Tensor
 
 from .rules import Rule
 
-"""rule(logits (B, V) float32, new_tokens (B, t) int64): change the logits in place, -inf forbids an id.
-
-A rule sees new tokens only, never the prompt. Logits are defined up to a constant for each row (`beam` passes
-log-probabilities): a rule may compare ids of a row with each other, and has to leave at least one of them possible."""
-
 Watch = Callable[[list[int], Tensor, Tensor, Tensor, Tensor], None]
-"""watch(recordings, ids (A, N, max_new), score (A, N), length (A, N), stopped (A, N)): called after each step with what is
-kept of the A recordings that are still in the batch, named by their places in `prompt`.
-
-N sequences of each, those that go on and those that ended before or now. `length` says how many of the ids
-are tokens, the stop id included; a score of -inf is an empty place. The search goes on writing into these tensors, so
-a watcher copies what it wants to keep."""
+"""watch(recordings, ids (A, N, max_new), score (A, N), length (A, N), stopped (A, N)): called after each step with what
+is kept of the A recordings that are still in the batch, named by their places in `prompt`: N sequences of each, those
+that go on and those that ended before or now. `length` says how many of the ids are tokens, the stop id included; a
+score of -inf is an empty place. The search goes on writing into these tensors: a watcher copies what it keeps."""
 
 
 class Cache(Protocol):
@@ -45,14 +47,14 @@ class Cache(Protocol):
         """Rows A -> A * beams, in place: each row is repeated `beams` times, the copies next to each other."""
 
     def reorder(self, rows: Tensor) -> None:
-        """rows (B,) int64: row i becomes what row rows[i] was, in place. Only slots behind the prompt have to move."""
+        """rows (B,) int64: row i becomes what row rows[i] was, in place. Only slots after the prompt have to move."""
 
     def keep(self, recordings: Tensor) -> None:
         """recordings (M,) int64, in order: all rows of the others go, in place."""
 
 
 class Model(Protocol):
-    """What a search needs of a recogniser. Logits are those of the next token, in any floating-point type."""
+    """What a search needs of a recognizer. Logits are those of the next token, in any floating-point type."""
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
         """An empty cache for `rows` sequences of up to `capacity` tokens, prompt included."""
@@ -83,8 +85,9 @@ class Hypothesis:
 
     @property
     def mean_logprob(self) -> float:
-        """`logprob` for each token, where the stop id counts as a token, even if the limit came before it (openai/whisper,
-        decoding.py: avg_logprob)."""
+        """`logprob` for each token, where the stop id counts as a token, even if the limit came before it
+        (openai/whisper, decoding.py: avg_logprob).
+        """
         return self.logprob / (len(self.ids) + 1)
 
 
@@ -170,7 +173,7 @@ def sample(
         logprob += chosen.masked_fill(over, 0.0)
         stopped |= _is_in(token, stop_ids) & ~over
         if watch is not None:
-            watch(batch, *(x.unflatten(0, (-1, best_of)) for x in (ids, logprob, length, stopped)))
+            watch(batch, *(x.view(-1, best_of, *x.shape[1:]) for x in (ids, logprob, length, stopped)))
 
         leaving, staying = _leaving((stopped | (limit <= t + 1)).view(-1, best_of).all(1))
         for place in leaving:
@@ -197,11 +200,13 @@ class _Drawn(NamedTuple):
     limit: Tensor  # (B,) tokens at most
 
     def rows(self, recordings: Sequence[int], best_of: int) -> _Drawn:
-        return _Drawn(*(x.unflatten(0, (-1, best_of))[list(recordings)].flatten(0, 1) for x in self))
+        return _Drawn(*(x.view(-1, best_of, *x.shape[1:])[list(recordings)].flatten(0, 1) for x in self))
 
-    def listed(self) -> list[tuple]:
+    def listed(self) -> list[tuple[list[int], int, float, bool, float]]:
         """For each row what `_hypothesis` takes."""
-        return list(zip(*(x.tolist() for x in (self.ids, self.length, self.logprob, self.stopped, self.empty)), strict=True))
+        return list(
+            zip(*(x.tolist() for x in (self.ids, self.length, self.logprob, self.stopped, self.empty)), strict=True)
+        )
 
 
 def _leaving(done: Tensor) -> tuple[list[int], list[int]]:
@@ -228,7 +233,7 @@ class _Beams(NamedTuple):
     """N sequences for each recording, as tensors: chosen, joined and moved without a copy to the host."""
 
     ids: Tensor  # (A, N, max_new)
-    score: Tensor  # (A, N) what the search compares: sum of log-probabilities, not renormalised after the rules
+    score: Tensor  # (A, N) what the search compares: sum of log-probabilities, not renormalized after the rules
     allowed: Tensor  # (A, N) sum of log(share of the probability that the rules left): logprob = score - allowed
     length: Tensor  # (A, N) tokens, the stop id included
     stopped: Tensor  # (A, N) the last token is a stop id
@@ -257,7 +262,7 @@ def beam(
 ) -> list[list[Hypothesis]]:
     """The `width` best beginnings of each recording grow together; those that end are ranked by
 
-        score / length ** length_penalty          (above 0 favours long, below 0 short, 0 compares plain sums)
+        score / length ** length_penalty          (above 0 favors long, below 0 short, 0 compares plain sums)
 
     with `length` the number of new tokens, the stop id included, the prompt not. One list for each of the A prompts,
     best first, at most `width` long (less only if fewer sequences are possible), never empty. Prefill runs once for
@@ -291,7 +296,7 @@ def beam(
     for t in range(1, max(limits) + 1):
         # 1. How likely is each next token of each beam?
         # TRAP: the log-softmax comes before the rules and is not repeated after them, as in the reference: a beam whose
-        # likely ids were forbidden falls behind. `Hypothesis.logprob` is renormalised, by way of `allowed`.
+        # likely ids were forbidden falls behind. `Hypothesis.logprob` is renormalized, by way of `allowed`.
         logp = logits.float().log_softmax(-1)
         for rule in rules:
             rule(logp, running.ids.flatten(0, 1)[:, : t - 1])
@@ -311,7 +316,7 @@ def beam(
         candidates = candidates._replace(score=score, stopped=is_stop, length=candidates.length + 1)
 
         # 3. Which candidates are finished, and are they among the best finished ones?
-        # TRAP: a stop id counts only in one of the first `width` candidates; farther behind the sequence is dropped.
+        # TRAP: a stop id counts only in one of the first `width` candidates; farther down the sequence is dropped.
         # TRAP: at the limit, sequences without a stop id are finished too and may win against stopped ones.
         ends = is_stop | (limit == t)[:, None]
         ended = ends & (torch.arange(ends.shape[1], device=device) < width) & ~done[:, None]
@@ -355,7 +360,7 @@ def _ranked(finished: _Beams, empty: Tensor, place: int) -> list[Hypothesis]:
     """The finished sequences of one recording, best first."""
     kept = finished._replace(score=finished.score - finished.allowed)
     ids, logprob, _, length, stopped, rank = (x[place].tolist() for x in kept)
-    silent = empty[place].tolist()
+    silent = float(empty[place])
     places = [n for n in range(len(rank)) if n == 0 or rank[n] > -math.inf]
     return [_hypothesis(ids[n], length[n], logprob[n], stopped[n], silent) for n in places]
 
@@ -363,13 +368,16 @@ def _ranked(finished: _Beams, empty: Tensor, place: int) -> list[Hypothesis]:
 def _prefill(
     model: Model, audio: Any, prompt: Sequence[Sequence[int]], max_new: int | Sequence[int], width: int
 ) -> tuple[Tensor, Cache, list[int]]:
-    """Reads the A prompts and continues each in `width` rows -> logits (B, V) of the first new token, the cache, and the
-    most new tokens of each recording."""
+    """Reads the A prompts and continues each in `width` rows -> logits (B, V) of the first new token, the cache, and
+    the most new tokens of each recording.
+    """
     if not prompt:
         raise ValueError("prompt is empty; it has to be a list with the ids of one prompt for each recording")
     limits = [max_new] * len(prompt) if isinstance(max_new, int) else list(max_new)
     if len(limits) != len(prompt) or min(limits) < 1:
-        raise ValueError(f"max_new is {max_new}; at least 1 new token has to be allowed, for each of {len(prompt)} recordings")
+        raise ValueError(
+            f"max_new is {max_new}; at least 1 new token has to be allowed, for each of {len(prompt)} recordings"
+        )
     cache = model.new_cache(len(prompt), max(map(len, prompt)) + max(limits))
     logits = model.prefill(audio, prompt, cache)
     if width > 1:

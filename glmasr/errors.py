@@ -6,8 +6,9 @@ traceback. Any other exception is a defect of this package.
 
 import re
 
-LONGEST = 1000                  # characters of a message
-NO_MEMORY = re.compile("ried to allocate|out of memory|annot allocate memory|could not create a memory")    # what PyTorch and oneDNN say
+LONGEST = 1000  # characters of a message
+# What PyTorch and oneDNN say.
+NO_MEMORY = re.compile("ried to allocate|out of memory|annot allocate memory|could not create a memory")
 
 
 def printable(text: str) -> str:
@@ -18,14 +19,14 @@ def printable(text: str) -> str:
 class GlmAsrError(Exception):
     """Base of all errors that the package raises on purpose.
 
-    A message may quote a hostile file: control characters but line breaks are escaped, and the middle of an endless one is
-    left out.
+    A message may quote a hostile file: control characters but line breaks are escaped, and the middle of an endless one
+    is left out.
     """
 
     def __str__(self) -> str:
         text = super().__str__()
         if len(text) > LONGEST:
-            text = f"{text[:LONGEST // 2]} ... {text[-LONGEST // 2:]}"
+            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
         return "\n".join(map(printable, text.split("\n")))
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import audio as sound
 from . import weights
-from .audio_files import sound_files
+from .audio_files.reader import may_wait
 from .checkpoint import hub as hubs
 from .config import EncoderDecoderConfig, GlmAsrConfig, check_steering
 from .errors import CheckpointError, GlmAsrError, OptionError
@@ -264,7 +264,7 @@ class Recogniser:
                 yield index, replace(part, warnings=new + part.warnings)
 
         for index, audio in enumerate(recordings):
-            if sound_files.may_wait(audio):
+            if may_wait(audio):
                 yield from told(batcher.flush())  # what came before must not wait with it
             before = done.get(index, [])
             reading = readings[index] = Reading(told={warning for part in before for warning in part.warnings})

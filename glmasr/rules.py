@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 Rule = Callable[[Tensor, Tensor], None]
+"""rule(logits (B, V) float32, new_tokens (B, t) int64): change the logits in place, -inf forbids an id.
+
+A rule sees new tokens only, never the prompt. Logits are defined up to a constant for each row (`beam` passes
+log-probabilities): a rule may compare ids of a row with each other, and has to leave at least one of them possible."""
+
+
+# ---- forbidden ids ---------------------------------------------------------------------------------------------------
 
 
 class Forbid:
@@ -36,6 +42,9 @@ class ForbidFirst(Forbid):
             super().__call__(logits, new_tokens)
 
 
+# ---- times -----------------------------------------------------------------------------------------------------------
+
+
 class TimestampRule:
     """Rule: a Whisper-like model writes times around its sentences, `<|0.00|> text <|2.40|><|2.40|> text <|5.00|> end`.
 
@@ -43,14 +52,14 @@ class TimestampRule:
     (that of <|0.00|>) on are times, 0.02 s apart.
 
     - The first token is a time, at most `latest_first` steps after <|0.00|>; None is no limit. It opens a sentence.
-    - Times come in pairs: behind an opening time no second time; behind a closing time, which is one that follows
+    - Times come in pairs: after an opening time no second time; after a closing time, which is one that follows
       something else than a time, no text, but the time that opens the next sentence.
     - Times never fall, and a closing time is later than its opening one.
     - A time is preferred: where all times together are more likely than the best other token, it has to be a time.
     - `no_timestamps`, which says that no times are wanted, never comes.
 
     Not guaranteed: special tokens count as what is not a time, so one between two times makes the second a closing one;
-    and `end` may come anywhere but first, behind an opening time and behind text too.
+    and `end` may come anywhere but first, after an opening time and after text too.
 
     Has to be the last of the rules, for it weighs what the others have left. Equal to `ApplyTimestampRules` in
     decoding.py of openai/whisper; Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision",
@@ -82,7 +91,7 @@ class TimestampRule:
         # The latest time; in a row without one, some token below `begin`, which forbids no time.
         place = torch.arange(1, is_time.shape[1], device=logits.device)
         latest = new_tokens.gather(1, (is_time[:, 1:] * place).argmax(-1, keepdim=True))
-        earliest = latest + ~closing - self.begin  # only behind a closing time the same may come again
+        earliest = latest + ~closing - self.begin  # only after a closing time the same may come again
         step = torch.arange(times.shape[1], device=logits.device)
 
         other[:, self.no_timestamps].fill_(-math.inf)
@@ -97,41 +106,14 @@ class TimestampRule:
         other.masked_fill_((times - best).logsumexp(-1, keepdim=True) > 0, -math.inf)
 
 
-LONGEST_PERIOD = 30             # tokens; a longer text that comes again and again is found by how well it compresses
-REPEATED = 24                   # tokens at least, and four periods: nobody says one word so often; twelve equal digits are possible
+# ---- texts that go into a loop ---------------------------------------------------------------------------------------
 
-
-def _repeated(period: int) -> int:
-    """How many tokens have to agree with the one `period` before them for a loop."""
-    return max(REPEATED, 4 * period) - period
-
-
-def loops(ids: Sequence[int]) -> bool:
-    """Whether the end of `ids` is one sequence of at most 30 tokens again and again: `StopLoops` would stop there."""
-    return bool(_looping(torch.tensor([ids], dtype=torch.long))[0]) if ids else False
-
-
-@cache
-def _grid(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For all periods at once, as a rule runs at each token: the places (N,) of the last N tokens among N + LONGEST_PERIOD, for each
-    period the places before them (P, N), and which of them it doesn't ask for (P, N)."""
-    periods = torch.arange(1, LONGEST_PERIOD + 1, device=device)[:, None]
-    counts = torch.tensor([_repeated(period) for period in range(1, LONGEST_PERIOD + 1)], device=device)[:, None]
-    size = _repeated(LONGEST_PERIOD)
-    last = torch.arange(LONGEST_PERIOD, LONGEST_PERIOD + size, device=device)
-    return last, last - periods, last < LONGEST_PERIOD + size - counts
-
-
-def _looping(tokens: Tensor) -> Tensor:
-    """tokens (B, t) -> bool (B,)."""
-    last, before, free = _grid(tokens.device)
-    size = len(last) + LONGEST_PERIOD
-    tokens = pad(tokens[:, -size:], (max(0, size - tokens.shape[1]), 0), value=-1)     # no token is -1: what is too short has no loop
-    return ((tokens[:, None, last] == tokens[:, before]) | free).all(-1).any(-1)
+LONGEST_PERIOD = 30  # tokens; a longer text that comes again and again is found by how well it compresses
+REPEATED = 24  # tokens at least, and four periods: nobody says one word so often; twelve equal digits are possible
 
 
 class StopLoops:
-    """Rule: a text that has gone into a loop ends there. Has to come behind the other rules, for it overrules them.
+    """Rule: a text that has gone into a loop ends there. Has to come after the other rules, for it overrules them.
 
     Where nothing loops it changes nothing.
     """
@@ -141,10 +123,28 @@ class StopLoops:
 
     def __call__(self, logits: Tensor, new_tokens: Tensor) -> None:
         if new_tokens.shape[1] >= REPEATED:
-            _end(logits, _looping(new_tokens), self.stop)
+            looping = _looping(new_tokens)
+            logits.masked_fill_(looping[:, None], -math.inf)
+            logits[:, self.stop] = logits[:, self.stop].masked_fill(looping, 0.0)
 
 
-def _end(logits: Tensor, rows: Tensor, stop: int) -> None:
-    """Leaves nothing but the stop id in some rows."""
-    logits.masked_fill_(rows[:, None], -math.inf)
-    logits[:, stop] = logits[:, stop].masked_fill(rows, 0.0)
+def loops(ids: Sequence[int]) -> bool:
+    """Whether the end of `ids` is one sequence of at most 30 tokens again and again: `StopLoops` would stop there."""
+    return bool(_looping(torch.tensor([ids], dtype=torch.long))[0]) if ids else False
+
+
+def _looping(tokens: Tensor) -> Tensor:
+    """tokens (B, t) -> bool (B,): for a period of P tokens, whether the last max(24, 4 P) repeat those P before them.
+
+    Of the first P of them nothing is asked, so that max(24, 4 P) - P are compared. All periods at once, without a copy
+    to the host, as a rule runs at each token.
+    """
+    longest = 3 * LONGEST_PERIOD  # tokens that are compared at most
+    tokens = tokens[:, -(longest + LONGEST_PERIOD) :]
+    # No token is -1: what is too short has no loop.
+    tokens = pad(tokens, (longest + LONGEST_PERIOD - tokens.shape[1], 0), value=-1)
+    shifted = tokens.unfold(1, longest, 1)  # (B, 31, 90): row 30 - P ends P tokens before the end
+    agree = shifted[:, :-1] == shifted[:, -1:]
+    run = agree.flip(-1).cumprod(-1).sum(-1)  # (B, 30) how many tokens, from the last one back, agree with those before
+    period = torch.arange(LONGEST_PERIOD, 0, -1, device=tokens.device)
+    return (run >= (4 * period).clamp(min=REPEATED) - period).any(-1)

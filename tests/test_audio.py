@@ -22,7 +22,7 @@ from helpers.programs import needs
 from helpers.sounds import bytes_of, melody, speech
 
 from glmasr import audio
-from glmasr.audio_files import ffmpeg, sound_files
+from glmasr.audio_files import child_process, ffmpeg, formats, reader, sound_files, tracks
 from glmasr.errors import AudioError, Cancelled, GlmAsrError, OptionError
 
 # ---- signals ------------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_a_file_for_ffmpeg_cannot_be_longer_than_allowed(tmp_path):
 
 def test_only_files_that_begin_like_those_of_the_list_reach_libsndfile(tmp_path, monkeypatch):
     """Its memory bugs are in the code that opens a file."""
-    others = sorted(set(soundfile.available_formats()) - set(sound_files.FORMATS) - {"RAW", "SD2"})       # which do not begin in any way
+    others = sorted(set(soundfile.available_formats()) - set(formats.FORMATS) - {"RAW", "SD2"})       # which do not begin in any way
     others = [(format, bytes_of(speech(0.1), 8000, format, {"XI": "DPCM_16", "WVE": "ALAW"}.get(format, "PCM_16"))) for format in others]
     others += [("MAT4", bytes_of(speech(0.1), endian=endian, format="MAT4", subtype="PCM_16")) for endian in ("BIG", "LITTLE")]
     opened = []
@@ -191,10 +191,10 @@ def test_only_files_that_begin_like_those_of_the_list_reach_libsndfile(tmp_path,
             with pytest.raises(AudioError, match="formats read directly" if format == "HTK" else f"({format}|IFF) is not among the formats"):
                 audio.load(tag + content)
     assert not opened
-    for format in sound_files.FORMATS:
+    for format in formats.FORMATS:
         with pytest.raises(KeyError, match="opened"):
             audio.load(FILES[format])
-    assert len(opened) == len(sound_files.FORMATS)
+    assert len(opened) == len(formats.FORMATS)
 
 
 def test_a_tag_in_front_is_skipped():
@@ -264,11 +264,11 @@ def test_odd_rates():
 
 def test_a_forged_rate_does_not_help(monkeypatch):
     """2 s that are declared to be 0.08 s at 384 kHz: the bytes are counted too."""
-    monkeypatch.setattr(audio, "MOST_BYTES", 32_000 * 4 - 1)
+    monkeypatch.setattr(reader, "MOST_BYTES", 32_000 * 4 - 1)
     forged = FILES["WAV"][:24] + struct.pack("<I", 384_000) + FILES["WAV"][28:]
     with pytest.raises(AudioError, match="GiB of samples"):
         audio.load(forged, max_duration=1)
-    monkeypatch.setattr(audio, "MOST_BYTES", 32_000 * 4)
+    monkeypatch.setattr(reader, "MOST_BYTES", 32_000 * 4)
     assert len(audio.load(forged, max_duration=1)) == 1334
 
 
@@ -280,7 +280,7 @@ def test_sound_far_above_full_scale_is_sound():
 def test_a_stream_is_not_copied_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     content = bytes_of(speech(0.5), subtype="DOUBLE")         # half as large when it is decoded
-    monkeypatch.setattr(sound_files, "MOST_BYTES", len(content))
+    monkeypatch.setattr(reader, "MOST_BYTES", len(content))
     assert len(audio.load(io.BytesIO(content))) == 8000
     with pytest.raises(AudioError, match="has an end"):
         audio.load(io.BytesIO(content + b"\0"))
@@ -353,6 +353,35 @@ def test_tensors():
     same(audio.load(samples[None].double(), 16000), samples)
 
 
+@pytest.mark.parametrize("dtype, full", [("int16", 2 ** 15), (">i2", 2 ** 15), ("int32", 2 ** 31), ("uint8", 2 ** 7)])
+def test_integers_are_divided_by_their_full_scale(dtype, full):
+    """As in a file of as many bits; and memory holds the floats of a block only."""
+    zero = 128 if dtype == "uint8" else 0
+    floats = np.round(speech(0.5).astype(np.float64) * (full - 1)) / full
+    floats[:2] = -1, (full - 1) / full
+    samples = (floats * full + zero).astype(dtype)
+    expected = torch.from_numpy(floats.astype(np.float32))
+    same(audio.load(samples, 16000), expected)
+    same(audio.load(np.stack([samples, samples]), 8000), audio.load(np.stack([floats, floats]), 8000))
+    if dtype != ">i2":
+        same(audio.load(torch.from_numpy(samples), 16000), expected)
+        subtype = {"int16": "PCM_16", "int32": "PCM_32", "uint8": "PCM_U8"}[dtype]
+        same(audio.load(bytes_of(floats, subtype=subtype)), expected, 0 if full < 2 ** 20 else 2.0 ** -23)
+
+
+def test_pairs_and_dicts(tmp_path):
+    samples = speech(0.5)
+    expected, integers = torch.from_numpy(samples), np.round(samples * 2 ** 15).clip(-2 ** 15, 2 ** 15 - 1).astype(np.int16)
+    same(audio.load((16000, samples)), expected)
+    same(audio.load((np.int64(16000), torch.from_numpy(samples))), expected)
+    same(audio.load((8000, integers[:, None])), audio.load(integers.astype(np.float32) / 2 ** 15, 8000))
+    same(audio.load({"path": None, "array": samples.astype(np.float64), "sampling_rate": 16000}), expected)
+    content = bytes_of(integers)
+    (tmp_path / "a.wav").write_bytes(content)
+    for source in ({"bytes": content, "path": "nowhere.wav"}, {"bytes": None, "path": str(tmp_path / "a.wav")}, {"path": tmp_path / "a.wav", "array": None}):
+        same(audio.load(source), audio.load(content))
+
+
 @pytest.mark.parametrize("make", [
     lambda samples: samples.to_sparse(), lambda samples: samples.to("meta"), lambda samples: samples[None].to_sparse_csr(),
     lambda samples: torch.quantize_per_tensor(samples, 0.1, 0, torch.qint8)])
@@ -393,9 +422,23 @@ def test_stereo():
 # ---- errors -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("source, rate, message", [
-    (np.zeros(100, np.int16), 16000, "int16.*divide by the full scale"),
-    (torch.zeros(100, dtype=torch.int16), 16000, "int16.*divide by the full scale"),
+    (np.zeros(100, np.int64), 16000, "int64; expected floats in -1..1, or int16, int32, uint8: divide"),
+    (torch.zeros(100, dtype=torch.int64), 16000, "torch.int64; expected floats in -1..1, or int16, int32, uint8: divide"),
+    (np.zeros(100, np.uint16), 16000, "uint16.*divide other integers by their full scale"),
+    (np.zeros(100, bool), 16000, "bool; expected floats"),
+    (np.zeros(100, complex), 16000, "complex128; expected floats"),
     (np.array(["a"]), 16000, "expected floats"),
+    (np.zeros(100, np.int16), None, "sample_rate"),
+    ((16000, np.zeros(100, np.int16)), 16000, "comes with a rate, 16000: leave it out"),
+    (("16000", np.zeros(100)), None, "whole number"),
+    ((np.zeros(100), 16000), None, "cannot be a tuple.*a pair"),
+    ({"array": np.zeros(100), "sampling_rate": None}, None, "comes without sample_rate"),
+    ({"array": np.zeros(100), "sampling_rate": 8000}, 16000, "comes with a rate, 8000: leave it out"),
+    ({"array": [0.0, 0.1], "sampling_rate": 16000}, None, "cannot be a dict.*Hugging Face"),
+    ({"bytes": b"", "path": "a.wav"}, None, "empty"),
+    ({"bytes": None, "path": None}, None, "a dict without a recording"),
+    ({"path": "no/such/file.wav"}, None, "no/such/file.wav: no such file"),
+    ({"path": "a.wav"}, 16000, "leave it out"),
     (np.zeros(100), None, "sample_rate"),
     (np.zeros((2, 3, 4)), 16000, "3 axes"),
     (np.float32(np.zeros(())), None, "a recording cannot be"),
@@ -591,6 +634,7 @@ def test_resampling_in_blocks_equals_the_whole(monkeypatch, rate):
     whole = audio.resample(torch.from_numpy(samples), rate)
     for values in (997, 30_000):
         monkeypatch.setattr(audio, "VALUES", values)
+        monkeypatch.setattr(reader, "VALUES", values)
         same(audio.load(samples, rate), whole, 2e-6)
         same(audio.load(bytes_of(np.stack([samples, samples], 1), rate, subtype="FLOAT")), whole, 2e-6)
 
@@ -782,22 +826,22 @@ def test_without_ffmpeg_it_is_said_that_something_is_lost(monkeypatch, name):
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
 def test_the_frames_of_an_mp3_are_counted(tmp_path, seconds, rate):
     soundfile.write(tmp_path / "a.mp3", np.random.default_rng(0).normal(0, 0.05, int(seconds * rate)), rate)
-    assert sound_files._mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)
+    assert formats.mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)
     tagged = b"ID3\x04\0\0\0\0\x10\0" + bytes(2048) + (tmp_path / "a.mp3").read_bytes() + b"TAG" + bytes(125)
     (tmp_path / "a.mp3").write_bytes(tagged)
-    assert sound_files._mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)
+    assert formats.mpeg_seconds(tmp_path / "a.mp3") == pytest.approx(seconds, abs=0.3)
 
 
 def test_the_frames_of_an_mp3_are_counted_in_pieces(tmp_path, monkeypatch):
     """Whatever lies between them, and wherever the pieces that are read at once end."""
     frames = joined("MP3", "MPEG_LAYER_III", 1)
-    seconds = sound_files._mpeg_seconds(write_bytes(tmp_path / "a", frames))
+    seconds = formats.mpeg_seconds(write_bytes(tmp_path / "a", frames))
     assert seconds == pytest.approx(3.0, abs=0.2)
     for size in (2, 17, 2 ** 20):
-        monkeypatch.setattr(sound_files, "VALUES", size)
+        monkeypatch.setattr(formats, "VALUES", size)
         for junk in (bytes(10_000), bytes(4095) + b"\xff", b"\xff" * 5000, b"\xff\xfa\x90", b"", b"ID3\4\0\0\0\0\x10\0" + b"\xff" * 2048):
             content = frames + junk + frames + junk[:3]
-            assert sound_files._mpeg_seconds(write_bytes(tmp_path / "a", content)) == pytest.approx(2 * seconds, abs=0.1)
+            assert formats.mpeg_seconds(write_bytes(tmp_path / "a", content)) == pytest.approx(2 * seconds, abs=0.1)
 
 
 @needs_proc
@@ -805,7 +849,7 @@ def test_the_frames_of_an_mp3_are_counted_in_pieces(tmp_path, monkeypatch):
 def test_memory_does_not_grow_with_the_frames_of_an_mp3(tmp_path, count):
     """25 MB of them, or 100, counted in a second."""
     write_bytes(tmp_path / "a.mp3", joined("MP3", "MPEG_LAYER_III", 1) * count)
-    [[before, seconds, after]] = measured("from glmasr.audio_files import sound_files as media; print(peak(), media._mpeg_seconds(sys.argv[1]), peak())", tmp_path / "a.mp3")
+    [[before, seconds, after]] = measured("from glmasr.audio_files import formats; print(peak(), formats.mpeg_seconds(sys.argv[1]), peak())", tmp_path / "a.mp3")
     assert seconds > 2.9 * count and after - before < 8e6
 
 
@@ -877,14 +921,15 @@ def test_forged_sizes_lead_nowhere(monkeypatch, format):
 
 def test_forged_recordings_are_not_read_over_and_over(monkeypatch):
     """Each of a thousand seems to go on up to the end of the file."""
-    content, at, read = FILES["FLAC"] + 999 * b"fLaC\0\0\0\x22" + bytes(2 ** 20), sound_files._at, []
+    content, at, read = FILES["FLAC"] + 999 * b"fLaC\0\0\0\x22" + bytes(2 ** 20), formats.read_at, []
 
     def counted(*arguments):
         read.append(len(at(*arguments)))
         return at(*arguments)
 
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(sound_files, "_at", counted)
+    monkeypatch.setattr(formats, "read_at", counted)
+    monkeypatch.setattr(sound_files, "read_at", counted)
     same(audio.load(content, warn=str), audio.load(FILES["FLAC"]))
     assert sum(read) < 300 * len(content)
 
@@ -917,6 +962,7 @@ def test_where_the_phase_changes(monkeypatch):
     found = []
     for values in (2 ** 20, 30_000):
         monkeypatch.setattr(audio, "VALUES", values)
+        monkeypatch.setattr(reader, "VALUES", values)
         warnings = []
         found.append(audio.load(stereo(left, right), 16_000, warn=warnings.append))
         same(found[-1], torch.from_numpy(left), 1e-6)
@@ -1071,8 +1117,8 @@ def test_what_ffmpeg_lists(tmp_path, monkeypatch):
     """By program, with one twice, as version 4 and 5 indent it."""
     (tmp_path / "listed").write_text(LISTED)
     fake_ffmpeg(tmp_path / "bin", monkeypatch, f"#!/bin/sh\n/bin/cat {tmp_path}/listed >&2; exit 1\n".encode(), patience=20)
-    tracks, begin, length = ffmpeg.Ffmpeg("a.ts", "a.ts", "", lambda: False).look()
-    assert tracks == [ffmpeg.Track(1, "", True), ffmpeg.Track(3, "eng", False)] and (begin, length) == (1.8, 3612.5)
+    found, begin, length = ffmpeg.Ffmpeg("a.ts", "a.ts", "", lambda: False).look()
+    assert found == [tracks.Track(1, "", True), tracks.Track(3, "eng", False)] and (begin, length) == (1.8, 3612.5)
 
 
 # ---- an ffmpeg that misbehaves ------------------------------------------------------------------------------------------
@@ -1083,7 +1129,7 @@ def fake_ffmpeg(folder, monkeypatch, script, patience=0.5):
     (folder / "ffmpeg").write_bytes(script)
     (folder / "ffmpeg").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.setattr(ffmpeg, "PATIENCE", patience)
+    monkeypatch.setattr(child_process, "PATIENCE", patience)
 
 
 @pytest.mark.skipif(not os.path.exists("/bin/sleep"), reason="needs a shell")
@@ -1185,7 +1231,7 @@ def test_ffmpeg_leaves_nothing_behind(tmp_path, monkeypatch, sign):
 def test_without_a_shell_ffmpeg_has_no_leash(sign, tmp_path, monkeypatch):
     exists = os.path.exists
     monkeypatch.setattr(os.path, "exists", lambda path: path != "/bin/sh" and exists(path))
-    monkeypatch.setattr(ffmpeg, "PATIENCE", 0.5)
+    monkeypatch.setattr(child_process, "PATIENCE", 0.5)
     with pytest.raises(AudioError, match="ffmpeg says: nothing for 0.5 s"):
         audio.load(tmp_path / "x.m4a")
     sign.wait(alive=False)

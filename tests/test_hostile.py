@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 import glmasr
 from glmasr import audio
-from glmasr.audio_files import sound_files
+from glmasr.audio_files import reader
 from glmasr.checkpoint import hub
 from glmasr.writers import output
 
@@ -161,14 +161,14 @@ def _(room):
 
 @row("more decoded bytes than are allowed, whatever the duration", "AudioError: talk.wav: gives more than 0 GiB of samples; …")
 def _(room):
-    room.patch.setattr(audio, "MOST_BYTES", 10_000)
+    room.patch.setattr(reader, "MOST_BYTES", 10_000)
     Path("talk.wav").write_bytes(wav(rate=384_000))
     return room.read("talk.wav")
 
 
 @row("a stream without an end", "AudioError: the file object: more than 0 GiB; expected a recording, which has an end")
 def _(room):
-    room.patch.setattr(sound_files, "MOST_BYTES", 10 ** 7)
+    room.patch.setattr(reader, "MOST_BYTES", 10 ** 7)
 
     class Endless(io.RawIOBase):
         def read(self, size):
@@ -232,9 +232,9 @@ def _(room):
     return room.read(io.StringIO("text"))
 
 
-@row("an array of integers", "AudioError: the ndarray of shape (9,) holds int16; expected floats in -1..1: …")
+@row("an array of integers", "AudioError: the ndarray of shape (9,) holds int64; expected floats in -1..1, or int16, int32, uint8: …")
 def _(room):
-    return room.read(np.zeros(9, np.int16), 16_000)
+    return room.read(np.zeros(9, np.int64), 16_000)
 
 
 @row("an array without its sample rate", "AudioError: the ndarray of shape (9,) comes without sample_rate: …")
@@ -282,7 +282,7 @@ def ffmpeg(what, script, outcome, shell="#!/bin/sh\n", **options):
         Path("bin/ffmpeg").write_text(f"{shell}{script}\n")
         Path("bin/ffmpeg").chmod(0o755)
         room.patch.setenv("PATH", str(Path("bin").absolute()))
-        room.patch.setattr(glmasr.audio_files.ffmpeg, "PATIENCE", 0.3)
+        room.patch.setattr(glmasr.audio_files.child_process, "PATIENCE", 0.3)
         Path("talk.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
         return room.read("talk.m4a", **options)
     ROWS.append(Row("An `ffmpeg` that", what, outcome, run))

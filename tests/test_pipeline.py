@@ -149,7 +149,7 @@ def test_another_sample_rate(recogniser):
 @pytest.mark.parametrize("audio, options, error", [
     (np.zeros(800, np.float32), {}, glmasr.AudioError),                                     # no sample rate
     (torch.zeros(800), {"sample_rate": 0}, glmasr.AudioError),
-    (np.zeros(800, np.int16), {"sample_rate": RATE}, glmasr.AudioError),
+    (np.zeros(800, np.int64), {"sample_rate": RATE}, glmasr.AudioError),
     (np.zeros((2, 2, 2), np.float32), {"sample_rate": RATE}, glmasr.AudioError),
     (np.full(800, np.nan, np.float32), {"sample_rate": RATE}, glmasr.AudioError),
     (np.zeros(0, np.float32), {"sample_rate": RATE}, glmasr.AudioError),

@@ -172,7 +172,7 @@ def test_a_window_begins_with_the_speech(name, before):
     samples = noise(before + len(speech) / RATE + 12, -50)
     samples[round(before * RATE):round(before * RATE) + len(speech)] += speech
     (window,) = cut(samples.split(100_000), WINDOW, vad.VoiceActivity())
-    start, end = window.sounding()
+    start, end = window.sound_span()
     assert start == pytest.approx(before, abs=0.1) and -0.15 < end - (before + len(speech) / RATE) < 0.55
     assert window.begin >= before - 0.5 and window.begin + window.seconds < end + 0.5
 
@@ -185,5 +185,5 @@ def test_noise_between_speech_goes_to_no_decoder():
         places.append(sum(map(len, samples)) / RATE)
         samples += [part + noise(len(part) / RATE, -50, number)[:len(part)], noise(20, -50, 10 + number)]
     windows = list(cut(torch.cat(samples).split(50_000), WINDOW, vad.VoiceActivity()))
-    assert [window.sounding()[0] for window in windows] == pytest.approx(places, abs=0.35)
+    assert [window.sound_span()[0] for window in windows] == pytest.approx(places, abs=0.35)
     assert sum(window.seconds for window in windows) < sum(map(len, parts)) / RATE + 1.6 * len(parts)

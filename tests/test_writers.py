@@ -27,7 +27,7 @@ from hypothesis import example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from glmasr import audio
-from glmasr.audio_files import sound_files
+from glmasr.audio_files.formats import FORMATS
 from glmasr.errors import AudioError, OptionError, OutputError  # noqa: E402
 from glmasr.pipeline import Segment, Transcript  # noqa: E402
 from glmasr.writers import output, subtitles
@@ -498,10 +498,10 @@ def test_expand_leaves_out_what_is_no_file(folder):
 
 def test_extensions_are_those_of_the_formats_that_are_read(tmp_path):
     for format, extension in (("WAV", "wav"), ("RF64", "rf64"), ("FLAC", "flac"), ("OGG", "ogg"), ("MP3", "mp3"), ("AIFF", "aif"), ("AU", "au"), ("CAF", "caf")):
-        assert format in sound_files.FORMATS and extension in output.EXTENSIONS
+        assert format in FORMATS and extension in output.EXTENSIONS
         soundfile.write(tmp_path / f"a.{extension}", [0.0] * 4000, 8000, format=format)
         assert len(audio.load(tmp_path / f"a.{extension}")) == pytest.approx(8000, abs=1200)
-    assert len(expand([str(tmp_path)])) == 8 and set(sound_files.FORMATS) - {"WAVEX"} == {"WAV", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"}
+    assert len(expand([str(tmp_path)])) == 8 and set(FORMATS) - {"WAVEX"} == {"WAV", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"}
 
 
 # ---- files: what is written -------------------------------------------------------------------------------------------------

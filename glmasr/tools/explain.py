@@ -30,7 +30,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import audio as sound
 from .. import decode, pipeline
-from ..audio_files import sound_files
+from ..audio_files import reader
 from ..conv_frontend import MelFrontend, WaveformFrontend
 from ..decoder import CrossDecoder, LlamaDecoder
 from ..encoder import RotaryEncoder, SinusoidalEncoder
@@ -198,8 +198,8 @@ def observed(recogniser: Recogniser) -> Iterator[Observation]:
             setattr(owner, name, wrapper(run, before, *args))
 
         wrap(recogniser, "transcribe", _timed, "everything else")
-        wrap(sound_files, "decode", _timed, "read")
-        wrap(sound, "_mono", _each, "read")
+        wrap(reader, "read", _timed, "read")
+        wrap(sound, "mono", _each, "read")
         wrap(sound, "_resampled", _resampled)
         wrap(sound, "log_mel", _heard, "log-mel")
         wrap(window_decoder, "search", _search)

@@ -1,7 +1,9 @@
-"""Is speech lost? Stretches of a window in which somebody speaks and that no text covers, and texts too short for the speech under them.
+"""Is speech lost? Stretches of a window in which somebody speaks and that no text covers, and texts too short for the
+speech under them.
 
-A decoder can stop in the middle of a window, jump over a sentence, or write a sentence once that was said three times, and be sure of
-what it wrote. What it wrote then doesn't fit the sound: the pipeline has such stretches decoded once more, by themselves.
+A decoder can stop in the middle of a window, jump over a sentence, or write a sentence once that was said three times,
+and be sure of what it wrote. What it wrote then doesn't fit the sound: the pipeline has such stretches decoded once
+more, by themselves.
 """
 
 from collections.abc import Iterator
@@ -11,26 +13,31 @@ from difflib import SequenceMatcher
 import regex
 from torch import Tensor
 
-FRAME = 0.01                    # seconds, of what `vad.voiced` gives
-AGAIN = 0.5                     # seconds of voice without text that are decoded again
-TOLD = 1.0                      # seconds of voice without text that are told of; a cough is shorter
-SLOW = 6.0                      # letters a second of voice; who speaks slowest in 383 recordings of 87 people says 8
-USUAL = 11.0                    # letters a second of voice; a text that has fewer and spans a pause may have jumped over what is before or behind it
-PAUSE = 0.4                     # seconds without voice
-FAST = 25.0                     # letters a second of voice; nobody says more
-SAME = 0.95                     # of two texts' letters are in both, in order: they say the same
-ALLOWED = 0.5                   # seconds of voice that a text needn't cover: breath, laughter, a word drawn out
+FRAME = 0.01  # seconds, of what `vad.voiced` gives
+AGAIN = 0.5  # seconds of voice without text that are decoded again
+REPORTED = 1.0  # seconds of voice without text that are reported; a cough is shorter
+SLOW = 6.0  # letters a second of voice; who speaks slowest in 383 recordings of 87 people says 8
+USUAL = 11.0  # letters a second of voice; a text with fewer that spans a pause may have jumped over what is beside it
+PAUSE = 0.4  # seconds without voice
+FAST = 25.0  # letters a second of voice; nobody says more
+SAME = 0.95  # of two texts' letters are in both, in order: they say the same
+ALLOWED = 0.5  # seconds of voice that a text needn't cover: breath, laughter, a word drawn out
+# Scripts whose signs are syllables, or of which a few make one.
+SYLLABLES = ("Hiragana", "Katakana", "Hangul", "Thai", "Lao", "Khmer", "Myanmar")
 # How many letters a sign is worth: what is said in the time of so many letters of English.
-WORTH = [(regex.compile(r"[\p{Script=Han}\p{Nd}]"), 3.0),
-         (regex.compile(r"[\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}]"), 2.0),
-         (regex.compile(r"\p{L}"), 1.0)]
+WORTH = [
+    (regex.compile(r"[\p{Script=Han}\p{Nd}]"), 3.0),
+    (regex.compile("|".join(rf"\p{{Script={script}}}" for script in SYLLABLES)), 2.0),
+    (regex.compile(r"\p{L}"), 1.0),
+]
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Frames `first` up to `last` of a window, with so many seconds of voice. `covering`: the number of the segment whose text is too
-    short for them; None: no text covers them. `pauses`: frames at which to cut it, if all that speaks against the text is that it
-    spans pauses and has few letters; that is no reason to doubt it."""
+    """Frames `first` up to `last` of a window, with so many seconds of voice. `covering`: the number of the segment
+    whose text is too short for them; None: no text covers them. `pauses`: frames at which to cut it, if all that speaks
+    against the text is that it spans pauses and has few letters; that is no reason to doubt it.
+    """
 
     first: int
     last: int
@@ -54,8 +61,10 @@ def sparse(text: str, voice: float) -> bool:
 
 
 def pauses(voiced: Tensor) -> list[int]:
-    """Frames at which to cut voiced (F,): in the middle of the longest pause that has at least `AGAIN` seconds of voice on both sides, and of
-    those that are at least half as long. Pieces that are too short say little to a model, so shorter ones stay."""
+    """Frames at which to cut voiced (F,): in the middle of the longest pause that has at least `AGAIN` seconds of voice
+    on both sides, and of those that are at least half as long. Pieces that are too short say little to a model, so
+    shorter ones stay.
+    """
     places, least = voiced.nonzero().flatten(), round(AGAIN / FRAME)
     lengths, cuts, shortest = places.diff().tolist(), [0, len(places)], PAUSE / FRAME
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
@@ -74,12 +83,14 @@ def fits(text: str, voice: float) -> bool:
 
 def same(text: str, other: str) -> bool:
     """Whether two texts say the same, but for signs and a few letters."""
-    texts = [[sign for sign in one.lower() if sign.isalnum()] for one in (text, other)]
-    return SequenceMatcher(None, *texts, autojunk=False).ratio() >= SAME
+    ours, theirs = ([sign for sign in one.lower() if sign.isalnum()] for one in (text, other))
+    return bool(SequenceMatcher(None, ours, theirs, autojunk=False).ratio() >= SAME)
 
 
 def stretches(voiced: Tensor, covered: list[tuple[float, float, str]], least: float = AGAIN) -> Iterator[Stretch]:
-    """What is lost, in order: voiced (F,), a bool for each frame of a window; `covered`: seconds from its start, and text, of segments in order."""
+    """What is lost, in order: voiced (F,), a bool for each frame of a window; `covered`: seconds from its start, and
+    text, of segments in order.
+    """
     place = 0
     for number, (start, end, text) in enumerate([*covered, (len(voiced) * FRAME, len(voiced) * FRAME, "")]):
         first, last = (min(len(voiced), max(0, round(seconds / FRAME))) for seconds in (start, end))

@@ -1,7 +1,7 @@
-"""What to do with a doubtful answer: try again at a higher temperature, or take the window for silence.
+"""What to do with an answer that fails the checks: try again at a higher temperature, or take the window for silence.
 
 The best tokens can fall into a loop or be a wild guess. A loop compresses well and a guess has a low log-probability,
-so both show without the right text. Sampling gets out of a loop, the more surely the higher the temperature.
+so both can be told without the right text. Sampling gets out of a loop, the more surely the higher the temperature.
 
 The limits and what they mean are those of transcribe.py of openai/whisper; Radford et al. 2022, "Robust Speech
 Recognition via Large-Scale Weak Supervision", section 4.5.
@@ -61,7 +61,7 @@ class Limits:
     compression_ratio: a text that compresses better repeats itself.
     mean_logprob: tokens that are less likely on average are a guess.
     no_speech: if the model says with more than this probability that nobody speaks, a guess is silence.
-    tones: a text that was heard in what sounds like tones has to be surer than this mean log-probability.
+    tones: a text that was found in what sounds like tones has to be surer than this mean log-probability.
     """
 
     compression_ratio: float = 2.4
@@ -69,9 +69,10 @@ class Limits:
     no_speech: float = 0.6
     tones: float = -0.1
 
-    def doubts(self, hypothesis: Hypothesis, text: str, no_speech: float) -> tuple[str, ...]:
-        """Why another attempt is needed, "repeats", "doubtful" or both; empty if none is. `text` is that of the hypothesis,
-        stripped and without times; `no_speech` is the probability of silence, 0..1."""
+    def failed_checks(self, hypothesis: Hypothesis, text: str, no_speech: float) -> tuple[str, ...]:
+        """Why to try again: "repeats", "doubtful" (low confidence) or both; empty if there is no reason. `text` is that
+        of the hypothesis, stripped and without times; `no_speech` is the probability of silence, 0..1.
+        """
         guess = hypothesis.mean_logprob < self.mean_logprob
         if guess and no_speech > self.no_speech:
             return ()  # silence: further attempts would only guess again

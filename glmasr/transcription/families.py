@@ -182,7 +182,7 @@ class Family(Protocol):
 
 def padded_to_speech(window: Window, full: int, samples_per_state: int) -> int:
     """Up to a second after the last sound, in few different lengths; at most `full`."""
-    _, end = window.sounding()
+    _, end = window.sound_span()
     step = round(PAD_STEP_SECONDS * SAMPLE_RATE / samples_per_state) * samples_per_state
     samples = round((end - window.begin + AFTER_SPEECH) * SAMPLE_RATE)
     return min(full, -(-samples // step) * step)
@@ -190,7 +190,7 @@ def padded_to_speech(window: Window, full: int, samples_per_state: int) -> int:
 
 def whole_text(window: Window, text: str) -> list[tuple[float, float, str]]:
     """One segment for all that a window's sound says; none without a text."""
-    start, end = window.sounding()
+    start, end = window.sound_span()
     return [(round(start, 3), round(end, 3), text)] if text else []
 
 

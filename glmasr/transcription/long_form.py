@@ -129,7 +129,7 @@ def untimed(window: Window, segments: list[Segment]) -> list[Segment]:
     if not segments:
         return []
     found: list[Segment] = []
-    start, end = window.sounding()
+    start, end = window.sound_span()
     for segment in segments:
         if not found or found[-1].language != segment.language:
             found.append(segment)

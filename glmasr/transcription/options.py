@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..audio import MAX_DURATION
-from ..audio_files import ffmpeg
+from ..audio_files.tracks import check_track
 from ..errors import OptionError
 from . import chinese_script
 from .fallback import TEMPERATURES
@@ -85,7 +85,7 @@ class Options:
         good = good and all(is_number(value) and 0 <= value <= 10 for value in self.temperatures)
         _require(good, "temperatures", self.temperatures, "numbers from 0 to 10, at least one")
         chinese_script.converter(self.script)
-        ffmpeg.check_track(self.track)
+        check_track(self.track)
         _require(self.long in ("cut", "whole", "seek"), "long", self.long, "'cut', 'whole' or 'seek'")
         _require(self.vad in ("auto", "off"), "vad", self.vad, "'auto' or 'off'")
         _require(self.pad_to in ("window", "speech"), "pad_to", self.pad_to, "'window' or 'speech'")

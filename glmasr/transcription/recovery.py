@@ -63,7 +63,7 @@ def lost_stretches(job: Job, part: Part, number: int, nested: bool) -> tuple[Par
 
 
 def halves_of(window: Window) -> list[Window]:
-    half = window.cut_point()
+    half = window.middle_cut()
     return [window.part(0, half), window.part(half, len(window.samples))]
 
 
@@ -87,7 +87,7 @@ def without_text(window: Window, segments: list[Segment]) -> Iterator[tuple[floa
     """The places of a window, in seconds of the recording, where somebody speaks long enough to be reported and none of
     these segments is."""
     covered = sorted((segment.start - window.begin, segment.end - window.begin, segment.text) for segment in segments)
-    for stretch in coverage.stretches(window.voiced(), covered, coverage.TOLD):
+    for stretch in coverage.stretches(window.voiced(), covered, coverage.REPORTED):
         if stretch.covering is None:
             first, last = (
                 window.begin + min(frame * coverage.FRAME, window.seconds) for frame in (stretch.first, stretch.last)
@@ -119,7 +119,7 @@ def patched(part: Part, found: list[tuple[Lost, list[Part]]]) -> Part:
                 if not any(place[0] < end and start < place[1] for start, end in uncovered):
                     uncovered.append(place)
                     warnings.append(lacking(place))
-        elif stretch.voice >= coverage.TOLD and not stretch.pauses:
+        elif stretch.voice >= coverage.REPORTED and not stretch.pauses:
             if old:
                 kept[stretch.covering] = replace(old, flags=(*old.flags, "uncovered"))
             uncovered.append((round(window.begin, 3), round(window.begin + window.seconds, 3)))

@@ -293,7 +293,7 @@ class _Checks:
         if not self.options.guards or self.silent(index, hypothesis):
             return ()
         text = self.family.text(hypothesis.ids)
-        found = self.limits.doubts(hypothesis, text, self.no_speech(index, hypothesis))
+        found = self.limits.failed_checks(hypothesis, text, self.no_speech(index, hypothesis))
         return found if "repeats" in found or not loops(hypothesis.ids) else ("repeats", *found)
 
     def may_repeat(self, index: int, hypothesis: Hypothesis) -> bool:

@@ -223,8 +223,8 @@ def test_a_long_pause_ends_a_window_and_a_short_one_does_not():
         samples[first:first + round(seconds * SAMPLE_RATE)] += tone(seconds)
         place += seconds
     windows = list(cut([samples], LENGTH, Loud()))
-    assert [window.sounding()[0] for window in windows] == pytest.approx([begins[0], begins[3], begins[4]], abs=0.04)
-    assert [window.sounding()[1] for window in windows] == pytest.approx([begins[2] + 1, begins[3] + 1, begins[5] + 1], abs=0.04)
+    assert [window.sound_span()[0] for window in windows] == pytest.approx([begins[0], begins[3], begins[4]], abs=0.04)
+    assert [window.sound_span()[1] for window in windows] == pytest.approx([begins[2] + 1, begins[3] + 1, begins[5] + 1], abs=0.04)
     assert [window.begin for window in windows] == pytest.approx([begins[number] - AROUND for number in (0, 3, 4)], abs=0.04)
     assert [window.begin + window.seconds for window in windows] == pytest.approx([begins[number] + 1 + AROUND for number in (2, 3, 5)], abs=0.04)
     assert [len(window.speech) for window in windows] == [3, 1, 2]
@@ -269,5 +269,5 @@ def test_half_a_window_knows_its_speech():
     window = Window(1000, torch.zeros(20_000), ((2_000, 6_000), (8_000, 15_000)))
     first, second = window.part(0, 10_000), window.part(10_000, 20_000)
     assert first.speech == ((2_000, 6_000), (8_000, 10_000)) and second.speech == ((0, 5_000),)
-    assert second.sounding() == (11_000 / SAMPLE_RATE, 16_000 / SAMPLE_RATE)
+    assert second.sound_span() == (11_000 / SAMPLE_RATE, 16_000 / SAMPLE_RATE)
     assert window.part(6_000, 8_000).speech == ()

@@ -1,0 +1,212 @@
+"""The bytes of sound files: how the formats begin, where a recording inside a file ends, how long the frames of an MP3
+are.
+
+What is unusual here:
+- The decoders of libsndfile have had memory bugs in the code that opens a file, so a file's first bytes are looked at
+  before.
+- A file may hold several recordings, one after the other, as `cat a.wav b.wav` makes it; each says by its own header
+  where it ends.
+- What the header of an MP3 states is compared with its frames, walked one by one.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, Literal
+
+from ..errors import Cancelled
+from .limits import VALUES, IsCancelled
+
+AHEAD = 2**16  # bytes that are searched at once; libFLAC reads an eighth of that beyond its end
+
+# ---- how files begin -------------------------------------------------------------------------------------------------
+
+# The decoders of libsndfile that are widely used and fuzzed; the others have open memory bugs and are left to ffmpeg.
+PCM = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
+FORMATS = {
+    **dict.fromkeys(("WAV", "WAVEX", "RF64", "AIFF", "AU", "CAF"), PCM),
+    "FLAC": {"PCM_S8", "PCM_16", "PCM_24"},
+    "OGG": {"VORBIS", "OPUS"},
+    "MP3": {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"},
+}
+# How their files begin. TRAP: the memory bugs are in the code that opens a file, so it is looked at before libsndfile
+# gets it.
+BEGINNINGS = re.compile(
+    rb"(RIFF|RIFX|RF64)....WAVE|FORM....AIF[FC]|fLaC|OggS|\.snd|dns\.|caff|\xff[\xe0-\xff]", re.DOTALL
+)
+# The same after the end of another recording, with as much as makes a chance find unlikely.
+FURTHER = re.compile(
+    rb"(RIFF|RIFX|RF64)....WAVE|FORM....AIF[FC]|fLaC\0\0\0\x22|OggS\0\x02|\.snd\0\0|caff\0\x01", re.DOTALL
+)
+# And those of others that have a name. (ffmpeg reads some of them.)
+OTHERS = {
+    b"riff": "W64",
+    b"Creative Voice": "VOC",
+    b"NIST_1A": "NIST",
+    b"PVF1": "PVF",
+    b" paf": "PAF",
+    b"fap ": "PAF",
+    b"2BIT": "AVR",
+    b"MATLAB 5": "MAT5",
+    b"ALawSoundFile": "WVE",
+    b"Extended Instrument": "XI",
+    b"\xf0\x7e": "SDS",
+    b"\x64\xa3": "IRCAM",
+    b"FORM": "IFF",
+    b"MThd": "MIDI",
+    b"#!AMR": "AMR",
+    b"\x1aE\xdf\xa3": "Matroska",
+    b"0&\xb2u": "ASF",
+    b"wvpk": "WavPack",
+    b"\x01\x04": "MPC2K",
+    b"\0\0\x03\xe8": "MAT4",
+    b"\0\0\0\0\1\0\0\0\1\0\0\0": "MAT4",
+}
+
+
+def why_foreign(path: str) -> tuple[str, int]:
+    """Why a file is not for libsndfile, judged by its first bytes, "" if it may be; and the byte at which it begins,
+    after tags.
+    """
+    with open(path, "rb") as file:
+        start, place = file.read(20), 0
+        for _ in range(9):
+            if start[:3] == b"ID3":  # a tag in front of an MP3 or a FLAC
+                place += _tag_length(start)
+                start = read_at(file, place, 20)
+        if path.lower().endswith(".mp3") and not any(start):  # libsndfile goes by the name then
+            start = file.read(4096).lstrip(b"\0")
+    if BEGINNINGS.match(start):
+        return "", place
+    kind = next((kind for beginning, kind in OTHERS.items() if start.startswith(beginning)), None)
+    if kind is None:
+        return "it begins like none of the formats read directly", place
+    return f"{kind} is not among the formats read directly", place
+
+
+def _tag_length(head: bytes) -> int:
+    """Bytes of the ID3 tag that begins so: 10, and what its last four say in 7 bits each."""
+    return 10 + sum((byte & 0x7F) << 7 * digit for digit, byte in enumerate(reversed(head[6:10])))
+
+
+def read_at(file: BinaryIO, place: int, count: int) -> bytes:
+    file.seek(place)
+    return file.read(count)
+
+
+# ---- several recordings in one file ----------------------------------------------------------------------------------
+
+
+def next_recording(path: str, place: int, cancelled: IsCancelled) -> int | None:
+    """The byte at which the first recording begins from `place` on; None: there is no further one."""
+    with open(path, "rb") as file:
+        while len(content := read_at(file, place, AHEAD)) > 16:
+            if cancelled():
+                raise Cancelled
+            if found := FURTHER.search(content):
+                return place + found.start()
+            place += len(content) - 16
+    return None
+
+
+def end_of_recording(path: str, place: int) -> int | None:
+    """The byte after the sound of the recording that begins at `place`, by its own header: the end of the file, where
+    it doesn't say. None for a FLAC, which never does: it is known only once it is decoded.
+    """
+    end = os.path.getsize(path)
+    with open(path, "rb", buffering=VALUES) as file:
+        head = read_at(file, place, 36)
+        kind = head[:4]
+        if kind == b"fLaC":
+            return None
+        if kind == b"OggS":
+            return _end_of_ogg(file, place)
+        if kind in (b".snd", b"dns."):
+            order: Literal["little", "big"] = "little" if kind == b"dns." else "big"
+            offset, size = (int.from_bytes(head[start : start + 4], order) for start in (4, 8))
+            return min(place + offset + size, end) if size else end
+        if kind in (b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff"):
+            return _end_of_chunks(file, place, head, end)
+    return end
+
+
+def _end_of_ogg(file: BinaryIO, place: int) -> int:
+    """Where a page begins another stream than those that begin at `place`, or where there are no more pages."""
+    sound = False
+    while len(head := read_at(file, place, 27)) == 27 and head.startswith(b"OggS"):
+        first = bool(head[5] & 2)
+        if first and sound:
+            break
+        sound = sound or not first
+        place += 27 + head[26] + sum(file.read(head[26]))
+    return place
+
+
+def _end_of_chunks(file: BinaryIO, place: int, head: bytes, end: int) -> int:
+    """The end of the chunk that holds the sound of a WAV, AIFF or CAF that begins so at `place`; `end`: that of the
+    file.
+    """
+    order: Literal["little", "big"] = "little" if head[:4] in (b"RIFF", b"RF64") else "big"
+    # A WAV of 64 bits has its sizes in its first chunk.
+    long = int.from_bytes(head[28:36], "little") if head[:4] == b"RF64" and head[12:16] == b"ds64" else 0
+    digits, place = (8, place + 8) if head[:4] == b"caff" else (4, place + 12)
+    while place < end and len(chunk := read_at(file, place, 4 + digits)) == 4 + digits:
+        size = int.from_bytes(chunk[4:], order)
+        place += 4 + digits
+        if chunk[:4] in (b"data", b"SSND"):
+            size = long if long and size == 2**32 - 1 else size
+            return min(place + size, end) if size else end
+        place += size + (size % 2 if digits == 4 else 0)
+    return end
+
+
+# ---- the frames of an MP3 --------------------------------------------------------------------------------------------
+
+# Kilobits a second of MPEG audio by the index in a frame's header (ISO 11172-3 and 13818-3): (MPEG-1?, layer) -> rates.
+_SHORT = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+BIT_RATES = {
+    (True, 1): tuple(range(0, 449, 32)),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): _SHORT,
+    (False, 3): _SHORT,
+}
+
+
+def mpeg_frames(path: str) -> Iterator[tuple[float, int, bytes]]:
+    """Of each frame of an MP3 file: seconds, the bytes in front of it that are neither a frame nor a tag, and its first
+    40 bytes.
+    """
+    place = end = missed = 0
+    # Not mapped: the pages would count as memory. In so large a buffer most steps from frame to frame stay inside of
+    # it.
+    with open(path, "rb", buffering=VALUES) as file:
+        while len(start := read_at(file, place, 40)) >= 4:
+            head = int.from_bytes(start[:4], "big")
+            version, layer = head >> 19 & 3, 4 - (head >> 17 & 3)
+            index, rate, padding = head >> 12 & 15, head >> 10 & 3, head >> 9 & 1
+            if head >> 21 != 0x7FF or version == 1 or layer == 4 or index in (0, 15) or rate == 3:
+                if start[:3] == b"ID3":
+                    place += _tag_length(start)
+                    if _tag_length(start) >= 20:  # libmpg123 takes smaller ones for damage
+                        end += _tag_length(start)
+                    continue
+                missed, place = missed + 1, place + 1
+                while (piece := read_at(file, place, 4096)) and b"\xff" not in piece:
+                    place += len(piece)
+                place += piece.find(b"\xff")
+                if not piece or missed > 100_000:  # no further frame, or damaged through and through
+                    break
+                continue
+            hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
+            bits = 1000 * BIT_RATES[version == 3, layer][index]
+            samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
+            yield samples / hertz, place - end, start
+            place += (12 * bits // hertz + padding) * 4 if layer == 1 else samples // 8 * bits // hertz + padding
+            end = place
+
+
+def mpeg_seconds(path: str) -> float:
+    """Seconds of sound in the frames of an MP3 file, whatever its header states."""
+    return sum(seconds for seconds, _, _ in mpeg_frames(path))
