@@ -315,6 +315,19 @@ def test_near_misses(server, method, path, status):
     assert answer.status_code == status and (method == "HEAD" or error(answer, status))
 
 
+def test_a_method_that_a_route_does_not_take(tmp_path):
+    app = api.make_app(request_queue.RequestQueue({}), str(tmp_path))
+    for method, path, allow in (("GET", ROUTE, "POST"), ("PUT", TRANSLATIONS, "POST"), ("DELETE", f"/v1/models/{MODEL}", "GET"), ("POST", "/healthz", "GET")):
+        answer = call(app, path, method)
+        assert error(answer, 405)["code"] == "method_not_allowed" and answer.headers["Allow"] == allow, path
+
+
+@pytest.mark.parametrize("fields, message", [({"track": "9"}, "has no track 9"), ({"track": "eng", "stream": "true"}, "has no track eng"), ({"track": "0"}, "track is '0'")])
+def test_an_error_about_the_track_names_it(server, fields, message):
+    found = error(server.send(**fields), 400)
+    assert (found["param"], found["code"]) == ("track", "invalid_value") and found["message"].startswith(message)
+
+
 def test_word_times_of_the_client(client):
     with pytest.raises(openai.BadRequestError, match="no times of words") as caught:
         client.audio.transcriptions.create(file=EXAMPLES / "zh.wav", model=MODEL, response_format="verbose_json", timestamp_granularities=["word"])
@@ -484,6 +497,23 @@ def test_health_and_metrics(server):
     found = {family.name: family for family in text_string_to_metric_families(server.client.get("/metrics").text)}
     assert found["glmasr_ready"].samples[0].value == 1 and found["glmasr_sound_seconds"].samples[0].value > 2
     assert any(sample.labels == {"task": "transcribe", "outcome": "done"} and sample.value >= 1 for sample in found["glmasr_recordings"].samples)
+
+
+def test_every_refusal_is_counted_by_its_status(tmp_path):
+    queue = request_queue.RequestQueue({})
+    app = api.make_app(queue, str(tmp_path), key="secret", most_bytes=1000)
+    count = lambda status: queue.metrics.registry.get_sample_value("glmasr_refused_requests_total", {"status": str(status)}) or 0           # noqa: E731
+    form = {"data": {"model": "glmasr"}, "files": {"file": b"sound"}}
+    for status, more in ((401, {"headers": {}}), (404, {"path": "/v1/nothing"}), (404, {"path": "/nothing"}), (405, {"path": ROUTE}), (400, {"path": ROUTE, "method": "POST"}),
+                         (413, {"path": ROUTE, "method": "POST", "content": bytes(100_000)}), (500, {"path": ROUTE, "method": "POST"} | form),       # without a model
+                         (415, {"path": ROUTE, "method": "POST", "headers": {"Authorization": "Bearer secret", "Content-Type": "a/b; charset=punycode"}})):
+        before = count(status)
+        assert call(app, **{"headers": {"Authorization": "Bearer secret"}} | more).status_code == status
+        assert count(status) == before + 1, more
+    queue.close()
+    assert call(app, ROUTE, "POST", headers={"Authorization": "Bearer secret"}, **form).status_code == 503 and count(503) == 1
+    assert call(app, "/healthz").status_code == 503 and count(503) == 1            # which is what it is asked for
+    assert call(app, headers={"Authorization": "Bearer secret"}).status_code == 200 and count(200) == 0
 
 
 def test_no_other_origin_is_let_in(server):
@@ -693,7 +723,6 @@ def test_the_page_about_the_server(tmp_path, capsys):
         assert f"`{method.upper()} {path.replace('{name}', 'NAME')}`" in text.partition("## What programs can call")[2].partition("Gradio's calls take")[0]
     fields = schema["components"]["schemas"]["Transcription"]["properties"]
     assert all(f"`{name}`" in text for name in fields)
-    source = (ROOT / "glmasr" / "server" / "problems.py").read_text(encoding="utf-8")
-    for status, codes in re.findall(r"^\| (\d{3}) \|([^|]*)\|", text, re.MULTILINE):
-        assert codes.strip() and all(f'"{code}"' in source for code in re.findall(r"`(\w+)`", codes)) and status in source
+    rows = {(int(status), code) for status, codes in re.findall(r"^\| (\d{3}) \|([^|]*)\|", text, re.MULTILINE) for code in re.findall(r"`(\w+)`", codes)}
+    assert rows == {(kind.status, kind.code) for kind in problems.Problem.__subclasses__() if kind.code}
     assert f"up to {request_queue.RUNNING} recordings" in text and f"{gate.STALL:.0f} s, or not all of it in {gate.UPLOAD / 60:.0f} minutes" in text
