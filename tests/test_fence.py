@@ -18,15 +18,20 @@ httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 from helpers import ROOT  # noqa: E402
 
 from glmasr.pipeline import Options  # noqa: E402
-from glmasr.server import (
+from glmasr.server import (  # noqa: E402
+    addresses,
     api,
+    call_body,
+    calls,
     fence,
     gate,
     main,
+    messages,
     page,
+    private_folder,
     request_queue,
+    sessions,
     uploads,
-    worker,  # noqa: E402
 )
 from glmasr.server.problems import Problem  # noqa: E402
 
@@ -46,14 +51,20 @@ def ask(app, path="/v1/models", method="GET", url="http://localhost", **more):
     return asyncio.run(run())
 
 
+def known_hosts(arguments):
+    """As of the server with these options."""
+    args = main.arguments(arguments)
+    return addresses.known_hosts(args.host, args.port, args.allow_host)
+
+
 # ---- the gate -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("host, known", [
     ("localhost", True), ("localhost:7860", True), ("LOCALHOST.", True), ("127.0.0.1:1", True), ("[::1]:7860", True), ("asr.example", True), ("evil.example", False),
     ("localhost.evil.example", False), ("127.0.0.1.evil.example", False), ("[::2]", False), ("127.0.0.1@evil.example", False), ("evil.example:localhost", False), ("", False)])
 def test_hosts(tmp_path, host, known):
-    hosts = main.known_hosts(main.arguments(["--allow-host", "ASR.example"]))
-    app = api.make_app(request_queue.Desk({}), str(tmp_path), hosts=hosts)
+    hosts = known_hosts(["--allow-host", "ASR.example"])
+    app = api.make_app(request_queue.RequestQueue({}), str(tmp_path), hosts=hosts)
     for path in ("/v1/models", "/metrics"):
         answer = ask(app, path, headers={"Host": host})
         assert answer.status_code == (200 if known else 403)
@@ -65,7 +76,7 @@ def test_hosts(tmp_path, host, known):
     (["--host", "::1"], {"localhost", "127.0.0.1", "[::1]"}), (["--host", "0.0.0.0"], None), (["--host", "::"], None),
     (["--host", "0.0.0.0", "--allow-host", "a.example"], {"localhost", "127.0.0.1", "[::1]", "0.0.0.0", "a.example"})])
 def test_known_hosts(arguments, names):
-    assert main.known_hosts(main.arguments(arguments)) == names
+    assert known_hosts(arguments) == names
 
 
 @pytest.mark.parametrize("origin, host, scheme, allowed", [
@@ -73,7 +84,7 @@ def test_known_hosts(arguments, names):
     ("https://asr.example", "asr.example:443", "http", True), ("https://friend.example", "asr.example", "http", True), ("http://friend.example", "asr.example", "http", False),
     ("http://localhost:1", "localhost:7860", "http", False), ("null", "localhost", "http", False), ("file://", "localhost", "http", False), ("http://evil.example", "localhost", "http", False)])
 def test_origins(tmp_path, origin, host, scheme, allowed):
-    app = api.make_app(request_queue.Desk({}), str(tmp_path), origins=("https://friend.example",))
+    app = api.make_app(request_queue.RequestQueue({}), str(tmp_path), origins=("https://friend.example",))
     headers = {"Origin": origin, "Host": host}
     for method in ("POST", "DELETE", "PUT"):
         answer = ask(app, "/v1/nothing", method, headers=headers)
@@ -82,7 +93,7 @@ def test_origins(tmp_path, origin, host, scheme, allowed):
 
 
 def test_two_of_a_header_are_refused(tmp_path):
-    app = api.make_app(request_queue.Desk({}), str(tmp_path))
+    app = api.make_app(request_queue.RequestQueue({}), str(tmp_path))
     for name, values in (("Origin", ("http://localhost", "http://evil.example")), ("Content-Type", ("multipart/form-data; boundary=x", "a/b; charset=punycode"))):
         answer = ask(app, gate.ROUTES["transcribe"], "POST", headers=[(name, value) for value in values])
         assert answer.status_code == 400 and name.lower() in answer.json()["error"]["message"]
@@ -93,25 +104,25 @@ def test_two_of_a_header_are_refused(tmp_path):
 def test_a_cancellation_that_coincides_with_an_event_gives_the_place_back():
     """In one turn of the event loop the worker says something, and the client leaves."""
     async def run():
-        desk = request_queue.Desk({}, time_limit=1000)
+        queue = request_queue.RequestQueue({}, time_limit=1000)
         sent = []
-        desk._send, desk.ready = sent.append, worker.Ready([], True, [], {})
-        for event in (worker.Began(1, 2.0), worker.Heard(1, None)):
-            events = desk.recognise("talk.wav", "auto", Options())
+        queue._send, queue.ready = sent.append, messages.Ready([], True, [], {})
+        for event in (messages.Began(1, 2.0), messages.PartReady(1, None)):
+            events = queue.recognise("talk.wav", "auto", Options())
             task = asyncio.ensure_future(anext(events))
             await asyncio.sleep(0)
-            [ticket] = desk.running.values()
-            ticket.events.put_nowait(event)
+            [request] = queue.running.values()
+            request.events.put_nowait(event)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             await events.aclose()
-            assert not desk.running and not desk.waiting and isinstance(sent[-1], worker.Cancel)
+            assert not queue.running and not queue.waiting and isinstance(sent[-1], messages.Cancel)
         async def receive():
             await ready.wait()
             return {"type": "http.request", "body": b"x", "more_body": True}
         ready = asyncio.Event()
-        watched = asyncio.ensure_future(gate.Body(gate.Gate(None, desk, "", 100, None, ()), receive, 100).receive())
+        watched = asyncio.ensure_future(gate.Body(gate.Gate(None, queue, "", 100, None, ()), receive, 100).receive())
         await asyncio.sleep(0)
         ready.set()
         watched.cancel()
@@ -123,19 +134,19 @@ def test_a_cancellation_that_coincides_with_an_event_gives_the_place_back():
 def test_a_hanging_worker_does_not_hold_the_event_loop():
     """More messages than the pipe takes."""
     async def run():
-        desk = request_queue.Desk({})
-        desk.ready = worker.Ready([], True, [], {})
+        queue = request_queue.RequestQueue({})
+        queue.ready = messages.Ready([], True, [], {})
         reader, writer = __import__("multiprocessing").Pipe()
-        desk._outbox = __import__("queue").SimpleQueue()
-        __import__("threading").Thread(target=desk._speak, args=(writer, desk._outbox), daemon=True).start()
+        queue._outbox = __import__("queue").SimpleQueue()
+        __import__("threading").Thread(target=queue._write_pipe, args=(writer, queue._outbox), daemon=True).start()
         for _ in range(3000):
-            events = desk.recognise("talk.wav" * 20, "auto", Options())
+            events = queue.recognise("talk.wav" * 20, "auto", Options())
             task = asyncio.ensure_future(anext(events))
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await events.aclose()
-        assert not desk.running
+        assert not queue.running
         reader.close()
     asyncio.run(asyncio.wait_for(run(), 60))
 
@@ -150,7 +161,7 @@ def read(kept, pieces):
         async def receive():
             part = left.pop(0)
             return {"type": "http.request", "body": part, "more_body": bool(left)}
-        body = fence.CallBody(kept)
+        body = call_body.CallBody(kept)
         try:
             call = await body.read(receive)
             return json.loads(json.dumps(call).replace(body.token, "HERE")), body.path and Path(body.path).read_bytes()
@@ -212,7 +223,7 @@ def test_calls_that_cannot_be_read(kept, body, status):
     ({"data": [{"path": "/etc/hostname"}, "auto"], "session_hash": "s"}, "data"), ({"data": [{"path": ["x"]}, "auto"], "session_hash": "s"}, "data")])
 def test_what_a_call_may_not_say(kept, call, param):
     with pytest.raises(Problem) as caught:
-        fence.checked_call(call, True, fence.CallBody(kept), kept, CHOICES)
+        calls.checked_call(call, True, call_body.CallBody(kept), kept, CHOICES)
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
@@ -220,21 +231,21 @@ def test_what_a_call_may_say(kept):
     path = kept.new("talk.wav")
     sent = {"path": path, "url": "http://x/y", "orig_name": "talk.wav", "size": 3, "mime_type": "audio/wav", "is_stream": False, "meta": {"_type": "gradio.FileData"}}
     call = {"data": [sent, "zh", True, 0, False, ""], "fn_index": 1, "session_hash": "s.1-2_3", "trigger_id": 14, "event_data": None, "batched": False}
-    body = fence.CallBody(kept)
-    assert fence.checked_call(call, True, body, kept, CHOICES) == {"data": [path, "zh", True, 0, False, ""], "fn_index": 1, "session_hash": "s.1-2_3", "trigger_id": 14}
-    named = fence.checked_call(call | {"data": [sent, "zh-CN", True, 0, False, ""]}, True, body, kept, CHOICES)
+    body = call_body.CallBody(kept)
+    assert calls.checked_call(call, True, body, kept, CHOICES) == {"data": [path, "zh", True, 0, False, ""], "fn_index": 1, "session_hash": "s.1-2_3", "trigger_id": 14}
+    named = calls.checked_call(call | {"data": [sent, "zh-CN", True, 0, False, ""]}, True, body, kept, CHOICES)
     assert named["data"][1] == "zh"             # Gradio knows the codes only
     assert kept.files[path].session == "s.1-2_3"
     for value in (path, body.token):                    # by themselves they are nothing that came with the call
         with pytest.raises(Problem, match="expected a data URI"):
-            fence.checked_call({"data": [value]}, False, body, kept, CHOICES)
+            calls.checked_call({"data": [value]}, False, body, kept, CHOICES)
     body.path = kept.new("recording.wav", once=True)
-    assert fence.checked_call({"data": [body.token], "session_hash": "s"}, False, body, kept, CHOICES) == {"data": [body.path, "auto"], "session_hash": "s"}
+    assert calls.checked_call({"data": [body.token], "session_hash": "s"}, False, body, kept, CHOICES) == {"data": [body.path, "auto"], "session_hash": "s"}
 
 
 def test_a_call_may_ask_for_a_translation_where_the_model_translates(kept):
     def checked(choices, number, *values):
-        return fence.checked_call({"data": [None, *values], "fn_index": number, "session_hash": "s"}, True, fence.CallBody(kept), kept, choices)["data"]
+        return calls.checked_call({"data": [None, *values], "fn_index": number, "session_hash": "s"}, True, call_body.CallBody(kept), kept, choices)["data"]
     shown = ("zh", True, 0, False, "")
     assert checked(MORE, 0) == checked(MORE, 0, "auto", "transcribe") == [None, "auto", "transcribe"]       # two values, and less, are still a call
     assert checked(MORE, 0, "zh") == [None, "zh", "transcribe"] and checked(MORE, 0, "zh", "translate") == [None, "zh", "translate"]
@@ -339,7 +350,7 @@ def test_a_recording_that_is_worked_on_stays_until_that_is_done(kept):
 def test_what_gradio_keeps_of_sessions_that_left_goes(monkeypatch):
     from types import SimpleNamespace
     now = 1000.0
-    monkeypatch.setattr(page.time, "monotonic", lambda: now)
+    monkeypatch.setattr(sessions.time, "monotonic", lambda: now)
 
     def queue_data_helper(session_hash):
         async def heartbeat():
@@ -354,14 +365,14 @@ def test_what_gradio_keeps_of_sessions_that_left_goes(monkeypatch):
         waiting = SimpleNamespace(pending_messages_per_session=queues, pending_event_ids_session={"unread": {"1"}, "open": {"2"}}, event_ids_to_events={"1": 1, "2": 2})
         tasks = {name: asyncio.ensure_future(queue_data_helper(name)) for name in ("open", "gone")}
         unread: dict[str, float] = {}
-        page.tidy_sessions(waiting, unread)
+        sessions.tidy_sessions(waiting, unread)
         await asyncio.sleep(0)
         assert set(queues) == {"read", "unread", "open"} and set(unread) == {"unread"}
         now += uploads.KEEP + 1
-        page.tidy_sessions(waiting, unread)
+        sessions.tidy_sessions(waiting, unread)
         await asyncio.gather(tasks["gone"], return_exceptions=True)
         assert set(queues) == {"read", "open"} and waiting.event_ids_to_events == {"2": 2} and not tasks["open"].done() and tasks["gone"].cancelled()
-        page.tidy_sessions(waiting, unread)
+        sessions.tidy_sessions(waiting, unread)
         assert not unread
         tasks["open"].cancel()
     asyncio.run(run())
@@ -381,14 +392,14 @@ CLOSED = """/login_check /token /user /app_id /dev/reload /login /logout /svelte
 
 @pytest.fixture(scope="module")
 def application(tmp_path_factory):
-    """The server with its page, without a worker."""
+    """The server with its page, without a messages."""
     folder = tmp_path_factory.mktemp("server")
     before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "page")
-    desk = request_queue.Desk({})
-    desk.facts = worker.Ready(["auto", "zh"], True, ["transcribe"], {"device": "cpu", "dtype": "float32"})
-    app = api.make_app(desk, str(folder))
-    page.add(app, desk, uploads.Uploads(folder / "page", 2 ** 20), "demo", most_bytes=2 ** 20, max_duration=60)
+    queue = request_queue.RequestQueue({})
+    queue.facts = messages.Ready(["auto", "zh"], True, ["transcribe"], {"device": "cpu", "dtype": "float32"})
+    app = api.make_app(queue, str(folder))
+    page.add(app, queue, uploads.Uploads(folder / "page", 2 ** 20), "demo", most_bytes=2 ** 20, max_duration=60)
     yield app
     os.environ.pop("GRADIO_TEMP_DIR") if before is None else os.environ.update(GRADIO_TEMP_DIR=before)
 
@@ -454,20 +465,20 @@ def test_each_promise_names_the_test_that_holds_it():
 # ---- the server's folder, and its log -------------------------------------------------------------------------------------
 
 def test_leftovers_are_removed_and_folders_in_use_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(main.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(main.tempfile, "tempdir", str(tmp_path))
-    other, link, young = tmp_path / "other", tmp_path / f"{main.FOLDER}link", tmp_path / f"{main.FOLDER}young"
+    monkeypatch.setattr(private_folder.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(private_folder.tempfile, "tempdir", str(tmp_path))
+    other, link, young = tmp_path / "other", tmp_path / f"{private_folder.PREFIX}link", tmp_path / f"{private_folder.PREFIX}young"
     for folder in (other, young):
         folder.mkdir()
     link.symlink_to(other)
-    left, old = tmp_path / f"{main.FOLDER}left", tmp_path / f"{main.FOLDER}old"
+    left, old = tmp_path / f"{private_folder.PREFIX}left", tmp_path / f"{private_folder.PREFIX}old"
     for folder in (left, old):
         (folder / "page/0123").mkdir(parents=True)
     (left / "lock").touch()
     os.utime(old, (0, 0))
-    with main.private_folder() as folder:
+    with private_folder.private_folder() as folder:
         assert not left.exists() and not old.exists()
-        with main.private_folder():
+        with private_folder.private_folder():
             assert Path(folder).exists() and other.exists() and link.exists() and young.exists()
     assert sorted(tmp_path.iterdir()) == sorted([other, link, young])
 

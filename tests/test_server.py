@@ -36,13 +36,18 @@ openai = pytest.importorskip("openai", reason="needs the extra [test]")
 
 from helpers.checkpoints import make_encoder_decoder  # noqa: E402
 
-from glmasr.server import (
+from glmasr.server import (  # noqa: E402
+    addresses,
+    answers,
     api,
+    forms,
     gate,
     main,
     manual,
+    messages,
+    problems,
     request_queue,
-    worker,  # noqa: E402
+    worker,
 )
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")           # of the workers: the models are tiny, as in conftest.py
@@ -58,8 +63,8 @@ class Running:
 
     def __init__(self, folder, model=MODEL, **more):
         self.folder = folder
-        self.desk = request_queue.Desk({"name_or_path": str(model), "dtype": "float32"}, **{name: more.pop(name) for name in ("queue", "time_limit") if name in more})
-        self.app = api.make_app(self.desk, str(folder), names=(MODEL, "whisper-1"), **more)
+        self.queue = request_queue.RequestQueue({"name_or_path": str(model), "dtype": "float32"}, **{name: more.pop(name) for name in ("max_waiting", "time_limit") if name in more})
+        self.app = api.make_app(self.queue, str(folder), names=(MODEL, "whisper-1"), **more)
         self.server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None, access_log=False, ws="none"))
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_until_complete, args=(self.run(),), daemon=True)
@@ -69,9 +74,9 @@ class Running:
         self.client = httpx.Client(base_url=self.url, timeout=60)
 
     async def run(self):
-        await self.desk.start()
+        await self.queue.start()
         await self.server.serve()
-        self.desk.end()
+        self.queue.end()
 
     def stop(self):
         self.client.close()
@@ -92,7 +97,7 @@ class Running:
     @contextlib.contextmanager
     def paused(self):
         """The worker does nothing: recordings pile up."""
-        process = self.desk.process
+        process = self.queue.process
         os.kill(process.pid, signal.SIGSTOP)
         try:
             yield
@@ -103,7 +108,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    running = Running(tmp_path_factory.mktemp("uploads"), queue=3, most_bytes=2 ** 20)
+    running = Running(tmp_path_factory.mktemp("uploads"), max_waiting=3, most_bytes=2 ** 20)
     yield running
     running.stop()
 
@@ -114,7 +119,7 @@ def nothing_is_left(request):
     yield
     if "server" in request.fixturenames:
         server = request.getfixturevalue("server")
-        server.until(lambda: not server.desk.running and not server.desk.waiting)
+        server.until(lambda: not server.queue.running and not server.queue.waiting)
         server.until(lambda: not list(server.folder.iterdir()))
 
 
@@ -257,7 +262,7 @@ def test_translations(translating, tmp_path):
     found = make(response_format="verbose_json")
     assert (found.task, found.language, found.text, found.duration) == ("translate", "english", timed.text, timed.seconds)
     assert "".join(segment.text for segment in found.segments).strip() == found.text and len(found.segments) == len(timed.segments) > 0
-    samples = server.desk.figures.registry.get_sample_value
+    samples = server.queue.metrics.registry.get_sample_value
     assert samples("glmasr_recordings_total", {"task": "translate", "outcome": "done"}) >= 5
 
 
@@ -280,7 +285,7 @@ def test_a_model_that_does_not_translate_says_so(server, client):
 
 
 def test_a_translation_is_refused_before_its_upload_where_the_queue_is_full(server, monkeypatch):
-    monkeypatch.setattr(server.desk, "check", lambda: (_ for _ in ()).throw(request_queue.Busy("full", retry_after=3)))
+    monkeypatch.setattr(server.queue, "check", lambda: (_ for _ in ()).throw(problems.Busy("full", retry_after=3)))
     for route in (ROUTE, TRANSLATIONS):
         answer = server.send(route=route)
         assert error(answer, 429)["code"] == "queue_full" and answer.headers["Retry-After"] == "3"
@@ -308,6 +313,19 @@ def test_head(server, path):
 def test_near_misses(server, method, path, status):
     answer = server.client.request(method, path)
     assert answer.status_code == status and (method == "HEAD" or error(answer, status))
+
+
+def test_a_method_that_a_route_does_not_take(tmp_path):
+    app = api.make_app(request_queue.RequestQueue({}), str(tmp_path))
+    for method, path, allow in (("GET", ROUTE, "POST"), ("PUT", TRANSLATIONS, "POST"), ("DELETE", f"/v1/models/{MODEL}", "GET"), ("POST", "/healthz", "GET")):
+        answer = call(app, path, method)
+        assert error(answer, 405)["code"] == "method_not_allowed" and answer.headers["Allow"] == allow, path
+
+
+@pytest.mark.parametrize("fields, message", [({"track": "9"}, "has no track 9"), ({"track": "eng", "stream": "true"}, "has no track eng"), ({"track": "0"}, "track is '0'")])
+def test_an_error_about_the_track_names_it(server, fields, message):
+    found = error(server.send(**fields), 400)
+    assert (found["param"], found["code"]) == ("track", "invalid_value") and found["message"].startswith(message)
 
 
 def test_word_times_of_the_client(client):
@@ -358,12 +376,12 @@ def test_batching_and_the_queue(server, monkeypatch):
     """While the worker is busy recordings pile up; then they are decoded together, and each gets its own text."""
     monkeypatch.setattr(request_queue, "RUNNING", 4)
     names = [name for _ in range(3) for name in TEXTS][:8]
-    batches = server.desk.figures.registry.get_sample_value
+    batches = server.queue.metrics.registry.get_sample_value
     before = batches("glmasr_batch_recordings_count"), batches("glmasr_batch_recordings_sum")
     with ThreadPoolExecutor(8) as pool, httpx.Client(base_url=server.url, timeout=60) as client:
         with server.paused():
             answers = [pool.submit(server.send, name, client=client) for name in names[:7]]
-            server.until(lambda: (len(server.desk.running), len(server.desk.waiting)) == (4, 3))
+            server.until(lambda: (len(server.queue.running), len(server.queue.waiting)) == (4, 3))
             late = server.send(names[7])
             found = error(late, 429)
             assert found["type"] == "rate_limit_error" and 1 <= int(late.headers["Retry-After"]) <= 60
@@ -380,17 +398,17 @@ def test_a_client_that_leaves_frees_its_place(server):
         with server.paused(), httpx.Client(base_url=server.url, timeout=0.5) as client:
             with pytest.raises(httpx.TimeoutException):
                 server.send(client=client, **fields)
-            server.until(lambda: not server.desk.running)
+            server.until(lambda: not server.queue.running)
             assert not list(server.folder.iterdir())
         assert server.send().json()["text"] == TEXTS["zh.wav"]
 
 
 def test_time_limit(server, monkeypatch):
-    monkeypatch.setattr(server.desk, "time_limit", 0.3)
-    monkeypatch.setattr(server.desk, "_spoke", float("inf"))        # or the worker would be taken for one that hangs
+    monkeypatch.setattr(server.queue, "time_limit", 0.3)
+    monkeypatch.setattr(server.queue, "_last_message", float("inf"))        # or the worker would be taken for one that hangs
     with server.paused():
         assert error(server.send(), 504)["code"] == "time_limit"
-        server.until(lambda: not server.desk.running)
+        server.until(lambda: not server.queue.running)
     monkeypatch.undo()
     assert server.send().json()["text"] == TEXTS["zh.wav"]
 
@@ -398,35 +416,35 @@ def test_time_limit(server, monkeypatch):
 def test_the_worker_dies(server, monkeypatch):
     """Who was worked for is told so, who waits or comes later is served by the next worker."""
     monkeypatch.setattr(request_queue, "RUNNING", 2)
-    process, restarts = server.desk.process, server.desk.restarts
+    process, restarts = server.queue.process, server.queue.restarts
     with ThreadPoolExecutor(3) as pool:
         with server.paused():
             answers = [pool.submit(server.send, **fields) for fields in ({}, {"stream": "true"})]
-            server.until(lambda: len(server.desk.running) == 2)
+            server.until(lambda: len(server.queue.running) == 2)
             waiting = pool.submit(server.send, "en.mp3")
-            server.until(lambda: server.desk.waiting)
+            server.until(lambda: server.queue.waiting)
             process.kill()
             process.join()
         for answer in answers:
             assert error(answer.result(), 500)["code"] == "worker_died"
         assert server.client.get("/healthz").status_code == 503
         assert server.send().json()["text"] == TEXTS["zh.wav"] and waiting.result().json()["text"] == TEXTS["en.mp3"]
-    assert server.desk.restarts == restarts + 1 and server.client.get("/healthz").status_code == 200
+    assert server.queue.restarts == restarts + 1 and server.client.get("/healthz").status_code == 200
 
 
 def test_a_model_that_cannot_be_loaded_is_not_tried_again():
     """Also where the event loop hears of the error and of the worker's end at once, as it is busy with an import."""
     async def start():
-        desk = request_queue.Desk({"name_or_path": "nowhere"})
-        loading = asyncio.create_task(desk.start())
+        queue = request_queue.RequestQueue({"name_or_path": "nowhere"})
+        loading = asyncio.create_task(queue.start())
         await asyncio.sleep(0)
-        desk.process.join(100)
+        queue.process.join(100)
         time.sleep(0.5)                                 # its threads have told the loop of both
         with pytest.raises(CheckpointError, match="nowhere"):
             await loading
         await asyncio.sleep(0.1)
-        assert desk.restarts == 0
-        desk.end()
+        assert queue.restarts == 0
+        queue.end()
     asyncio.run(start())
 
 
@@ -437,11 +455,11 @@ def test_the_worker_dies_at_the_end(tmp_path):
     try:
         with ThreadPoolExecutor(1) as pool, running.paused():
             answer = pool.submit(running.send)
-            running.until(lambda: running.desk.running)
-            running.loop.call_soon_threadsafe(running.desk.close)
-            running.until(lambda: running.desk.closing)
-            running.desk.process.kill()
-            running.desk.process.join()
+            running.until(lambda: running.queue.running)
+            running.loop.call_soon_threadsafe(running.queue.close)
+            running.until(lambda: running.queue.closing)
+            running.queue.process.kill()
+            running.queue.process.join()
             assert error(answer.result(20), 500)["code"] == "worker_died"
     finally:
         running.stop()
@@ -450,14 +468,14 @@ def test_the_worker_dies_at_the_end(tmp_path):
 def test_no_room_for_an_upload(server, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(api.shutil, "copyfileobj", full)
+    monkeypatch.setattr(forms.shutil, "copyfileobj", full)
     assert error(server.send(), 507)["code"] == "no_space"
 
 
 def test_a_defect_is_answered_without_its_message(server, monkeypatch, caplog):
     def broken(*args):
         raise RuntimeError("the text was SECRET")
-    monkeypatch.setattr(api, "as_json", broken)
+    monkeypatch.setattr(answers, "as_json", broken)
     response = server.send()
     assert error(response, 500)["code"] == "internal_error"
     assert "SECRET" not in response.text + caplog.text and "RuntimeError" in caplog.text and "test_server.py" in caplog.text
@@ -481,6 +499,23 @@ def test_health_and_metrics(server):
     assert any(sample.labels == {"task": "transcribe", "outcome": "done"} and sample.value >= 1 for sample in found["glmasr_recordings"].samples)
 
 
+def test_every_refusal_is_counted_by_its_status(tmp_path):
+    queue = request_queue.RequestQueue({})
+    app = api.make_app(queue, str(tmp_path), key="secret", most_bytes=1000)
+    count = lambda status: queue.metrics.registry.get_sample_value("glmasr_refused_requests_total", {"status": str(status)}) or 0           # noqa: E731
+    form = {"data": {"model": "glmasr"}, "files": {"file": b"sound"}}
+    for status, more in ((401, {"headers": {}}), (404, {"path": "/v1/nothing"}), (404, {"path": "/nothing"}), (405, {"path": ROUTE}), (400, {"path": ROUTE, "method": "POST"}),
+                         (413, {"path": ROUTE, "method": "POST", "content": bytes(100_000)}), (500, {"path": ROUTE, "method": "POST"} | form),       # without a model
+                         (415, {"path": ROUTE, "method": "POST", "headers": {"Authorization": "Bearer secret", "Content-Type": "a/b; charset=punycode"}})):
+        before = count(status)
+        assert call(app, **{"headers": {"Authorization": "Bearer secret"}} | more).status_code == status
+        assert count(status) == before + 1, more
+    queue.close()
+    assert call(app, ROUTE, "POST", headers={"Authorization": "Bearer secret"}, **form).status_code == 503 and count(503) == 1
+    assert call(app, "/healthz").status_code == 503 and count(503) == 1            # which is what it is asked for
+    assert call(app, headers={"Authorization": "Bearer secret"}).status_code == 200 and count(200) == 0
+
+
 def test_no_other_origin_is_let_in(server):
     for method, headers in (("GET", {}), ("OPTIONS", {"Access-Control-Request-Method": "POST"})):
         answer = server.client.request(method, "/v1/models", headers={"Origin": "https://example.org", **headers})
@@ -497,7 +532,7 @@ def call(app, path="/v1/models", method="GET", **more):
 
 
 def test_key(tmp_path):
-    app = api.make_app(request_queue.Desk({}), str(tmp_path), key="open sesame")
+    app = api.make_app(request_queue.RequestQueue({}), str(tmp_path), key="open sesame")
     found = call(app)
     assert error(found, 401)["type"] == "authentication_error" and "Basic" in found.headers["WWW-Authenticate"]
     basic = base64.b64encode(b"me:open sesame").decode()
@@ -510,14 +545,14 @@ def test_key(tmp_path):
 
 
 def test_origins(tmp_path):
-    app = api.make_app(request_queue.Desk({}), str(tmp_path), origins=("https://example.org",))
+    app = api.make_app(request_queue.RequestQueue({}), str(tmp_path), origins=("https://example.org",))
     assert call(app, headers={"Origin": "https://example.org"}).headers["access-control-allow-origin"] == "https://example.org"
     assert "access-control-allow-origin" not in call(app, headers={"Origin": "https://example.com"}).headers
 
 
 def test_origins_with_a_key(tmp_path):
     """A browser asks without the key whether it may send it, and lets its page read what is refused."""
-    app = api.make_app(request_queue.Desk({}), str(tmp_path), key="secret", origins=("https://example.org",))
+    app = api.make_app(request_queue.RequestQueue({}), str(tmp_path), key="secret", origins=("https://example.org",))
     ours = {"Origin": "https://example.org"}
     asked = call(app, ROUTE, "OPTIONS", headers=ours | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"})
     assert asked.status_code == 200 and "authorization" in asked.headers["access-control-allow-headers"]
@@ -527,28 +562,28 @@ def test_origins_with_a_key(tmp_path):
 
 def test_who_waits_is_refused_at_the_end(tmp_path):
     async def run():
-        desk = request_queue.Desk({})
-        desk._send = lambda message: None
-        desk.ready = worker.Ready([], True, [], {})
-        running, waiting = (desk.recognise("talk.wav", "auto", Options()) for _ in range(2))
+        queue = request_queue.RequestQueue({})
+        queue._send = lambda message: None
+        queue.ready = messages.Ready([], True, [], {})
+        running, waiting = (queue.recognise("talk.wav", "auto", Options()) for _ in range(2))
         first = asyncio.ensure_future(anext(running))
         await asyncio.sleep(0)
         batching_running, request_queue.RUNNING = request_queue.RUNNING, 1
         try:
             second = asyncio.ensure_future(anext(waiting))
             await asyncio.sleep(0)
-            assert (len(desk.running), len(desk.waiting)) == (1, 1)
-            desk.close()
-            with pytest.raises(request_queue.Closing):
+            assert (len(queue.running), len(queue.waiting)) == (1, 1)
+            queue.close()
+            with pytest.raises(problems.Closing):
                 await second
-            with pytest.raises(request_queue.Closing):
-                desk.check()
-            desk._hear(worker.Began(1, 2.0))                # what runs goes on
+            with pytest.raises(problems.Closing):
+                queue.check()
+            queue._receive(messages.Began(1, 2.0))                # what runs goes on
             assert (await first).seconds == 2.0
         finally:
             request_queue.RUNNING = batching_running
             await running.aclose()
-        assert not desk.running
+        assert not queue.running
     asyncio.run(run())
 
 
@@ -591,7 +626,7 @@ def test_the_examples_of_the_page_about_the_api_work(translating, tmp_path, monk
 
 
 def test_the_page_about_the_api_is_whole_and_fetches_nothing(tmp_path):
-    app = api.make_app(request_queue.Desk({}), str(tmp_path), names=('my "own" <model>', "b"), key="SESAME", most_bytes=5 * 2 ** 20, max_duration=90)
+    app = api.make_app(request_queue.RequestQueue({}), str(tmp_path), names=('my "own" <model>', "b"), key="SESAME", most_bytes=5 * 2 ** 20, max_duration=90)
     answer = call(app, "/docs", headers={"Authorization": "Bearer SESAME", "X-Forwarded-Host": "evil.example", "Host": "evil.example"})
     text, schema = answer.text, app.openapi()
     policy = answer.headers["content-security-policy"]
@@ -614,20 +649,20 @@ def test_the_page_about_the_api_is_whole_and_fetches_nothing(tmp_path):
             assert f"<td><code>{field}</code></td>" in text and html.escape(about["description"]).split("`")[0] in text
     assert re.search(r"number from 0 to 1</td><td><code>0.0</code>", text) and "at most 40 characters" in text
     assert {"Failure", "Error"} <= set(schema["components"]["schemas"]) and "model_not_found" in text
-    assert "KEY" not in "".join(examples(call(api.make_app(request_queue.Desk({}), str(tmp_path)), "/docs").text))
+    assert "KEY" not in "".join(examples(call(api.make_app(request_queue.RequestQueue({}), str(tmp_path)), "/docs").text))
 
 
 @pytest.mark.parametrize("languages, tasks, expected", [
     (["auto", "en"], ["transcribe"], "the languages <code>en</code>, and doesn’t translate."),
     (["auto", "zh"], ["transcribe", "translate"], "the languages <code>zh</code>.")])
 def test_the_page_about_the_api_says_what_the_model_knows(tmp_path, languages, tasks, expected):
-    desk = request_queue.Desk({})
-    desk.facts = worker.Ready(languages, True, tasks, {})
-    assert expected in call(api.make_app(desk, str(tmp_path)), "/docs").text
+    queue = request_queue.RequestQueue({})
+    queue.facts = messages.Ready(languages, True, tasks, {})
+    assert expected in call(api.make_app(queue, str(tmp_path)), "/docs").text
 
 
 def test_the_page_about_the_api_needs_the_key_as_the_openapi_document_does(tmp_path):
-    app = api.make_app(request_queue.Desk({}), str(tmp_path), key="open sesame")
+    app = api.make_app(request_queue.RequestQueue({}), str(tmp_path), key="open sesame")
     for path in ("/docs", "/openapi.json"):
         assert error(call(app, path), 401)["code"] == "invalid_api_key"
         assert call(app, path, headers={"Authorization": "Bearer open sesame"}).status_code == 200
@@ -654,8 +689,8 @@ def test_arguments(capsys):
 @pytest.mark.parametrize("model, expected", [
     ("demo", ["demo"]), ("owner/Model-1", ["Model-1", "owner/Model-1"]), ("/srv/models/mine/", ["mine"]), ("./mine", ["mine"])])
 def test_names_of_the_model(model, expected):
-    assert main.names(main.arguments(["--model", model])) == expected
-    assert main.names(main.arguments(["--model", model, "--name", "whisper-1"])) == [*expected, "whisper-1"]
+    assert addresses.model_names(model, []) == expected
+    assert addresses.model_names(model, ["whisper-1"]) == [*expected, "whisper-1"]
 
 
 def test_an_address_at_which_nobody_can_listen():
@@ -667,8 +702,8 @@ def test_an_address_at_which_nobody_can_listen():
     assert done.returncode == 2 and f"--host 127.0.0.1 --port {port}" in done.stderr and "Traceback" not in done.stderr
     for host in ("nosuch.invalid", "1.2.3.4"):
         with pytest.raises(OptionError, match=f"--host {host} --port 0"):
-            main.check_address(host, 0)
-    main.check_address("127.0.0.1", 0)
+            addresses.check_address(host, 0)
+    addresses.check_address("127.0.0.1", 0)
 
 
 # ---- docs/SERVER.md -------------------------------------------------------------------------------------------------------
@@ -680,7 +715,7 @@ def test_the_page_about_the_server(tmp_path, capsys):
     shown = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
     section = text.partition("## Options")[2].partition("## ")[0]
     assert set(re.findall(r"--[a-z][a-z-]+", section)) == shown
-    app = api.make_app(request_queue.Desk({}), str(tmp_path))
+    app = api.make_app(request_queue.RequestQueue({}), str(tmp_path))
     schema = app.openapi()
     for path in schema["paths"]:
         assert path.replace("{name}", "NAME") in text
@@ -688,7 +723,6 @@ def test_the_page_about_the_server(tmp_path, capsys):
         assert f"`{method.upper()} {path.replace('{name}', 'NAME')}`" in text.partition("## What programs can call")[2].partition("Gradio's calls take")[0]
     fields = schema["components"]["schemas"]["Transcription"]["properties"]
     assert all(f"`{name}`" in text for name in fields)
-    source = "".join((ROOT / "glmasr" / f"{name}.py").read_text(encoding="utf-8") for name in ("api", "fence", "gate", "problems", "uploads"))
-    for status, codes in re.findall(r"^\| (\d{3}) \|([^|]*)\|", text, re.MULTILINE):
-        assert codes.strip() and all(f'"{code}"' in source for code in re.findall(r"`(\w+)`", codes)) and status in source
+    rows = {(int(status), code) for status, codes in re.findall(r"^\| (\d{3}) \|([^|]*)\|", text, re.MULTILINE) for code in re.findall(r"`(\w+)`", codes)}
+    assert rows == {(kind.status, kind.code) for kind in problems.Problem.__subclasses__() if kind.code}
     assert f"up to {request_queue.RUNNING} recordings" in text and f"{gate.STALL:.0f} s, or not all of it in {gate.UPLOAD / 60:.0f} minutes" in text

@@ -10,7 +10,7 @@ from helpers.programs import needs
 
 import glmasr
 from glmasr.pipeline import Options
-from glmasr.server import worker
+from glmasr.server import messages, worker
 
 
 class Pipe:
@@ -41,15 +41,15 @@ def silence(tmp_path_factory):
 @pytest.mark.parametrize("through", ["libsndfile", pytest.param("ffmpeg", marks=needs("ffmpeg"))])
 def test_a_client_that_leaves_ends_its_reader_in_hours_of_silence(recogniser, silence, monkeypatch, through):
     if through == "ffmpeg":
-        monkeypatch.setattr(worker.media, "_foreign", lambda path: ("a format for ffmpeg", 0))
+        monkeypatch.setattr(worker.sound_files, "_foreign", lambda path: ("a format for ffmpeg", 0))
     threads = threading.active_count()
     one = worker.Worker(recogniser, Pipe())
-    reader = worker.Listening(one, worker.Recording(1, str(silence), "auto", Options()), Options(max_duration=9 * 3600.0))
+    reader = worker.ReaderThread(one, messages.Recording(1, str(silence), "auto", Options()), Options(max_duration=9 * 3600.0))
     reader.start()
     time.sleep(0.5)
     assert reader.is_alive(), one.pipe.said
     with one.changed:
-        reader.left = True
+        reader.cancelled = True
         one.changed.notify_all()
     start = time.monotonic()
     reader.join(20)

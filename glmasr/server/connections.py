@@ -1,19 +1,27 @@
-"""Connections that nobody can hold for longer than the limits say: uvicorn's own wait for ever for a client that sends a byte now and then,
-or doesn't take its answer."""
+"""Connections that no client can hold for longer than the limits say: uvicorn's own wait for ever for a client that
+sends a byte now and then, or doesn't take its answer."""
 
 import asyncio
 import select
+from collections.abc import Iterable
+from typing import Any
 
 import h11
+from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from . import gate
 
-HEADERS = 20.0                  # seconds in which a request has to be there, but for its body, after the connection or the answer before
-READ = 2 ** 14                  # bytes that are parsed in one go; h11 is slow, and all others wait meanwhile
-CHUNKS, SMALLEST = 256, 128     # after so many chunks of a body they have to have so many bytes on average; each costs as much as a large one
+HEADERS = (
+    20.0  # seconds in which a request has to be there, but for its body, after the connection or the answer before
+)
+READ = 2**14  # bytes that are parsed in one go; h11 is slow, and all others wait meanwhile
+CHUNKS, SMALLEST = (
+    256,
+    128,
+)  # after so many chunks of a body they have to have so many bytes on average; each costs as much as a large one
 TICK = 1.0
-LEFT = getattr(select, "POLLRDHUP", 0)          # that the other side sends no more; Linux only
+LEFT = getattr(select, "POLLRDHUP", 0)  # that the other side sends no more; Linux only
 
 
 class Parser(h11.Connection):
@@ -21,7 +29,7 @@ class Parser(h11.Connection):
 
     chunks = size = 0
 
-    def next_event(self):
+    def next_event(self) -> Any:
         event = super().next_event()
         if isinstance(event, h11.Request):
             self.chunks = self.size = 0
@@ -33,15 +41,17 @@ class Parser(h11.Connection):
 
 
 class Connection(H11Protocol):
-    def __init__(self, config, *args, **more):
+    def __init__(self, config: Config, *args: Any, **more: Any):
         super().__init__(config, *args, **more)
         self.conn = Parser(h11.SERVER)
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
         if hasattr(transport, "max_size"):
             transport.max_size = READ
-        self.taken = self.idle = self.loop.time()       # when the client last took all that was sent, and when no request was there
+        self.taken = self.idle = (
+            self.loop.time()
+        )  # when the client last took all that was sent, and when no request was there
 
     def send_400_response(self, msg: str) -> None:
         """TRAP: uvicorn's own fails where the answer has begun, and the rest of the body is damaged."""
@@ -62,10 +72,12 @@ class Connection(H11Protocol):
         """Closes the connection where the client is too slow, or has left. Between the calls there is a second."""
         if not self.transport.get_write_buffer_size():
             self.taken = now
-        elif now > self.taken + gate.STALL:             # TRAP: to close would wait until all is sent
+        elif now > self.taken + gate.STALL:  # TRAP: to close would wait until all is sent
             self.transport.abort()
         if self.cycle is None or self.cycle.response_complete:
-            if self.conn.their_state is h11.SEND_BODY and now > self.idle + gate.LINGER:       # it was refused, and goes on sending
+            if (
+                self.conn.their_state is h11.SEND_BODY and now > self.idle + gate.LINGER
+            ):  # it was refused, and goes on sending
                 self.transport.abort()
             elif now > self.idle + HEADERS:
                 self.transport.close()
@@ -73,7 +85,8 @@ class Connection(H11Protocol):
             self.transport.abort()
 
     def left(self) -> bool:
-        """Whether the client has closed its side. TRAP: a transport that doesn't read, for it holds enough, doesn't see that."""
+        """Whether the client has closed its side. TRAP: a transport that doesn't read, for it holds enough, doesn't see
+        that."""
         if not LEFT or self.transport.is_closing():
             return False
         poll = select.poll()
@@ -81,10 +94,11 @@ class Connection(H11Protocol):
         return bool(poll.poll(0))
 
 
-async def watch(connections: set[Connection]) -> None:
+async def watch(connections: Iterable[object]) -> None:
     """Checks all connections, for ever."""
     loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(TICK)
         for connection in list(connections):
-            connection.check(loop.time())
+            if isinstance(connection, Connection):
+                connection.check(loop.time())

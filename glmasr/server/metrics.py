@@ -1,36 +1,69 @@
 """What the server has done, in the text format of Prometheus. Counts and times only: no names, no texts."""
 
+from collections.abc import Sized
+from typing import Protocol
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
-class Figures:
-    """Of one `batching.Desk`, which calls `recording` and `batch`; what it holds right now is looked up when somebody asks."""
+class QueueState(Protocol):
+    """What `RequestQueue` holds right now, which is looked up when the metrics are asked for."""
 
-    def __init__(self, desk):
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        self._ended = Counter("glmasr_recordings", "Recordings that left, by task and by what became of them", ["task", "outcome"], registry=self.registry)
-        self._refused = Counter("glmasr_refused_requests", "Requests refused, before or after their upload, by status", ["status"], registry=self.registry)
-        self._sound = Counter("glmasr_sound_seconds", "Seconds of sound recognised", registry=self.registry)
-        self._waited = Histogram("glmasr_waiting_seconds", "Time in the queue", buckets=SECONDS, registry=self.registry)
-        self._worked = Histogram("glmasr_working_seconds", "Time from the queue to the end", buckets=SECONDS, registry=self.registry)
-        self._windows = Histogram("glmasr_batch_windows", "Windows decoded together", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry)
-        self._together = Histogram("glmasr_batch_recordings", "Recordings in a batch", buckets=(1, 2, 4, 8, 16, 32), registry=self.registry)
-        for name, text, value in (("waiting", "Recordings in the queue", lambda: len(desk.waiting)),
-                                  ("running", "Recordings with the worker", lambda: len(desk.running)),
-                                  ("ready", "1 while the model is loaded", lambda: int(desk.ready is not None)),
-                                  ("worker_restarts", "Times that the worker was started again", lambda: desk.restarts)):
-            Gauge(f"glmasr_{name}", text, registry=self.registry).set_function(value)
+    @property
+    def waiting(self) -> Sized: ...
+
+    @property
+    def running(self) -> Sized: ...
+
+    @property
+    def ready(self) -> object: ...
+
+    @property
+    def restarts(self) -> int: ...
+
+
+class Metrics:
+    """Of one `RequestQueue`, which calls `recording` and `batch`, and of its `Gate`, which calls `refused`."""
+
+    def __init__(self, queue: QueueState):
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._ended = Counter(
+            "glmasr_recordings", "Recordings that left, by task and outcome", ["task", "outcome"], registry=registry
+        )
+        self._refused = Counter(
+            "glmasr_refused_requests", "Requests answered with an error, by its status", ["status"], registry=registry
+        )
+        self._sound = Counter("glmasr_sound_seconds", "Seconds of sound recognized", registry=registry)
+        self._waited = Histogram("glmasr_waiting_seconds", "Time in the queue", buckets=SECONDS, registry=registry)
+        self._worked = Histogram(
+            "glmasr_working_seconds", "Time from the queue to the end", buckets=SECONDS, registry=registry
+        )
+        self._windows = Histogram(
+            "glmasr_batch_windows", "Windows decoded together", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+        )
+        self._together = Histogram(
+            "glmasr_batch_recordings", "Recordings in a batch", buckets=(1, 2, 4, 8, 16, 32), registry=registry
+        )
+        for name, text, value in (
+            ("waiting", "Recordings in the queue", lambda: len(queue.waiting)),
+            ("running", "Recordings with the worker", lambda: len(queue.running)),
+            ("ready", "1 while the model is loaded", lambda: int(queue.ready is not None)),
+            ("worker_restarts", "Times that the worker was started again", lambda: queue.restarts),
+        ):
+            Gauge(f"glmasr_{name}", text, registry=registry).set_function(value)
 
     def recording(self, task: str, outcome: str, seconds: float, waited: float, worked: float) -> None:
+        """A recording has left: `seconds` of sound, the time in the queue and the time after it."""
         self._ended.labels(task, outcome).inc()
         self._sound.inc(seconds)
         self._waited.observe(waited)
         self._worked.observe(worked)
 
     def refused(self, status: int) -> None:
+        """A request was answered with a 4xx or 5xx."""
         self._refused.labels(status).inc()
 
     def batch(self, windows: int, recordings: int) -> None:

@@ -5,10 +5,11 @@
     uploads.grow(path, count)                               # before `count` bytes are written
     uploads.find(text)                                      # the path, if it is one of ours
 
-What is unusual here: a path that a client names is only ever looked up in a table of the paths that were given out, never on the disk. They
-are random, so whoever knows one was given it, or was told it by somebody who was.
+What is unusual here: a path that a client names is only ever looked up in a table of the paths that were given out,
+never on the disk. They are random, so whoever knows one was given it, or was told it by somebody who was.
 
-A file goes when its page is closed, when another recording takes its place there, or when it was not used for KEEP seconds.
+A file goes when its page is closed, when another recording takes its place there, or when it was not used for KEEP
+seconds.
 """
 
 import queue
@@ -23,13 +24,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .problems import Problem
+from .problems import Gone, NoSpace
 
-SOON = 60.0                     # seconds in which the call that a recording came with has to begin
-KEEP = 600.0                    # seconds without use, where no open page holds it: a program that calls the page has none
-RETURN = 60.0                   # seconds in which a page whose connection broke may come back
+SOON = 60.0  # seconds in which the call that a recording came with has to begin
+KEEP = 600.0  # seconds without use, where no open page holds it: a program that calls the page has none
+RETURN = 60.0  # seconds in which a page whose connection broke may come back
 MOST_FILES = 2000
-LONGEST_NAME = 100              # bytes of a name that is kept
+LONGEST_NAME = 100  # bytes of a name that is kept
 
 
 @dataclass
@@ -37,10 +38,10 @@ class Kept:
     """A file, and until when."""
 
     size: int
-    session: str                # of the page that shows it; "" for nobody's yet
-    used: float                 # when, by the monotonic clock
-    once: bool                  # for one call, which drops it
-    busy: int = 0               # calls that are at work on it
+    session: str  # of the page that shows it; "" for none yet
+    used: float  # when, by the monotonic clock
+    once: bool  # for one call, which drops it
+    busy: int = 0  # calls that are at work on it
 
 
 class Uploads:
@@ -50,14 +51,14 @@ class Uploads:
         self.folder, self.most_bytes, self.most_files = Path(folder), most_bytes, most_files
         self.files: dict[str, Kept] = {}
         self.bytes = 0
-        self.pages: Counter[str] = Counter()            # connections of the open pages, by session
-        self.lock = threading.Lock()                    # of `bytes`, which are given back when a file is gone
+        self.pages: Counter[str] = Counter()  # connections of the open pages, by session
+        self.lock = threading.Lock()  # of `bytes`, which are given back when a file is gone
         self.leaving: queue.Queue[tuple[Path, int]] = queue.Queue()
         threading.Thread(target=self._remove, daemon=True).start()
         self.folder.mkdir(mode=0o700, exist_ok=True)
 
     def new(self, name: str, session: str = "", once: bool = False) -> str:
-        """The path of a new, empty file. `once`: for one call. Raises Problem (507) where there is no room, OSError."""
+        """The path of a new, empty file. `once`: for one call. Raises NoSpace, OSError."""
         self.check_room(0)
         path = self.folder / secrets.token_hex(16) / plain(name)
         path.parent.mkdir(mode=0o700)
@@ -75,13 +76,17 @@ class Uploads:
     def check_room(self, count: int) -> None:
         """Raises Problem where `count` more bytes, or another file, would be too many."""
         if len(self.files) >= self.most_files or self.bytes + count > self.most_bytes:
-            raise Problem(507, f"the page keeps {len(self.files)} files with {self.bytes / 2 ** 20:.0f} MiB, and no more than {self.most_files} with "
-                          f"{self.most_bytes / 2 ** 20:g} MiB (--most-kept); try again later", None, "no_space", retry_after=60)
+            raise NoSpace(
+                f"the page keeps {len(self.files)} files with {self.bytes / 2**20:.0f} MiB, and no more than "
+                f"{self.most_files} with {self.most_bytes / 2**20:g} MiB (--most-kept); try again later",
+                retry_after=60,
+            )
 
     def grow(self, path: str, count: int) -> None:
-        """Tells of `count` bytes that are about to be written. Raises Problem where they are too many, or the file has gone."""
+        """Tells of `count` bytes that are about to be written. Raises NoSpace where they are too many, Gone where the
+        file has gone."""
         if path not in self.files:
-            raise Problem(410, "this recording is no longer kept; send it again", "file", "gone")
+            raise Gone("this recording is no longer kept; send it again", "file")
         if self.bytes + count > self.most_bytes:
             self.check_room(count)
         self.files[path].size += count
@@ -106,7 +111,8 @@ class Uploads:
             self.files[path].session = session
 
     def drop(self, path: str) -> None:
-        """From now on it isn't there. TRAP: to remove it from the disk may take milliseconds, and a thousand of them seconds."""
+        """From now on it isn't there. TRAP: to remove it from the disk may take milliseconds, and a thousand of them
+        seconds."""
         if kept := self.files.pop(path, None):
             self.leaving.put((Path(path).parent, kept.size))
 
@@ -145,7 +151,7 @@ class Uploads:
                     kept.used = time.monotonic() + RETURN - KEEP
 
     def tidy(self) -> None:
-        """Drops what nobody needs any more."""
+        """Drops what is no longer needed."""
         now = time.monotonic()
         for path, kept in list(self.files.items()):
             if not kept.busy and kept.session not in self.pages and now > kept.used + (SOON if kept.once else KEEP):
@@ -154,11 +160,14 @@ class Uploads:
 
 def plain(name: str) -> str:
     """A name that any file system takes and any terminal may show. Its ending stays: some decoders go by it."""
-    name = "".join(letter for letter in unicodedata.normalize("NFC", name.replace("\\", "/").rpartition("/")[2])
-                   if unicodedata.category(letter)[0] not in "CZ" or letter == " ")
+    name = "".join(
+        letter
+        for letter in unicodedata.normalize("NFC", name.replace("\\", "/").rpartition("/")[2])
+        if unicodedata.category(letter)[0] not in "CZ" or letter == " "
+    )
     name = "".join("_" if letter in '<>:"|?*' else letter for letter in name).strip(" .")
     stem, dot, ending = name.rpartition(".")
     if not dot or len(ending) > 10:
         stem, dot, ending = name, "", ""
-    stem = stem.encode()[:LONGEST_NAME - len((dot + ending).encode())].decode(errors="ignore").strip(" .")
+    stem = stem.encode()[: LONGEST_NAME - len((dot + ending).encode())].decode(errors="ignore").strip(" .")
     return f"{stem or 'recording'}{dot}{ending}"
