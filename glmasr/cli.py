@@ -62,7 +62,7 @@ def transcribe() -> int:
 
 
 def fetch() -> int:
-    return _run("glmasr.checkpoint.hub")
+    return _run("glmasr.tools.fetch")
 
 
 def check() -> int:

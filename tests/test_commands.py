@@ -19,11 +19,11 @@ EXAMPLE = str(ROOT / "examples" / "zh.wav")
 # The entry that pip writes, which tells when Ctrl-C is ours: what comes before is raised in Python's own start.
 ENTRY = """
 import os, sys
-from glmasr import commands
-hold = commands._hold
-commands._hold = lambda: (hold(), os.write({held}, b"."))[0]
+from glmasr import cli
+hold = cli._hold
+cli._hold = lambda: (hold(), os.write({held}, b"."))[0]
 sys.argv[0] = "{name}"
-sys.exit(commands.{name}())
+sys.exit(cli.{name}())
 """
 COMMANDS = {"transcribe": [EXAMPLE, "--model", "demo", "--quiet"], "check": ["demo"], "fetch": ["demo"], "quantize": ["demo"]}
 
@@ -99,7 +99,7 @@ def test_while_it_imports_and_when_all_is_said(tmp_path, closed):
     """Also where standard error is closed."""
     for moment in ("", "def main(): return 0"):
         (tmp_path / "module.py").write_text(f"import signal\n{moment or 'signal.raise_signal(signal.SIGINT)'}\n")
-        code = "import signal, sys; from glmasr import commands; code = commands._run('module'); signal.raise_signal(signal.SIGINT); sys.exit(code)"
+        code = "import signal, sys; from glmasr import cli; code = cli._run('module'); signal.raise_signal(signal.SIGINT); sys.exit(code)"
         done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}, capture_output=True, text=True,
                               timeout=60, preexec_fn=(lambda: (signal.signal(signal.SIGINT, signal.default_int_handler), closed and os.close(2))))
         assert (done.returncode, done.stdout, done.stderr) == (130, "", "" if closed else "interrupted\n")
@@ -112,11 +112,11 @@ def test_each_command_goes_through_it():
     assert {name: place for name, place in places.items() if name != "glmasr-serve"} == {
         "glmasr": "glmasr.cli:transcribe", "glmasr-fetch": "glmasr.cli:fetch", "glmasr-check": "glmasr.cli:check",
         "glmasr-quantize": "glmasr.cli:quantize"}
-    for module in ("transcribe", "glmasr.checkpoint.hub", "glmasr.tools.check", "glmasr.tools.quantize"):
+    for module in ("transcribe", "glmasr.tools.fetch", "glmasr.tools.check", "glmasr.tools.quantize"):
         assert callable(import_module(module).main)
 
 
-@pytest.mark.parametrize("module", ["glmasr.checkpoint.hub", "glmasr.tools.check", "glmasr.tools.quantize", "transcribe"])
+@pytest.mark.parametrize("module", ["glmasr.tools.fetch", "glmasr.tools.check", "glmasr.tools.quantize", "transcribe"])
 def test_no_command_repeats_what_a_terminal_would_obey(module, monkeypatch, capsys):
     """A shell's pattern makes options of files that are named like one."""
     monkeypatch.setattr(sys, "argv", ["command", "a", "b", "--\x1b]0;owned\x07", "--"])

