@@ -22,45 +22,13 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from glmasr.cli import INTERRUPTED, Parser, ended_at_once
+from glmasr.cli import INTERRUPTED, Parser, ended_at_once, number_or_language, positive, positive_or_auto, seconds
 from glmasr.errors import printable
 from glmasr.writers import output
 from glmasr.writers.formats import TIMED, WRITERS, record
 from glmasr.writers.line_breaks import Layout
 
 # ---- arguments ------------------------------------------------------------------------------------------------------------
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def positive_or_auto(text: str) -> int | None:
-    return None if text == "auto" else positive(text)
-
-
-def seconds(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise ValueError
-    return number
-
-
-def number_or_language(text: str) -> int | str:
-    if text.isdecimal():
-        return positive(text)
-    if not (text.isascii() and text.isalpha() and len(text) in (2, 3)):
-        raise ValueError
-    return text
-
-
-positive.__name__ = "positive integer"          # argparse puts it into its message
-positive_or_auto.__name__ = "positive integer or auto"
-seconds.__name__ = "number of seconds"
-number_or_language.__name__ = "number from 1 on or language"
-
 
 def names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))

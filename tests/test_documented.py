@@ -37,7 +37,7 @@ def programs() -> dict[str, Path]:
 def options(path: Path) -> set[str]:
     """Those that a file, or a module beside it that it imports, gives to a parser."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = {"--help"}
+    found = {"--help"} if path.parent.name in ("training", "benchmarks") else {"--help", "--version"}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
             found |= {argument.value for argument in node.args if isinstance(argument, ast.Constant) and argument.value.startswith("--")}

@@ -20,7 +20,9 @@ import ssl
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPMessage
 from pathlib import Path
+from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -117,8 +119,8 @@ class ModelScope(Hub):
 
 def endpoint() -> str:
     """The hub's address, by the variables of its own packages. Raises CheckpointError if it is none."""
-    name = next((name for name in ("MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN") if os.environ.get(name)), None)
-    value = os.environ[name].strip() if name else ENDPOINT
+    name = "MODELSCOPE_ENDPOINT" if os.environ.get("MODELSCOPE_ENDPOINT") else "MODELSCOPE_DOMAIN"
+    value = (os.environ.get(name) or ENDPOINT).strip()
     value = value if "://" in value else f"https://{value}"
     try:
         parts = urlsplit(value)
@@ -202,12 +204,20 @@ def _model(repository: str) -> str:
 class _ToTheWeb(urllib.request.HTTPRedirectHandler):
     """Large files come from a storage elsewhere. TRAP: urllib would follow to FTP."""
 
-    def redirect_request(self, request, file, code, message, headers, url):
-        if urlsplit(url).scheme not in ("http", "https"):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if urlsplit(newurl).scheme not in ("http", "https"):
             raise HTTPError(
-                request.full_url, code, f"it leads to {url!r:.100}, which is no address of the web", headers, file
+                req.full_url, code, f"it leads to {newurl!r:.100}, which is no address of the web", headers, fp
             )
-        return super().redirect_request(request, file, code, message, headers, url)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..cli import Parser, count, megabytes, port, refused, seconds
 from ..errors import GlmAsrError, OptionError, printable
 
 BACKLOG = 64                    # connections that may wait to be taken; a thousand would each be an error where no more files can be open
@@ -30,48 +31,20 @@ LAST = 6.0                      # seconds until the process ends after that, wha
 FOLDER = "glmasr-server-"
 
 
-def positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise ValueError
-    return number
-
-
-def count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
-
-
-def port(text: str) -> int:
-    number = count(text)
-    if number > 65535:
-        raise ValueError
-    return number
-
-
 def origin(text: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+|\*", text):
-        raise ValueError
+        raise refused(text, "an origin such as https://example.org")
     return text
 
 
 def host(text: str) -> str:
     if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", text):
-        raise ValueError
+        raise refused(text, "the name of a host, without a port")
     return text.lower()
 
 
-positive.__name__ = "positive number"           # argparse puts it into its message
-count.__name__ = "number of 0 or more"
-port.__name__ = "number of 0 to 65535"
-host.__name__ = "name of a host, without a port"
-origin.__name__ = "origin such as https://example.org"
-
-
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Recognises speech: a web page, and an API like OpenAI's.")
+    parser = Parser(description="Recognises speech: a web page, and an API like OpenAI's.")
     parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a Whisper by its short name (tiny to large-v3, turbo), a directory, or owner/name of a model of the hub")
     parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub")
     parser.add_argument("--hub", choices=["huggingface", "modelscope"], help="where the model comes from (default: huggingface, or what GLMASR_HUB says)")
@@ -81,13 +54,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=port, default=7860, help="0 takes a free one (default: 7860)")
     parser.add_argument("--name", action="append", metavar="NAME", help="what requests may call the model, such as whisper-1 for clients that know no other; may be repeated")
     parser.add_argument("--queue", type=count, default=20, metavar="N", help="recordings that may wait; whoever comes then gets status 429 (default: 20)")
-    parser.add_argument("--time-limit", type=positive, default=600.0, metavar="SECONDS", help="for a recording, from its upload to its text (default: 600)")
-    parser.add_argument("--max-upload", type=positive, default=100.0, metavar="MIB", help="size of a file (default: 100)")
-    parser.add_argument("--max-duration", type=positive, default=4 * 3600.0, metavar="SECONDS", help="length of a recording (default: 14400, 4 hours)")
+    parser.add_argument("--time-limit", type=seconds, default=600.0, metavar="SECONDS", help="for a recording, from its upload to its text (default: 600)")
+    parser.add_argument("--max-upload", type=megabytes, default=100.0, metavar="MIB", help="size of a file (default: 100)")
+    parser.add_argument("--max-duration", type=seconds, default=4 * 3600.0, metavar="SECONDS", help="length of a recording (default: 14400, 4 hours)")
     parser.add_argument("--api-key", default=os.environ.get("GLMASR_API_KEY", ""), metavar="KEY", help="requests need it, and so does the page, as the password; better in GLMASR_API_KEY, for everybody on the machine can read arguments")
     parser.add_argument("--cors", action="append", type=origin, default=[], metavar="ORIGIN", help="lets pages of this origin call the server from a browser, such as https://example.org; may be repeated (default: none)")
     parser.add_argument("--allow-host", action="append", type=host, default=[], metavar="NAME", help="another name, or address, that requests may call this server by, such as that of a proxy in front of it; may be repeated (default: of a server at this machine's own address localhost, 127.0.0.1 and [::1]; else any)")
-    parser.add_argument("--most-kept", type=positive, default=1024.0, metavar="MIB", help="size of all recordings and results that the page keeps while it is open (default: 1024)")
+    parser.add_argument("--most-kept", type=megabytes, default=1024.0, metavar="MIB", help="size of all recordings and results that the page keeps while it is open (default: 1024)")
     parser.add_argument("--no-page", action="store_true", help="only the API")
     parser.add_argument("--quiet", action="store_true", help="errors only on standard error")
     return parser.parse_args(argv)
