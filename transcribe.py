@@ -22,46 +22,13 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from glmasr import __version__
-from glmasr.cli import INTERRUPTED, Parser, ended_at_once
+from glmasr.cli import INTERRUPTED, Parser, ended_at_once, number_or_language, positive, positive_or_auto, seconds
 from glmasr.errors import printable
 from glmasr.writers import output
 from glmasr.writers.formats import TIMED, WRITERS, record
 from glmasr.writers.line_breaks import Layout
 
 # ---- arguments ------------------------------------------------------------------------------------------------------------
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def positive_or_auto(text: str) -> int | None:
-    return None if text == "auto" else positive(text)
-
-
-def seconds(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise ValueError
-    return number
-
-
-def number_or_language(text: str) -> int | str:
-    if text.isdecimal():
-        return positive(text)
-    if not (text.isascii() and text.isalpha() and len(text) in (2, 3)):
-        raise ValueError
-    return text
-
-
-positive.__name__ = "positive integer"          # argparse puts it into its message
-positive_or_auto.__name__ = "positive integer or auto"
-seconds.__name__ = "number of seconds"
-number_or_language.__name__ = "number from 1 on or language"
-
 
 def names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
@@ -78,7 +45,6 @@ def formats(text: str) -> list[str]:
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Recognises speech in Mandarin, Cantonese and English.")
-    parser.add_argument("--version", action="version", version=f"glmasr {__version__}")
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg), folders, patterns; - is standard input")
     parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a Whisper by its short name (tiny to large-v3, turbo), a directory, or owner/name of a model of the hub")
     parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub (default: a pinned commit; of other models main)")

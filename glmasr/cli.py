@@ -1,8 +1,9 @@
-"""The first lines of the commands: Ctrl-C while Python imports what they need ends them at once, with exit code 130 and one line.
+"""What all commands share: how they start, and how they read arguments.
 
-TRAP: some of the code that an import runs, such as the callbacks of its own locks, drops a KeyboardInterrupt, and everything else lets it
-end in a traceback of 30 lines. Nothing has to be cleaned up as early as that, so the process just ends. What this module itself imports is
-what Python has imported already, or next to nothing.
+Ctrl-C while Python imports what a command needs ends it at once, with exit code 130 and one line. TRAP: some of the
+code that an import runs, such as the callbacks of its own locks, drops a KeyboardInterrupt, and everything else lets it
+end in a traceback of 30 lines. Nothing has to be cleaned up as early as that, so the process just ends. What this
+module itself imports is what Python has imported already, or next to nothing.
 """
 
 import argparse
@@ -10,17 +11,22 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from typing import NoReturn, TypeVar
 
+from . import __version__
 from .errors import printable
 
-INTERRUPTED = 130               # the exit code, as of shells: 128 + SIGINT
+INTERRUPTED = 130  # the exit code, as of shells: 128 + SIGINT
+Number = TypeVar("Number", int, float)
 
 
 @contextmanager
-def ended_at_once():
-    """While this runs, Ctrl-C ends the process. Nothing changes where somebody handles or ignores it already, nor in a thread beside the main one."""
+def ended_at_once() -> Iterator[None]:
+    """While this runs, Ctrl-C ends the process. Nothing changes where somebody handles or ignores it already, nor in a
+    thread beside the main one."""
     if not _hold():
         yield
         return
@@ -31,29 +37,32 @@ def ended_at_once():
 
 
 def _hold() -> bool:
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    in_main = threading.current_thread() is threading.main_thread()
+    ours = in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:
         signal.signal(signal.SIGINT, _end)
     return ours
 
 
-def _end(*signal_and_frame) -> None:
-    with suppress(OSError):                     # standard error is closed
+def _end(*signal_and_frame: object) -> None:
+    with suppress(OSError):  # standard error is closed
         os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
 
 
 def _run(module: str) -> int:
+    if sys.argv[1:] == ["--version"]:
+        Parser().parse_args()  # ends here: some modules import PyTorch, which takes a second
     try:
         with ended_at_once():
-            main = import_module(module).main
+            main: Callable[[], int] = import_module(module).main
         return main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     finally:
-        _hold()                                 # for good: what is left to do is to end
-        with suppress(OSError, ValueError, AttributeError):     # nobody reads it; it is closed; there is none
+        _hold()  # for good: what is left to do is to end
+        with suppress(OSError, ValueError, AttributeError):  # nobody reads it; it is closed; there is none
             sys.stdout.flush()
 
 
@@ -62,7 +71,7 @@ def transcribe() -> int:
 
 
 def fetch() -> int:
-    return _run("glmasr.checkpoint.hub")
+    return _run("glmasr.tools.fetch")
 
 
 def check() -> int:
@@ -73,8 +82,66 @@ def quantize() -> int:
     return _run("glmasr.tools.quantize")
 
 
-class Parser(argparse.ArgumentParser):
-    """Quotes what it doesn't know, which a pattern of the shell may have made of the name of a file, so that no terminal obeys it."""
+# -- arguments ---------------------------------------------------------------------------------------------------------
 
-    def error(self, message: str):
+
+class Parser(argparse.ArgumentParser):
+    """Knows `--version`. Quotes what it doesn't know, which a pattern of the shell may have made of the name of a file,
+    so that no terminal obeys it."""
+
+    def __init__(self, prog: str | None = None, description: str | None = None):
+        super().__init__(prog=prog, description=description)
+        self.add_argument("--version", action="version", version=f"glmasr {__version__}")
+
+    def error(self, message: str) -> NoReturn:
         super().error(printable(message))
+
+
+def refused(text: str, expected: str) -> argparse.ArgumentTypeError:
+    """The error of a type of arguments: `expected` is what the text isn't, such as "a positive integer"."""
+    return argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+
+
+def _number(text: str, kind: Callable[[str], Number], fits: Callable[[Number], bool], expected: str) -> Number:
+    try:
+        number = kind(text)
+    except ValueError:
+        raise refused(text, expected) from None
+    if not fits(number):
+        raise refused(text, expected)
+    return number
+
+
+def positive(text: str) -> int:
+    return _number(text, int, lambda number: number >= 1, "a positive integer")
+
+
+def positive_or_auto(text: str) -> int | None:
+    """None: auto."""
+    return None if text == "auto" else _number(text, int, lambda number: number >= 1, "a positive integer or auto")
+
+
+def count(text: str) -> int:
+    return _number(text, int, lambda number: number >= 0, "an integer of 0 or more")
+
+
+def port(text: str) -> int:
+    return _number(text, int, lambda number: 0 <= number <= 65535, "an integer of 0 to 65535")
+
+
+def seconds(text: str) -> float:
+    return _number(text, float, lambda number: 0 < number < float("inf"), "a positive number of seconds")
+
+
+def megabytes(text: str) -> float:
+    return _number(text, float, lambda number: 0 < number < float("inf"), "a positive number of MiB")
+
+
+def number_or_language(text: str) -> int | str:
+    """Of a track."""
+    expected = "a number from 1 on or a language, such as eng"
+    if text.isdecimal():
+        return _number(text, int, lambda number: number >= 1, expected)
+    if not (text.isascii() and text.isalpha() and len(text) in (2, 3)):
+        raise refused(text, expected)
+    return text

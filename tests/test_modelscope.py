@@ -22,9 +22,9 @@ from helpers.sounds import RATE, melody
 
 import glmasr
 import transcribe
-from glmasr.checkpoint import hub, modelscope
+from glmasr.checkpoint import download, hub, hub_cache, modelscope
 from glmasr.errors import CheckpointError, OptionError
-from glmasr.tools import check, quantize
+from glmasr.tools import check, fetch, quantize
 
 NAME = "ZhipuAI/GLM-ASR-Nano-2512"
 FILES = {"config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "model.safetensors"}
@@ -130,7 +130,7 @@ def server(cache, content, monkeypatch):
     server = StandIn()
     server.models[NAME, "master"] = content | BYSTANDERS
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
-    monkeypatch.setattr(hub, "PAUSE", 0)
+    monkeypatch.setattr(download, "PAUSE", 0)
     yield server
     server.shutdown()
     server.server_close()
@@ -166,7 +166,7 @@ def test_a_whole_fetch_and_then_no_network(server, cache, content):
 
 
 def test_the_commands(server, cache, tmp_path, capsys, monkeypatch):
-    assert hub.main(["--hub", "modelscope", "--quiet"]) == 0
+    assert fetch.main(["--hub", "modelscope", "--quiet"]) == 0
     directory = Path(capsys.readouterr().out.rstrip("\n"))
     assert directory == find()
     soundfile.write(tmp_path / "0.wav", melody(0.5), RATE)
@@ -237,7 +237,7 @@ def test_it_is_found(cache, content, place, revision):
     else:
         assert find(revision="v7") == cache / place
         with pytest.raises(CheckpointError, match="not in the cache"):
-            hub.check_whole(hub.local(NAME, hub="modelscope"))
+            hub_cache.check_whole(hub.local(NAME, hub="modelscope"))
 
 
 @pytest.mark.parametrize("file", sorted(FILES))
@@ -258,10 +258,10 @@ def test_a_cut_connection_is_taken_up_again(server, content):
 
 
 def test_a_transfer_that_was_given_up_goes_on_the_next_time(server, cache, content):
-    server.cuts = [1000] + [0] * hub.TRIES
+    server.cuts = [1000] + [0] * download.TRIES
     refused("1,000 of", "run it again")
     with pytest.raises(CheckpointError):
-        hub.check_whole(hub.local(NAME, hub="modelscope"))
+        hub_cache.check_whole(hub.local(NAME, hub="modelscope"))
     server.asked.clear()
     server.cuts = []
     assert (find() / "model.safetensors").read_bytes() == content["model.safetensors"]
@@ -285,7 +285,7 @@ def test_a_spoiled_file_is_thrown_away(server, cache, file):
 def test_storage_that_is_busy(server, monkeypatch):
     server.status["model.safetensors"] = 503
     refused("model.safetensors", "503", "run it again")
-    monkeypatch.setattr(hub.time, "sleep", lambda seconds: server.status.clear())
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: server.status.clear())
     assert find()
 
 
@@ -344,7 +344,7 @@ def test_a_token_goes_to_the_hub_and_not_to_its_storage(server, monkeypatch):
 
 
 def test_no_space(server, cache, content, monkeypatch):
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     refused("no space", "1,000 are free", "MODELSCOPE_CACHE")
     assert server.fetched() == []
     monkeypatch.undo()
@@ -356,7 +356,7 @@ def test_a_disk_that_becomes_full(server, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         return open(path, mode)
 
-    monkeypatch.setattr(hub, "open", full, raising=False)
+    monkeypatch.setattr(download, "open", full, raising=False)
     refused("no space", "MODELSCOPE_CACHE", "what was fetched stays")
 
 
@@ -414,7 +414,7 @@ def test_lists_that_are_none(server, cache, tmp_path, kind):
 
 
 def test_a_small_file_of_absurd_size(server, monkeypatch):
-    monkeypatch.setattr(hub, "LARGEST", 100)
+    monkeypatch.setattr(download, "LARGEST", 100)
     refused("expected at most 100")
 
 
@@ -444,6 +444,6 @@ def test_what_is_no_revision(server, revision):
 
 def test_in_a_process_of_its_own(server, tmp_path):
     """As a user has it: by the environment alone."""
-    done = subprocess.run([sys.executable, "-m", "glmasr.checkpoint.hub", "--quiet"], capture_output=True, text=True, cwd=ROOT, timeout=120,
+    done = subprocess.run([sys.executable, "-m", "glmasr.tools.fetch", "--quiet"], capture_output=True, text=True, cwd=ROOT, timeout=120,
                           env={**os.environ, "GLMASR_HUB": "modelscope", "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0 and Path(done.stdout.rstrip("\n")) == find(), done.stderr

@@ -17,7 +17,8 @@ PROGRAM = """
 import sys, time
 import torch                    # which the commands need anyway
 from pathlib import Path
-from glmasr import GlmAsrError, audio, config, hub, tokenizer, weights, writers
+from glmasr import GlmAsrError, audio, config, tokenizer, weights, writers
+from glmasr.checkpoint import hub, hub_cache
 start = time.perf_counter()
 try:
     outcome = repr(%s)
@@ -59,7 +60,7 @@ def zero(path):
 
 READ = {name: f"tokenizer.Tokenizer.read('{name}')" for name in ("tokenizer.json",)} | {
     "config.json": "config.read_config(Path('.'))", "model.safetensors.index.json": "weights.weight_files(Path('.'))",
-    "model.safetensors": "weights.read_header(Path('model.safetensors'))", "cache/models--a--b/refs/main": "hub.check_whole(hub.Model('a/b', 'main'))",
+    "model.safetensors": "weights.read_header(Path('model.safetensors'))", "cache/models--a--b/refs/main": "hub_cache.check_whole(hub.local('a/b', 'main'))",
     "folder/x.wav": "writers.expand(['folder'])", "a.mp3": "len(audio.load('a.mp3', warn=print))"}
 # file -> what it is, how it is made, a part of what comes of it
 ROWS = [

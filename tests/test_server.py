@@ -712,7 +712,7 @@ def test_the_page_about_the_server(tmp_path, capsys):
     text = (ROOT / "docs" / "SERVER.md").read_text(encoding="utf-8")
     with pytest.raises(SystemExit):
         main.arguments(["--help"])
-    shown = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    shown = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help", "--version"}
     section = text.partition("## Options")[2].partition("## ")[0]
     assert set(re.findall(r"--[a-z][a-z-]+", section)) == shown
     app = api.make_app(request_queue.RequestQueue({}), str(tmp_path))

@@ -225,7 +225,7 @@ def test_wrong_usage(capsys, arguments):
 def test_a_wrong_size_of_batches_says_what_is_expected(capsys, size):
     with pytest.raises(SystemExit):
         transcribe.main(["0.wav", "--batch-size", size])
-    assert f"invalid positive integer or auto value: '{size}'" in capsys.readouterr().err
+    assert f"--batch-size: '{size}' is not a positive integer or auto" in capsys.readouterr().err
 
 
 def test_without_the_published_weights(capsys, tmp_path, monkeypatch):

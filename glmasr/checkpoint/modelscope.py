@@ -1,12 +1,15 @@
 """ModelScope's hub over its plain HTTP interface: what a model's folder holds, and the content of a file.
 
-    GET <endpoint>/api/v1/models/<owner>/<name>/repo/files?Revision=master&Recursive=False    {"Data": {"Files": [{"Path", "Size", "Sha256", "Type"}]}}
-    GET <endpoint>/api/v1/models/<owner>/<name>/repo?Revision=master&FilePath=config.json     the content; from the middle, if "Range" asks for it
+    GET <endpoint>/api/v1/models/<owner>/<name>/repo/files?Revision=master&Recursive=False
+        {"Data": {"Files": [{"Path", "Size", "Sha256", "Type"}]}}
+    GET <endpoint>/api/v1/models/<owner>/<name>/repo?Revision=master&FilePath=config.json
+        the content; from the middle, if "Range" asks for it
 
-Written from the package `modelscope_hub` (0.5), which does the same and needs more; the hub itself was not at hand. `hub` does the rest, the
-same for both hubs: which files, where they go, going on after a cut, checksums, locks.
+Written from the package `modelscope_hub` (0.5), which does the same and needs more; the hub itself was not at hand.
+`download` does the rest, the same for both hubs: which files, where they go, going on after a cut, checksums, locks.
 
-Unusual: a revision's commit isn't told. What a model is at a revision is named by the checksums of its files instead: see `listing`.
+Unusual: a revision's commit isn't told. What a model is at a revision is named by the checksums of its files instead:
+see `_listing`.
 """
 
 import hashlib
@@ -16,44 +19,117 @@ import re
 import ssl
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from http.client import HTTPMessage
 from pathlib import Path
+from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlencode, urlsplit
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, GlmAsrError
+from .hub_cache import why_asked
+from .hub_model import BUSY, TIMEOUT, Broken, Hub, HubModel, Listing, Remote, by_hand, first_line
 from .json_file import parse_json, read_file
 
 ENDPOINT = "https://modelscope.cn"
-# Short names -> models there. Of other Whispers no copy is known.
-NAMES = {"glm-asr-nano-2512": "ZhipuAI/GLM-ASR-Nano-2512"} | {
-    name: f"openai-mirror/whisper-{name}" for name in ("tiny", "base", "small", "medium", "large-v3", "large-v3-turbo")} | {
-    "large": "openai-mirror/whisper-large-v3", "turbo": "openai-mirror/whisper-large-v3-turbo"}
-LARGEST_LISTING = 10_000_000    # bytes
-MOST_FILES = 3000               # the hub leaves out what is beyond, without a word
-TIMEOUT = 30.0                  # seconds without a byte
-BROKEN = (URLError, TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException)      # the network, or what stands in for the hub
-
+LARGEST_LISTING = 10_000_000  # bytes
+MOST_FILES = 3000  # the hub leaves out what is beyond, without a word
+# The network, or what stands in for the hub.
+BROKEN = (URLError, TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException)
 _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True)
-class File:
-    """A file of a model: bytes, and their SHA-256 in hexadecimal digits."""
+class ModelScope(Hub):
+    """Models by branch or tag. Its cache is that of `modelscope_hub`, and read as its older packages left it."""
 
-    size: int
-    checksum: str
+    name = "modelscope"
+    title = "ModelScope"
+    branch = "master"
+    has_commits = False
+    address_variable = "MODELSCOPE_ENDPOINT"
+    cache_variable = "MODELSCOPE_CACHE"
+    way_out = "take Hugging Face's hub (--hub huggingface)"
+
+    def cache(self) -> Path:
+        return cache_folder()
+
+    def folder(self, repository: str) -> Path:
+        return cache_folder() / "models" / repository.replace("/", "--")
+
+    def fetched_by_others(self, model: HubModel) -> Path | None:
+        return next((path for path in _places(model.repository, model.revision) if path.is_dir()), None)
+
+    def page(self, model: HubModel) -> str:
+        return f"{ENDPOINT}/models/{model.repository}/files"
+
+    def listing(self, model: HubModel) -> Listing:
+        state, remotes = _listing(model.repository, model.revision)
+        return Listing(state, frozenset(remotes), remotes.__getitem__)
+
+    @contextmanager
+    def stream(self, remote: Remote, start: int) -> Iterator[tuple[bool, Iterator[bytes]]]:
+        try:
+            with opened(remote.url, start) as response:
+                yield response.status != 206, iter(lambda: response.read(2**20), b"")
+        except BROKEN as error:
+            if isinstance(error, HTTPError) and error.code not in BUSY:
+                raise
+            raise Broken(first_line(error)) from None
+
+    @contextmanager
+    def explained(self, model: HubModel) -> Iterator[None]:
+        address = endpoint()
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise CheckpointError(
+                f"HF_HUB_OFFLINE forbids the network, and {why_asked(model)}. Unset it, or fetch the model on another "
+                "machine (glmasr-fetch --hub modelscope) and take the cache along, or try the built-in --model demo"
+            )
+        try:
+            yield
+        except GlmAsrError:
+            raise
+        except HTTPError as error:
+            way = {
+                401: "a private model needs a valid token in MODELSCOPE_API_TOKEN",
+                403: "MODELSCOPE_API_TOKEN has no right to it",
+                404: "there is no such model, revision (--revision) or file, or not for everybody "
+                "(MODELSCOPE_API_TOKEN); models of Hugging Face may have other owners there",
+            }.get(error.code, "try again later, or another address of it (MODELSCOPE_ENDPOINT)")
+            raise CheckpointError(
+                f"{address} answers with status {error.code} ({first_line(error)}) when asked for {model}: {way}"
+            ) from None
+        except BROKEN as error:
+            raise CheckpointError(
+                f"{address} can't be reached ({first_line(error)}), and {why_asked(model)}. Check the connection and "
+                f"the proxy, or name another address (MODELSCOPE_ENDPOINT). {by_hand(model)}"
+            ) from None
+
+    @contextmanager
+    def lock(self, path: Path) -> Iterator[None]:
+        try:
+            import fcntl
+        except ImportError:  # Windows: the checksum sees what two have mixed
+            yield
+            return
+        with open(path, "w") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
 def endpoint() -> str:
     """The hub's address, by the variables of its own packages. Raises CheckpointError if it is none."""
-    name = next((name for name in ("MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN") if os.environ.get(name)), None)
-    value = os.environ[name].strip() if name else ENDPOINT
+    name = "MODELSCOPE_ENDPOINT" if os.environ.get("MODELSCOPE_ENDPOINT") else "MODELSCOPE_DOMAIN"
+    value = (os.environ.get(name) or ENDPOINT).strip()
     value = value if "://" in value else f"https://{value}"
     try:
         parts = urlsplit(value)
-        if parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) and not re.search(r"[\s\x00-\x20\x7f?#]", value):
+        if (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and (parts.port or 1)
+            and not re.search(r"[\s\x00-\x20\x7f?#]", value)
+        ):
             return value.rstrip("/")
     except ValueError:
         pass
@@ -62,11 +138,14 @@ def endpoint() -> str:
 
 def cache_folder() -> Path:
     """Where the hub's packages keep what they fetched, by the same environment variable."""
-    return Path(os.path.expandvars(os.environ.get("MODELSCOPE_CACHE") or Path.home() / ".cache" / "modelscope")).expanduser()
+    return Path(
+        os.path.expandvars(os.environ.get("MODELSCOPE_CACHE") or Path.home() / ".cache" / "modelscope")
+    ).expanduser()
 
 
-def fetched_by_others(repository: str, revision: str) -> list[Path]:
-    """Where ModelScope's own packages would have put a model: those of 2026, and before. Before, a folder held one revision, named in `.mv`."""
+def _places(repository: str, revision: str) -> list[Path]:
+    """Where ModelScope's own packages would have put a model: those of 2026, and before. Before, a folder held one
+    revision, named in `.mv`."""
     owner, name = repository.split("/")
     root, old = cache_folder(), Path("models", owner, name.replace(".", "___"))
     found = [root / "models" / f"{owner}--{name}" / "snapshots" / revision]
@@ -80,51 +159,72 @@ def fetched_by_others(repository: str, revision: str) -> list[Path]:
     return found
 
 
-def address(repository: str, revision: str, name: str) -> str:
-    return f"{endpoint()}/api/v1/models/{quote(repository)}/repo?{urlencode({'Revision': revision, 'FilePath': name}, errors='replace')}"
-
-
-def listing(repository: str, revision: str) -> tuple[str, dict[str, File]]:
-    """(40 hexadecimal digits that stand for this state of the model, its files by name, without those in folders). Raises CheckpointError,
-    and what `opened` raises."""
-    url = f"{endpoint()}/api/v1/models/{quote(repository)}/repo/files?{urlencode({'Revision': revision, 'Recursive': 'False'})}"
+def _listing(repository: str, revision: str) -> tuple[str, dict[str, Remote]]:
+    """(40 hexadecimal digits that stand for this state of the model, its files by name, without those in folders).
+    Raises CheckpointError, and what `opened` raises."""
+    url = f"{_model(repository)}/files?{urlencode({'Revision': revision, 'Recursive': 'False'})}"
     with opened(url) as response:
         content = response.read(LARGEST_LISTING + 1)
     if len(content) > LARGEST_LISTING:
         raise CheckpointError(f"{url} has more than {LARGEST_LISTING:,} bytes; that is no list of a model's files")
     try:
-        found = parse_json(content)
-        files = found["Data"]["Files"]
-        entries = [(str(entry["Path"]), entry["Size"], entry.get("Sha256")) for entry in files if entry["Type"] == "blob"]
+        files = parse_json(content)["Data"]["Files"]
+        entries = [
+            (str(entry["Path"]), entry["Size"], entry.get("Sha256")) for entry in files if entry["Type"] == "blob"
+        ]
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{url} answers with something else than a list of files ({error!r:.100}); MODELSCOPE_ENDPOINT has to name "
-                              "ModelScope's hub, and no login page may be in between") from None
-    listed: dict[str, File] = {}
+        raise CheckpointError(
+            f"{url} answers with something else than a list of files ({error!r:.100}); MODELSCOPE_ENDPOINT has to name "
+            "ModelScope's hub, and no login page may be in between"
+        ) from None
     if len(files) >= MOST_FILES:
-        raise CheckpointError(f"{url} lists {len(files):,} files or more; expected fewer than {MOST_FILES:,}, the most that the hub tells of")
+        raise CheckpointError(
+            f"{url} lists {len(files):,} files or more; expected fewer than {MOST_FILES:,}, the most that the "
+            "hub tells of"
+        )
+    listed: dict[str, Remote] = {}
     for name, size, checksum in entries:
         if type(size) is not int or size < 0 or not (isinstance(checksum, str) and _CHECKSUM.fullmatch(checksum)):
-            raise CheckpointError(f"{url} says that {name!r:.100} has {size!r:.50} bytes and the checksum {checksum!r:.100}, expected a number and "
-                                  "a SHA-256")
-        if listed.setdefault(name, File(size, checksum)) != File(size, checksum):
+            raise CheckpointError(
+                f"{url} says that {name!r:.100} has {size!r:.50} bytes and the checksum {checksum!r:.100}, expected a "
+                "number and a SHA-256"
+            )
+        query = urlencode({"Revision": revision, "FilePath": name}, errors="replace")
+        remote = Remote(name, f"{_model(repository)}?{query}", checksum, size)
+        if listed.setdefault(name, remote) != remote:
             raise CheckpointError(f"{url} lists {name!r:.100} twice, with different content")
     state = "\n".join(f"{name}\0{file.size}\0{file.checksum}" for name, file in sorted(listed.items()))
     return hashlib.sha256(state.encode("utf-8", "surrogatepass")).hexdigest()[:40], listed
 
 
+def _model(repository: str) -> str:
+    return f"{endpoint()}/api/v1/models/{quote(repository)}/repo"
+
+
 class _ToTheWeb(urllib.request.HTTPRedirectHandler):
     """Large files come from a storage elsewhere. TRAP: urllib would follow to FTP."""
 
-    def redirect_request(self, request, file, code, message, headers, url):
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise HTTPError(request.full_url, code, f"it leads to {url!r:.100}, which is no address of the web", headers, file)
-        return super().redirect_request(request, file, code, message, headers, url)
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            raise HTTPError(
+                req.full_url, code, f"it leads to {newurl!r:.100}, which is no address of the web", headers, fp
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 @contextmanager
 def opened(url: str, start: int = 0) -> Iterator[http.client.HTTPResponse]:
-    """The answer of the hub, from byte `start` on where its status is 206, else from the beginning. Raises HTTPError for a status that is none
-    of success, and BROKEN. A token (MODELSCOPE_API_TOKEN) goes to the hub and not to where it leads."""
+    """The answer of the hub, from byte `start` on where its status is 206, else from the beginning. Raises HTTPError
+    for a status that is none of success, and BROKEN. A token (MODELSCOPE_API_TOKEN) goes to the hub and not to where it
+    leads."""
     headers = {"User-Agent": "glmasr", "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     request = urllib.request.Request(url, headers=headers)
     if token := os.environ.get("MODELSCOPE_API_TOKEN"):
@@ -132,7 +232,7 @@ def opened(url: str, start: int = 0) -> Iterator[http.client.HTTPResponse]:
         request.add_unredirected_header("Cookie", f"m_session_id={token}")
     try:
         response = urllib.request.build_opener(_ToTheWeb).open(request, timeout=TIMEOUT)
-    except ValueError as error:                 # it leads to an address that can't be parsed
+    except ValueError as error:  # it leads to an address that can't be parsed
         raise URLError(f"{error!r:.200}") from None
     with response:
         yield response

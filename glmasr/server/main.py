@@ -13,6 +13,7 @@ import sys
 import tempfile
 from types import TracebackType
 
+from ..cli import Parser, count, megabytes, port, refused, seconds
 from ..errors import GlmAsrError, OptionError, printable
 from .extra import missing
 from .private_folder import private_folder
@@ -21,48 +22,20 @@ from .signals import block_signals, ends
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-def positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise ValueError
-    return number
-
-
-def count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
-
-
-def port(text: str) -> int:
-    number = count(text)
-    if number > 65535:
-        raise ValueError
-    return number
-
-
 def origin(text: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+|\*", text):
-        raise ValueError
+        raise refused(text, "an origin such as https://example.org")
     return text
 
 
 def host(text: str) -> str:
     if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", text):
-        raise ValueError
+        raise refused(text, "the name of a host, without a port")
     return text.lower()
 
 
-positive.__name__ = "positive number"  # argparse puts it into its message
-count.__name__ = "number of 0 or more"
-port.__name__ = "number of 0 to 65535"
-host.__name__ = "name of a host, without a port"
-origin.__name__ = "origin such as https://example.org"
-
-
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Recognizes speech: a web page, and an API like OpenAI's.")
+    parser = Parser(description="Recognizes speech: a web page, and an API like OpenAI's.")
     parser.add_argument(
         "--model",
         default="glm-asr-nano-2512",
@@ -99,17 +72,17 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--time-limit",
-        type=positive,
+        type=seconds,
         default=600.0,
         metavar="SECONDS",
         help="for a recording, from its upload to its text (default: 600)",
     )
     parser.add_argument(
-        "--max-upload", type=positive, default=100.0, metavar="MIB", help="size of a file (default: 100)"
+        "--max-upload", type=megabytes, default=100.0, metavar="MIB", help="size of a file (default: 100)"
     )
     parser.add_argument(
         "--max-duration",
-        type=positive,
+        type=seconds,
         default=4 * 3600.0,
         metavar="SECONDS",
         help="length of a recording (default: 14400, 4 hours)",
@@ -142,7 +115,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--most-kept",
-        type=positive,
+        type=megabytes,
         default=1024.0,
         metavar="MIB",
         help="size of all recordings and results that the page keeps while it is open (default: 1024)",

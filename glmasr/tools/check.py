@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import pipeline, weights
-from ..checkpoint import hub
+from ..checkpoint import hub, hub_cache
 from ..cli import Parser
 from ..config import EncoderDecoderConfig, GlmAsrConfig
 from ..errors import CheckpointError, GlmAsrError, printable
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         found = hub.local(args.model, args.revision, args.hub)
-        report = check(found if isinstance(found, Path) else hub.check_whole(found))
+        report = check(found if isinstance(found, Path) else hub_cache.check_whole(found))
     except GlmAsrError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..checkpoint import hub
+from ..checkpoint import hub_cache
 from ..errors import OutputError
 from ..pipeline import LanguageState, Options, Part, Recogniser, Segment
 from ..transcription import vad
@@ -55,7 +55,7 @@ def _digest(recording: str) -> str | None:
 def _identity(model: Path) -> str:
     """Of both ends and the size of each file: to read all of the weights would take as long as to load them."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(path for path in model.iterdir() if path.name in hub.SMALL or path.suffix in (".safetensors", ".bin")):
+    for path in sorted(path for path in model.iterdir() if path.name in hub_cache.SMALL or path.suffix in (".safetensors", ".bin")):
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             digest.update(f"{path.name} {size} ".encode())
