@@ -24,7 +24,8 @@ from . import audio as sound
 from . import decode, weights
 from .audio_files import ffmpeg, sound_files
 from .checkpoint import hub as hubs
-from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
+from .checkpoint.whisper_json import check_steering
+from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig
 from .errors import CheckpointError, GlmAsrError, OptionError, ShortMemoryError, out_of_memory
 from .kernels import devices, int8, prepare
 from .model import EncoderDecoder, GlmAsr

@@ -14,7 +14,8 @@ from glmasr.decode import Hypothesis
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.model import EncoderDecoder
 from glmasr.pipeline import Options
-from glmasr.tokenizer import ALPHABET, time_token
+from glmasr.checkpoint.vocabulary import ALPHABET
+from glmasr.tokenizer import time_token
 from glmasr.transcription import chunking, coverage
 
 NAMES = ["<|endoftext|>", "<|startoftranscript|>", "<|zh|>", "<|yue|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|nospeech|>",

@@ -7,7 +7,8 @@ import pytest
 import regex
 
 from glmasr.errors import OptionError
-from glmasr.tokenizer import ALPHABET, Tokenizer
+from glmasr.checkpoint.vocabulary import ALPHABET
+from glmasr.tokenizer import Tokenizer
 from glmasr.transcription.language import (
     LANGUAGES,
     NAMES,

@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from ..cli import INTERRUPTED, Parser, ended_at_once
-from ..config import read_config
+from .config_json import read_config
 from ..errors import CheckpointError, GlmAsrError, OptionError, printable
 from . import ctranslate2, modelscope
 from .json_file import read_file, read_json

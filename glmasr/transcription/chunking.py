@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..audio import HOP, SAMPLE_RATE, mel_power
+from ..audio import mel_power
+from ..config import HOP, SAMPLE_RATE
 from .vad import CHUNK, SHORTEST, UNTIL, spans, voiced
 
 SILENT = -80.0                  # dB; a frame below this is silent, as pauses of digital recordings are

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..audio import HOP, SAMPLE_RATE
+from ..config import HOP, SAMPLE_RATE
 from ..errors import OptionError
 
 CHUNK = 512                     # samples, 32 ms, that a probability is for

@@ -16,7 +16,7 @@ from glmasr.config import (
     SinusoidalEncoderConfig,
 )
 from glmasr.model import EncoderDecoder, GlmAsr
-from glmasr.tokenizer import ALPHABET
+from glmasr.checkpoint.vocabulary import ALPHABET
 
 # ---- GLM-ASR ------------------------------------------------------------------------------------------------------------
 
