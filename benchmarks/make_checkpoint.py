@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from glmasr.checkpoint.config_json import to_published  # noqa: E402
+from glmasr.checkpoint.vocabulary import ALPHABET  # noqa: E402
 from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig  # noqa: E402
 from glmasr.model import GlmAsr  # noqa: E402
-from glmasr.checkpoint.vocabulary import ALPHABET  # noqa: E402
 from glmasr.weights import FORMATS, their_name  # noqa: E402
 from training.make_demo import SPECIAL, SPLIT, TEMPLATE  # noqa: E402
 

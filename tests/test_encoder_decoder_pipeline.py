@@ -9,12 +9,12 @@ import torch
 
 import glmasr
 from glmasr import pipeline, weights
+from glmasr.checkpoint.vocabulary import ALPHABET
 from glmasr.config import CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig
 from glmasr.decode import Hypothesis
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.model import EncoderDecoder
 from glmasr.pipeline import Options
-from glmasr.checkpoint.vocabulary import ALPHABET
 from glmasr.tokenizer import time_token
 from glmasr.transcription import chunking, coverage
 

@@ -6,8 +6,8 @@ from itertools import product
 import pytest
 import regex
 
-from glmasr.errors import OptionError
 from glmasr.checkpoint.vocabulary import ALPHABET
+from glmasr.errors import OptionError
 from glmasr.tokenizer import Tokenizer
 from glmasr.transcription.language import (
     LANGUAGES,

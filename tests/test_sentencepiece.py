@@ -14,8 +14,8 @@ import pytest
 import sentencepiece
 from helpers.vocabularies import BYTES, SENTENCES, complete, random_text
 
-from glmasr.errors import TokenizerError
 from glmasr.checkpoint.vocabulary import ALPHABET
+from glmasr.errors import TokenizerError
 from glmasr.tokenizer import SentencePieceTokenizer, Tokenizer, read_tokenizer, time_token
 from glmasr.transcription.language import forbidden_ids
 

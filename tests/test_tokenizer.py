@@ -9,9 +9,9 @@ import time
 import pytest
 from helpers.vocabularies import BYTES, SENTENCES, complete, random_text
 
-from glmasr.errors import TokenizerError
 from glmasr.checkpoint.pre_tokenizers import compile_pattern
 from glmasr.checkpoint.vocabulary import ALPHABET
+from glmasr.errors import TokenizerError
 from glmasr.tokenizer import Merges, Tokenizer
 
 GLM4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -16,9 +16,9 @@ import torch
 import glmasr
 from glmasr import weights
 from glmasr.checkpoint.config_json import read_config, to_published
+from glmasr.checkpoint.vocabulary import ALPHABET
 from glmasr.config import CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig
 from glmasr.encoder import sinusoids
-from glmasr.checkpoint.vocabulary import ALPHABET
 from glmasr.tokenizer import time_token
 
 TRAIN = [sys.executable, str(Path(__file__).parent.parent / "training" / "train.py")]

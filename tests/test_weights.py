@@ -15,9 +15,9 @@ from helpers.checkpoints import PUBLISHED, TINY, entry, raw
 from safetensors.torch import load_file, save_file
 
 from glmasr import weights
-from glmasr.checkpoint.tensor_files import read_header
 from glmasr.checkpoint.config_json import read_config, to_published
 from glmasr.checkpoint.glm_asr_json import from_published
+from glmasr.checkpoint.tensor_files import read_header
 from glmasr.config import GlmAsrConfig
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.kernels import devices

@@ -33,9 +33,9 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from ..cli import INTERRUPTED, Parser, ended_at_once
-from .config_json import read_config
 from ..errors import CheckpointError, GlmAsrError, OptionError, printable
 from . import ctranslate2, modelscope
+from .config_json import read_config
 from .json_file import read_file, read_json
 from .tensor_files import INDEX, WHOLE, check_files, pickles, shards, weight_files
 
