@@ -19,9 +19,10 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from glmasr.checkpoint.config_json import to_published  # noqa: E402
+from glmasr.checkpoint.vocabulary import ALPHABET  # noqa: E402
 from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig  # noqa: E402
 from glmasr.model import GlmAsr  # noqa: E402
-from glmasr.tokenizer import ALPHABET  # noqa: E402
 from glmasr.weights import FORMATS, their_name  # noqa: E402
 from training.make_demo import SPECIAL, SPLIT, TEMPLATE  # noqa: E402
 
@@ -114,7 +115,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>",
                 "padding_side": "left", "clean_up_tokenization_spaces": False, "model_max_length": config.decoder.positions}
-    files = {"tokenizer.json": make_tokenizer(config), "tokenizer_config.json": settings, **config.to_published("bfloat16")}
+    files = {"tokenizer.json": make_tokenizer(config), "tokenizer_config.json": settings, **to_published(config, "bfloat16")}
     for name, values in files.items():
         (args.out / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (args.out / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")

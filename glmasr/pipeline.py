@@ -29,7 +29,8 @@ from . import audio as sound
 from . import weights
 from .audio_files.reader import may_wait
 from .checkpoint import hub as hubs
-from .config import EncoderDecoderConfig, GlmAsrConfig, check_steering
+from .checkpoint.whisper_json import check_steering
+from .config import EncoderDecoderConfig, GlmAsrConfig
 from .errors import CheckpointError, GlmAsrError, OptionError
 from .kernels import devices, int8
 from .model import EncoderDecoder, GlmAsr

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .checkpoint import ctranslate2
+from .checkpoint.config_json import read_config, to_published
 from .checkpoint.tensor_files import _FLOATS, INDEX, Files, read_header, weight_files
-from .config import EncoderDecoderConfig, GlmAsrConfig, read_config
+from .config import EncoderDecoderConfig, GlmAsrConfig
 from .errors import CheckpointError, OptionError
 from .kernels import cuda_graphs, int8, prepare
 from .kernels.devices import choose_device, choose_dtype, fast_dtype
@@ -339,5 +340,5 @@ def save(model: GlmAsr | EncoderDecoder, directory, dtype: torch.dtype | None = 
             state[theirs] = parameter.detach().to("cpu", dtype).contiguous()
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)      # save_file leaves it to the owner alone
-    for name, values in model.config.to_published(dtype or model.dtype).items():
+    for name, values in to_published(model.config, dtype or model.dtype).items():
         (directory / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

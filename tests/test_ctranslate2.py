@@ -128,7 +128,7 @@ def put(folder, **values):
 def test_a_list_of_tokens_in_place_of_a_tokenizer(source, folder, file):
     whole = glmasr.load(folder, device="cpu", dtype="float32")
     tokenizer, size = read_tokenizer(folder), whole.config.decoder.vocabulary
-    tokens = [tokenizer._tokens[number] for number in range(size)]
+    tokens = sorted(tokenizer._ids, key=tokenizer._ids.get)[:size]
     expected = weights.examine(folder).config
     (folder / file).write_text(json.dumps(tokens) if file.endswith("json") else "".join(f"{token}\n" for token in tokens), encoding="utf-8")
     assert read_special(folder) == tokenizer.special

@@ -12,13 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmasr import decode, weights
+from glmasr.checkpoint.config_json import read_config
+from glmasr.checkpoint.whisper_json import from_published
 from glmasr.config import (
     CONVOLUTIONS,
     PRESETS,
     CrossDecoderConfig,
     EncoderDecoderConfig,
     SinusoidalEncoderConfig,
-    read_config,
     total_stride,
 )
 from glmasr.conv_frontend import WaveformFrontend, receptive_field
@@ -435,7 +436,7 @@ def test_the_published_sizes_have_the_published_tensors():
                   "large-v3": 1_543_490_560, "large-v3-turbo": 808_878_080}
     table = weights.FORMATS["whisper"].table
     for name, (bands, width, encoder, decoder, heads, vocabulary) in sizes.items():
-        config = EncoderDecoderConfig.published({
+        config = from_published({
             "model_type": "whisper", "num_mel_bins": bands, "d_model": width, "encoder_layers": encoder, "decoder_layers": decoder,
             "encoder_attention_heads": heads, "decoder_attention_heads": heads, "encoder_ffn_dim": 4 * width,
             "decoder_ffn_dim": 4 * width, "vocab_size": vocabulary, "decoder_start_token_id": 50_258, "eos_token_id": 50_257})

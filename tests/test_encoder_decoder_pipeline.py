@@ -9,12 +9,13 @@ import torch
 
 import glmasr
 from glmasr import pipeline, weights
+from glmasr.checkpoint.vocabulary import ALPHABET
 from glmasr.config import CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig
 from glmasr.decode import Hypothesis
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.model import EncoderDecoder
 from glmasr.pipeline import Options
-from glmasr.tokenizer import ALPHABET, time_token
+from glmasr.tokenizer import time_token
 from glmasr.transcription import chunking, code_switching, coverage, recovery, window_decoder
 
 NAMES = ["<|endoftext|>", "<|startoftranscript|>", "<|zh|>", "<|yue|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|nospeech|>",

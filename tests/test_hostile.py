@@ -633,7 +633,7 @@ def test_row(row, whole, tmp_path, monkeypatch):
             pytest.skip(f"no {path} here")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("glmasr.tokenizer.MATCHING", 0.1)
+    monkeypatch.setattr("glmasr.checkpoint.pre_tokenizers.MATCHING", 0.1)
     try:
         outcome = row.run(Room(monkeypatch, whole))
     except glmasr.GlmAsrError as error:

@@ -6,8 +6,9 @@ from itertools import product
 import pytest
 import regex
 
+from glmasr.checkpoint.vocabulary import ALPHABET
 from glmasr.errors import OptionError
-from glmasr.tokenizer import ALPHABET, Tokenizer
+from glmasr.tokenizer import Tokenizer
 from glmasr.transcription.language import (
     LANGUAGES,
     NAMES,

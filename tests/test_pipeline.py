@@ -21,7 +21,7 @@ from helpers.sounds import RATE, melody
 
 import glmasr
 from glmasr import pipeline
-from glmasr.config import read_config
+from glmasr.checkpoint.config_json import read_config
 from glmasr.decode import Hypothesis
 from glmasr.transcription import window_decoder
 from glmasr.transcription.language import forbidden_ids, join

@@ -28,6 +28,7 @@ from helpers.real import Errors, openai_checkpoint
 
 from glmasr import audio, decode, weights
 from glmasr.checkpoint import ctranslate2
+from glmasr.checkpoint.config_json import to_published
 from glmasr.model import EncoderDecoder
 from glmasr.tokenizer import read_tokenizer
 
@@ -177,7 +178,7 @@ def found(ours, states):
 def theirs(ours):
     """The same weights in Transformers."""
     transformers = pytest.importorskip("transformers")
-    values = ours.config.to_published(torch.float32)
+    values = to_published(ours.config, torch.float32)
     transformers.AttentionInterface.register("together", attend_together)
     transformers.AttentionMaskInterface.register("together", importlib.import_module("transformers.masking_utils").sdpa_mask)
     model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**values["config.json"], attn_implementation="together"))

@@ -17,8 +17,9 @@ PROGRAM = """
 import sys, time
 import torch                    # which the commands need anyway
 from pathlib import Path
-from glmasr import GlmAsrError, audio, config, tokenizer, weights, writers
-from glmasr.checkpoint import hub, hub_cache
+from glmasr import GlmAsrError, audio, tokenizer
+from glmasr.checkpoint import config_json, hub, hub_cache, tensor_files
+from glmasr.writers import output
 start = time.perf_counter()
 try:
     outcome = repr(%s)
@@ -59,9 +60,9 @@ def zero(path):
 
 
 READ = {name: f"tokenizer.Tokenizer.read('{name}')" for name in ("tokenizer.json",)} | {
-    "config.json": "config.read_config(Path('.'))", "model.safetensors.index.json": "weights.weight_files(Path('.'))",
-    "model.safetensors": "weights.read_header(Path('model.safetensors'))", "cache/models--a--b/refs/main": "hub_cache.check_whole(hub.local('a/b', 'main'))",
-    "folder/x.wav": "writers.expand(['folder'])", "a.mp3": "len(audio.load('a.mp3', warn=print))"}
+    "config.json": "config_json.read_config(Path('.'))", "model.safetensors.index.json": "tensor_files.weight_files(Path('.'))",
+    "model.safetensors": "tensor_files.read_header(Path('model.safetensors'))", "cache/models--a--b/refs/main": "hub_cache.check_whole(hub.local('a/b', 'main'))",
+    "folder/x.wav": "output.expand(['folder'])", "a.mp3": "len(audio.load('a.mp3', warn=print))"}
 # file -> what it is, how it is made, a part of what comes of it
 ROWS = [
     ("tokenizer.json", "a pattern of 50 KB, 9999 times", lambda: tokenizer("(?:" + "[a-c]" * 10_000 + "){9999}"), "TokenizerError: tokenizer.json: the regular expression"),

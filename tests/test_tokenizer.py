@@ -1,6 +1,7 @@
 """The tokenizer against the `tokenizers` library, on vocabularies that the library trains here, and each named error."""
 
 import copy
+import itertools
 import json
 import random
 import time
@@ -8,8 +9,10 @@ import time
 import pytest
 from helpers.vocabularies import BYTES, SENTENCES, complete, random_text
 
+from glmasr.checkpoint.pre_tokenizers import compile_pattern
+from glmasr.checkpoint.vocabulary import ALPHABET
 from glmasr.errors import TokenizerError
-from glmasr.tokenizer import ALPHABET, Tokenizer, _compile
+from glmasr.tokenizer import Merges, Tokenizer
 
 GLM4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -144,6 +147,29 @@ def test_merge_that_is_reached_by_two_ways_equals_the_library():
     check(data, ["".join(rng.choices("abc", k=rng.randint(0, 14))) for _ in range(1500)])
 
 
+def merged_slowly(merges, ids):
+    """As the docstring of `Merges` says it."""
+    while pairs := [(merges.rank[pair], place) for place, pair in enumerate(itertools.pairwise(ids)) if pair in merges.rank]:
+        earliest, place = min(pairs)
+        ids = [*ids[:place], merges.joint[earliest], *ids[place + 2:]]
+    return ids
+
+
+def test_merges_equal_their_definition():
+    """Ranks in any order, as no training gives them: a joint token may make a pair that is listed before its own."""
+    rng = random.Random(9)
+    for _ in range(1000):
+        tokens = {"a": 0, "b": 1}
+        for _ in range(rng.randint(1, 12)):
+            tokens.setdefault("".join(rng.choices(list(tokens), k=2)), len(tokens))
+        pairs = [(a, b) for a in tokens for b in tokens if a + b in tokens]
+        rng.shuffle(pairs)
+        merges = Merges({(tokens[a], tokens[b]): place for place, (a, b) in enumerate(pairs)}, [tokens[a + b] for a, b in pairs])
+        ids = rng.choices(range(2), k=rng.randint(0, 30))
+        before = [*ids]
+        assert merges.apply(ids) == merged_slowly(merges, ids) and ids == before
+
+
 def test_long_pieces_equal_the_library(trained):
     rng = random.Random(8)
     check(trained["none"], ["a" * 200_000, " " * 100_000 + "x", "".join(rng.choices("th e大家", k=50_000)), "é" * 1000])
@@ -275,7 +301,7 @@ def test_named_errors(name):
 @pytest.mark.parametrize("pattern", [r"\w+", "^a", "a$", "(?i)a", "(?i:ss)", "(?i:)", "[a&&b]", "[[a]]", "a{2}?", "a{2}+", r"\h", "a**", "[z-a]", "(a", "a)", "[", r"\p{Foo}"])
 def test_regular_expressions_that_could_mean_something_else_are_refused(pattern):
     with pytest.raises(TokenizerError, match="regular expression"):
-        _compile(pattern)
+        compile_pattern(pattern)
 
 
 @pytest.mark.parametrize("pattern, message", [("a{10000}", None), ("a{25001}", "200008 characters"), ("(a{2,200}){100}", "300000 characters"),
@@ -284,15 +310,15 @@ def test_regular_expressions_that_could_mean_something_else_are_refused(pattern)
                                               ("(" * 2500 + ")" * 2500, "is damaged")])
 def test_regular_expressions_that_would_take_all_memory_are_refused(pattern, message):
     if message is None:
-        assert _compile(pattern).search("a" * 10_000)
+        assert compile_pattern(pattern).search("a" * 10_000)
         return
     with pytest.raises(TokenizerError, match=message):
-        _compile(pattern)
+        compile_pattern(pattern)
 
 
 def test_the_time_of_all_steps_together_is_limited(monkeypatch):
     """Each piece of the second step takes less than is allowed."""
-    monkeypatch.setattr("glmasr.tokenizer.MATCHING", 0.3)
+    monkeypatch.setattr("glmasr.checkpoint.pre_tokenizers.MATCHING", 0.3)
     slow = Tokenizer(small(pre_tokenizer=sequence(split("x"), split("(?:a|b|aa|ab)+c"), {**BYTES, "use_regex": False})))
     start = time.process_time()
     with pytest.raises(TokenizerError, match="takes more than 0.3 s"):
@@ -312,7 +338,7 @@ def test_more_than_any_published_file_has(change, message):
 
 
 def test_a_regular_expression_that_takes_years(monkeypatch):
-    monkeypatch.setattr("glmasr.tokenizer.MATCHING", 0.1)
+    monkeypatch.setattr("glmasr.checkpoint.pre_tokenizers.MATCHING", 0.1)
     slow = Tokenizer(small(pre_tokenizer=sequence(split("(?:a|b|aa|ab)+c"), {**BYTES, "use_regex": False})))
     with pytest.raises(TokenizerError, match="takes more than 0.1 s"):
         slow.encode("ab" * 100 + " c")

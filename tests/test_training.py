@@ -15,9 +15,11 @@ import torch
 
 import glmasr
 from glmasr import weights
-from glmasr.config import CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig, read_config
+from glmasr.checkpoint.config_json import read_config, to_published
+from glmasr.checkpoint.vocabulary import ALPHABET
+from glmasr.config import CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig
 from glmasr.encoder import sinusoids
-from glmasr.tokenizer import ALPHABET, time_token
+from glmasr.tokenizer import time_token
 
 TRAIN = [sys.executable, str(Path(__file__).parent.parent / "training" / "train.py")]
 SMALL = ["--threads", "1", "--batch-seconds", "12", "--warmup", "5", "--rate", "3e-3", "--mean", "0.8", "--eval-every", "1000"]
@@ -66,7 +68,7 @@ def article(request, task):
         end=256, languages={"zh": 258, "en": 259}, tasks={"transcribe": 260}, no_timestamps=262, latest_first_time=None)
     folder = task / request.param
     folder.mkdir()
-    for name, values in config.to_published("bfloat16").items():
+    for name, values in to_published(config, "bfloat16").items():
         (folder / name).write_text(json.dumps(values), encoding="utf-8")
     data = json.loads((task / "model" / "tokenizer.json").read_text())
     data["added_tokens"] = [{"id": 256 + i, "content": name, "special": True} for i, name in enumerate(names)]

@@ -15,8 +15,10 @@ from helpers.checkpoints import PUBLISHED, TINY, entry, raw
 from safetensors.torch import load_file, save_file
 
 from glmasr import weights
+from glmasr.checkpoint.config_json import read_config, to_published
+from glmasr.checkpoint.glm_asr_json import from_published
 from glmasr.checkpoint.tensor_files import read_header
-from glmasr.config import GlmAsrConfig, read_config
+from glmasr.config import GlmAsrConfig
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.kernels import devices
 from glmasr.model import GlmAsr
@@ -275,7 +277,7 @@ def test_a_large_checkpoint_takes_no_private_memory(folder, tmp_path):
     with torch.device("meta"):
         names = {their_name(FORMATS["transformers"].table, ours): weight.shape for ours, weight in GlmAsr(config).named_parameters()}
     save_file({name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in names.items()}, tmp_path / "model.safetensors")
-    for name, values in config.to_published(torch.bfloat16).items():
+    for name, values in to_published(config, torch.bfloat16).items():
         (tmp_path / name).write_text(json.dumps(values))
     program = """
 import sys
@@ -600,18 +602,18 @@ def test_the_published_files_give_the_defaults():
     config = {"architectures": ["GlmAsrForConditionalGeneration"], "audio_config": audio, "audio_token_id": 59260, "dtype": "bfloat16",
               "hidden_size": 2048, "model_type": "glmasr", "projector_hidden_act": "gelu", "text_config": text,
               "transformers_version": "5.0.0.dev0", "vocab_size": 59264}
-    assert GlmAsrConfig.published(config) == GlmAsrConfig()
-    assert GlmAsrConfig.published({"model_type": "glmasr"}) == GlmAsrConfig()
+    assert from_published(config) == GlmAsrConfig()
+    assert from_published({"model_type": "glmasr"}) == GlmAsrConfig()
     original = {"model_type": "Glmasr", "adapter_type": "mlp", "merge_factor": 4, "use_rope": True, "lm_config": text,
                 "whisper_config": {"num_mel_bins": 128, "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20,
                                    "encoder_ffn_dim": 5120, "activation_function": "gelu"}}
-    assert GlmAsrConfig.published(original) == GlmAsrConfig()
+    assert from_published(original) == GlmAsrConfig()
 
 
 @pytest.mark.parametrize("key, value", [("use_rope", False), ("adapter_type", "qformer"), ("merge_factor", 2)])
 def test_original_variants_that_are_refused(key, value):
     with pytest.raises(CheckpointError, match=key):
-        GlmAsrConfig.published({"lm_config": {}, "whisper_config": {}, key: value})
+        from_published({"lm_config": {}, "whisper_config": {}, key: value})
 
 
 # ---- device and type ----------------------------------------------------------------------------------------------------
@@ -646,7 +648,7 @@ def test_a_scaled_rope_is_refused_in_both_spellings():
     for key in ("type", "rope_type"):
         for part in ("audio_config", "text_config"):
             with pytest.raises(CheckpointError, match="rope_type is 'linear'"):
-                GlmAsrConfig.published({"model_type": "glmasr", part: {"rope_parameters": {key: "linear", "factor": 4.0}}})
+                from_published({"model_type": "glmasr", part: {"rope_parameters": {key: "linear", "factor": 4.0}}})
 
 
 def test_free_memory(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ import torch
 from sentencepiece import SentencePieceTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from glmasr.checkpoint.config_json import to_published  # noqa: E402
 from glmasr.config import TIME_STEP, CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig  # noqa: E402
 from glmasr.tokenizer import SentencePieceTokenizer, time_token  # noqa: E402
 
@@ -113,7 +114,7 @@ def main() -> None:
     (out / "tokenizer.model").write_bytes(model)
     tokenizer = SentencePieceTokenizer(model, added)
     config = make_config(tokenizer, args.waveform)
-    for name, values in {"added_tokens.json": added, **config.to_published(torch.bfloat16)}.items():
+    for name, values in {"added_tokens.json": added, **to_published(config, torch.bfloat16)}.items():
         (out / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{out}: a vocabulary of {tokenizer.size}, ready for training/train.py --from-scratch")
 

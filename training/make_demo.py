@@ -16,6 +16,7 @@ except ImportError:
     sys.exit("training/make_demo.py needs the package tokenizers: pip install '.[train]'")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from glmasr.checkpoint.config_json import to_published  # noqa: E402
 from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig  # noqa: E402
 
 # The added tokens of the published tokenizer, in its order.
@@ -66,7 +67,7 @@ def main() -> None:
     (out / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>",
                 "padding_side": "left", "clean_up_tokenization_spaces": False, "model_max_length": 1024}
-    for name, values in {"tokenizer_config.json": settings, **make_config(tokenizer).to_published("bfloat16")}.items():
+    for name, values in {"tokenizer_config.json": settings, **to_published(make_config(tokenizer), "bfloat16")}.items():
         (out / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{out}: a vocabulary of {tokenizer.get_vocab_size()}, ready for training/train.py --from-scratch")
 

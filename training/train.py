@@ -44,7 +44,7 @@ from glmasr import (
     audio,
     weights,  # noqa: E402
 )
-from glmasr.config import read_config  # noqa: E402
+from glmasr.checkpoint.config_json import read_config  # noqa: E402
 from glmasr.conv_frontend import WaveformFrontend  # noqa: E402
 from glmasr.decoder import CrossDecoder, LlamaDecoder  # noqa: E402
 from glmasr.errors import GlmAsrError  # noqa: E402

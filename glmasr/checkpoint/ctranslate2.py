@@ -38,6 +38,7 @@ from ..config import EncoderDecoderConfig
 from ..errors import CheckpointError, TokenizerError
 from ..tokenizer import read_special, read_tokenizer
 from .json_file import open_file, read_json
+from .whisper_json import from_published
 
 FILE = "model.bin"
 NEWEST = 6                      # version of the layout
@@ -338,14 +339,14 @@ def check_config(config: dict) -> None:
 
 
 def read_config(directory: Path, header: Header) -> EncoderDecoderConfig:
-    """The configuration of a directory, as `config.read_config` gives it of others. Raises CheckpointError."""
+    """The configuration of a directory, as `config_json.read_config` gives it of others. Raises CheckpointError."""
     config = read_json(directory / "config.json")
     try:
         check_config(config)
         features = directory / "preprocessor_config.json"
         processor = read_json(features) if features.is_file() else {}
         sizes = _sizes(header)
-        return EncoderDecoderConfig.published(sizes, processor, _steering(directory, config, sizes["vocab_size"]))
+        return from_published(sizes, processor, _steering(directory, config, sizes["vocab_size"]))
     except TokenizerError:
         raise
     except CheckpointError as error:

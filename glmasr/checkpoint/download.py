@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..config import read_config
+from .config_json import read_config
 from ..errors import CheckpointError
 from . import ctranslate2
 from .hub_cache import CONFIG, SMALL, TOKENIZERS, WEIGHTS, check_snapshot, tokenizer_files

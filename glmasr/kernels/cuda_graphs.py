@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..audio import HOP
+from ..config import HOP
 from ..layers import causal_mask
 
 SLOTS = 256                     # capacities are multiples of it: empty slots are read too

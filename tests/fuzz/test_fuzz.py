@@ -105,7 +105,7 @@ def original(folder, config):
 def tokenizers(folder):
     import sentencepiece
 
-    from glmasr.tokenizer import ALPHABET
+    from glmasr.checkpoint.vocabulary import ALPHABET
     merges = [["t", "r"], ["a", "n"], ["tr", "an"], ["Ġ", "tran"]]
     vocabulary = [*ALPHABET, *("".join(pair) for pair in merges)]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from glmasr import weights
+from glmasr.checkpoint.vocabulary import ALPHABET
 from glmasr.config import (
     CrossDecoderConfig,
     DecoderConfig,
@@ -16,7 +17,6 @@ from glmasr.config import (
     SinusoidalEncoderConfig,
 )
 from glmasr.model import EncoderDecoder, GlmAsr
-from glmasr.tokenizer import ALPHABET
 
 # ---- GLM-ASR ------------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,58 @@
+"""Values of the published configurations, taken over or refused: what the layouts of all families have in common.
+
+A key that this package does not know, or a value that it cannot compute with, is an error that names it: a model that
+is computed differently from how it was trained would still talk, only wrongly.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..config import HOP, SAMPLE_RATE
+from ..errors import CheckpointError
+from .json_file import Json
+
+
+def check_known(name: str, part: Json, known: Iterable[str]) -> None:
+    unknown = sorted(set(part).difference(known))
+    if unknown:
+        raise CheckpointError(
+            f"{name}: unknown key {unknown[0]!r}; this package can't tell whether it changes the model"
+        )
+
+
+def check_required(name: str, part: Json, required: Mapping[str, tuple[object, ...]]) -> None:
+    """`required`: keys that change what is computed, with the values that this package computes."""
+    for key, allowed in required.items():
+        # TRAP: 1 == True, so the type counts too.
+        if key in part and not any(
+            part[key] == value and isinstance(part[key], bool) == isinstance(value, bool) for value in allowed
+        ):
+            raise CheckpointError(
+                f"{name}: {key} is {part[key]!r}; this package computes {' or '.join(map(repr, allowed))} only"
+            )
+
+
+def values(part: Json, table: Mapping[str, str]) -> Json:
+    """By our names, those that a file has. `table`: ours -> theirs. What a file leaves out has the published value."""
+    return {ours: part[theirs] for ours, theirs in table.items() if part.get(theirs) is not None}
+
+
+def as_ids(value: Any) -> tuple[int, ...]:
+    """One id, or a list of them. They are checked where the configuration is made."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def log_mel_settings(name: str, features: Any) -> Json:
+    """The settings of the log-mel, after checking that they are those of `audio.log_mel`."""
+    if not isinstance(features, dict):
+        raise CheckpointError(f"{name}: feature_extractor is {features!r}, expected an object")
+    for key, value in {"sampling_rate": SAMPLE_RATE, "hop_length": HOP, "n_fft": 400, "dither": 0.0}.items():
+        if features.get(key, value) != value:
+            raise CheckpointError(f"{name}: {key} is {features[key]!r}, expected {value}")
+    return features
+
+
+def check_bands(name: str, features: Json, bands: int) -> None:
+    found = features.get("feature_size", bands)
+    if found != bands:
+        raise CheckpointError(f"{name}: feature_size is {found!r}, but the encoder takes {bands} bands")
