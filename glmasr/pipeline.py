@@ -21,12 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import audio as sound
-from . import decode, weights
+from . import decode
 from .audio_files import ffmpeg, sound_files
 from .checkpoint import hub as hubs
 from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check_steering
 from .errors import CheckpointError, GlmAsrError, OptionError, ShortMemoryError, out_of_memory
-from .kernels import devices, int8, prepare
+from .kernels import devices, prepare
+from .kernels.cuda_graphs import GraphedModel
+from .kernels.prepare import Runtime
 from .model import EncoderDecoder, GlmAsr
 from .rules import Forbid, Rule, StopLoops, loops
 from .tokenizer import read_tokenizer, tokenizer_file
@@ -249,7 +251,7 @@ def load(name_or_path=hubs.DEFAULT, *, device="auto", dtype="auto", plain: bool 
 
     device    "auto" (a GPU where there is one), "cpu", "cuda"
     dtype     "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"; "int8": weights of 8 bits, on the CPU
-    plain     the modules as they are to be read, without the faster ones of `fast` and `graphs`. `recogniser.how()` says what was taken
+    plain     the modules as they are to be read, without the faster ones of `kernels`. `recogniser.how()` says what was taken
     revision  commit, branch or tag of a model of the hub (None: see `hub.find`)
     hub       "huggingface" or "modelscope" (None: what GLMASR_HUB says, or "huggingface")
     progress  show a bar on standard error while weights are fetched
@@ -258,14 +260,14 @@ def load(name_or_path=hubs.DEFAULT, *, device="auto", dtype="auto", plain: bool 
     if dtype not in ("auto", "int8"):
         dtype = devices.choose_dtype(dtype)
     directory = hubs.find(name_or_path, revision, hub=hub, progress=progress)
-    model = weights.load(directory, device=device, dtype=dtype, plain=plain)
+    model, runtime = prepare.load(directory, device=device, dtype=dtype, plain=plain)
     tokenizer = read_tokenizer(directory)
     if isinstance(model.config, EncoderDecoderConfig):
         try:
             check_steering(model.config)
         except CheckpointError as error:
             raise CheckpointError(f"{directory}: {error}") from None
-    recogniser = make_recogniser(model, tokenizer)
+    recogniser = make_recogniser(model, tokenizer, runtime)
     try:
         recogniser.check_tokenizer()
     except CheckpointError as error:
@@ -273,8 +275,8 @@ def load(name_or_path=hubs.DEFAULT, *, device="auto", dtype="auto", plain: bool 
     return recogniser
 
 
-def make_recogniser(model: GlmAsr | EncoderDecoder, tokenizer) -> "Recogniser":
-    return (GlmAsrRecogniser if isinstance(model, GlmAsr) else EncoderDecoderRecogniser)(model, tokenizer)
+def make_recogniser(model: GlmAsr | EncoderDecoder | GraphedModel, tokenizer, runtime: Runtime = Runtime()) -> "Recogniser":
+    return (EncoderDecoderRecogniser if isinstance(model, EncoderDecoder) else GlmAsrRecogniser)(model, tokenizer, runtime)
 
 
 @dataclass
@@ -334,8 +336,9 @@ class Heard:
 class Recogniser:
     """A model with its tokenizer. `transcribe` is what it is for; `.model`, `.tokenizer` and `.config` are there to look at."""
 
-    def __init__(self, model: GlmAsr | EncoderDecoder, tokenizer):
+    def __init__(self, model: GlmAsr | EncoderDecoder | GraphedModel, tokenizer, runtime: Runtime = Runtime()):
         self.model = model
+        self.runtime = runtime
         self.tokenizer = tokenizer
         self._rules: dict[object, list[Rule]] = {}
 
@@ -344,13 +347,11 @@ class Recogniser:
         return self.model.config
 
     def how(self, options: Options = Options()) -> dict[str, str]:
-        """What `Transcript.how` says: "linears" are "plain", "packed", "wide", "joined" or "int8" (`fast`), "attention" of the encoder "plain" or
-        "by heads" (`fast`), "steps" "plain", "static" or "captured" (`graphs`). With int8 also "levels", of what weights are multiplied with."""
-        model = self.model
-        by_heads = model.linears not in ("plain", "wide") and model.dtype == torch.bfloat16 and model.device.type == "cpu"
-        found = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."), "linears": model.linears,
-                 "attention": "by heads" if by_heads else "plain", "steps": model.steps, "pad_to": options.pad_to}
-        return found | ({"levels": str(int8.levels())} if model.linears == "int8" else {})
+        """What `Transcript.how` says: device and dtype, what `kernels.prepare.Runtime` has, and `pad_to` of the options."""
+        model, runtime = self.model, self.runtime
+        found = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch."), "linears": runtime.linears,
+                 "attention": runtime.attention, "steps": runtime.steps, "pad_to": options.pad_to}
+        return found | ({} if runtime.levels is None else {"levels": str(runtime.levels)})
 
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
                    timestamps: bool | None = None, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
@@ -745,7 +746,7 @@ class Recogniser:
         reading = prompt * (2 * decoder.hidden + 8 * decoder.width) * size + prompt ** 2 * (1 + decoder.heads // key_heads * (1 + size))
         logits = 4 * decoder.vocabulary * 4 * rows
         cross = 2 * decoder.layers * decoder.width * frames * size if crossing else 0
-        free = devices.free_memory(self.model.device) - prepare.to_come(self.model)
+        free = devices.free_memory(self.model.device) - prepare.unpacked_bytes(self.model)
         if self.model.device.type == "cuda":            # what PyTorch holds and doesn't use is free too
             free += torch.cuda.memory_reserved(self.model.device) - torch.cuda.memory_allocated(self.model.device)
         return max(1, min(MOST_ROWS, int(free / 4 / (cache + hearing + reading + logits + cross))))

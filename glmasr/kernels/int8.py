@@ -7,15 +7,20 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 
-ROWS = 256                      # rounded to int8 at a time: in float32 they stay in the processor's cache
+ROWS = 256  # rounded to int8 at a time: in float32 they stay in the processor's cache
 
 
 def check_int8(device: torch.device) -> None:
     """Raises OptionError where Int8Linear can't run."""
     if device.type != "cpu":
-        raise OptionError(f"the weights are int8 and the device {str(device)!r}; int8 is for the CPU: expected the device 'cpu' or 'auto', or other weights")
+        raise OptionError(
+            f"the weights are int8 and the device {str(device)!r}; int8 is for the CPU: expected the device 'cpu' or 'auto', "
+            "or other weights"
+        )
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")):
-        raise OptionError("dtype is 'int8', for which this build of PyTorch has no kernel (oneDNN); expected bfloat16 or float32")
+        raise OptionError(
+            "dtype is 'int8', for which this build of PyTorch has no kernel (oneDNN); expected bfloat16 or float32"
+        )
 
 
 def levels() -> int:
@@ -27,7 +32,10 @@ def levels() -> int:
 
 
 def pages(rows: int, columns: int) -> Tensor:
-    """int8 (rows, columns), in pages that go back to the system with it. TRAP: the allocator keeps pieces, a tenth of a model in all."""
+    """int8 (rows, columns), in pages that go back to the system with it.
+
+    TRAP: the allocator keeps pieces, a tenth of a model in all.
+    """
     return torch.frombuffer(mmap.mmap(-1, rows * columns), dtype=torch.int8).view(rows, columns)
 
 
@@ -36,10 +44,10 @@ def quantise(weight: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Ten
     weight = numbers * scale, -127..127."""
     numbers, scales = pages(*weight.shape) if numbers is None else numbers, torch.empty(len(weight))
     for start in range(0, len(weight), ROWS):
-        rows = weight[start:start + ROWS].float()
+        rows = weight[start : start + ROWS].float()
         scale = rows.abs().amax(1).clamp(min=1e-12) / 127
-        numbers[start:start + ROWS] = (rows / scale[:, None]).round_()
-        scales[start:start + ROWS] = scale
+        numbers[start : start + ROWS] = (rows / scale[:, None]).round_()
+        scales[start : start + ROWS] = scale
     return numbers, scales
 
 
@@ -76,13 +84,18 @@ class Int8Linear(nn.Module):
 
     def _step(self, rows: Tensor) -> Tensor:
         coarse = rows.round()
-        fine = rows.sub_(coarse).mul_(2 * self.levels).round_()         # what is left is at most half a unit
-        spare = coarse.new_zeros(-2 * len(coarse) % 4, self.in_features)    # the kernel is a tenth faster with four rows than with two
-        coarse, fine = self._multiply(torch.cat((coarse, fine, spare)))[:2 * len(coarse)].chunk(2)
+        fine = rows.sub_(coarse).mul_(2 * self.levels).round_()  # what is left is at most half a unit
+        # The kernel is a tenth faster with four rows than with two.
+        spare = coarse.new_zeros(-2 * len(coarse) % 4, self.in_features)
+        coarse, fine = self._multiply(torch.cat((coarse, fine, spare)))[: 2 * len(coarse)].chunk(2)
         return coarse.add_(fine, alpha=0.5 / self.levels)
 
     def _multiply(self, numbers: Tensor) -> Tensor:
         """Whole numbers (M, in) from -levels to levels -> their products with the rows of the weight (M, out), float32."""
         zero = self.levels + 1
-        return torch.ops.onednn.qlinear_pointwise(numbers.add_(zero).to(torch.uint8), 1.0, zero, self.weight, self.scale, self.zero,
-                                                  None, 1.0, 0, torch.float32, "none", [], "")
+        x = numbers.add_(zero).to(torch.uint8)
+        weight = self.weight, self.scale, self.zero
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x, 1.0, zero, *weight, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return y
