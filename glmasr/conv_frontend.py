@@ -46,8 +46,8 @@ class WaveformLayer(nn.Module):
 
 
 class WaveformFrontend(nn.Module):
-    """The article's feature encoder, for any list of (channels, kernel, stride). A last layer that is not as wide as the
-    encoder is followed by a projection without bias."""
+    """The article's feature encoder, for any list of (channels, kernel, stride). A last layer that is not as wide as
+    the encoder is followed by a projection without bias."""
 
     def __init__(self, convolutions: tuple[Convolution, ...], width: int):
         super().__init__()

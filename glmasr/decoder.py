@@ -91,8 +91,8 @@ class LlamaDecoder(nn.Module):
     def forward(self, x: Tensor, cache: LayerCache | None = None, *, last: bool = False) -> Tensor:
         """Embeddings (B, T, D) -> normed states (B, T, D). Without a cache (training) the T tokens see each other only.
 
-        With `last`, only the state of the last position is wanted, (B, 1, D). Then the others are done once the last block
-        has put their keys and values into the cache, and its MLP, a 28th of a prompt's work, is spared them.
+        With `last`, only the state of the last position is wanted, (B, 1, D). Then the others are done once the last
+        block has put their keys and values into the cache, and its MLP, a 28th of a prompt's work, is spared them.
         """
         if cache is not None:
             positions = cache.begin(x.shape[1])

@@ -51,8 +51,8 @@ class RotaryEncoder(nn.Module):
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """(length, width): sines in the first half, cosines in the second, of position / 10000^(i / (width/2 - 1)). Not quite the
-    ones of Vaswani et al. (2017): those alternate, and divide by width/2."""
+    """(length, width): sines in the first half, cosines in the second, of position / 10000^(i / (width/2 - 1)). Not
+    quite the ones of Vaswani et al. (2017): those alternate, and divide by width/2."""
     rates = 10_000.0 ** -(torch.arange(width // 2) / (width // 2 - 1))
     angles = torch.arange(length)[:, None] * rates
     return torch.cat((angles.sin(), angles.cos()), dim=1)

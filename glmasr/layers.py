@@ -17,7 +17,8 @@ Rope = tuple[Tensor, Tensor]  # cosines and sines (T, size)
 
 def rope_table(positions: Tensor, size: int, theta: float, dtype: torch.dtype) -> Rope:
     """Cosines and sines (T, size) for positions (T,): angle = position * theta^(-2i / size), the same for dims i and
-    i + size/2 (the half-split layout). Computed in float32, then rounded to `dtype`, as in training (RoFormer, eq. 34)."""
+    i + size/2 (the half-split layout). Computed in float32, then rounded to `dtype`, as in
+    training (RoFormer, eq. 34)."""
     exponents = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
     angles = positions.float()[:, None] * (1.0 / theta**exponents)
     angles = torch.cat((angles, angles), dim=-1)
@@ -40,8 +41,8 @@ def rotate(x: Tensor, table: Rope) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k' / sqrt(K)) v for query (B, H, T, K) and key, value (B, G, S, K) -> (B, T, H * K).
 
-    Grouped heads: the H / G queries that share a key head are laid one after the other on the time axis, so that the keys
-    are read once and never copied. `mask` (1 or B, 1, T, S) is True where a query may look.
+    Grouped heads: the H / G queries that share a key head are laid one after the other on the time axis, so that the
+    keys are read once and never copied. `mask` (1 or B, 1, T, S) is True where a query may look.
     """
     batch, heads, time, size = query.shape
     shared = heads // key.shape[1]
@@ -54,8 +55,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 
 
 class Attention(nn.Module):
-    """The four projections of an attention. With `bias`, query, value and output have one; the key never has (a bias there
-    would only shift all scores of a query alike)."""
+    """The four projections of an attention. With `bias`, query, value and output have one; the key never has (a bias
+    there would only shift all scores of a query alike)."""
 
     def __init__(self, width: int, heads: int, key_heads: int, head_size: int, *, bias: bool):
         super().__init__()
@@ -102,12 +103,12 @@ class CrossAttention(Attention):
     """x (B, T, D) looks at what an encoder heard -> (B, T, D)."""
 
     def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (A, H, S, K) of encoder states (A, S, D): once for a recording, whatever is decoded from it."""
+        """Keys and values (A, H, S, K) of encoder states (A, S, D): once for a recording, whatever is decoded."""
         return self.split(self.key(states)).contiguous(), self.split(self.value(states)).contiguous()
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        # Nothing is masked here, so the beams of a recording are just more queries to its keys: they are laid on the time
-        # axis, (A*W, T, D) -> (A, W*T, D), and keys and values are never copied for them.
+        # Nothing is masked here, so the beams of a recording are just more queries to its keys: they are laid on the
+        # time axis, (A*W, T, D) -> (A, W*T, D), and keys and values are never copied for them.
         query = self.query(x)
         mixed = attend(self.split(query.reshape(len(key), -1, query.shape[-1])), key, value)
         return self.out(mixed.reshape(query.shape))
@@ -129,7 +130,7 @@ class MLP(nn.Module):
 
 
 def causal_mask(positions: Tensor, slots: int, padding: Tensor | None = None) -> Tensor:
-    """(1 or B, 1, T, S), True where the query at `positions` (T,) may see a slot: the slot is not later, and not padding.
+    """(1 or B, 1, T, S), True where the query at `positions` (T,) may see a slot: it is neither later nor padding.
 
     `padding` (B,) counts the slots at the left of each row that hold nothing.
     TRAP: a padding query must see something, or its softmax is 0/0 and the NaN spreads: it sees itself.
@@ -183,8 +184,8 @@ class Cache:
         self.shared = 0  # slots that all beams of a recording have in common: the prompt
         self.padding: Tensor | None = None  # (B,) slots at the left that hold nothing, or None
         self.mask: Tensor | None = None
-        # For each layer of a decoder with cross-attention, the keys and values (A, H, S, K) of what was heard. Beams share
-        # them: neither `fork` nor `reorder` touches them.
+        # For each layer of a decoder with cross-attention, the keys and values (A, H, S, K) of what was heard. Beams
+        # share them: neither `fork` nor `reorder` touches them.
         self.cross: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -234,7 +235,7 @@ class Cache:
         return picked
 
     def reorder(self, rows: Tensor) -> None:
-        """Row i becomes what row `rows[i]` was. Beams of one recording share their prompt, so only what follows moves."""
+        """Row i becomes what row `rows[i]` was. Beams of one recording share their prompt, so only the rest moves."""
         new = slice(self.shared, self.length)
         for x in (self.keys, self.values):
             x[:, :, :, new] = x[:, rows, :, new]

@@ -3,11 +3,12 @@
     encode(...) -> audio                prompt(...) -> ids
     new_cache(rows, capacity)           prefill(audio, prompt, cache) -> logits         step(tokens, cache) -> logits
 
-`GlmAsr`, as published under that name: the decoder is a chat model, which reads a prompt whose placeholders `<|pad|>` were
-replaced by what the encoder heard, and writes the transcript as the answer. There is no cross-attention.
+`GlmAsr`, as published under that name: the decoder is a chat model, which reads a prompt whose placeholders `<|pad|>`
+were replaced by what the encoder heard, and writes the transcript as the answer. There is no cross-attention.
 
-`EncoderDecoder`, as the article describes it, and Whisper (Radford et al., 2022): the decoder looks at what the encoder heard
-through cross-attention; its prompt are three or four special tokens that say language and task, and it can write times.
+`EncoderDecoder`, as the article describes it, and Whisper (Radford et al., 2022): the decoder looks at what the encoder
+heard through cross-attention; its prompt are three or four special tokens that say language and task. It can write
+times.
 """
 
 from collections.abc import Sequence
@@ -127,7 +128,8 @@ class EncoderDecoder(nn.Module):
         return self.decoder.embed.weight.dtype
 
     def features(self, windows: Tensor) -> Tensor:
-        """Samples (B, S), one row a window -> what the frontend takes: log-mel (B, bands, frames), or samples (B, 1, S)."""
+        """Samples (B, S), one row a window -> what the frontend takes: log-mel (B, bands, frames), or the
+        samples (B, 1, S)."""
         if not self.config.encoder.convolutions:
             return sound.log_mel(windows, self.config.encoder.bands)
         # Loudness is no information. The log-mel is relative to the loudest band of a window; samples are made so here.
@@ -141,7 +143,8 @@ class EncoderDecoder(nn.Module):
     def prompt(self, language: str | None = None, task: str = "transcribe", timestamps: bool = False) -> list[int]:
         """<|startoftranscript|><|zh|><|transcribe|><|notimestamps|>, the last one only without `timestamps`.
 
-        A checkpoint that knows one language has no tokens for language and task, and is asked for neither. Raises OptionError.
+        A checkpoint that knows one language has no tokens for language and task, and is asked for neither. Raises
+        OptionError.
         """
         config = self.config
         ids = [config.start]
@@ -186,8 +189,8 @@ class EncoderDecoder(nn.Module):
     def prefill(
         self, audio: Tensor | list[tuple[Tensor, Tensor]], prompt: Sequence[Sequence[int]], cache: Cache
     ) -> Tensor:
-        """Reads the prompts for encoder states (A, T, D), or for what `decoder.hear` made of them, which can serve several
-        searches; returns the logits (A, V) of the first answer token.
+        """Reads the prompts for encoder states (A, T, D), or for what `decoder.hear` made of them, which can serve
+        several searches; returns the logits (A, V) of the first answer token.
 
         Learned positions can't be shifted, so the prompts of a batch are equally long. ValueError if they aren't.
         """
@@ -210,8 +213,8 @@ class EncoderDecoder(nn.Module):
         """Encoder states (A, T, D), or what `decoder.hear` made of them -> the probability of each language of
         `config.languages` (A, L), and that nobody speaks (A,).
 
-        One throw-away step behind <|startoftranscript|>. Languages share what they have among them; the probability that
-        nobody speaks is that of all tokens (openai/whisper, decoding.py: detect_language, no_speech_prob).
+        One throw-away step behind <|startoftranscript|>. Languages share what they have among them; the probability
+        that nobody speaks is that of all tokens (openai/whisper, decoding.py: detect_language, no_speech_prob).
         """
         A = len(audio) if isinstance(audio, Tensor) else len(audio[0][0])
         logits = self.prefill(audio, [[self.config.start]] * A, self.new_cache(A, 1)).float()

@@ -3,7 +3,8 @@
 A token costs an H100 a millisecond, and the processor twenty times as much to say what is to be done for it, kernel by
 kernel. A graph is said once and replayed. For that shapes and addresses have to stay the same from step to step:
 
-    Memory          keys and values of so many rows and slots, taken once; a step reads all slots, and a mask hides the empty ones
+    Memory          keys and values of so many rows and slots, taken once; a step reads all slots, and a mask hides the
+                    empty ones
     Pool            memories by size: rows in powers of two, slots in multiples of SLOTS, each with its own graph
     StaticCache     what the search holds: it moves to a smaller or larger memory when rows leave or fork
     Captured        an encoder as a graph for each number of whole windows; windows of other lengths run as they are
@@ -47,7 +48,8 @@ def capture(run: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGra
 
 
 class Memory:
-    """Keys and values (layers, rows, G, capacity, K), and the step over them: `tokens` (rows,) go in, `logits` (rows, V) come out."""
+    """Keys and values (layers, rows, G, capacity, K), and the step over them: `tokens` (rows,) go in, logits (rows, V)
+    come out."""
 
     def __init__(self, model: GlmAsr, rows: int, capacity: int, captured: bool):
         config, embed = model.decoder.config, model.decoder.embed.weight
@@ -67,7 +69,8 @@ class Memory:
         return self.keys.nbytes + self.values.nbytes
 
     def step(self, tokens: Tensor, position: int) -> Tensor:
-        """One token for each of the first rows, (B,), into the slot `position` -> logits (B, V), which stay until the next step."""
+        """One token for each of the first rows, (B,), into the slot `position` -> logits (B, V), which stay until the
+        next step."""
         self.tokens[: len(tokens)] = tokens
         self.position.fill_(position)
         if not self.captured:
@@ -81,7 +84,7 @@ class Memory:
         decoder = self._decoder
         self._logits = decoder.head(decoder(decoder.embed(self.tokens[:, None]), self)[:, -1])
 
-    # What the decoder asks of a cache. No number here is known to the processor, so nothing of it is fixed by a capture.
+    # What the decoder asks of a cache. No number here is known to the processor, so a capture fixes none.
 
     def begin(self, count: int) -> Tensor:
         self.mask = causal_mask(self.position, self.capacity, self.padding)
@@ -121,7 +124,7 @@ class Pool:
             return Memory(self.model, *size, self.captured)
         for x in (found.keys, found.values):  # a NaN would come through any mask
             x.zero_()
-        found.padding.zero_()  # TRAP: prefill sets it only where prompts differ; an old one would hide slots of a prompt
+        found.padding.zero_()  # TRAP: only prompts that differ in length set it; an old one would hide a prompt's slots
         return found
 
     def give(self, memory: Memory) -> None:

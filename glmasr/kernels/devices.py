@@ -46,7 +46,7 @@ def choose_dtype(dtype: object) -> torch.dtype:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU and on a CPU with instructions for it; float32 on others, where bfloat16 is emulated and slow."""
+    """bfloat16 on a GPU and on a CPU with instructions for it; float32 on others, which emulate it slowly."""
     if device.type == "cuda":
         return torch.bfloat16
     has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
@@ -57,7 +57,7 @@ PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")  # where Linux says how muc
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken on a device; where the system doesn't say, 4 GiB. In a container, what its limit leaves."""
+    """Bytes that are free on a device; 4 GiB where the system doesn't say; in a container, what its limit leaves."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

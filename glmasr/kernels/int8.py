@@ -1,4 +1,4 @@
-"""Int8Linear: each row of the weight as 8-bit numbers with a scale: half the bytes, and bytes are what decoding costs."""
+"""Int8Linear: each row of the weight as 8-bit numbers with a scale: half the bytes, which are what decoding costs."""
 
 import mmap
 
@@ -14,8 +14,8 @@ def check_int8(device: torch.device) -> None:
     """Raises OptionError where Int8Linear can't run."""
     if device.type != "cpu":
         raise OptionError(
-            f"the weights are int8 and the device {str(device)!r}; int8 is for the CPU: expected the device 'cpu' or 'auto', "
-            "or other weights"
+            f"the weights are int8 and the device {str(device)!r}; int8 is for the CPU: expected the device 'cpu' or "
+            "'auto', or other weights"
         )
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")):
         raise OptionError(
@@ -54,11 +54,13 @@ def quantise(weight: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Ten
 class Int8Linear(nn.Module):
     """x (B, T, in) -> (B, T, out), for what `quantise` gives; (B, in) is B single steps.
 
-    The kernel multiplies 8-bit numbers and adds up exactly, so x has to be rounded too: each of its rows to 8 bits by a scale
-    of its own, so that a result doesn't depend on the other rows of its batch. Of a single step (T = 1), where the time goes
-    into reading weights, each row is two such numbers, a coarse one and the rest: what is lost is lost in the weights alone.
+    The kernel multiplies 8-bit numbers and adds up exactly, so x has to be rounded too: each of its rows to 8 bits by a
+    scale of its own, so that a result doesn't depend on the other rows of its batch. Of a single step (T = 1), where
+    the time goes into reading weights, each row is two such numbers, a coarse one and the rest: what is lost is lost in
+    the weights alone.
 
-    TRAP: `onednn.qlinear_pointwise` takes int8 for x too, but then runs a reference kernel that is a thousand times slower.
+    TRAP: `onednn.qlinear_pointwise` takes int8 for x too, but then runs a reference kernel that is a thousand times
+    slower.
     """
 
     def __init__(self, numbers: Tensor, scale: Tensor, bias: Tensor | None):
@@ -73,7 +75,8 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         product = self._step if x.dim() == 2 or x.shape[-2] == 1 else self._prompt
         y = x.new_empty(*x.shape[:-1], self.out_features)
-        for rows, into in zip(x.reshape(-1, self.in_features).split(ROWS), y.view(-1, self.out_features).split(ROWS)):
+        pieces = x.reshape(-1, self.in_features).split(ROWS), y.view(-1, self.out_features).split(ROWS)
+        for rows, into in zip(*pieces, strict=True):
             scale = rows.abs().amax(1, keepdim=True).float().clamp_(min=1e-12) / self.levels
             found = product(rows / scale).mul_(scale)
             into.copy_(found if self.bias is None else found.add_(self.bias))
@@ -91,7 +94,7 @@ class Int8Linear(nn.Module):
         return coarse.add_(fine, alpha=0.5 / self.levels)
 
     def _multiply(self, numbers: Tensor) -> Tensor:
-        """Whole numbers (M, in) from -levels to levels -> their products with the rows of the weight (M, out), float32."""
+        """Whole numbers (M, in) from -levels to levels -> float32 products with the rows of the weight (M, out)."""
         zero = self.levels + 1
         x = numbers.add_(zero).to(torch.uint8)
         weight = self.weight, self.scale, self.zero

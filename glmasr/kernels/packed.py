@@ -19,9 +19,11 @@ FEW = 16  # rows: fewer are multiplied with bfloat16 as it is
 
 
 class PackedLinear(nn.Module):
-    """x (..., in) -> (..., out), for weights (out, in) of one or more linears that take the same x, and their bias (out,) or None.
+    """x (..., in) -> (..., out), for weights (out, in) of one or more linears that take the same x, and their bias
+    (out,) or None.
 
-    Read and laid out when first called: all weights of a large model take seconds. `read`: functions that give the weights.
+    Read and laid out when first called: all weights of a large model take seconds. `read`: functions that give the
+    weights.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class WideLinear(nn.Linear):
         return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float()).to(x.dtype)
 
 
-# -- products that are made together -------------------------------------------------------------------------------------
+# -- products that are made together -----------------------------------------------------------------------------------
 
 
 class FusedSelfAttention(SelfAttention):

@@ -3,8 +3,8 @@
     model, runtime = prepare.load(directory)
 
 The modules in the way have the names and interfaces of those that they replace. Queries, keys and values share one
-product, as gate and up do: on a GPU that is all ("joined"). `packed` and `int8` have the linears for a CPU, `cuda_graphs`
-the steps for a GPU.
+product, as gate and up do: on a GPU that is all ("joined"). `packed` and `int8` have the linears for a CPU,
+`cuda_graphs` the steps for a GPU.
 """
 
 from collections.abc import Callable
@@ -96,8 +96,8 @@ def replace_linears(
 ) -> None:
     """Replaces the linears of a model, in place: "joined", "packed", "wide" or "int8". They give `dtype`, on `device`.
 
-    Their weights come from `source`, those of the linears themselves may be on the meta device; biases are there already.
-    Each weight is let go before the next is laid out, so that there are never two copies of a model in memory.
+    Their weights come from `source`, those of the linears themselves may be on the meta device; biases are there
+    already. Each weight is let go before the next is laid out, so that there are never two copies of a model in memory.
     """
 
     def make(*names: str) -> nn.Module:
