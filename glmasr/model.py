@@ -27,7 +27,7 @@ from .layers import Cache, LayerCache, PromptCache
 from .rules import Forbid, ForbidFirst, Rule, TimestampRule
 
 
-class Encodes(Protocol):
+class TextEncoder(Protocol):
     """What a prompt asks of a tokenizer."""
 
     def encode(self, text: str) -> list[int]: ...
@@ -64,7 +64,7 @@ class GlmAsr(nn.Module):
         rows = self.projector(states)
         return [window[: audio_rows(count, self.config.merge)] for window, count in zip(rows, samples, strict=True)]
 
-    def prompt(self, tokenizer: Encodes, rows: int) -> list[int]:
+    def prompt(self, tokenizer: TextEncoder, rows: int) -> list[int]:
         """The ids of the prompt that the model was trained with, for `rows` audio rows.
 
         TRAP: the second `<|user|>` behind the audio. Other ports leave it out, or the instruction, and the model drifts

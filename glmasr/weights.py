@@ -85,6 +85,7 @@ class TensorSource:
     def __init__(self, contents: "Contents", *, apart: bool = False):
         # Not the contents themselves: they have the model, whose modules may hold this.
         self._files, self._where = Files(contents.headers, apart), contents.where
+        self._scales = Files(contents.headers)  # small: not worth a mapping for each
         tied_head = {"decoder.head.weight": contents.names["decoder.embed.weight"]}
         self._names = tied_head | contents.names
         self._heads: tuple[int, int] | None = None  # size of a head, and how many rows of it are interleaved
@@ -95,7 +96,7 @@ class TensorSource:
         parameter = ours.removesuffix(SCALE)
         theirs = self._names[parameter] + ours.removeprefix(parameter)
         path = self._where[theirs]
-        tensor = self._files.read(path, theirs)
+        tensor = (self._files if ours == parameter else self._scales).read(path, theirs)
         if ours != parameter and not 0 < tensor.min() <= tensor.max() < math.inf:
             raise CheckpointError(
                 f"{path}: tensor {theirs} holds what no row can be multiplied by; expected numbers above 0"

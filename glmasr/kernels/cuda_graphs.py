@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from ..config import HOP, GlmAsrConfig
 from ..layers import causal_mask
-from ..model import GlmAsr
-from ..tokenizer import Tokenizer
+from ..model import GlmAsr, TextEncoder
 
 SLOTS = 256  # capacities are multiples of it: empty slots are read too
 KEPT = 8  # memories that are kept for later, those used last: as many sizes as a batch of 128 rows goes through
@@ -266,7 +265,7 @@ class GraphedModel(nn.Module):
     def encode(self, mel: Tensor, samples: Sequence[int]) -> list[Tensor]:
         return self.model.project(self.encoder(mel.to(self.device, self.dtype)), samples)
 
-    def prompt(self, tokenizer: Tokenizer, rows: int) -> list[int]:
+    def prompt(self, tokenizer: TextEncoder, rows: int) -> list[int]:
         return self.model.prompt(tokenizer, rows)
 
     def new_cache(self, rows: int, capacity: int) -> StaticCache:
