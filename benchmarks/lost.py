@@ -164,7 +164,7 @@ def peers(args, folder: str) -> list[Subject]:
 
     from glmasr import weights
     checkpoint = f"{folder}/openai.pt"
-    torch.save(openai_checkpoint(weights.load(args.model, device="cpu", dtype="float32")), checkpoint)
+    torch.save(openai_checkpoint(weights.load(args.model)), checkpoint)
     made = []
     for name, make in (("openai-whisper float32", openai_whisper), ("faster-whisper float32", faster_whisper)):
         recognise = make("float32", args, checkpoint)

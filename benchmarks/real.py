@@ -189,7 +189,7 @@ def prepare(paths: list[Path], model: Path, checkpoint: str) -> tuple[list[np.nd
     import torch
 
     from glmasr import audio, weights
-    loaded = weights.load(model, device="cpu", dtype="float32")
+    loaded = weights.load(model)
     torch.save(openai_checkpoint(loaded), checkpoint)
     return [np.asarray(audio.load(path)) for path in paths], tuple(loaded.config.languages or ())
 

@@ -22,9 +22,9 @@ class MelFrontend(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """mel (B, bands, frames) -> (B, frames / 2, D)"""
-        x = F.gelu(self.conv1(mel))     # the exact GELU, with erf
+        x = F.gelu(self.conv1(mel))  # the exact GELU, with erf
         x = F.gelu(self.conv2(x))
-        return x.transpose(1, 2)        # (B, D, T) -> (B, T, D)
+        return x.transpose(1, 2)  # (B, D, T) -> (B, T, D)
 
 
 class WaveformLayer(nn.Module):
@@ -36,20 +36,25 @@ class WaveformLayer(nn.Module):
         # TRAP: one group over all channels AND all times: padding behind a recording changes every frame of it.
         self.norm = nn.GroupNorm(1, channels)
         left = max(0, kernel - stride) // 2
-        self.padding = (left, max(0, kernel - stride) - left)       # frame t is centred on its own stretch of `stride` samples
+        self.padding = (
+            left,
+            max(0, kernel - stride) - left,
+        )  # frame t is centred on its own stretch of `stride` samples
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(self.norm(self.conv(F.pad(x, self.padding))))
 
 
 class WaveformFrontend(nn.Module):
-    """The article's feature encoder, for any list of (channels, kernel, stride). A last layer that is not as wide as the
-    encoder is followed by a projection without bias."""
+    """The article's feature encoder, for any list of (channels, kernel, stride). A last layer that is not as wide as
+    the encoder is followed by a projection without bias."""
 
     def __init__(self, convolutions: tuple[Convolution, ...], width: int):
         super().__init__()
         channels = [1] + [channels for channels, _, _ in convolutions]
-        self.layers = nn.Sequential(*(WaveformLayer(before, *layer) for before, layer in zip(channels, convolutions)))
+        self.layers = nn.Sequential(
+            *(WaveformLayer(before, *layer) for before, layer in zip(channels, convolutions, strict=False))
+        )
         self.project = nn.Linear(channels[-1], width, bias=False) if channels[-1] != width else nn.Identity()
 
     def forward(self, samples: Tensor) -> Tensor:

@@ -59,10 +59,12 @@ class Model(Protocol):
     def new_cache(self, rows: int, capacity: int) -> Cache:
         """An empty cache for `rows` sequences of up to `capacity` tokens, prompt included."""
 
-    def prefill(self, audio: Any, prompt: Sequence[Sequence[int]], cache: Cache) -> Tensor:
+    # `cache` is one that `new_cache` gave: a model takes its own kind only.
+
+    def prefill(self, audio: Any, prompt: Sequence[Sequence[int]], cache: Any) -> Tensor:
         """A recordings and their prompts (the lengths may differ) -> logits (A, V)."""
 
-    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+    def step(self, tokens: Tensor, cache: Any) -> Tensor:
         """tokens (B,) int64, one more of each row -> logits (B, V)."""
 
 

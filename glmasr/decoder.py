@@ -1,18 +1,20 @@
 """Ids or embeddings -> states (B, T, D) -> logits (B, V): the two text decoders.
 
-    LlamaDecoder    GLM-ASR's: grouped-query attention (several query heads share a key head), RMSNorm, SwiGLU, rotary
-                    positions over the whole head, no biases. It doesn't know about sound: audio rows come to it as
-                    embeddings, laid over the placeholders of the prompt.
-    CrossDecoder    Whisper's and the article's: each block looks at the text so far, then at what the encoder heard.
-                    LayerNorm, GELU, learned positions, biases (but for keys); the head is the embedding.
+LlamaDecoder    GLM-ASR's: grouped-query attention (several query heads share a key head), RMSNorm, SwiGLU, rotary
+                positions over the whole head, no biases. It doesn't know about sound: audio rows come to it as
+                embeddings, laid over the placeholders of the prompt.
+CrossDecoder    Whisper's and the article's: each block looks at the text so far, then at what the encoder heard.
+                LayerNorm, GELU, learned positions, biases (but for keys); the head is the embedding.
 """
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import CrossDecoderConfig, DecoderConfig
-from .layers import MLP, Cache, CrossAttention, SelfAttention, causal_mask, rope_table
+from .layers import MLP, Cache, CrossAttention, LayerCache, Rope, SelfAttention, causal_mask, rope_table
 
 # -- GLM-ASR -----------------------------------------------------------------------------------------------------------
 
@@ -49,7 +51,9 @@ class LlamaBlock(nn.Module):
         self.mlp_norm = RMSNorm(config.width, config.eps)
         self.mlp = SwiGLU(config.width, config.hidden)
 
-    def forward(self, x: Tensor, rope, cache: Cache | None, layer: int, mask: Tensor | None, last: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Rope, cache: LayerCache | None, layer: int, mask: Tensor | None, last: bool = False
+    ) -> Tensor:
         x = x + self.attn(self.attn_norm(x), rope, cache, layer, mask)
         if last:
             x = x[:, -1:]
@@ -74,14 +78,21 @@ class LlamaDecoder(nn.Module):
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
         weight = self.embed.weight
-        return Cache(self.config.layers, rows, self.config.key_heads, capacity, self.config.head_size,
-                     dtype=weight.dtype, device=weight.device)
+        return Cache(
+            self.config.layers,
+            rows,
+            self.config.key_heads,
+            capacity,
+            self.config.head_size,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
 
-    def forward(self, x: Tensor, cache: Cache | None = None, *, last: bool = False) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None, *, last: bool = False) -> Tensor:
         """Embeddings (B, T, D) -> normed states (B, T, D). Without a cache (training) the T tokens see each other only.
 
-        With `last`, only the state of the last position is wanted, (B, 1, D). Then the others are done once the last block
-        has put their keys and values into the cache, and its MLP, a 28th of a prompt's work, is spared them.
+        With `last`, only the state of the last position is wanted, (B, 1, D). Then the others are done once the last
+        block has put their keys and values into the cache, and its MLP, a 28th of a prompt's work, is spared them.
         """
         if cache is not None:
             positions = cache.begin(x.shape[1])
@@ -97,6 +108,7 @@ class LlamaDecoder(nn.Module):
 
 # -- the article's system and Whisper ----------------------------------------------------------------------------------
 
+
 class CrossBlock(nn.Module):
     def __init__(self, config: CrossDecoderConfig):
         super().__init__()
@@ -107,7 +119,9 @@ class CrossBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.width, eps=config.eps)
         self.mlp = MLP(config.width, config.hidden)
 
-    def forward(self, x: Tensor, heard: tuple[Tensor, Tensor], cache: Cache | None, layer: int, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, heard: tuple[Tensor, Tensor], cache: LayerCache | None, layer: int, mask: Tensor | None
+    ) -> Tensor:
         x = x + self.attn(self.attn_norm(x), None, cache, layer, mask)
         x = x + self.cross(self.cross_norm(x), *heard)
         x = x + self.mlp(self.mlp_norm(x))
@@ -125,14 +139,21 @@ class CrossDecoder(nn.Module):
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
         weight = self.embed.weight
-        return Cache(self.config.layers, rows, self.config.heads, capacity, self.config.head_size,
-                     dtype=weight.dtype, device=weight.device)
+        return Cache(
+            self.config.layers,
+            rows,
+            self.config.heads,
+            capacity,
+            self.config.head_size,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
 
     def hear(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Encoder states (A, S, D) -> for each layer the keys and values (A, H, S, K) of its cross-attention."""
-        return [block.cross.project(states) for block in self.blocks]
+        return [cast(CrossBlock, block).cross.project(states) for block in self.blocks]
 
-    def forward(self, tokens: Tensor, heard: list[tuple[Tensor, Tensor]], cache: Cache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, heard: list[tuple[Tensor, Tensor]], cache: LayerCache | None = None) -> Tensor:
         """Ids (B, T), for A recordings that were heard -> normed states (B, T, D); B is A, or A * beams.
 
         Without a cache (training) the T tokens see each other only. IndexError beyond the positions that were learned.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .config import EncoderConfig, SinusoidalEncoderConfig
 from .conv_frontend import MelFrontend, WaveformFrontend
-from .layers import MLP, SelfAttention, rope_table
+from .layers import MLP, Rope, SelfAttention, rope_table
 
 
 class EncoderBlock(nn.Module):
@@ -26,7 +26,7 @@ class EncoderBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.width, eps=config.eps)
         self.mlp = MLP(config.width, config.hidden)
 
-    def forward(self, x: Tensor, rope=None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
         x = x + self.attn(self.attn_norm(x), rope)
         x = x + self.mlp(self.mlp_norm(x))
         return x
@@ -51,8 +51,8 @@ class RotaryEncoder(nn.Module):
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """(length, width): sines in the first half, cosines in the second, of position / 10000^(i / (width/2 - 1)). Not quite the
-    ones of Vaswani et al. (2017): those alternate, and divide by width/2."""
+    """(length, width): sines in the first half, cosines in the second, of position / 10000^(i / (width/2 - 1)). Not
+    quite the ones of Vaswani et al. (2017): those alternate, and divide by width/2."""
     rates = 10_000.0 ** -(torch.arange(width // 2) / (width // 2 - 1))
     angles = torch.arange(length)[:, None] * rates
     return torch.cat((angles.sin(), angles.cos()), dim=1)
@@ -62,8 +62,11 @@ class SinusoidalEncoder(nn.Module):
     def __init__(self, config: SinusoidalEncoderConfig):
         super().__init__()
         self.config = config
-        self.frontend = (WaveformFrontend(config.convolutions, config.width) if config.convolutions
-                         else MelFrontend(config.bands, config.width))
+        self.frontend = (
+            WaveformFrontend(config.convolutions, config.width)
+            if config.convolutions
+            else MelFrontend(config.bands, config.width)
+        )
         # Not learned, but published files hold them, rounded as the other weights: they are loaded, not computed.
         self.positions = nn.Parameter(sinusoids(config.positions, config.width), requires_grad=False)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.layers))
@@ -72,7 +75,7 @@ class SinusoidalEncoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """features: mel (B, bands, frames) or samples (B, 1, S), one row a window -> (B, T, D)."""
         x = self.frontend(features)
-        x = x + self.positions[:x.shape[1]]
+        x = x + self.positions[: x.shape[1]]
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -88,5 +91,5 @@ class Projector(nn.Module):
         self.down = nn.Linear(2 * decoder_width, decoder_width)
 
     def forward(self, states: Tensor) -> Tensor:
-        x = states.unflatten(1, (-1, self.merge)).flatten(2)    # (B, T, D) -> (B, T / merge, merge * D)
+        x = states.unflatten(1, (-1, self.merge)).flatten(2)  # (B, T, D) -> (B, T / merge, merge * D)
         return self.down(F.gelu(self.up(x)))

@@ -4,22 +4,28 @@ Axes:  A recordings, B rows (recordings x beams), T time, S slots of a cache, D 
        K head size, V vocabulary.
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 # -- rotary positions --------------------------------------------------------------------------------------------------
 
-def rope_table(positions: Tensor, size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+Rope = tuple[Tensor, Tensor]  # cosines and sines (T, size)
+
+
+def rope_table(positions: Tensor, size: int, theta: float, dtype: torch.dtype) -> Rope:
     """Cosines and sines (T, size) for positions (T,): angle = position * theta^(-2i / size), the same for dims i and
-    i + size/2 (the half-split layout). Computed in float32, then rounded to `dtype`, as in training (RoFormer, eq. 34)."""
+    i + size/2 (the half-split layout). Computed in float32, then rounded to `dtype`, as in
+    training (RoFormer, eq. 34)."""
     exponents = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
-    angles = positions.float()[:, None] * (1.0 / theta ** exponents)
+    angles = positions.float()[:, None] * (1.0 / theta**exponents)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, table: Rope) -> Tensor:
     """Turns the leading dims of each head of x (B, H, T, K) by the table's angles; dims beyond the table stay."""
     cos, sin = table
     size = cos.shape[-1]
@@ -31,24 +37,26 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 # -- attention ---------------------------------------------------------------------------------------------------------
 
+
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k' / sqrt(K)) v for query (B, H, T, K) and key, value (B, G, S, K) -> (B, T, H * K).
 
-    Grouped heads: the H / G queries that share a key head are laid one after the other on the time axis, so that the keys
-    are read once and never copied. `mask` (1 or B, 1, T, S) is True where a query may look.
+    Grouped heads: the H / G queries that share a key head are laid one after the other on the time axis, so that the
+    keys are read once and never copied. `mask` (1 or B, 1, T, S) is True where a query may look.
     """
     batch, heads, time, size = query.shape
     shared = heads // key.shape[1]
     if shared > 1:
         query = query.reshape(batch, key.shape[1], shared * time, size)
-        mask = mask.repeat(1, 1, shared, 1) if mask is not None and time > 1 else mask      # that of one token is alike for all
+        if mask is not None and time > 1:  # that of one token is alike for all
+            mask = mask.repeat(1, 1, shared, 1)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return mixed.reshape(batch, heads, time, size).transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
-    """The four projections of an attention. With `bias`, query, value and output have one; the key never has (a bias there
-    would only shift all scores of a query alike)."""
+    """The four projections of an attention. With `bias`, query, value and output have one; the key never has (a bias
+    there would only shift all scores of a query alike)."""
 
     def __init__(self, width: int, heads: int, key_heads: int, head_size: int, *, bias: bool):
         super().__init__()
@@ -56,10 +64,10 @@ class Attention(nn.Module):
         self.query = nn.Linear(width, heads * head_size, bias=bias)
         self.key = nn.Linear(width, key_heads * head_size, bias=False)
         self.value = nn.Linear(width, key_heads * head_size, bias=bias)
-        self.out = nn.Linear(heads * head_size, width, bias=bias)
+        self.out: nn.Module = nn.Linear(heads * head_size, width, bias=bias)
 
     def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)    # (B, T, H*K) -> (B, H, T, K)
+        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)  # (B, T, H*K) -> (B, H, T, K)
 
 
 class SelfAttention(Attention):
@@ -69,14 +77,22 @@ class SelfAttention(Attention):
         """Query (B, H, T, K), key and value (B, G, T, K)."""
         return self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
 
-    def forward(self, x: Tensor, rope=None, cache: "Cache | None" = None, layer: int = 0, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: Rope | None = None,
+        cache: "LayerCache | None" = None,
+        layer: int = 0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         query, key, value = self.project(x)
         if rope is not None:
             query, key = rotate(query, rope), rotate(key, rope)
         if cache is not None:
             key, value = cache.append(layer, key, value)
         else:
-            value = value.contiguous()      # the attention kernel is a little faster on it; query and key are after `rotate`
+            # The attention kernel is a little faster on it; query and key are so after `rotate`.
+            value = value.contiguous()
         return self.out(self.mix(query, key, value, mask))
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -87,12 +103,12 @@ class CrossAttention(Attention):
     """x (B, T, D) looks at what an encoder heard -> (B, T, D)."""
 
     def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (A, H, S, K) of encoder states (A, S, D): once for a recording, whatever is decoded from it."""
+        """Keys and values (A, H, S, K) of encoder states (A, S, D): once for a recording, whatever is decoded."""
         return self.split(self.key(states)).contiguous(), self.split(self.value(states)).contiguous()
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        # Nothing is masked here, so the beams of a recording are just more queries to its keys: they are laid on the time
-        # axis, (A*W, T, D) -> (A, W*T, D), and keys and values are never copied for them.
+        # Nothing is masked here, so the beams of a recording are just more queries to its keys: they are laid on the
+        # time axis, (A*W, T, D) -> (A, W*T, D), and keys and values are never copied for them.
         query = self.query(x)
         mixed = attend(self.split(query.reshape(len(key), -1, query.shape[-1])), key, value)
         return self.out(mixed.reshape(query.shape))
@@ -112,8 +128,9 @@ class MLP(nn.Module):
 
 # -- the key-value cache -----------------------------------------------------------------------------------------------
 
+
 def causal_mask(positions: Tensor, slots: int, padding: Tensor | None = None) -> Tensor:
-    """(1 or B, 1, T, S), True where the query at `positions` (T,) may see a slot: the slot is not later, and not padding.
+    """(1 or B, 1, T, S), True where the query at `positions` (T,) may see a slot: it is neither later nor padding.
 
     `padding` (B,) counts the slots at the left of each row that hold nothing.
     TRAP: a padding query must see something, or its softmax is 0/0 and the NaN spreads: it sees itself.
@@ -125,6 +142,23 @@ def causal_mask(positions: Tensor, slots: int, padding: Tensor | None = None) ->
     return mask
 
 
+class LayerCache(Protocol):
+    """What a forward through a decoder asks of a cache: of `Cache`, or of memory that stays in place (`kernels`)."""
+
+    @property
+    def mask(self) -> Tensor | None: ...
+
+    def begin(self, count: int) -> Tensor: ...
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class PromptCache(LayerCache, Protocol):
+    """And what reading prompts of different lengths asks of it."""
+
+    def pad(self, padding: Tensor) -> None: ...
+
+
 class Cache:
     """Keys and values of every layer, in memory taken once: (layers, B, G, capacity, K) each.
 
@@ -132,21 +166,35 @@ class Cache:
     what the new tokens may see, made once a forward.
     """
 
-    def __init__(self, layers: int, rows: int, key_heads: int, capacity: int, head_size: int, *, dtype, device):
-        self.keys, self.values = (torch.zeros(layers, rows, key_heads, capacity, head_size, dtype=dtype, device=device)
-                                  for _ in range(2))
-        self.length = 0                         # slots in use
-        self.beams = 1                          # rows of each recording
-        self.shared = 0                         # slots that all beams of a recording have in common: the prompt
-        self.padding: Tensor | None = None      # (B,) slots at the left that hold nothing, or None
+    def __init__(
+        self,
+        layers: int,
+        rows: int,
+        key_heads: int,
+        capacity: int,
+        head_size: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        shape = layers, rows, key_heads, capacity, head_size
+        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        self.length = 0  # slots in use
+        self.beams = 1  # rows of each recording
+        self.shared = 0  # slots that all beams of a recording have in common: the prompt
+        self.padding: Tensor | None = None  # (B,) slots at the left that hold nothing, or None
         self.mask: Tensor | None = None
-        # For each layer of a decoder with cross-attention, the keys and values (A, H, S, K) of what was heard. Beams share
-        # them: neither `fork` nor `reorder` touches them.
+        # For each layer of a decoder with cross-attention, the keys and values (A, H, S, K) of what was heard. Beams
+        # share them: neither `fork` nor `reorder` touches them.
         self.cross: list[tuple[Tensor, Tensor]] = []
 
     @property
     def capacity(self) -> int:
         return self.keys.shape[3]
+
+    def pad(self, padding: Tensor) -> None:
+        """padding (B,): so many slots at the left of each row hold nothing."""
+        self.padding = padding
 
     def begin(self, count: int) -> Tensor:
         """Opens `count` slots for the tokens of this forward and returns their positions (count,)."""
@@ -163,7 +211,7 @@ class Cache:
         """Puts key, value (B, G, count, K) into the slots just opened; returns all up to them, (B, G, length, K)."""
         new = slice(self.length - key.shape[2], self.length)
         self.keys[layer, :, :, new], self.values[layer, :, :, new] = key, value
-        return self.keys[layer, :, :, :self.length], self.values[layer, :, :, :self.length]
+        return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
 
     def fork(self, beams: int) -> None:
         """Repeats each row `beams` times: A rows after the prompt become A * beams."""
@@ -182,12 +230,12 @@ class Cache:
         self.padding = None if self.padding is None else self.padding[rows]
 
     def _picked(self, x: Tensor, rows: Tensor) -> Tensor:
-        picked = x.new_zeros(len(x), len(rows), *x.shape[2:])       # slots that are not in use stay untouched memory
-        picked[:, :, :, :self.length] = x[:, rows, :, :self.length]
+        picked = x.new_zeros(len(x), len(rows), *x.shape[2:])  # slots that are not in use stay untouched memory
+        picked[:, :, :, : self.length] = x[:, rows, :, : self.length]
         return picked
 
     def reorder(self, rows: Tensor) -> None:
-        """Row i becomes what row `rows[i]` was. Beams of one recording share their prompt, so only what follows moves."""
+        """Row i becomes what row `rows[i]` was. Beams of one recording share their prompt, so only the rest moves."""
         new = slice(self.shared, self.length)
         for x in (self.keys, self.values):
             x[:, :, :, new] = x[:, rows, :, new]

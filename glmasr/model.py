@@ -3,12 +3,16 @@
     encode(...) -> audio                prompt(...) -> ids
     new_cache(rows, capacity)           prefill(audio, prompt, cache) -> logits         step(tokens, cache) -> logits
 
-`GlmAsr`, as published under that name: the decoder is a chat model, which reads a prompt whose placeholders `<|pad|>` were
-replaced by what the encoder heard, and writes the transcript as the answer. There is no cross-attention.
+`GlmAsr`, as published under that name: the decoder is a chat model, which reads a prompt whose placeholders `<|pad|>`
+were replaced by what the encoder heard, and writes the transcript as the answer. There is no cross-attention.
 
-`EncoderDecoder`, as the article describes it, and Whisper (Radford et al., 2022): the decoder looks at what the encoder heard
-through cross-attention; its prompt are three or four special tokens that say language and task, and it can write times.
+`EncoderDecoder`, as the article describes it, and Whisper (Radford et al., 2022): the decoder looks at what the encoder
+heard through cross-attention; its prompt are three or four special tokens that say language and task. It can write
+times.
 """
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +23,17 @@ from .conv_frontend import audio_rows
 from .decoder import CrossDecoder, LlamaDecoder
 from .encoder import Projector, RotaryEncoder, SinusoidalEncoder
 from .errors import OptionError
-from .layers import Cache
+from .layers import Cache, LayerCache, PromptCache
 from .rules import Forbid, ForbidFirst, Rule, TimestampRule
 
 
-class GlmAsr(nn.Module):
-    linears = "plain"           # how they are computed: see `fast`
-    steps = "plain"             # how a token is: see `graphs`
+class TextEncoder(Protocol):
+    """What a prompt asks of a tokenizer."""
 
+    def encode(self, text: str) -> list[int]: ...
+
+
+class GlmAsr(nn.Module):
     def __init__(self, config: GlmAsrConfig):
         super().__init__()
         self.config = config
@@ -42,15 +49,22 @@ class GlmAsr(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.decoder.embed.weight.dtype
 
-    def encode(self, mel: Tensor, samples: list[int]) -> list[Tensor]:
-        """Windows of log-mel (B, bands, frames) -> for each window the rows (N, D) that the decoder hears.
+    def encode(self, mel: Tensor, samples: Sequence[int]) -> list[Tensor]:
+        """Windows of log-mel (B, bands, frames) -> the audio embeddings (N, D) of each window.
 
-        `samples` says how much of each window is recording; the rows of its padding are dropped, AFTER the padding was heard.
+        `samples` says how much of each window is recording.
         """
-        rows = self.projector(self.encoder(mel.to(self.device, self.dtype)))
-        return [heard[:audio_rows(count, self.config.merge)] for heard, count in zip(rows, samples, strict=True)]
+        return self.project(self.encoder(mel.to(self.device, self.dtype)), samples)
 
-    def prompt(self, tokenizer, rows: int) -> list[int]:
+    def project(self, states: Tensor, samples: Sequence[int]) -> list[Tensor]:
+        """Encoder states of windows (B, T, D) -> the audio embeddings (N, D) of each window.
+
+        The rows of a window's padding are dropped, AFTER the encoder saw the padding.
+        """
+        rows = self.projector(states)
+        return [window[: audio_rows(count, self.config.merge)] for window, count in zip(rows, samples, strict=True)]
+
+    def prompt(self, tokenizer: TextEncoder, rows: int) -> list[int]:
         """The ids of the prompt that the model was trained with, for `rows` audio rows.
 
         TRAP: the second `<|user|>` behind the audio. Other ports leave it out, or the instruction, and the model drifts
@@ -72,7 +86,7 @@ class GlmAsr(nn.Module):
     def new_cache(self, rows: int, capacity: int) -> Cache:
         return self.decoder.new_cache(rows, capacity)
 
-    def prefill(self, audio: list[Tensor], prompt: list[list[int]], cache: Cache) -> Tensor:
+    def prefill(self, audio: list[Tensor], prompt: Sequence[Sequence[int]], cache: PromptCache) -> Tensor:
         """Reads the prompts of A recordings with their audio rows; returns the logits (A, V) of the first answer token.
 
         Prompts of different lengths are padded at the left. Rotary attention sees differences of positions only, so a
@@ -82,21 +96,23 @@ class GlmAsr(nn.Module):
         padding = [longest - len(ids) for ids in prompt]
         # A padding id must not be the placeholder; what it is otherwise doesn't matter, nobody sees it.
         filler = 0 if self.config.audio_token else 1
-        tokens = torch.tensor([[filler] * pad + ids for pad, ids in zip(padding, prompt)], device=self.device)
+        tokens = torch.tensor(
+            [[filler] * pad + list(ids) for pad, ids in zip(padding, prompt, strict=True)], device=self.device
+        )
         if any(padding):
-            cache.padding = torch.tensor(padding, device=self.device)
+            cache.pad(torch.tensor(padding, device=self.device))
         states = self.decoder(self.embed(tokens, audio), cache, last=True)
         return self.decoder.head(states[:, 0])
 
-    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+    def step(self, tokens: Tensor, cache: LayerCache) -> Tensor:
         """One token for each row, (B,) -> logits of the next, (B, V)."""
         return self.decoder.head(self.decoder(self.decoder.embed(tokens[:, None]), cache)[:, -1])
 
 
-class EncoderDecoder(nn.Module):
-    linears = "plain"           # how they are computed: see `fast`
-    steps = "plain"             # how a token is: see `graphs`
+NO_TIMES = "this model has no time tokens (no_timestamps_token_id in generation_config.json)"
 
+
+class EncoderDecoder(nn.Module):
     def __init__(self, config: EncoderDecoderConfig):
         super().__init__()
         self.config = config
@@ -112,7 +128,8 @@ class EncoderDecoder(nn.Module):
         return self.decoder.embed.weight.dtype
 
     def features(self, windows: Tensor) -> Tensor:
-        """Samples (B, S), one row a window -> what the frontend takes: log-mel (B, bands, frames), or samples (B, 1, S)."""
+        """Samples (B, S), one row a window -> what the frontend takes: log-mel (B, bands, frames), or the
+        samples (B, 1, S)."""
         if not self.config.encoder.convolutions:
             return sound.log_mel(windows, self.config.encoder.bands)
         # Loudness is no information. The log-mel is relative to the loudest band of a window; samples are made so here.
@@ -126,7 +143,8 @@ class EncoderDecoder(nn.Module):
     def prompt(self, language: str | None = None, task: str = "transcribe", timestamps: bool = False) -> list[int]:
         """<|startoftranscript|><|zh|><|transcribe|><|notimestamps|>, the last one only without `timestamps`.
 
-        A checkpoint that knows one language has no tokens for language and task, and is asked for neither. Raises OptionError.
+        A checkpoint that knows one language has no tokens for language and task, and is asked for neither. Raises
+        OptionError.
         """
         config = self.config
         ids = [config.start]
@@ -140,7 +158,7 @@ class EncoderDecoder(nn.Module):
             raise OptionError(f"task is {task!r}; this model knows 'transcribe' only")
         if config.no_timestamps is None:
             if timestamps:
-                raise OptionError("this model has no time tokens (no_timestamps_token_id in generation_config.json)")
+                raise OptionError(NO_TIMES)
             return ids
         return ids if timestamps else [*ids, config.no_timestamps]
 
@@ -153,23 +171,35 @@ class EncoderDecoder(nn.Module):
         if config.suppress:
             rules.append(Forbid(config.suppress, vocabulary, self.device))
         if timestamps:
-            rules.append(TimestampRule(begin=config.times, end=config.end, no_timestamps=config.no_timestamps,
-                                              latest_first=config.latest_first_time))
+            if config.no_timestamps is None:
+                raise OptionError(NO_TIMES)
+            rules.append(
+                TimestampRule(
+                    begin=config.times,
+                    end=config.end,
+                    no_timestamps=config.no_timestamps,
+                    latest_first=config.latest_first_time,
+                )
+            )
         return rules
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
         return self.decoder.new_cache(rows, capacity)
 
-    def prefill(self, audio: Tensor | list[tuple[Tensor, Tensor]], prompt: list[list[int]], cache: Cache) -> Tensor:
-        """Reads the prompts for encoder states (A, T, D), or for what `decoder.hear` made of them, which can serve several
-        searches; returns the logits (A, V) of the first answer token.
+    def prefill(
+        self, audio: Tensor | list[tuple[Tensor, Tensor]], prompt: Sequence[Sequence[int]], cache: Cache
+    ) -> Tensor:
+        """Reads the prompts for encoder states (A, T, D), or for what `decoder.hear` made of them, which can serve
+        several searches; returns the logits (A, V) of the first answer token.
 
         Learned positions can't be shifted, so the prompts of a batch are equally long. ValueError if they aren't.
         """
         if len({len(ids) for ids in prompt}) != 1:
-            raise ValueError(f"prompts of {sorted({len(ids) for ids in prompt})} tokens in one batch; expected equal lengths")
+            raise ValueError(
+                f"prompts of {sorted({len(ids) for ids in prompt})} tokens in one batch; expected equal lengths"
+            )
         cache.cross = self.decoder.hear(audio) if isinstance(audio, Tensor) else audio
-        return self._read(torch.tensor(prompt, device=self.device), cache)
+        return self._read(torch.tensor([list(ids) for ids in prompt], device=self.device), cache)
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """One token for each row, (B,) -> logits of the next, (B, V)."""
@@ -183,8 +213,8 @@ class EncoderDecoder(nn.Module):
         """Encoder states (A, T, D), or what `decoder.hear` made of them -> the probability of each language of
         `config.languages` (A, L), and that nobody speaks (A,).
 
-        One throw-away step behind <|startoftranscript|>. Languages share what they have among them; the probability that
-        nobody speaks is that of all tokens (openai/whisper, decoding.py: detect_language, no_speech_prob).
+        One throw-away step behind <|startoftranscript|>. Languages share what they have among them; the probability
+        that nobody speaks is that of all tokens (openai/whisper, decoding.py: detect_language, no_speech_prob).
         """
         A = len(audio) if isinstance(audio, Tensor) else len(audio[0][0])
         logits = self.prefill(audio, [[self.config.start]] * A, self.new_cache(A, 1)).float()

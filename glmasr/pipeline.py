@@ -26,13 +26,14 @@ import torch
 from torch import Tensor
 
 from . import audio as sound
-from . import weights
 from .audio_files.reader import may_wait
 from .checkpoint import hub as hubs
 from .checkpoint.whisper_json import check_steering
 from .config import EncoderDecoderConfig, GlmAsrConfig
 from .errors import CheckpointError, GlmAsrError, OptionError
-from .kernels import devices, int8
+from .kernels import devices, prepare
+from .kernels.cuda_graphs import GraphedModel
+from .kernels.prepare import Runtime
 from .model import EncoderDecoder, GlmAsr
 from .tokenizer import read_tokenizer, tokenizer_file
 from .transcription import chinese_script
@@ -91,14 +92,14 @@ def load(
     if dtype not in ("auto", "int8"):
         dtype = devices.choose_dtype(dtype)
     directory = hubs.find(name_or_path, revision, hub=hub, progress=progress)
-    model = weights.load(directory, device=device, dtype=dtype, plain=plain)
+    model, runtime = prepare.load(directory, device=device, dtype=dtype, plain=plain)
     tokenizer = read_tokenizer(directory)
     if isinstance(model.config, EncoderDecoderConfig):
         try:
             check_steering(model.config)
         except CheckpointError as error:
             raise CheckpointError(f"{directory}: {error}") from None
-    recogniser = make_recogniser(model, tokenizer)
+    recogniser = make_recogniser(model, tokenizer, runtime)
     try:
         recogniser.family.check_tokenizer()
     except CheckpointError as error:
@@ -106,8 +107,12 @@ def load(
     return recogniser
 
 
-def make_recogniser(model: GlmAsr | EncoderDecoder, tokenizer: AnyTokenizer) -> "Recogniser":
-    return Recogniser(model, tokenizer)
+AnyModel = GlmAsr | EncoderDecoder | GraphedModel
+PLAIN = Runtime()
+
+
+def make_recogniser(model: AnyModel, tokenizer: AnyTokenizer, runtime: Runtime = PLAIN) -> "Recogniser":
+    return Recogniser(model, tokenizer, runtime)
 
 
 @dataclass
@@ -124,14 +129,15 @@ class Recogniser:
     """A model with its tokenizer. `transcribe` is what it is for; `.model`, `.tokenizer` and `.config` are there to
     look at."""
 
-    def __init__(self, model: GlmAsr | EncoderDecoder, tokenizer: AnyTokenizer):
+    def __init__(self, model: AnyModel, tokenizer: AnyTokenizer, runtime: Runtime = PLAIN):
         self.model = model
+        self.runtime = runtime
         self.tokenizer = tokenizer
         self.family: GlmAsrFamily | EncoderDecoderFamily
-        if isinstance(model, GlmAsr):
-            self.family = GlmAsrFamily(model, tokenizer)
-        else:
+        if isinstance(model, EncoderDecoder):
             self.family = EncoderDecoderFamily(model, tokenizer)
+        else:  # a `GraphedModel` is one of GLM-ASR's
+            self.family = GlmAsrFamily(model, tokenizer)
         self.windows = WindowDecoder(model, self.family, self.batch_size)
 
     @property
@@ -139,20 +145,17 @@ class Recogniser:
         return self.model.config
 
     def how(self, options: Options = DEFAULTS) -> dict[str, str]:
-        """What `Transcript.how` says: "linears" are "plain", "packed", "wide", "joined" or "int8" (`kernels`),
-        "attention" of the encoder "plain" or "by heads", "steps" "plain", "static" or "captured"
-        (`kernels.cuda_graphs`). With int8 also "levels", of what weights are multiplied with."""
-        model = self.model
-        quick = model.linears not in ("plain", "wide") and model.dtype == torch.bfloat16 and model.device.type == "cpu"
+        """What `Transcript.how` says: device and dtype, what `kernels.prepare.Runtime` has, and `pad_to` of the options."""
+        model, runtime = self.model, self.runtime
         found = {
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "linears": model.linears,
-            "attention": "by heads" if quick else "plain",
-            "steps": model.steps,
+            "linears": runtime.linears,
+            "attention": runtime.attention,
+            "steps": runtime.steps,
             "pad_to": options.pad_to,
         }
-        return found | ({"levels": str(int8.levels())} if model.linears == "int8" else {})
+        return found | ({} if runtime.levels is None else {"levels": str(runtime.levels)})
 
     def transcribe(
         self,
@@ -247,7 +250,9 @@ class Recogniser:
                 "expected the parts up to one that has it"
             )
         options = self.check(language, options)
-        batcher = Batcher(lambda jobs: self.decode_together(jobs, options), self.batch_size(options), soon=not options.batch_size)
+        batcher = Batcher(
+            lambda jobs: self.decode_together(jobs, options), self.batch_size(options), soon=not options.batch_size
+        )
         readings: dict[int, Reading] = {}
 
         def told(parts: Iterable[tuple[int, Part | GlmAsrError]]) -> Iterator[tuple[int, Part | GlmAsrError]]:

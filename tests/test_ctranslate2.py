@@ -13,9 +13,10 @@ from helpers.sounds import speech
 
 import glmasr
 from glmasr import weights
-from glmasr.checkpoint import ctranslate2
+from glmasr.checkpoint import ctranslate2, ctranslate2_whisper
 from glmasr.checkpoint.tensor_files import Files
 from glmasr.errors import CheckpointError, GlmAsrError, TokenizerError
+from glmasr.kernels import prepare
 from glmasr.tokenizer import TokenList, read_special, read_tokenizer
 from glmasr.tools import check, quantize
 
@@ -36,7 +37,7 @@ def folder(source, tmp_path):
 
 
 def parameters(directory, **how):
-    return dict(weights.load(directory, device="cpu", **{"dtype": "float32"} | how).named_parameters())
+    return dict(weights.load(directory, **how).named_parameters())
 
 
 def refused(folder, *words, error=CheckpointError):
@@ -82,9 +83,9 @@ def test_the_same_texts(source, folder):
 
 def test_half_precision_is_computed_in_another(source, tmp_path):
     folder = convert(source, tmp_path / "model", "float16")
-    assert {tensor.dtype for tensor in parameters(folder, dtype="bfloat16").values()} == {torch.bfloat16}
-    assert {tensor.dtype for tensor in parameters(folder, dtype="auto").values()} <= {torch.bfloat16, torch.float32}
-    assert {tensor.dtype for tensor in parameters(folder, stored=True).values()} == {torch.float16}
+    assert {tensor.dtype for tensor in parameters(folder, dtype=torch.bfloat16).values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in prepare.load(folder, plain=True)[0].parameters()} <= {torch.bfloat16, torch.float32}
+    assert {tensor.dtype for tensor in parameters(folder, dtype=None).values()} == {torch.float16}
 
 
 @pytest.mark.parametrize("kind", ["int8", "int8_float16", "int8_bfloat16"])
@@ -92,8 +93,8 @@ def test_8_bits_stay_8_bits(source, tmp_path, kind):
     folder = convert(source, tmp_path / "model", kind)
     stored = model_bin.quantize(model_bin.variables(source), kind)
     for dtype in ("auto", "int8"):
-        model = weights.load(folder, device="cpu", dtype=dtype)
-        assert model.linears == "int8"
+        model, runtime = prepare.load(folder, device="cpu", dtype=dtype, plain=True)
+        assert runtime.linears == "int8"
     numbers = stored["decoder/layer_1/attention/linear_2/weight"]
     assert torch.equal(unpacked(model.decoder.blocks[1].cross.out), numbers)
     attn, stack = model.encoder.blocks[0].attn, stored["encoder/layer_0/self_attention/linear_0/weight"]
@@ -112,7 +113,7 @@ def unpacked(linear):
 def test_a_model_for_english_alone(source, folder, monkeypatch):
     """TRAP: its lang_ids are wrong, and its tokens for languages mean nothing."""
     vocabulary = weights.examine(folder).config.decoder.vocabulary
-    monkeypatch.setattr(ctranslate2, "_ONE_LANGUAGE", vocabulary)
+    monkeypatch.setattr(ctranslate2_whisper, "_ONE_LANGUAGE", vocabulary)
     put(folder, lang_ids=[1, 2, 3])
     config = weights.examine(folder).config
     assert not config.languages and not config.tasks and not config.several_languages
@@ -316,7 +317,7 @@ ONE = variable("a", [2], 1, b"xx")
 def test_damaged_files(folder, content, words):
     (folder / "model.bin").write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
-        ctranslate2.tensors(ctranslate2.read_header(folder / "model.bin"))
+        ctranslate2_whisper.tensors(ctranslate2.read_header(folder / "model.bin"))
     assert all(word in str(caught.value) for word in ["model.bin", *words]), caught.value
     refused(folder)
 
@@ -377,6 +378,6 @@ def test_damage_at_random(source, folder):
             data = data[:random_.randrange(len(data))]
         (folder / "model.bin").write_bytes(data)
         try:
-            weights.load(folder, device="cpu", dtype="float32")
+            weights.load(folder)
         except GlmAsrError as error:
             assert "\n" not in str(error)

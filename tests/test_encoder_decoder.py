@@ -72,7 +72,7 @@ def pair(request, randomize, tmp_path_factory):
     generation.max_initial_timestamp_index = case.latest
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"feature_size": case.bands, "chunk_length": case.window}))
-    return model, weights.load(folder, device="cpu", dtype="float32"), case
+    return model, weights.load(folder), case
 
 
 def features(case, rows=2, seed=0):
@@ -345,7 +345,7 @@ def test_the_article_trains_saves_loads_and_decodes(request, tmp_path, config, s
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     weights.save(model, tmp_path, torch.float32)
-    again = weights.load(tmp_path, device="cpu", dtype="float32")
+    again = weights.load(tmp_path)
     assert again.config == config and read_config(tmp_path) == config
     expected = model.eval().state_dict()
     assert expected.keys() == again.state_dict().keys()
@@ -418,12 +418,12 @@ def test_tensors_of_the_other_family_are_refused(folder):
 
 def test_names_without_prefix_and_a_head_that_is_there_again(folder):
     from safetensors.torch import load_file, save_file
-    path, expected = folder / "model.safetensors", weights.load(folder, device="cpu", dtype="float32").state_dict()
+    path, expected = folder / "model.safetensors", weights.load(folder).state_dict()
     tensors = load_file(path)
     for changed in ({**tensors, "proj_out.weight": tensors["model.decoder.embed_tokens.weight"].clone()},
                     {name.removeprefix("model."): value for name, value in tensors.items()}):
         save_file(changed, path)
-        found = weights.load(folder, device="cpu", dtype="float32").state_dict()
+        found = weights.load(folder).state_dict()
         assert found.keys() == expected.keys() and all(torch.equal(value, expected[name]) for name, value in found.items())
 
 

@@ -347,7 +347,7 @@ def test_a_window_of_less_than_a_second(tmp_path):
     weights.save(EncoderDecoder(config), tmp_path)
     assert weights.load(tmp_path).config == config
     (tmp_path / "preprocessor_config.json").unlink()
-    model = weights.load(tmp_path, dtype="float32")
+    model = weights.load(tmp_path)
     assert model.config.window == 9600 and model.encode(model.features(torch.zeros(1, 9600))).shape == (1, 30, 16)
 
 

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 import glmasr
 import transcribe
 from glmasr import decode, layers, weights
-from glmasr.checkpoint import hub
+from glmasr.checkpoint import hub, tensor_files
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.kernels import cuda_graphs, devices, int8, packed, prepare
 from glmasr.pipeline import Options
 from glmasr.tools.quantize import main, quantise_directory
 
 EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
-# What not every processor has. The package asks the same, and goes another way (`fast.choose`, `fast.levels`).
+# What not every processor has. The package asks the same, and goes another way (`prepare.choose`, `int8.levels`).
 BFLOAT16 = pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
                                                                  reason="needs a processor with oneDNN's kernels of bfloat16"))
 VNNI = pytest.param(True, marks=pytest.mark.skipif(not getattr(torch.cpu, "_is_vnni_supported", lambda: False)(),
@@ -32,7 +32,8 @@ VNNI = pytest.param(True, marks=pytest.mark.skipif(not getattr(torch.cpu, "_is_v
 
 def prepared(kind, dtype):
     recogniser = glmasr.load("demo", device="cpu", dtype=dtype)
-    prepare.prepare(recogniser.model, kind, torch.device("cpu"), recogniser.model.dtype)
+    model = recogniser.model
+    prepare.replace_linears(model, kind, dict(model.named_parameters()).__getitem__, torch.device("cpu"), model.dtype)
     return recogniser
 
 
@@ -44,9 +45,9 @@ def test_packed_linears_are_linears(dtype, bias, shape):
     weight, x = (torch.randn(size, generator=generator).to(dtype) for size in ((80, 48), shape))
     bias = torch.randn(80, generator=generator).to(dtype) if bias else None
     linear = packed.PackedLinear([partial(weight.narrow, 0, 0, 50), partial(weight.narrow, 0, 50, 30)], weight.shape, bias, dtype)
-    assert linear.weight.is_meta and prepare.count(linear) == 80 * 48 + (80 if bias is not None else 0)
+    assert linear.weight.is_meta and prepare.num_parameters(linear) == 80 * 48 + (80 if bias is not None else 0)
     found = linear(x)
-    assert not linear.read and not linear.weight.is_meta and prepare.count(linear) == 80 * 48 + (80 if bias is not None else 0) and torch.equal(linear(x), found)
+    assert not linear.read and not linear.weight.is_meta and prepare.num_parameters(linear) == 80 * 48 + (80 if bias is not None else 0) and torch.equal(linear(x), found)
     assert found.dtype == dtype and found.shape == (*shape[:2], 80) and (linear.in_features, linear.out_features) == (48, 80)
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert (found.double() - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.15)
@@ -78,15 +79,15 @@ def test_packed_linears_are_read_at_their_first_use(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, second, third = (glmasr.load("copy", device="cpu", dtype="float32") for _ in range(3))
     linears = [module for module in second.model.modules() if isinstance(module, packed.PackedLinear)]
-    assert second.model.linears == "packed" and linears and all(linear.weight.is_meta for linear in linears)
-    unread, options = prepare.to_come(second.model), Options(beams=1)
+    assert second.runtime.linears == "packed" and linears and all(linear.weight.is_meta for linear in linears)
+    unread, options = prepare.unpacked_bytes(second.model), Options(beams=1)
     assert unread == sum(4 * linear.in_features * linear.out_features for linear in linears)
     monkeypatch.setattr(devices, "free_memory", lambda device: 20 * unread)
     before = second.batch_size(options)
     plain = glmasr.load("copy", device="cpu", dtype="float32", plain=True)
     monkeypatch.chdir("/")
     assert first.transcribe(sound).text == plain.transcribe(sound).text
-    assert prepare.to_come(first.model) == 0 and first.batch_size(options) > before         # that memory is taken, and not free
+    assert prepare.unpacked_bytes(first.model) == 0 and first.batch_size(options) > before         # that memory is taken, and not free
     shutil.copy(folder / "model.safetensors", tmp_path / "new")
     (tmp_path / "new").replace(folder / "model.safetensors")
     assert first.transcribe(sound).text                                                 # has them
@@ -103,7 +104,7 @@ def test_weights_that_memory_does_not_hold(monkeypatch):
         raise RuntimeError("unable to mmap 4515783072 bytes from file <model.safetensors>: Cannot allocate memory (12)")
     monkeypatch.setattr(prepare, "LARGE", 1)
     recogniser = glmasr.load("demo", device="cpu", dtype="float32")
-    monkeypatch.setattr(weights, "safe_open", full)
+    monkeypatch.setattr(tensor_files, "safe_open", full)
     for act in (lambda: glmasr.load("demo", device="cpu"), lambda: recogniser.transcribe(EXAMPLES[0])):
         with pytest.raises(glmasr.ShortMemoryError, match="model.safetensors: there is too little memory for the weights: .*expected more, or --dtype int8"):
             act()
@@ -168,7 +169,7 @@ def test_int8_logits_do_not_depend_on_batch_mates(static):
     recogniser = prepared("int8", "float32")
     model = recogniser.model
     if static:
-        cuda_graphs.prepare(model, captured=False)
+        model = cuda_graphs.GraphedModel(model, captured=False)
     rows = recogniser.family.embed(glmasr.audio.load(EXAMPLES[0]))
     prompt, found = model.prompt(recogniser.tokenizer, len(rows)), []
     for count in (1, 3):
@@ -182,11 +183,11 @@ def test_int8_logits_do_not_depend_on_batch_mates(static):
 
 def test_weights_that_lie_otherwise_are_counted():
     plain = glmasr.load("demo", device="cpu", dtype="float32").model
-    expected = prepare.count(plain)
+    expected = prepare.num_parameters(plain)
     assert expected == sum(parameter.numel() for parameter in plain.parameters()) > 3e6
     for kind in ("packed", "int8", "joined"):           # joined to others, a key has a bias too, of zeros
         zeros = plain.config.encoder.layers * plain.config.encoder.width
-        assert prepare.count(prepared(kind, "float32").model) == expected + zeros
+        assert prepare.num_parameters(prepared(kind, "float32").model) == expected + zeros
 
 
 @pytest.mark.parametrize("large, kind", [(True, "packed"), (False, "plain")])

@@ -6,6 +6,8 @@ import torch
 import glmasr
 from glmasr import decode, weights
 from glmasr.kernels import cuda_graphs
+from glmasr.kernels.prepare import Runtime
+from glmasr.pipeline import make_recogniser
 
 EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
 
@@ -14,9 +16,8 @@ EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
 def pair():
     """The demo, plain, and the same over static memory, with what both heard of the examples."""
     plain, static = (glmasr.load("demo", device="cpu", dtype="float32") for _ in range(2))
-    cuda_graphs.prepare(static.model, captured=False)
     heard = [plain.hear(glmasr.audio.load(name)) for name in EXAMPLES]
-    return plain.model, static.model, heard, [plain.model.prompt(plain.tokenizer, len(rows)) for rows in heard]
+    return plain.model, cuda_graphs.GraphedModel(static.model, captured=False), heard, [plain.model.prompt(plain.tokenizer, len(rows)) for rows in heard]
 
 
 @pytest.mark.parametrize("rows", [[0], [0, 1], [2, 0, 1], [1, 0, 0, 2, 1]])
@@ -116,14 +117,14 @@ def captures(monkeypatch):
 
 
 def test_captured_steps_and_encoder_give_the_same(captures):
-    plain, captured = (glmasr.load("demo", device="cpu", dtype="float32") for _ in range(2))
-    cuda_graphs.prepare(captured.model, captured=True)
+    plain, below = (glmasr.load("demo", device="cpu", dtype="float32") for _ in range(2))
+    captured = make_recogniser(cuda_graphs.GraphedModel(below.model, captured=True), below.tokenizer, Runtime(steps="captured"))
     assert captured.how()["steps"] == "captured"
     for name in EXAMPLES:
         assert plain.transcribe(name).text == captured.transcribe(name).text
         assert [part.segments for part in plain.stream(name)] == [part.segments for part in captured.stream(name)]
     assert len(captures) == 2 and captures[0] == 2 * len(EXAMPLES) and captures[1] > 30         # the encoder, and the step
-    with pytest.raises(glmasr.OptionError, match="steps 'captured'"):
+    with pytest.raises(glmasr.OptionError, match="Captured, GraphedModel"):
         weights.save(captured.model, "nowhere")
 
 
@@ -143,8 +144,7 @@ def test_the_shapes_that_came_last_are_kept(captures):
 
 def test_a_second_batch_captures_nothing(captures):
     """Its rows leave one by one, through memories of 8, 4, 2 and 1 rows: those are kept."""
-    model = glmasr.load("demo", device="cpu", dtype="float32").model
-    cuda_graphs.prepare(model, captured=True)
+    model = cuda_graphs.GraphedModel(glmasr.load("demo", device="cpu", dtype="float32").model, captured=True)
     how = {"stop": (), "max_new": list(range(3, 11))}
     heard, prompts = [torch.zeros(4, model.config.decoder.width)] * 8, [[1, *[model.config.audio_token] * 4, 2]] * 8
     first = [found.ids for found in decode.greedy(model, heard, prompts, **how)]
@@ -170,7 +170,7 @@ def test_rows_that_leave_stay_in_place_while_the_size_is_the_same(pair):
 
 def test_memories_that_are_kept_have_a_limit(pair):
     _, model, _, _ = pair
-    pool = cuda_graphs.Pool(model, captured=False)
+    pool = cuda_graphs.Pool(model.model, captured=False)
     memories = [pool.take(rows, 256) for rows in (1, 2, 4)]
     pool.most = sum(memory.bytes for memory in memories[1:])
     for memory in memories:

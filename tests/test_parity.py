@@ -92,7 +92,7 @@ def tiny(request, reference, tokenizer_file, tmp_path_factory):
     fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), pad_token="<|endoftext|>")
     processor = transformers.GlmAsrProcessor(extractor, fast, chat_template=CHAT)
     processor.save_pretrained(directory)
-    model = weights.load(directory, device="cpu", dtype="float32")
+    model = weights.load(directory)
     return SimpleNamespace(theirs=theirs, ours=model, processor=processor, tokenizer=tokenizer, config=model.config, stop=stop)
 
 
@@ -235,7 +235,7 @@ def _beam_models(seed, reference, tmp_path):
                        tie_word_embeddings=False, audio_token_id=5)
     theirs.save_pretrained(tmp_path)
     (tmp_path / "processor_config.json").write_text(json.dumps({"feature_extractor": {"chunk_length": 2}}))
-    return theirs, weights.load(tmp_path, device="cpu", dtype="float32")
+    return theirs, weights.load(tmp_path)
 
 
 def _inputs(model, recordings):

@@ -27,8 +27,9 @@ import torch
 from helpers.real import Errors, openai_checkpoint
 
 from glmasr import audio, decode, weights
-from glmasr.checkpoint import ctranslate2
+from glmasr.checkpoint import ctranslate2_whisper
 from glmasr.checkpoint.config_json import to_published
+from glmasr.kernels import prepare
 from glmasr.model import EncoderDecoder
 from glmasr.tokenizer import read_tokenizer
 
@@ -142,7 +143,7 @@ def mel(windows) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def ours(directory) -> EncoderDecoder:
-    return weights.load(directory, device="cpu", dtype="float32")
+    return weights.load(directory)
 
 
 @torch.inference_mode()
@@ -228,7 +229,7 @@ def test_the_suppressed_ids_follow_from_the_tokenizer(directory):
     """Where a config.json has none, they are what openai/whisper makes them, and what these files have."""
     config = json.loads((directory / "config.json").read_text())
     tokenizer = read_tokenizer(directory)
-    assert ctranslate2.not_speech(tokenizer) == sorted(config["suppress_ids"])
+    assert ctranslate2_whisper.not_speech(tokenizer) == sorted(config["suppress_ids"])
     assert [tokenizer.id("Ġ"), tokenizer.id("<|endoftext|>")] == config["suppress_ids_begin"]
 
 
@@ -367,7 +368,7 @@ def test_errors(directory, ours, found, mel, dtype):
     assert exact.count > 100 and exact.percent < 12
     if dtype == "float32":
         return
-    model = weights.load(directory, device="cpu", dtype=dtype)
+    model, _ = prepare.load(directory, device="cpu", dtype=dtype, plain=True)
     ids = [some for batch in learned for some in searched(model, encoded(model, mel[batch.places]), batch, 1, False)]
     other = errors(tokenizer, dict(zip(places, ids, strict=True)))
     print(f"{dtype}: {other}")

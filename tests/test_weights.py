@@ -20,7 +20,7 @@ from glmasr.checkpoint.glm_asr_json import from_published
 from glmasr.checkpoint.tensor_files import read_header
 from glmasr.config import GlmAsrConfig
 from glmasr.errors import CheckpointError, OptionError
-from glmasr.kernels import devices
+from glmasr.kernels import devices, prepare
 from glmasr.model import GlmAsr
 from glmasr.weights import FORMATS, detect, load, save, their_name
 
@@ -74,8 +74,8 @@ def folder(tiny, tmp_path):
     return tmp_path / "model"
 
 
-def loaded(folder, dtype="float32"):
-    return load(folder, device="cpu", dtype=dtype)
+def loaded(folder, dtype=torch.float32):
+    return load(folder, dtype=dtype)
 
 
 @torch.inference_mode()
@@ -137,7 +137,7 @@ def test_save_and_load_are_inverse(tiny, folder):
 
 def test_a_saved_bfloat16_model_is_rounded_once(tiny, tmp_path):
     save(tiny, tmp_path)
-    model = loaded(tmp_path, "bfloat16")
+    model = loaded(tmp_path, torch.bfloat16)
     assert all(torch.equal(a, b.bfloat16()) for a, b in zip(model.parameters(), tiny.parameters(), strict=True))
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
 
@@ -262,7 +262,7 @@ def mapped_at(address):
 def test_weights_are_the_pages_of_the_file(tiny, folder, kind):
     save(tiny, folder)
     rename(folder, kind)
-    model = loaded(folder, "bfloat16")
+    model = loaded(folder, torch.bfloat16)
     copied = {name for name, weight in model.named_parameters() if mapped_at(weight.data_ptr()) != str(folder / "model.safetensors")}
     # Only what is permuted has to be copied.
     assert copied == {name for name, _ in model.named_parameters()
@@ -281,14 +281,15 @@ def test_a_large_checkpoint_takes_no_private_memory(folder, tmp_path):
         (tmp_path / name).write_text(json.dumps(values))
     program = """
 import sys
+import torch
 from glmasr.weights import load
 def private():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon:")) // 1024
 modules = len(sys.modules)
-load(sys.argv[2], device="cpu", dtype="bfloat16")       # what the first model imports is none of its weights
+load(sys.argv[2], dtype=torch.bfloat16)       # what the first model imports is none of its weights
 assert len(sys.modules) - modules < 300, "loading imports a part of PyTorch that takes a second: see weights._NoInit"
 before = private()
-model = load(sys.argv[1], device="cpu", dtype="bfloat16")
+model = load(sys.argv[1], dtype=torch.bfloat16)
 total = sum(float(weight.sum()) for weight in model.parameters())       # every page is touched
 print(private() - before, total)
 """
@@ -304,7 +305,7 @@ print(private() - before, total)
 def refused(folder, *words, error=CheckpointError, **options):
     """`load` fails with one line that has all the words."""
     with pytest.raises(error) as caught:
-        load(folder, **{"device": "cpu", "dtype": "float32"} | options)
+        prepare.load(folder, **{"device": "cpu", "dtype": "float32", "plain": True} | options)
     message = str(caught.value)
     assert "\n" not in message, message
     assert all(word in message for word in words), message
@@ -636,11 +637,11 @@ def test_unknown_devices(folder, device):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(folder):
     refused(folder, "'cuda'", "--device cpu", error=OptionError, device="cuda")
-    assert load(folder).device == torch.device("cpu")
+    assert prepare.load(folder, plain=True)[0].device == torch.device("cpu")
 
 
 def test_the_type_that_auto_chooses(folder):
-    model = load(folder, device="cpu")
+    model, _ = prepare.load(folder, device="cpu", plain=True)
     assert model.dtype == devices.fast_dtype(torch.device("cpu")) and model.dtype in (torch.bfloat16, torch.float32)
 
 

@@ -261,7 +261,7 @@ def losses(family, labels: Labels, guide: Guide, batch: Batch) -> Tensor:
 
 def start_model(directory: Path, from_scratch: bool) -> GlmAsr | EncoderDecoder:
     if not from_scratch and any(directory.glob("model.safetensors*")):
-        model = weights.load(directory, dtype="float32").requires_grad_(True)
+        model = weights.load(directory, device=devices.choose_device("auto")).requires_grad_(True)
         if isinstance(model, EncoderDecoder):
             model.encoder.positions.requires_grad_(False)
         return model

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .config_json import read_config
 from ..errors import CheckpointError
 from . import ctranslate2
+from .config_json import read_config
 from .hub_cache import CONFIG, SMALL, TOKENIZERS, WEIGHTS, check_snapshot, tokenizer_files
 from .hub_model import Broken, HubModel, Listing, Remote
 from .json_file import read_json

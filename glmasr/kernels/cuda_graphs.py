@@ -3,56 +3,64 @@
 A token costs an H100 a millisecond, and the processor twenty times as much to say what is to be done for it, kernel by
 kernel. A graph is said once and replayed. For that shapes and addresses have to stay the same from step to step:
 
-    Memory          keys and values of so many rows and slots, taken once; a step reads all slots, and a mask hides the empty ones
+    Memory          keys and values of so many rows and slots, taken once; a step reads all slots, and a mask hides the
+                    empty ones
     Pool            memories by size: rows in powers of two, slots in multiples of SLOTS, each with its own graph
     StaticCache     what the search holds: it moves to a smaller or larger memory when rows leave or fork
     Captured        an encoder as a graph for each number of whole windows; windows of other lengths run as they are
+    GraphedModel    a `GlmAsr` over all these, with the interface that the search drives
 
 Without a GPU nothing is captured and the same steps run as they are, which is how they are tested.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..config import HOP
+from ..config import HOP, GlmAsrConfig
 from ..layers import causal_mask
+from ..model import GlmAsr, TextEncoder
 
-SLOTS = 256                     # capacities are multiples of it: empty slots are read too
-KEPT = 8                        # memories that are kept for later, those used last: as many sizes as a batch of 128 rows goes through
-SHARE = 8                       # and they take at most an eighth of a GPU's memory
-SHAPES = 8                      # of a captured module
-WARM_UP = 3                     # runs before a capture, in which libraries choose their kernels
+SLOTS = 256  # capacities are multiples of it: empty slots are read too
+KEPT = 8  # memories that are kept for later, those used last: as many sizes as a batch of 128 rows goes through
+SHARE = 8  # and they take at most an eighth of a GPU's memory
+SHAPES = 8  # of a captured module
+WARM_UP = 3  # runs before a capture, in which libraries choose their kernels
 
 
 def capture(run: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
-    with torch.cuda.device(device):                     # TRAP: streams and captures are those of the current device
-        stream = torch.cuda.Stream()                    # TRAP: what runs before a capture must not run on the default stream
+    with torch.cuda.device(device):  # TRAP: streams and captures are those of the current device
+        stream = torch.cuda.Stream()  # TRAP: what runs before a capture must not run on the default stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):    # what other threads ask of the GPU meanwhile is fine
+        with torch.cuda.graph(
+            graph, capture_error_mode="thread_local"
+        ):  # what other threads ask of the GPU meanwhile is fine
             run()
         return graph
 
 
 class Memory:
-    """Keys and values (layers, rows, G, capacity, K), and the step over them: `tokens` (rows,) go in, `logits` (rows, V) come out."""
+    """Keys and values (layers, rows, G, capacity, K), and the step over them: `tokens` (rows,) go in, logits (rows, V)
+    come out."""
 
-    def __init__(self, model, rows: int, capacity: int, captured: bool):
+    def __init__(self, model: GlmAsr, rows: int, capacity: int, captured: bool):
         config, embed = model.decoder.config, model.decoder.embed.weight
         shape = config.layers, rows, config.key_heads, capacity, config.head_size
-        with torch.inference_mode(False):               # TRAP: what is made within can be written to within only
+        with torch.inference_mode(False):  # TRAP: what is made within can be written to within only
             self.keys, self.values = (torch.zeros(shape, dtype=embed.dtype, device=embed.device) for _ in range(2))
             self.tokens, self.padding = (torch.zeros(rows, dtype=torch.long, device=embed.device) for _ in range(2))
             self.position = torch.zeros(1, dtype=torch.long, device=embed.device)
         self.rows, self.capacity, self.captured = rows, capacity, captured
-        self.mask = self.logits = self.graph = None
+        self.mask: Tensor | None = None
+        self._logits = self.keys.new_empty(0)
+        self._graph: torch.cuda.CUDAGraph | None = None
         self._decoder = model.decoder
 
     @property
@@ -60,21 +68,22 @@ class Memory:
         return self.keys.nbytes + self.values.nbytes
 
     def step(self, tokens: Tensor, position: int) -> Tensor:
-        """One token for each of the first rows, (B,), into the slot `position` -> logits (B, V), which stay until the next step."""
-        self.tokens[:len(tokens)] = tokens
+        """One token for each of the first rows, (B,), into the slot `position` -> logits (B, V), which stay until the
+        next step."""
+        self.tokens[: len(tokens)] = tokens
         self.position.fill_(position)
         if not self.captured:
             self._run()
         else:
-            self.graph = self.graph or capture(self._run, self.tokens.device)
-            self.graph.replay()
-        return self.logits[:len(tokens)]
+            self._graph = self._graph or capture(self._run, self.tokens.device)
+            self._graph.replay()
+        return self._logits[: len(tokens)]
 
     def _run(self) -> None:
         decoder = self._decoder
-        self.logits = decoder.head(decoder(decoder.embed(self.tokens[:, None]), self)[:, -1])
+        self._logits = decoder.head(decoder(decoder.embed(self.tokens[:, None]), self)[:, -1])
 
-    # What the decoder asks of a cache. No number here is known to the processor, so nothing of it is fixed by a capture.
+    # What the decoder asks of a cache. No number here is known to the processor, so a capture fixes none.
 
     def begin(self, count: int) -> Tensor:
         self.mask = causal_mask(self.position, self.capacity, self.padding)
@@ -94,12 +103,15 @@ def rows_of(rows: int) -> int:
 class Pool:
     """Memories for a model. `captured`: their steps are CUDA graphs."""
 
-    def __init__(self, model, captured: bool):
+    def __init__(self, model: GlmAsr, captured: bool):
         self.model, self.captured = model, captured
         self.free: list[Memory] = []
         device = model.decoder.embed.weight.device
-        self.most = torch.cuda.get_device_properties(device).total_memory // SHARE if device.type == "cuda" else 2 ** 63
-        self._lock = threading.RLock()      # TRAP: a cache that is collected gives its memory back, within `take` and `give` too
+        on_gpu = device.type == "cuda"
+        self.most = torch.cuda.get_device_properties(device).total_memory // SHARE if on_gpu else 2**63
+        self._lock = (
+            threading.RLock()
+        )  # TRAP: a cache that is collected gives its memory back, within `take` and `give` too
 
     def take(self, rows: int, capacity: int) -> Memory:
         size = rows_of(rows), -(-capacity // SLOTS) * SLOTS
@@ -109,8 +121,9 @@ class Pool:
                 self.free.remove(found)
         if found is None:
             return Memory(self.model, *size, self.captured)
-        for x in (found.keys, found.values, found.padding):                 # a NaN would come through any mask
+        for x in (found.keys, found.values):  # a NaN would come through any mask
             x.zero_()
+        found.padding.zero_()  # TRAP: only prompts that differ in length set it; an old one would hide a prompt's slots
         return found
 
     def give(self, memory: Memory) -> None:
@@ -129,17 +142,16 @@ class StaticCache:
         self.length, self.beams, self.shared = 0, 1, 0
         self.mask: Tensor | None = None
 
-    def __del__(self):
+    def __del__(self) -> None:
         if hasattr(self, "memory"):
             self.pool.give(self.memory)
 
     @property
     def padding(self) -> Tensor:
-        return self.memory.padding[:self.rows]
+        return self.memory.padding[: self.rows]
 
-    @padding.setter
-    def padding(self, value: Tensor) -> None:
-        self.memory.padding[:self.rows] = value
+    def pad(self, padding: Tensor) -> None:
+        self.memory.padding[: self.rows] = padding
 
     def begin(self, count: int) -> Tensor:
         if self.length + count > self.capacity:
@@ -150,11 +162,10 @@ class StaticCache:
         return positions
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        first, found = self.length - key.shape[2], []
-        for x, new in ((self.memory.keys, key), (self.memory.values, value)):
-            x[layer, :self.rows, :, first:self.length] = new
-            found.append(x[layer, :self.rows, :, :self.length])
-        return tuple(found)
+        keys, values = (x[layer, : self.rows, :, : self.length] for x in (self.memory.keys, self.memory.values))
+        first = self.length - key.shape[2]
+        keys[:, :, first:], values[:, :, first:] = key, value
+        return keys, values
 
     def step(self, tokens: Tensor) -> Tensor:
         if self.length >= self.capacity:
@@ -174,7 +185,7 @@ class StaticCache:
     def reorder(self, rows: Tensor) -> None:
         new = slice(self.shared, self.length)
         for x in (self.memory.keys, self.memory.values):
-            x[:, :self.rows, :, new] = x[:, rows, :, new]
+            x[:, : self.rows, :, new] = x[:, rows, :, new]
 
     def _move(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was, in a memory of the right size."""
@@ -182,36 +193,44 @@ class StaticCache:
         if rows_of(self.rows) != old.rows:
             self.memory = self.pool.take(self.rows, self.capacity)
         for x, y in ((self.memory.keys, old.keys), (self.memory.values, old.values)):
-            x[:, :self.rows, :, :self.length] = y[:, rows, :, :self.length]
-        self.padding = old.padding[rows]
+            x[:, : self.rows, :, : self.length] = y[:, rows, :, : self.length]
+        self.pad(old.padding[rows])
         if self.memory is not old:
             self.pool.give(old)
 
 
+_Capture = tuple[Tensor, list[Tensor], torch.cuda.CUDAGraph]  # what goes in, what came out, and the work between them
+
+
 class Captured(nn.Module):
-    """A module of one tensor (B, M, T); its work is a graph for each shape that comes, of the SHAPES that came last. Other lengths
-    than `frames` come once each (windows that are padded to the end of speech): they run as they are."""
+    """A module of one tensor (B, M, T); its work is a graph for each shape that comes, of the SHAPES that came last.
+
+    Other lengths than `frames` come once each (windows that are padded to the end of speech): they run as they are.
+    """
 
     def __init__(self, module: nn.Module, frames: int):
         super().__init__()
         self.module, self.frames = module, frames
-        self._graphs: dict[torch.Size, tuple] = {}
-        self._lock = threading.Lock()                   # from `given` to the copy of what was found nobody else may come in
+        self._graphs: dict[torch.Size, _Capture] = {}
+        self._lock = threading.Lock()  # from `given` to the copy of what was found nobody else may come in
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.frames:
             return self.module(x)
         with self._lock:
-            given, found, graph = self._graphs[x.shape] = self._graphs.pop(x.shape, None) or self._capture(x)   # the last one now
+            kept = self._graphs.pop(x.shape) if x.shape in self._graphs else self._capture(x)
+            self._graphs[x.shape] = kept  # the last one now
+            given, found, graph = kept
             given.copy_(x)
             graph.replay()
             return found[0].clone()
 
-    def _capture(self, x: Tensor) -> tuple:
+    def _capture(self, x: Tensor) -> _Capture:
         if len(self._graphs) == SHAPES:
             self._graphs.pop(next(iter(self._graphs)))
         with torch.inference_mode(False):
-            given, found = torch.zeros_like(x), []
+            given = torch.zeros_like(x)
+        found: list[Tensor] = []
 
         def run() -> None:
             found[:] = [self.module(given)]
@@ -219,11 +238,41 @@ class Captured(nn.Module):
         return given, found, capture(run, x.device)
 
 
-def prepare(model, captured: bool) -> None:
-    """A `GlmAsr` decodes over static memory from now on; with `captured`, on a GPU, by graphs."""
-    pool = Pool(model, captured)
-    model.new_cache = lambda rows, capacity: StaticCache(pool, rows, capacity)
-    model.step = lambda tokens, cache: cache.step(tokens)
-    if captured:
-        model.encoder = Captured(model.encoder, model.config.window // HOP)
-    model.steps = "captured" if captured else "static"
+class GraphedModel(nn.Module):
+    """A `GlmAsr` whose steps run over static memory; with `captured`, on a GPU, they and the encoder are graphs.
+
+    The methods are those of `GlmAsr`, and the model itself is left as it is.
+    """
+
+    def __init__(self, model: GlmAsr, captured: bool):
+        super().__init__()
+        self.model = model
+        self.encoder = Captured(model.encoder, model.config.window // HOP) if captured else model.encoder
+        self.pool = Pool(model, captured)
+
+    @property
+    def config(self) -> GlmAsrConfig:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def encode(self, mel: Tensor, samples: Sequence[int]) -> list[Tensor]:
+        return self.model.project(self.encoder(mel.to(self.device, self.dtype)), samples)
+
+    def prompt(self, tokenizer: TextEncoder, rows: int) -> list[int]:
+        return self.model.prompt(tokenizer, rows)
+
+    def new_cache(self, rows: int, capacity: int) -> StaticCache:
+        return StaticCache(self.pool, rows, capacity)
+
+    def prefill(self, audio: list[Tensor], prompt: Sequence[Sequence[int]], cache: StaticCache) -> Tensor:
+        return self.model.prefill(audio, prompt, cache)
+
+    def step(self, tokens: Tensor, cache: StaticCache) -> Tensor:
+        return cache.step(tokens)

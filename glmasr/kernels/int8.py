@@ -1,4 +1,4 @@
-"""Int8Linear: each row of the weight as 8-bit numbers with a scale: half the bytes, and bytes are what decoding costs."""
+"""Int8Linear: each row of the weight as 8-bit numbers with a scale: half the bytes, which are what decoding costs."""
 
 import mmap
 
@@ -7,15 +7,20 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 
-ROWS = 256                      # rounded to int8 at a time: in float32 they stay in the processor's cache
+ROWS = 256  # rounded to int8 at a time: in float32 they stay in the processor's cache
 
 
 def check_int8(device: torch.device) -> None:
     """Raises OptionError where Int8Linear can't run."""
     if device.type != "cpu":
-        raise OptionError(f"the weights are int8 and the device {str(device)!r}; int8 is for the CPU: expected the device 'cpu' or 'auto', or other weights")
+        raise OptionError(
+            f"the weights are int8 and the device {str(device)!r}; int8 is for the CPU: expected the device 'cpu' or "
+            "'auto', or other weights"
+        )
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")):
-        raise OptionError("dtype is 'int8', for which this build of PyTorch has no kernel (oneDNN); expected bfloat16 or float32")
+        raise OptionError(
+            "dtype is 'int8', for which this build of PyTorch has no kernel (oneDNN); expected bfloat16 or float32"
+        )
 
 
 def levels() -> int:
@@ -27,7 +32,10 @@ def levels() -> int:
 
 
 def pages(rows: int, columns: int) -> Tensor:
-    """int8 (rows, columns), in pages that go back to the system with it. TRAP: the allocator keeps pieces, a tenth of a model in all."""
+    """int8 (rows, columns), in pages that go back to the system with it.
+
+    TRAP: the allocator keeps pieces, a tenth of a model in all.
+    """
     return torch.frombuffer(mmap.mmap(-1, rows * columns), dtype=torch.int8).view(rows, columns)
 
 
@@ -36,21 +44,23 @@ def quantise(weight: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Ten
     weight = numbers * scale, -127..127."""
     numbers, scales = pages(*weight.shape) if numbers is None else numbers, torch.empty(len(weight))
     for start in range(0, len(weight), ROWS):
-        rows = weight[start:start + ROWS].float()
+        rows = weight[start : start + ROWS].float()
         scale = rows.abs().amax(1).clamp(min=1e-12) / 127
-        numbers[start:start + ROWS] = (rows / scale[:, None]).round_()
-        scales[start:start + ROWS] = scale
+        numbers[start : start + ROWS] = (rows / scale[:, None]).round_()
+        scales[start : start + ROWS] = scale
     return numbers, scales
 
 
 class Int8Linear(nn.Module):
     """x (B, T, in) -> (B, T, out), for what `quantise` gives; (B, in) is B single steps.
 
-    The kernel multiplies 8-bit numbers and adds up exactly, so x has to be rounded too: each of its rows to 8 bits by a scale
-    of its own, so that a result doesn't depend on the other rows of its batch. Of a single step (T = 1), where the time goes
-    into reading weights, each row is two such numbers, a coarse one and the rest: what is lost is lost in the weights alone.
+    The kernel multiplies 8-bit numbers and adds up exactly, so x has to be rounded too: each of its rows to 8 bits by a
+    scale of its own, so that a result doesn't depend on the other rows of its batch. Of a single step (T = 1), where
+    the time goes into reading weights, each row is two such numbers, a coarse one and the rest: what is lost is lost in
+    the weights alone.
 
-    TRAP: `onednn.qlinear_pointwise` takes int8 for x too, but then runs a reference kernel that is a thousand times slower.
+    TRAP: `onednn.qlinear_pointwise` takes int8 for x too, but then runs a reference kernel that is a thousand times
+    slower.
     """
 
     def __init__(self, numbers: Tensor, scale: Tensor, bias: Tensor | None):
@@ -65,7 +75,8 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         product = self._step if x.dim() == 2 or x.shape[-2] == 1 else self._prompt
         y = x.new_empty(*x.shape[:-1], self.out_features)
-        for rows, into in zip(x.reshape(-1, self.in_features).split(ROWS), y.view(-1, self.out_features).split(ROWS)):
+        pieces = x.reshape(-1, self.in_features).split(ROWS), y.view(-1, self.out_features).split(ROWS)
+        for rows, into in zip(*pieces, strict=True):
             scale = rows.abs().amax(1, keepdim=True).float().clamp_(min=1e-12) / self.levels
             found = product(rows / scale).mul_(scale)
             into.copy_(found if self.bias is None else found.add_(self.bias))
@@ -76,13 +87,18 @@ class Int8Linear(nn.Module):
 
     def _step(self, rows: Tensor) -> Tensor:
         coarse = rows.round()
-        fine = rows.sub_(coarse).mul_(2 * self.levels).round_()         # what is left is at most half a unit
-        spare = coarse.new_zeros(-2 * len(coarse) % 4, self.in_features)    # the kernel is a tenth faster with four rows than with two
-        coarse, fine = self._multiply(torch.cat((coarse, fine, spare)))[:2 * len(coarse)].chunk(2)
+        fine = rows.sub_(coarse).mul_(2 * self.levels).round_()  # what is left is at most half a unit
+        # The kernel is a tenth faster with four rows than with two.
+        spare = coarse.new_zeros(-2 * len(coarse) % 4, self.in_features)
+        coarse, fine = self._multiply(torch.cat((coarse, fine, spare)))[: 2 * len(coarse)].chunk(2)
         return coarse.add_(fine, alpha=0.5 / self.levels)
 
     def _multiply(self, numbers: Tensor) -> Tensor:
-        """Whole numbers (M, in) from -levels to levels -> their products with the rows of the weight (M, out), float32."""
+        """Whole numbers (M, in) from -levels to levels -> float32 products with the rows of the weight (M, out)."""
         zero = self.levels + 1
-        return torch.ops.onednn.qlinear_pointwise(numbers.add_(zero).to(torch.uint8), 1.0, zero, self.weight, self.scale, self.zero,
-                                                  None, 1.0, 0, torch.float32, "none", [], "")
+        x = numbers.add_(zero).to(torch.uint8)
+        weight = self.weight, self.scale, self.zero
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x, 1.0, zero, *weight, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return y

@@ -1,7 +1,9 @@
 """Linears that are laid out for a CPU's kernels, and products that are made together.
 
-    PackedLinear    bfloat16 or float32, laid out for a CPU's kernels (oneDNN) at the first call instead of at each
-    WideLinear      bfloat16 weights, multiplied in float32: for a CPU without instructions for bfloat16
+PackedLinear            bfloat16 or float32, laid out for a CPU's kernels (oneDNN) at the first call, not at each
+WideLinear              bfloat16 weights, multiplied in float32: for a CPU without instructions for bfloat16
+FusedSelfAttention      query, key and value as one linear
+FusedSwiGLU             gate and up as one linear
 """
 
 from collections.abc import Callable, Sequence
@@ -12,17 +14,21 @@ from torch import Tensor, nn
 
 from ..layers import SelfAttention
 
-QUERIES = 512                   # whose scores with all keys of a window, 1.5 MB, stay in the processor's cache
-FEW = 16                        # rows: fewer are multiplied with bfloat16 as it is
+QUERIES = 512  # whose scores with all keys of a window, 1.5 MB, stay in the processor's cache
+FEW = 16  # rows: fewer are multiplied with bfloat16 as it is
 
 
 class PackedLinear(nn.Module):
-    """x (..., in) -> (..., out), for weights (out, in) of one or more linears that take the same x, and their bias (out,) or None.
+    """x (..., in) -> (..., out), for weights (out, in) of one or more linears that take the same x, and their bias
+    (out,) or None.
 
-    Read and laid out when first called: all weights of a large model take seconds. `read`: functions that give the weights.
+    Read and laid out when first called: all weights of a large model take seconds. `read`: functions that give the
+    weights.
     """
 
-    def __init__(self, read: Sequence[Callable[[], Tensor]], shape: tuple[int, int], bias: Tensor | None, dtype: torch.dtype):
+    def __init__(
+        self, read: Sequence[Callable[[], Tensor]], shape: tuple[int, int], bias: Tensor | None, dtype: torch.dtype
+    ):
         super().__init__()
         self.out_features, self.in_features = shape
         self.read = tuple(read)
@@ -31,19 +37,22 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else bias.detach()
 
     def lay_out(self) -> None:
-        if read := self.read:               # another thread may be laying it out as well: that does no harm
+        if read := self.read:  # another thread may be laying it out as well: that does no harm
             parts = [part().detach().to(self.weight.dtype) for part in read]
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(parts) if len(parts) > 1 else parts[0].contiguous(), None)
+            weight = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
             self.read = ()
 
     def forward(self, x: Tensor) -> Tensor:
         self.lay_out()
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return y
 
 
 class WideLinear(nn.Linear):
-    """A linear of bfloat16 whose products are made in float32, and rounded: PyTorch's own kernel takes eight times as long for a window,
-    where a processor has no instructions for bfloat16. For a few rows widening the weight would cost more than the product."""
+    """A linear of bfloat16 whose products are made in float32, and rounded: PyTorch's own kernel takes eight times as
+    long for a window, where a processor has no instructions for bfloat16. For a few rows widening the weight would cost
+    more than the product."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() < FEW * self.in_features:
@@ -51,7 +60,8 @@ class WideLinear(nn.Linear):
         return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float()).to(x.dtype)
 
 
-# -- products that are made together -------------------------------------------------------------------------------------
+# -- products that are made together -----------------------------------------------------------------------------------
+
 
 class FusedSelfAttention(SelfAttention):
     """Query, key and value as one linear."""
@@ -63,22 +73,29 @@ class FusedSelfAttention(SelfAttention):
         self.joined, self.out = joined, out
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(self.split(part) for part in self.joined(x).split(self.sizes, dim=-1))
+        query, key, value = self.joined(x).split(self.sizes, dim=-1)
+        return self.split(query), self.split(key), self.split(value)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        whole = mask is None and query.shape[1:] == key.shape[1:]           # all look at all, as in an encoder
+        whole = mask is None and query.shape[1:] == key.shape[1:]  # all look at all, as in an encoder
         if not (whole and query.dtype == torch.bfloat16 and query.device.type == "cpu"):
             return super().mix(query, key, value, mask)
-        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if attends_by_heads(query.device, query.dtype):
             return attend_by_heads(query, key, value)
-        return super().mix(query.float(), key.float(), value.float(), mask).to(query.dtype)         # as `WideLinear`
+        return super().mix(query.float(), key.float(), value.float(), mask).to(query.dtype)  # as `WideLinear`
+
+
+def attends_by_heads(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `FusedSelfAttention` of an encoder goes by `attend_by_heads`."""
+    on_cpu = dtype == torch.bfloat16 and device.type == "cpu"
+    return on_cpu and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def attend_by_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k' / sqrt(K)) v, all (B, H, T, K) -> (B, T, H * K), for bfloat16 on a CPU.
 
-    One head and QUERIES rows at a time, as products of bfloat16: twice as fast as PyTorch's kernel, which keeps scores in float32.
-    Here they are rounded to bfloat16, as all that is between layers.
+    One head and QUERIES rows at a time, as products of bfloat16: twice as fast as PyTorch's kernel, which keeps scores
+    in float32. Here they are rounded to bfloat16, as all that is between layers.
     """
     query = query * query.shape[-1] ** -0.5
     mixed = query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3])
@@ -100,4 +117,5 @@ class FusedSwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.joined(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        y: Tensor = self.down(F.silu(gate) * up)
+        return y

@@ -298,7 +298,7 @@ def _hooks(run: Observation, container: nn.Module, path: str = "") -> Iterator[R
             yield child[0].register_forward_pre_hook(partial(_use_own, run, container, path))
             for block in child:
                 yield from _stage_hooks(run, block, path + name, container, len(child))
-        elif prepare.count(child):
+        elif prepare.num_parameters(child):
             yield from _stage_hooks(run, child, path + name, container)
 
 
@@ -316,7 +316,7 @@ def _stage_hooks(run: Observation, module: nn.Module, name: str, container: nn.M
     seen = {}
 
     def use(part: nn.Module, _args) -> None:
-        for parameter in prepare.own(part):
+        for parameter in prepare.weights_of(part):
             run.use(run.at_work, parameter)
         seen[part].remove()                     # once is enough, and these are many
 
@@ -354,12 +354,13 @@ def _stages(run: Observation) -> list[str]:
         table.append((name, f"{times} x {shape}" if shape and times > 1 else shape, _dtype(stage.dtype),
                       f"{run.parameters[name]:,}" if run.parameters[name] else "", f"{1000 * seconds[name]:.2f}" if stage.calls else "",
                       notes.get(name, stage.where)))
-    total = prepare.count(model)
+    total = prepare.num_parameters(model)
     table.append(("together", "", "", f"{total:,}", f"{1000 * sum(seconds.values()):.2f}", ""))
     widths = [max(map(len, column)) for column in zip(*table)]
     head = f"{type(model).__name__}: {total:,} parameters in {_dtype(model.dtype)} on {model.device}"
-    if model.linears != "plain":
-        head += f", linears {model.linears}"
+    linears = run.recogniser.runtime.linears
+    if linears != "plain":
+        head += f", linears {linears}"
     elif (faster := prepare.choose(model, model.device, model.dtype)) != "plain":
         head += f"; these are the modules as they are to be read, without --explain linears are {faster}, and faster"
     return [head] + ["  ".join(cell.rjust(width) if place in (3, 4) else cell.ljust(width)

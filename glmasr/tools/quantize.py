@@ -20,14 +20,15 @@ def quantise_directory(directory: Path, out: Path) -> None:
     from safetensors import SafetensorError
 
     from .. import weights
+    from ..kernels import int8
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise OutputError(f"{out} is there and not empty; expected a new directory")
-    model = weights.load(directory, device="cpu", stored=True)      # as stored: nothing is rounded twice
+    model = weights.load(directory, dtype=None)                     # as stored: nothing is rounded twice
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder:
             part = Path(folder) / "part"
-            weights.save(model, part, None, int8=True)
+            weights.save(model, part, None, quantise=int8.quantise)
             for path in directory.iterdir():                        # tokenizer, chat template, licence; the configuration is written already
                 if path.is_file() and path.suffix not in WEIGHTS and not path.name.endswith(".index.json") and not (part / path.name).exists():
                     shutil.copyfile(path, part / path.name)

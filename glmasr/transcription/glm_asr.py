@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..audio import HOP, log_mel, windows
-from ..config import STRIDE, GlmAsrConfig
+from ..config import GlmAsrConfig
 from ..errors import CheckpointError, OptionError
+from ..kernels.cuda_graphs import GraphedModel
 from ..model import GlmAsr
 from ..rules import Forbid, Rule
 from .chunking import Window
@@ -24,7 +25,7 @@ class GlmAsrFamily:
     long_form: tuple[str, ...] = ("cut", "whole")
     detects_language = False
 
-    def __init__(self, model: GlmAsr, tokenizer: AnyTokenizer):
+    def __init__(self, model: GlmAsr | GraphedModel, tokenizer: AnyTokenizer):
         self.model = model
         self.tokenizer = tokenizer
         self._rules: dict[tuple[str, ...], list[Rule]] = {}
@@ -39,7 +40,7 @@ class GlmAsrFamily:
 
     @property
     def samples_per_state(self) -> int:
-        return HOP * STRIDE * self.config.merge
+        return HOP * 2 * self.config.merge  # the second convolution halves the frames
 
     def check_tokenizer(self) -> None:
         """TRAP: with the tokenizer of another model the prompt has ids that mean something else, or nothing."""

@@ -5,6 +5,7 @@ import torch
 from ..audio import HOP
 from ..config import EncoderDecoderConfig
 from ..kernels import devices, prepare
+from ..kernels.cuda_graphs import GraphedModel
 from ..model import EncoderDecoder, GlmAsr
 from .families import Family
 from .options import Options
@@ -13,7 +14,7 @@ from .window_decoder import BEST_OF, TOKENS_A_SECOND, TOKENS_AT_LEAST
 MOST_ROWS = 32  # windows in a batch, if the caller sets no number and memory allows more
 
 
-def batch_size(model: GlmAsr | EncoderDecoder, family: Family, options: Options) -> int:
+def batch_size(model: GlmAsr | EncoderDecoder | GraphedModel, family: Family, options: Options) -> int:
     """Jobs that a quarter of the free memory holds, each with the longest window, prompt and answer that the options
     allow, and sampled where that may come. A cache is copied where rows fork or leave, and not everything is counted
     here."""
@@ -33,7 +34,7 @@ def batch_size(model: GlmAsr | EncoderDecoder, family: Family, options: Options)
     reading = prompt * (2 * decoder.hidden + 8 * decoder.width) * size + masks
     logits = 4 * decoder.vocabulary * 4 * rows
     cross = 2 * decoder.layers * decoder.width * frames * size if crossing else 0
-    free = devices.free_memory(model.device) - prepare.to_come(model)
+    free = devices.free_memory(model.device) - prepare.unpacked_bytes(model)
     if model.device.type == "cuda":  # what PyTorch holds and doesn't use is free too
         free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
     return max(1, min(MOST_ROWS, int(free / 4 / (cache + encoding + reading + logits + cross))))

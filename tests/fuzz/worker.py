@@ -119,7 +119,7 @@ def read_checkpoint(directory: Path) -> None:
 
     from glmasr import weights
     from glmasr.model import GlmAsr
-    model = weights.load(directory, device="cpu", dtype="float32")
+    model = weights.load(directory)
     with torch.inference_mode():                        # what is accepted can be computed with
         if isinstance(model, GlmAsr):
             model.encode(torch.zeros(1, model.config.encoder.bands, 200), [32_000])
