@@ -9,10 +9,11 @@ not be used, or a text can't be written, 2 wrong usage, 130 interrupted. What wa
 Ctrl-C goes into files with `.incomplete` in their names; with `--resume` the same command goes on behind it.
 """
 
-if __name__ == "__main__":                      # before all imports: it makes one of this file as well
+if __name__ == "__main__":  # before all imports: it makes one of this file as well
     import sys
 
     from glmasr.cli import transcribe
+
     sys.exit(transcribe())
 
 import argparse
@@ -29,6 +30,7 @@ from glmasr.writers.formats import TIMED, WRITERS, record
 from glmasr.writers.line_breaks import Layout
 
 # ---- arguments ------------------------------------------------------------------------------------------------------------
+
 
 def positive(text: str) -> int:
     number = int(text)
@@ -56,7 +58,7 @@ def number_or_language(text: str) -> int | str:
     return text
 
 
-positive.__name__ = "positive integer"          # argparse puts it into its message
+positive.__name__ = "positive integer"  # argparse puts it into its message
 positive_or_auto.__name__ = "positive integer or auto"
 seconds.__name__ = "number of seconds"
 number_or_language.__name__ = "number from 1 on or language"
@@ -77,39 +79,151 @@ def formats(text: str) -> list[str]:
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Recognises speech in Mandarin, Cantonese and English.")
-    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg), folders, patterns; - is standard input")
-    parser.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="glm-asr-nano-2512 (default), demo, demo-article, a Whisper by its short name (tiny to large-v3, turbo), a directory, or owner/name of a model of the hub")
-    parser.add_argument("--revision", metavar="REV", help="commit, branch or tag of a model of the hub (default: a pinned commit; of other models main)")
-    parser.add_argument("--hub", choices=["huggingface", "modelscope"], help="where the model comes from (default: huggingface, or what GLMASR_HUB says)")
-    parser.add_argument("--lang", default="auto", metavar="LANGUAGE", help="auto (default), zh, yue, en, or another one that an encoder-decoder has a token for; also zh-CN, zh-HK, English and their like (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)")
-    parser.add_argument("--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English, where the model's vocabulary has it")
-    parser.add_argument("--languages", type=names, metavar="LANGUAGE,...", help="what --lang auto may choose among (default: all that the model knows)")
-    parser.add_argument("--timestamps", action=argparse.BooleanOptionalAction, help="segments with times, from the time tokens of an encoder-decoder (default: it writes them, which loses least, and only files of cues show them; --no-timestamps: it writes none)")
-    parser.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="recordings longer than a window: cut where it is quiet (default); all in one prompt, as GLM-ASR was published; or, of an encoder-decoder, go on where the last sentence ended")
-    parser.add_argument("--batch-size", type=positive_or_auto, metavar="N|auto", help="windows that are decoded together (default: auto, what memory allows)")
-    parser.add_argument("--vad", default="auto", choices=["auto", "off"], help="auto (default): where the extra [vad] is installed, only what it takes for speech is decoded; off: all that isn't silent")
-    parser.add_argument("--pad-to", default="window", choices=["window", "speech"], help="what the encoder hears of a window: all of it, padded with silence, as published (default), or up to a second behind the last sound, which is faster")
-    parser.add_argument("--beams", type=positive, metavar="N", help="width of the beam search, 1 is greedy (default: 5 for an encoder-decoder, else 1)")
-    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="limit for the text of a window, in tokens (default: by its length)")
-    parser.add_argument("--max-duration", type=seconds, metavar="SECONDS", help="refuse longer recordings (default: 43200, 12 hours)")
-    parser.add_argument("--track", type=number_or_language, metavar="N|LANGUAGE", help="of a file with several tracks of sound: its number, from 1, or its language, such as eng (default: the one that the file calls its default, else the first one)")
-    parser.add_argument("--script", choices=["simplified", "traditional"], help="write all Chinese characters so (needs the extra [zh])")
+    parser.add_argument(
+        "audio",
+        nargs="+",
+        metavar="AUDIO",
+        help="recordings (WAV, FLAC, MP3, OGG, ...; others through ffmpeg), folders, patterns; - is standard input",
+    )
+    parser.add_argument(
+        "--model",
+        default="glm-asr-nano-2512",
+        metavar="NAME|DIR",
+        help="glm-asr-nano-2512 (default), demo, demo-article, a Whisper by its short name (tiny to large-v3, turbo), a directory, or owner/name of a model of the hub",
+    )
+    parser.add_argument(
+        "--revision",
+        metavar="REV",
+        help="commit, branch or tag of a model of the hub (default: a pinned commit; of other models main)",
+    )
+    parser.add_argument(
+        "--hub",
+        choices=["huggingface", "modelscope"],
+        help="where the model comes from (default: huggingface, or what GLMASR_HUB says)",
+    )
+    parser.add_argument(
+        "--lang",
+        default="auto",
+        metavar="LANGUAGE",
+        help="auto (default), zh, yue, en, or another one that an encoder-decoder has a token for; also zh-CN, zh-HK, English and their like (auto: it judges by itself); of GLM-ASR, letters that the language is not written in are forbidden (auto: nothing is)",
+    )
+    parser.add_argument(
+        "--task",
+        default="transcribe",
+        choices=["transcribe", "translate"],
+        help="translate: into English, where the model's vocabulary has it",
+    )
+    parser.add_argument(
+        "--languages",
+        type=names,
+        metavar="LANGUAGE,...",
+        help="what --lang auto may choose among (default: all that the model knows)",
+    )
+    parser.add_argument(
+        "--timestamps",
+        action=argparse.BooleanOptionalAction,
+        help="segments with times, from the time tokens of an encoder-decoder (default: it writes them, which loses least, and only files of cues show them; --no-timestamps: it writes none)",
+    )
+    parser.add_argument(
+        "--long",
+        default="cut",
+        choices=["cut", "whole", "seek"],
+        help="recordings longer than a window: cut where it is quiet (default); all in one prompt, as GLM-ASR was published; or, of an encoder-decoder, go on where the last sentence ended",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive_or_auto,
+        metavar="N|auto",
+        help="windows that are decoded together (default: auto, what memory allows)",
+    )
+    parser.add_argument(
+        "--vad",
+        default="auto",
+        choices=["auto", "off"],
+        help="auto (default): where the extra [vad] is installed, only what it takes for speech is decoded; off: all that isn't silent",
+    )
+    parser.add_argument(
+        "--pad-to",
+        default="window",
+        choices=["window", "speech"],
+        help="what the encoder hears of a window: all of it, padded with silence, as published (default), or up to a second behind the last sound, which is faster",
+    )
+    parser.add_argument(
+        "--beams",
+        type=positive,
+        metavar="N",
+        help="width of the beam search, 1 is greedy (default: 5 for an encoder-decoder, else 1)",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        metavar="N",
+        help="limit for the text of a window, in tokens (default: by its length)",
+    )
+    parser.add_argument(
+        "--max-duration", type=seconds, metavar="SECONDS", help="refuse longer recordings (default: 43200, 12 hours)"
+    )
+    parser.add_argument(
+        "--track",
+        type=number_or_language,
+        metavar="N|LANGUAGE",
+        help="of a file with several tracks of sound: its number, from 1, or its language, such as eng (default: the one that the file calls its default, else the first one)",
+    )
+    parser.add_argument(
+        "--script", choices=["simplified", "traditional"], help="write all Chinese characters so (needs the extra [zh])"
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32", "int8"], help="default: bfloat16 where the machine is fast at it, else float32; int8: weights of 8 bits, on a CPU")
-    parser.add_argument("--json", action="store_true", help="to standard output one JSON object a recording, instead of its text")
-    parser.add_argument("--explain", action="store_true", help="before the text of a recording, how it came about: stages, shapes, times, prompt, search")
-    files = parser.add_argument_group("files", "With --format or --output-dir, results go into files named after the recordings.")
-    files.add_argument("--format", type=formats, metavar="NAME,...", help=f"{', '.join(WRITERS)}, several with commas, or all (default: txt)")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "bfloat16", "float32", "int8"],
+        help="default: bfloat16 where the machine is fast at it, else float32; int8: weights of 8 bits, on a CPU",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="to standard output one JSON object a recording, instead of its text"
+    )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="before the text of a recording, how it came about: stages, shapes, times, prompt, search",
+    )
+    files = parser.add_argument_group(
+        "files", "With --format or --output-dir, results go into files named after the recordings."
+    )
+    files.add_argument(
+        "--format",
+        type=formats,
+        metavar="NAME,...",
+        help=f"{', '.join(WRITERS)}, several with commas, or all (default: txt)",
+    )
     files.add_argument("--output-dir", metavar="DIR", help="where they go (default: beside the recordings)")
     files.add_argument("--recursive", action="store_true", help="of a folder, also what is in its folders")
-    files.add_argument("--skip-existing", action="store_true", help="leave out recordings whose files are all there: go on with a batch that was stopped")
-    files.add_argument("--resume", action="store_true", help="go on with recordings that were stopped in the middle, by Ctrl-C or a crash, behind what was recognised of them")
-    files.add_argument("--max-line-width", type=positive, metavar="N", default=42, help="columns of a line of subtitles; a Chinese character takes two (default: 42)")
-    files.add_argument("--max-line-count", type=positive, metavar="N", default=2, help="lines of subtitles at a time (default: 2)")
+    files.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="leave out recordings whose files are all there: go on with a batch that was stopped",
+    )
+    files.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with recordings that were stopped in the middle, by Ctrl-C or a crash, behind what was recognised of them",
+    )
+    files.add_argument(
+        "--max-line-width",
+        type=positive,
+        metavar="N",
+        default=42,
+        help="columns of a line of subtitles; a Chinese character takes two (default: 42)",
+    )
+    files.add_argument(
+        "--max-line-count", type=positive, metavar="N", default=2, help="lines of subtitles at a time (default: 2)"
+    )
     parser.add_argument("--verbose", action="store_true", help="also say what it runs on, and how")
     parser.add_argument("--quiet", action="store_true", help="errors only on standard error")
     # Options may stand between recordings. TRAP: with `--`, behind which a name may begin with a dash, that doesn't work.
-    args = (parser.parse_args if "--" in (sys.argv[1:] if argv is None else argv) else parser.parse_intermixed_args)(argv)
+    args = (parser.parse_args if "--" in (sys.argv[1:] if argv is None else argv) else parser.parse_intermixed_args)(
+        argv
+    )
     args.files = args.format is not None or args.output_dir is not None
     if args.explain and (len(args.audio) > 1 or args.json or args.files):
         parser.error("--explain takes one recording at a time, and goes without --json and without files")
@@ -126,15 +240,16 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 # ---- what is said ---------------------------------------------------------------------------------------------------------
 
+
 def peak_memory() -> str:
     """The most memory that this process held, and the GPU's share where one was used."""
     try:
         import resource
-    except ImportError:                         # Windows has no such count
+    except ImportError:  # Windows has no such count
         return "unknown"
     unit = 1 if sys.platform == "darwin" else 1024
     text = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MiB"
-    torch = sys.modules.get("torch")            # without it nobody has used a GPU
+    torch = sys.modules.get("torch")  # without it nobody has used a GPU
     if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         text += f" and {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB on the GPU"
     return text
@@ -166,10 +281,10 @@ class Summary:
 
     done: int = 0
     skipped: int = 0
-    failures: list[str] = field(default_factory=list)           # why, of each that failed
+    failures: list[str] = field(default_factory=list)  # why, of each that failed
     seconds: float = 0.0
     silent: float = 0.0
-    doubtful: int = 0                                           # stretches
+    doubtful: int = 0  # stretches
     spent: float = 0.0
 
     def add(self, transcript, spent: float, before: float = 0.0) -> None:
@@ -187,8 +302,10 @@ class Summary:
             found += [f"  failed: {reason}" for reason in self.failures]
         elif self.skipped:
             found = ["1 skipped: its files are all there"]
-        last = (f"{self.seconds:.1f} s of sound in {self.spent:.2f} s, real-time factor {self.spent / self.seconds if self.seconds else 0:.3f}; "
-                f"peak memory {peak_memory()}")
+        last = (
+            f"{self.seconds:.1f} s of sound in {self.spent:.2f} s, real-time factor {self.spent / self.seconds if self.seconds else 0:.3f}; "
+            f"peak memory {peak_memory()}"
+        )
         last += f"; {self.silent:.1f} s were silent" if self.silent else ""
         last += f"; {self.doubtful} stretches are doubtful" if self.doubtful else ""
         return [*found, last]
@@ -217,22 +334,33 @@ class Progress:
         from tqdm import tqdm
 
         from glmasr.audio_files import sound_files
+
         self.close()
         self.bar, self.number, self.start = None, self.number + 1, time.perf_counter()
         if self.hidden or self.number == len(self.names):
             return
         name = self.names[self.number]
         length = sound_files.stated_duration(name)
-        shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}" if length else "{desc}: {n:.0f} s{postfix}"
-        self.bar = tqdm(total=length, initial=self.begun.get(name, 0), desc=f"{self.number + 1}/{len(self.names)} {printable(os.path.basename(name))}", leave=False, bar_format=shape)
+        shape = (
+            "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}"
+            if length
+            else "{desc}: {n:.0f} s{postfix}"
+        )
+        self.bar = tqdm(
+            total=length,
+            initial=self.begun.get(name, 0),
+            desc=f"{self.number + 1}/{len(self.names)} {printable(os.path.basename(name))}",
+            leave=False,
+            bar_format=shape,
+        )
 
     def reach(self, seconds: float) -> None:
         """So much of the recording is recognised."""
         bar = self.bar
         if bar is None:
             return
-        if bar.total:                           # TRAP: beyond the end tqdm forgets the total, and the bar can't be made
-            bar.total = max(bar.total, seconds)                 # it was only what the header states
+        if bar.total:  # TRAP: beyond the end tqdm forgets the total, and the bar can't be made
+            bar.total = max(bar.total, seconds)  # it was only what the header states
         bar.update(seconds - bar.n)
         new = seconds - bar.initial
         bar.set_postfix_str(f"{new / (time.perf_counter() - self.start):.1f} times as fast as sound", refresh=False)
@@ -240,27 +368,30 @@ class Progress:
 
 # ---- the work -------------------------------------------------------------------------------------------------------------
 
+
 class Work:
     """The recordings of a command line."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.summary = args, Summary()
-        self.journals: dict[str, object] = {}   # of recordings that are begun; None: it can't be kept
+        self.journals: dict[str, object] = {}  # of recordings that are begun; None: it can't be kept
 
     def say(self, text: str) -> None:
         from tqdm import tqdm
+
         if not self.args.quiet and sys.stderr is not None:
             tqdm.write(printable(text), file=sys.stderr)
 
     def fail(self, error: Exception, name: str = "") -> None:
         text, name = printable(str(error)), printable(name)
-        if name and not text.startswith(f"{name}: "):           # such as an error of the model: it doesn't know the recording
+        if name and not text.startswith(f"{name}: "):  # such as an error of the model: it doesn't know the recording
             text = f"{name}: {text}"
         self.complain(text)
         self.summary.failures.append(text)
 
     def complain(self, text: str) -> None:
         from tqdm import tqdm
+
         if sys.stderr is not None:
             tqdm.write(f"error: {printable(text)}", file=sys.stderr)
 
@@ -269,33 +400,39 @@ class Work:
         names = []
         for path in self.args.audio:
             names += output.expand([path], self.args.recursive, self.fail)
-        return output.expand(names) if self.args.files else names      # each file is written once
+        return output.expand(names) if self.args.files else names  # each file is written once
 
     def run(self) -> int:
         import glmasr  # takes a second: not before the arguments are known to be right
+
         names = self.recordings()
-        outputs = output.plan_outputs(names, self.args.format or ["txt"], self.args.output_dir) if self.args.files else {}
+        outputs = (
+            output.plan_outputs(names, self.args.format or ["txt"], self.args.output_dir) if self.args.files else {}
+        )
         if self.args.skip_existing:
             there = [name for name in names if all(os.path.isfile(path) for path in outputs[name].values())]
             self.summary.skipped, names = len(there), [name for name in names if name not in there]
         try:
-            if self.args.output_dir is not None and names:              # before hours of work
+            if self.args.output_dir is not None and names:  # before hours of work
                 output.prepare(self.args.output_dir)
             recogniser = self.load() if names else None
             if recogniser is not None:
                 from glmasr.checkpoint import hub
+
                 recogniser.check(self.args.lang, self.options(recogniser))
                 if self.args.model in hub.BUILT_IN:
                     self.say(f"{self.args.model}: {hub.DEMO}")
                 if self.args.verbose:
-                    self.say(", ".join(f"{name} {value}" for name, value in recogniser.how(self.options(recogniser)).items()))
+                    self.say(
+                        ", ".join(f"{name} {value}" for name, value in recogniser.how(self.options(recogniser)).items())
+                    )
         except glmasr.GlmAsrError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2 if isinstance(error, glmasr.OptionError) else 1
         try:
             if recogniser is not None:
                 self.recognise(recogniser, self.begun(recogniser, names, outputs), outputs)
-        except KeyboardInterrupt:               # what was finished is written already
+        except KeyboardInterrupt:  # what was finished is written already
             if self.summary.done:
                 self.report()
             raise
@@ -304,10 +441,18 @@ class Work:
 
     def load(self):
         import glmasr
+
         args = self.args
-        with ended_at_once():                   # it imports torch, and leaves nothing that has to be cleaned up
-            return glmasr.load(args.model, device=args.device, dtype=args.dtype, plain=args.explain,
-                               revision=args.revision, hub=args.hub, progress=not args.quiet)
+        with ended_at_once():  # it imports torch, and leaves nothing that has to be cleaned up
+            return glmasr.load(
+                args.model,
+                device=args.device,
+                dtype=args.dtype,
+                plain=args.explain,
+                revision=args.revision,
+                hub=args.hub,
+                progress=not args.quiet,
+            )
 
     def report(self) -> None:
         for line in self.summary.lines():
@@ -316,7 +461,22 @@ class Work:
     def options(self, recogniser):
         """Files of cues show the times that a model writes, also where nobody asked for them."""
         from glmasr.pipeline import Options
-        options = {name: getattr(self.args, name) for name in ("task", "timestamps", "beams", "max_new_tokens", "long", "batch_size", "pad_to", "script", "track", "vad")}
+
+        options = {
+            name: getattr(self.args, name)
+            for name in (
+                "task",
+                "timestamps",
+                "beams",
+                "max_new_tokens",
+                "long",
+                "batch_size",
+                "pad_to",
+                "script",
+                "track",
+                "vad",
+            )
+        }
         options["languages"] = self.args.languages or ()
         if self.args.timestamps is None and TIMED.intersection(self.args.format or ()) and recogniser.timed(Options()):
             options["timestamps"] = True
@@ -328,6 +488,7 @@ class Work:
         """Opens the journals that earlier runs have left. Gives the recordings without those that another process is at work on."""
         from glmasr.errors import GlmAsrError
         from glmasr.writers.journal import Journal
+
         free = []
         for name in names:
             if not (outputs and output.journal(outputs[name]).exists()):
@@ -347,9 +508,15 @@ class Work:
                 self.say(f"{name}: goes on at {clock(journal.parts[-1].end)}, where it was stopped")
                 continue
             if not other and journal.parts:
-                self.say(f"{name}: begins anew; with --resume it goes on at {clock(journal.parts[-1].end)}, where it was stopped")
+                self.say(
+                    f"{name}: begins anew; with --resume it goes on at {clock(journal.parts[-1].end)}, where it was stopped"
+                )
             elif self.args.resume:
-                reason = f"the run that was stopped had another {', '.join(other)}" if other and journal.run else "nothing was recognised of it"
+                reason = (
+                    f"the run that was stopped had another {', '.join(other)}"
+                    if other and journal.run
+                    else "nothing was recognised of it"
+                )
                 self.say(f"{name}: begins anew, because {reason}")
             journal.close()
         return free
@@ -359,6 +526,7 @@ class Work:
         import glmasr
         from glmasr.checkpoint import hub
         from glmasr.writers import journal
+
         model = hub.find(self.args.model, self.args.revision, progress=False)
         options = recogniser.check(self.args.lang, self.options(recogniser))
         return {"glmasr": glmasr.__version__, **journal.fingerprint(name, model, recogniser, self.args.lang, options)}
@@ -367,15 +535,16 @@ class Work:
         """What isn't in the journal yet goes there. Where that fails, the work goes on without it."""
         from glmasr.errors import GlmAsrError
         from glmasr.writers.journal import Journal
+
         if self.journals.get(name, ...) is None:
             return
         try:
             if name not in self.journals:
                 self.journals[name] = Journal(output.journal(outputs))
             journal = self.journals[name]
-            if not journal.begun:               # also where Ctrl-C came in between
+            if not journal.begun:  # also where Ctrl-C came in between
                 journal.begin(self.depends(recogniser, name), [*dict.fromkeys([*journal.formats, *outputs])])
-            for part in parts[journal.count:]:
+            for part in parts[journal.count :]:
                 journal.add(part)
         except (GlmAsrError, OSError) as error:
             if name in self.journals:
@@ -389,6 +558,7 @@ class Work:
 
         from glmasr import GlmAsrError
         from glmasr.pipeline import Transcript
+
         parts = [part for part in parts if not part.last]
         if not parts:
             return
@@ -414,8 +584,9 @@ class Work:
 
         from glmasr.errors import OutputError
         from glmasr.writers.journal import Journal
+
         journal, place, formats = self.journals.pop(name, None), output.journal(outputs), set(outputs)
-        with suppress(OutputError, OSError):    # another process has it, or may do what this one may not
+        with suppress(OutputError, OSError):  # another process has it, or may do what this one may not
             if journal is None and place.exists():
                 journal = Journal(place)
             if journal is not None:
@@ -428,11 +599,16 @@ class Work:
         """The recordings, told as soon as a part of them is recognised, and written as soon as they are."""
         from glmasr import GlmAsrError
         from glmasr.pipeline import Transcript
+
         self.start = time.perf_counter()
         done = {index: self.journals[name].parts for index, name in enumerate(names) if name in self.journals}
         before = {names[index]: parts[-1].end for index, parts in done.items()}
         current, parts = 0, list(done.get(0, []))
-        found = self.explained(recogniser, names) if self.args.explain else recogniser.streams(names, self.args.lang, self.options(recogniser), done=done)
+        found = (
+            self.explained(recogniser, names)
+            if self.args.explain
+            else recogniser.streams(names, self.args.lang, self.options(recogniser), done=done)
+        )
         try:
             with Progress(names, self.args.quiet, before) as progress:
                 for index, part in found:
@@ -442,7 +618,9 @@ class Work:
                         self.fail(part, name)
                     else:
                         parts.append(part)
-                        if self.args.files and len(parts) > 1 and not part.last:        # recordings of one window need no journal
+                        if (
+                            self.args.files and len(parts) > 1 and not part.last
+                        ):  # recordings of one window need no journal
                             self.keep(recogniser, name, parts, outputs[name])
                         self.tell(name, part.warnings, part.segments)
                         progress.reach(part.end)
@@ -454,11 +632,11 @@ class Work:
                         except GlmAsrError as error:
                             self.fail(error, name)
                             if (journal := self.journals.pop(name, None)) is not None:
-                                journal.close()                 # it stays: there is nothing to recognise again
+                                journal.close()  # it stays: there is nothing to recognise again
                     current = index + 1
                     parts = list(done.get(current, []))
                     progress.next()
-        except BaseException as error:          # Ctrl-C, or a defect
+        except BaseException as error:  # Ctrl-C, or a defect
             if current < len(names) and (self.args.files or isinstance(error, KeyboardInterrupt)):
                 self.stop(recogniser, names[current], parts, outputs.get(names[current]))
             raise
@@ -466,13 +644,14 @@ class Work:
     def finish(self, name: str, transcript, outputs: dict | None, before: float = 0.0) -> None:
         """A transcript goes where it should, if it isn't there already. Raises OutputError."""
         from tqdm import tqdm
+
         args = self.args
         if args.lang.strip().lower() == "auto" and transcript.language:
             self.say(f"{name}: language {transcript.language}")
         if args.json:
             tqdm.write(as_line(record(transcript, name)), file=sys.stdout)
         elif not (transcript.segments or args.files):
-            tqdm.write("", file=sys.stdout)     # a line for each recording, even if nobody speaks
+            tqdm.write("", file=sys.stdout)  # a line for each recording, even if nobody speaks
         if not args.files:
             sys.stdout.flush()
         else:
@@ -486,6 +665,7 @@ class Work:
 
         from glmasr import GlmAsrError
         from glmasr.tools import explain
+
         for index, name in enumerate(names):
             with explain.observed(recogniser) as observation:
                 found = list(recogniser.streams([name], self.args.lang, self.options(recogniser)))
@@ -501,6 +681,7 @@ class Work:
 
     def print(self, segments) -> None:
         from tqdm import tqdm
+
         for segment in segments:
             times = f"[{clock(segment.start)} --> {clock(segment.end)}] " if self.args.timestamps else ""
             tqdm.write(times + writable(segment.text), file=sys.stdout)
@@ -508,8 +689,9 @@ class Work:
 
     def write(self, name: str, transcript, outputs: dict) -> None:
         from glmasr.errors import OutputError
+
         layout, written, errors = Layout(self.args.max_line_width, self.args.max_line_count), [], {}
-        for form, path in outputs.items():      # one that can't be written doesn't stop the others
+        for form, path in outputs.items():  # one that can't be written doesn't stop the others
             try:
                 output.write_whole(path, WRITERS[form](transcript, layout, name))
                 written.append(str(path))
@@ -532,8 +714,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except OSError as error:                    # the text can't be written
-        if not isinstance(error, BrokenPipeError):                      # `| head` has just seen enough
+    except OSError as error:  # the text can't be written
+        if not isinstance(error, BrokenPipeError):  # `| head` has just seen enough
             print(f"error: {printable(str(error))}", file=sys.stderr)
         # TRAP: the interpreter flushes standard output once more when it ends, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -29,6 +29,7 @@ from .audio_files import ffmpeg, sound_files
 from .audio_files.ffmpeg import VALUES
 from .audio_files.sound_files import MOST_BYTES, checked_rate, too_long
 from .errors import AudioError, OptionError, printable
+from .observing import stage
 
 SAMPLE_RATE = 16_000                      # samples a second, of everything behind this stage
 FFT_SIZE = 400                            # 25 ms of samples in one frame of the spectrum
@@ -148,6 +149,7 @@ def _limited(parts, name, max_duration):
         raise AudioError(f"{name}: holds no samples (a header only?); expected audio: record or download it again")
 
 
+@stage("read")
 def _mono(parts, name, rate, warn):
     """Float arrays (samples, channels) -> float32 tensors (samples,), the mean of all channels, or one of two, checked."""
     read, phase = 0, _Phase(name, rate, warn)
@@ -334,6 +336,7 @@ def resample(samples, source_rate, target_rate=SAMPLE_RATE) -> Tensor:
     return torch.cat([samples[:0], *_resampled(samples.split(VALUES), source_rate, target_rate)])
 
 
+@stage("resample")
 def _resampled(parts, source_rate, target_rate):
     """`resample` over a stream: tensors (any,) -> tensors (any,)."""
     if source_rate == target_rate:
@@ -426,6 +429,7 @@ def _mel_to_hertz(mel):
     return torch.where(mel < 15, mel * 1000 / 15, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
 
 
+@stage("log-mel")
 def log_mel(samples, bands=128) -> Tensor:
     """Float samples (B, S) or (S,) at 16 kHz -> float32 log-mel (B, bands, S // 160), on the same device.
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .observing import stage
 from .rules import Rule
 
 """rule(logits (B, V) float32, new_tokens (B, t) int64): change the logits in place, -inf forbids an id.
@@ -107,6 +108,7 @@ def greedy(
     return sample(model, audio, prompt, stop=stop, max_new=max_new, temperature=0.0, seed=0, rules=rules, watch=watch)
 
 
+@stage("search")
 @torch.inference_mode()
 def sample(
     model: Model,
@@ -182,7 +184,7 @@ def sample(
             token = token.view(-1, best_of)[staying].flatten()
             batch, state = [batch[place] for place in staying], state.rows(staying, best_of)
             cache.keep(torch.tensor(staying, device=device))
-        logits = model.step(token, cache)
+        logits = _step(model, token, cache)
     raise AssertionError("a recording outlived its limit")
 
 
@@ -242,6 +244,7 @@ class _Beams(NamedTuple):
         return _Beams(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
 
 
+@stage("search")
 @torch.inference_mode()
 def beam(
     model: Model,
@@ -347,7 +350,7 @@ def beam(
             running, finished = (_Beams(*(x[chosen] for x in beams)) for beams in (running, finished))
             done, limit, empty = done[chosen], limit[chosen], empty[chosen]
             cache.keep(chosen)
-        logits = model.step(running.ids[..., t - 1].flatten(), cache)
+        logits = _step(model, running.ids[..., t - 1].flatten(), cache)
     raise AssertionError("a recording outlived its limit")
 
 
@@ -376,6 +379,11 @@ def _prefill(
         cache.fork(width)
         logits = logits.repeat_interleave(width, 0)  # (A, V) -> (B, V)
     return logits, cache, limits
+
+
+@stage("step")
+def _step(model: Model, tokens: Tensor, cache: Cache) -> Tensor:
+    return model.step(tokens, cache)
 
 
 def _is_in(tokens: Tensor, ids: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .config import CrossDecoderConfig, DecoderConfig
 from .layers import MLP, Cache, CrossAttention, SelfAttention, causal_mask, rope_table
+from .observing import stage
 
 # -- GLM-ASR -----------------------------------------------------------------------------------------------------------
 
@@ -128,6 +129,7 @@ class CrossDecoder(nn.Module):
         return Cache(self.config.layers, rows, self.config.heads, capacity, self.config.head_size,
                      dtype=weight.dtype, device=weight.device)
 
+    @stage("decoder.hear")
     def hear(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Encoder states (A, S, D) -> for each layer the keys and values (A, H, S, K) of its cross-attention."""
         return [block.cross.project(states) for block in self.blocks]
@@ -148,5 +150,6 @@ class CrossDecoder(nn.Module):
             x = block(x, heard[layer], cache, layer, mask)
         return self.norm(x)
 
+    @stage("decoder.head")
     def head(self, x: Tensor) -> Tensor:
         return F.linear(x, self.embed.weight)

@@ -28,6 +28,7 @@ from .config import STRIDE, TIME_STEP, EncoderDecoderConfig, GlmAsrConfig, check
 from .errors import CheckpointError, GlmAsrError, OptionError, ShortMemoryError, out_of_memory
 from .kernels import devices, int8, prepare
 from .model import EncoderDecoder, GlmAsr
+from .observing import stage
 from .rules import Forbid, Rule, StopLoops, loops
 from .tokenizer import read_tokenizer, tokenizer_file
 from .transcription import chinese_script, chunking, coverage, vad
@@ -352,6 +353,7 @@ class Recogniser:
                  "attention": "by heads" if by_heads else "plain", "steps": model.steps, "pad_to": options.pad_to}
         return found | ({"levels": str(int8.levels())} if model.linears == "int8" else {})
 
+    @stage("everything else")
     def transcribe(self, audio, language: str = "auto", *, sample_rate: int | None = None, task: str = "transcribe",
                    timestamps: bool | None = None, beams: int | None = None, length_penalty: float = 1.0, max_new_tokens: int | None = None,
                    temperatures: tuple[float, ...] = TEMPERATURES, long: str = "cut", batch_size: int | None = None, guards: bool = True,

@@ -17,7 +17,9 @@ from glmasr.errors import AudioError, CheckpointError
 from glmasr.kernels import prepare
 from glmasr.model import GlmAsr
 from glmasr.tools import explain
-from glmasr.tools.explain import LIKELIEST, WIDTH, Observation, _columns, observed, report, spelled, token_text
+from glmasr.tools.explain import Observation, observed
+from glmasr.tools.explain_report import LIKELIEST, WIDTH, report, spelled, token_text
+from glmasr.writers.line_breaks import width
 
 
 def make(kind, directory, **more):
@@ -382,14 +384,14 @@ def test_parts_of_characters_are_bytes(recogniser):
     assert spelled(tokenizer, [*whole, name]) == "大é\n a" + token_text(tokenizer, name)
     assert spelled(tokenizer, [0xE5, 0x61, 0xA4, 0xA7]) == "<0xE5>a<0xA4><0xA7>" and spelled(tokenizer, [0xE5, 0xA4, 0xA7]) == "大"
     assert token_text(tokenizer, 10) == r"'\n'" and token_text(tokenizer, 0x20) == "' '" and token_text(tokenizer, name) in tokenizer.special
-    assert _columns("大a'") == 4
+    assert width("大a'") == 4
 
 
 @pytest.mark.parametrize("options", [{"beams": 1}, {"beams": 5}, {"beams": 5, "language": "zh"}], ids=str)
 def test_it_fits_on_a_screen(recogniser, options):
     run, _ = explained(recogniser, melody(3.9), max_new_tokens=40, **options)
     lines, steps = report(run).splitlines(), len(run.attempts[0].steps)
-    assert len(lines) <= 47 and max(map(_columns, lines)) <= WIDTH
+    assert len(lines) <= 47 and max(map(width, lines)) <= WIDTH
     shown = 24 if options["beams"] == 1 else 10
     assert (f"... {steps - shown - 1} more steps" in report(run)) == (steps > shown + 2)
 

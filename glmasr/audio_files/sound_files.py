@@ -24,6 +24,7 @@ import numpy as np
 import soundfile
 
 from ..errors import AudioError, Cancelled
+from ..observing import stage
 from . import ffmpeg
 from .ffmpeg import VALUES, damage, least
 
@@ -49,6 +50,7 @@ OTHERS = {b"riff": "W64", b"Creative Voice": "VOC", b"NIST_1A": "NIST", b"PVF1":
           b"\x01\x04": "MPC2K", b"\0\0\x03\xe8": "MAT4", b"\0\0\0\0\1\0\0\0\1\0\0\0": "MAT4"}
 
 
+@stage("read")
 def decode(source, track, max_duration, stack, warn, cancelled) -> tuple[str, Iterator[tuple[int, np.ndarray]]]:
     """source -> its name in messages, and (sample rate, float32 array (samples, channels)) until the end of its last recording.
 
