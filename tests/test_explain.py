@@ -2,6 +2,7 @@
 
 import math
 import re
+import threading
 from dataclasses import replace
 
 import pytest
@@ -117,6 +118,18 @@ def test_nothing_is_left_behind_an_error(recogniser, tmp_path, monkeypatch):
         explained(recogniser, beams=1, max_new_tokens=1)
     assert traces(recogniser) == before
     assert explained(recogniser)[1] == explained(recogniser)[1]
+
+
+def test_only_the_thread_that_asks_is_observed(recogniser):
+    """Another one may use the same model meanwhile."""
+    arguments = {"sample_rate": RATE, "max_new_tokens": 4, "temperatures": (0.0,), "guards": False}
+    with observed(recogniser) as run:
+        thread = threading.Thread(target=recogniser.transcribe, args=(melody(1.5),), kwargs=arguments)
+        thread.start()
+        thread.join()
+        assert not (run.stages or run.searches or run.parameters or run.seconds)
+        recogniser.transcribe(melody(1.5), **arguments)
+    assert len(run.searches) == 1 and table(run)["together"][2] > 0
 
 
 # ---- stages -------------------------------------------------------------------------------------------------------------
@@ -245,7 +258,7 @@ def test_on_a_gpu(tmp_path):
 
 def test_the_clock_waits_for_a_gpu(recognisers, monkeypatch):
     waits = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append(1))
     explained(recognisers["glm"])
     assert not waits
     run = Observation(recognisers["glm"])

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Observer(Protocol):
-    def call(self, name: str, function: Callable[P, R], /, *args: P.args, **more: P.kwargs) -> R:
+    def call(self, name: str, function: Callable[..., R], /, *args: Any, **more: Any) -> R:
         """The stage `name`: what the function gives."""
 
 

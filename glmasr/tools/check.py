@@ -87,9 +87,9 @@ def _weights(directory: Path, report: Report) -> weights.Contents | None:
     report.add("format", f"{contents.format}: {_some([path.name for path in contents.headers])}, {size:,} bytes")
     report.add(
         "family",
-        f"{family}: {config.encoder.layers} encoder layers {config.encoder.width} wide, {config.decoder.layers} decoder "
-        f"layers {config.decoder.width} wide, vocabulary {config.decoder.vocabulary:,}, windows of {config.window_seconds} "
-        "s",
+        f"{family}: {config.encoder.layers} encoder layers {config.encoder.width} wide, "
+        f"{config.decoder.layers} decoder layers {config.decoder.width} wide, "
+        f"vocabulary {config.decoder.vocabulary:,}, windows of {config.window_seconds} s",
     )
     there = sum(int(math.prod(entries[name]["shape"])) for name in used)
     report.add("parameters", f"{there:,} of {sum(parameter.numel() for parameter in contents.model.parameters()):,}")

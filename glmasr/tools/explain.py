@@ -238,7 +238,7 @@ class Observation:
     def _tick(self, name: str) -> None:
         """The time since the last tick was that of the stage `name`."""
         if self.recogniser.model.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.recogniser.model.device)
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now

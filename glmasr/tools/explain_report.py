@@ -5,11 +5,13 @@ from itertools import groupby, pairwise
 
 import torch
 
+from ..errors import GlmAsrError
 from ..kernels import prepare
+from ..pipeline import Options, Part, Recogniser
 from ..tokenizer import SentencePieceTokenizer, Tokenizer, TokenList
 from ..transcription.fallback import Limits
 from ..writers.line_breaks import width as columns
-from .explain import Observation, Search, Stage
+from .explain import Observation, Search, Stage, observed
 
 WIDTH = 110  # columns of a report
 LIKELIEST = 5  # first tokens in it
@@ -17,6 +19,15 @@ TOKENS, STEPS = 24, 10  # steps in it of a search without beams and of one with 
 ABREAST = 3  # beams in it
 
 AnyTokenizer = Tokenizer | SentencePieceTokenizer | TokenList
+
+
+def explained(
+    recogniser: Recogniser, recording: str, language: str, options: Options
+) -> tuple[str, list[tuple[int, Part | GlmAsrError]]]:
+    """Recognises one recording: its report, "" if it can't be used, and what `streams` gives."""
+    with observed(recogniser) as run:
+        parts = list(recogniser.streams([recording], language, options))
+    return "" if isinstance(parts[-1][1], GlmAsrError) else report(run), parts
 
 
 def report(run: Observation) -> str:
