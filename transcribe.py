@@ -19,6 +19,7 @@ if __name__ == "__main__":  # before all imports: it makes one of this file as w
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING
 import glmasr
 from glmasr.cli import INTERRUPTED, Parser, ended_at_once
 from glmasr.errors import GlmAsrError, OptionError, OutputError, printable
-from glmasr.tools.argument_types import device, formats, names, number_or_language, positive, positive_or_auto, seconds
+from glmasr.tools.argument_types import number_or_language, positive, positive_or_auto, seconds
 from glmasr.tools.console import Messages, Summary, as_line, clock, put, writable
 from glmasr.writers import output
 from glmasr.writers.formats import TIMED, WRITERS, record
@@ -41,15 +42,31 @@ if TYPE_CHECKING:  # they need torch: `Work.load` imports it once the arguments 
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
+def device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    return text
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def formats(text: str) -> list[str]:
+    names = list(dict.fromkeys(text.split(",")))
+    if "all" in names:
+        names = list(WRITERS)
+    if unknown := [name for name in names if name not in WRITERS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(WRITERS)}, or all")
+    return names
+
+
 def make_parser() -> Parser:
     """The options, on a screen; docs/CLI.md says more about each."""
-    parser = Parser(
-        usage="%(prog)s AUDIO... [options]",
-        description="Recognises speech in Mandarin, Cantonese and English. docs/CLI.md says more.",
-        formatter_class=partial(argparse.HelpFormatter, max_help_position=33),
-    )
+    parser = Parser(description="Recognises speech in Mandarin, Cantonese and English. docs/CLI.md says more.")
+    parser.usage = "%(prog)s AUDIO... [options]"
+    parser.formatter_class = partial(argparse.HelpFormatter, max_help_position=33)
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="files, folders, patterns; - is standard input")
-    parser.add_argument("--version", action="version", version=f"glmasr {glmasr.__version__}")
 
     add = parser.add_argument_group("model")
     default = "glm-asr-nano-2512"

@@ -19,11 +19,11 @@ EXAMPLE = str(ROOT / "examples" / "zh.wav")
 # The entry that pip writes, which tells when Ctrl-C is ours: what comes before is raised in Python's own start.
 ENTRY = """
 import os, sys
-from glmasr import commands
-hold = commands._hold
-commands._hold = lambda: (hold(), os.write({held}, b"."))[0]
+from glmasr import cli
+hold = cli._hold
+cli._hold = lambda: (hold(), os.write({held}, b"."))[0]
 sys.argv[0] = "{name}"
-sys.exit(commands.{name}())
+sys.exit(cli.{name}())
 """
 COMMANDS = {"transcribe": [EXAMPLE, "--model", "demo", "--quiet"], "check": ["demo"], "fetch": ["demo"], "quantize": ["demo"]}
 
@@ -99,7 +99,7 @@ def test_while_it_imports_and_when_all_is_said(tmp_path, closed):
     """Also where standard error is closed."""
     for moment in ("", "def main(): return 0"):
         (tmp_path / "module.py").write_text(f"import signal\n{moment or 'signal.raise_signal(signal.SIGINT)'}\n")
-        code = "import signal, sys; from glmasr import commands; code = commands._run('module'); signal.raise_signal(signal.SIGINT); sys.exit(code)"
+        code = "import signal, sys; from glmasr import cli; code = cli._run('module'); signal.raise_signal(signal.SIGINT); sys.exit(code)"
         done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}, capture_output=True, text=True,
                               timeout=60, preexec_fn=(lambda: (signal.signal(signal.SIGINT, signal.default_int_handler), closed and os.close(2))))
         assert (done.returncode, done.stdout, done.stderr) == (130, "", "" if closed else "interrupted\n")

@@ -1,9 +1,6 @@
 """What the text of an argument may be, for `add_argument(type=...)`: an ArgumentTypeError says what is expected."""
 
 import argparse
-import re
-
-from ..writers.formats import WRITERS
 
 
 def refused(expected: str, text: str) -> argparse.ArgumentTypeError:
@@ -41,22 +38,3 @@ def number_or_language(text: str) -> int | str:
     if not (text.isascii() and text.isalpha() and len(text) in (2, 3)):
         raise refused(expected, text)
     return text
-
-
-def device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
-    return text
-
-
-def names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def formats(text: str) -> list[str]:
-    names = list(dict.fromkeys(text.split(",")))
-    if "all" in names:
-        names = list(WRITERS)
-    if unknown := [name for name in names if name not in WRITERS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(WRITERS)}, or all")
-    return names
