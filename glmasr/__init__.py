@@ -5,16 +5,18 @@
     print(recogniser.transcribe("examples/zh.wav").text)
 """
 
+from typing import Any
+
 from .errors import AudioError, CheckpointError, GlmAsrError, OptionError, OutputError, ShortMemoryError, TokenizerError
 
 __version__ = "0.2.0"
-__all__ = ["AudioError", "CheckpointError", "GlmAsrError", "OptionError", "OutputError", "Recogniser", "Segment", "ShortMemoryError",
+__all__ = ["AudioError", "CheckpointError", "GlmAsrError", "OptionError", "Options", "OutputError", "Recogniser", "Segment", "ShortMemoryError",
            "TokenizerError", "Transcript", "load"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # Everything else needs torch, which takes a second to import: wait until it is asked for.
-    if name in ("load", "Recogniser", "Segment", "Transcript"):
+    if name in ("load", "Options", "Recogniser", "Segment", "Transcript"):
         from . import pipeline
         return getattr(pipeline, name)
     raise AttributeError(f"module 'glmasr' has no attribute {name!r}")

@@ -31,6 +31,7 @@ from .audio_files.tracks import check_track
 from .config import HOP as HOP  # 10 ms between frames: SAMPLE_RATE / HOP = 100 frames a second
 from .config import SAMPLE_RATE as SAMPLE_RATE  # samples a second, of everything after this stage
 from .errors import AudioError, OptionError, printable
+from .observing import stage
 
 FFT_SIZE = 400  # 25 ms of samples in one frame of the spectrum
 BINS = FFT_SIZE // 2 + 1  # 201 frequencies, SAMPLE_RATE / FFT_SIZE = 40 Hz apart: 0, 40, ... 8000 Hz
@@ -50,6 +51,7 @@ def windows(samples: Tensor, length: int = WINDOW) -> Tensor:
     return F.pad(samples, (0, count * length - len(samples))).reshape(count, length)
 
 
+@stage("log-mel")
 def log_mel(samples: Tensor, bands: int = 128) -> Tensor:
     """Float samples (B, S) or (S,) at 16 kHz -> float32 log-mel (B, bands, S // 160), on the same device.
 
@@ -224,6 +226,7 @@ def resample(samples: Tensor, source_rate: float, target_rate: float = SAMPLE_RA
     return torch.cat([samples[:0], *_resampled(parts, source, target)])
 
 
+@stage("resample")
 def _resampled(parts: Iterable[Tensor], source_rate: int, target_rate: int) -> Iterator[Tensor]:
     """`resample` over a stream: tensors (any,) -> tensors (any,)."""
     if source_rate == target_rate:

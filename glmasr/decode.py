@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .observing import stage
 from .rules import Rule
 
 Watch = Callable[[list[int], Tensor, Tensor, Tensor, Tensor], None]
@@ -112,6 +113,7 @@ def greedy(
     return sample(model, audio, prompt, stop=stop, max_new=max_new, temperature=0.0, seed=0, rules=rules, watch=watch)
 
 
+@stage("search")
 @torch.inference_mode()
 def sample(
     model: Model,
@@ -187,7 +189,7 @@ def sample(
             token = token.view(-1, best_of)[staying].flatten()
             batch, state = [batch[place] for place in staying], state.rows(staying, best_of)
             cache.keep(torch.tensor(staying, device=device))
-        logits = model.step(token, cache)
+        logits = _step(model, token, cache)
     raise AssertionError("a recording outlived its limit")
 
 
@@ -249,6 +251,7 @@ class _Beams(NamedTuple):
         return _Beams(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
 
 
+@stage("search")
 @torch.inference_mode()
 def beam(
     model: Model,
@@ -354,7 +357,7 @@ def beam(
             running, finished = (_Beams(*(x[chosen] for x in beams)) for beams in (running, finished))
             done, limit, empty = done[chosen], limit[chosen], empty[chosen]
             cache.keep(chosen)
-        logits = model.step(running.ids[..., t - 1].flatten(), cache)
+        logits = _step(model, running.ids[..., t - 1].flatten(), cache)
     raise AssertionError("a recording outlived its limit")
 
 
@@ -386,6 +389,11 @@ def _prefill(
         cache.fork(width)
         logits = logits.repeat_interleave(width, 0)  # (A, V) -> (B, V)
     return logits, cache, limits
+
+
+@stage("step")
+def _step(model: Model, tokens: Tensor, cache: Cache) -> Tensor:
+    return model.step(tokens, cache)
 
 
 def _is_in(tokens: Tensor, ids: Tensor) -> Tensor:

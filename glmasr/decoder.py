@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .config import CrossDecoderConfig, DecoderConfig
 from .layers import MLP, Cache, CrossAttention, LayerCache, Rope, SelfAttention, causal_mask, rope_table
+from .observing import stage
 
 # -- GLM-ASR -----------------------------------------------------------------------------------------------------------
 
@@ -149,6 +150,7 @@ class CrossDecoder(nn.Module):
             device=weight.device,
         )
 
+    @stage("decoder.hear")
     def hear(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Encoder states (A, S, D) -> for each layer the keys and values (A, H, S, K) of its cross-attention."""
         return [cast(CrossBlock, block).cross.project(states) for block in self.blocks]
@@ -169,5 +171,6 @@ class CrossDecoder(nn.Module):
             x = block(x, heard[layer], cache, layer, mask)
         return self.norm(x)
 
+    @stage("decoder.head")
     def head(self, x: Tensor) -> Tensor:
         return F.linear(x, self.embed.weight)

@@ -24,6 +24,7 @@ from .decoder import CrossDecoder, LlamaDecoder
 from .encoder import Projector, RotaryEncoder, SinusoidalEncoder
 from .errors import OptionError
 from .layers import Cache, LayerCache, PromptCache
+from .observing import stage
 from .rules import Forbid, ForbidFirst, Rule, TimestampRule
 
 
@@ -49,6 +50,7 @@ class GlmAsr(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.decoder.embed.weight.dtype
 
+    @stage("audio rows")
     def encode(self, mel: Tensor, samples: Sequence[int]) -> list[Tensor]:
         """Windows of log-mel (B, bands, frames) -> the audio embeddings (N, D) of each window.
 
@@ -127,6 +129,7 @@ class EncoderDecoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.decoder.embed.weight.dtype
 
+    @stage("samples")
     def features(self, windows: Tensor) -> Tensor:
         """Samples (B, S), one row a window -> what the frontend takes: log-mel (B, bands, frames), or the
         samples (B, 1, S)."""
@@ -208,6 +211,7 @@ class EncoderDecoder(nn.Module):
     def _read(self, tokens: Tensor, cache: Cache) -> Tensor:
         return self.decoder.head(self.decoder(tokens, cache.cross, cache)[:, -1])
 
+    @stage("language")
     @torch.inference_mode()
     def judge(self, audio: Tensor | list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Encoder states (A, T, D), or what `decoder.hear` made of them -> the probability of each language of

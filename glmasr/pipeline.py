@@ -35,6 +35,7 @@ from .kernels import devices, prepare
 from .kernels.cuda_graphs import GraphedModel
 from .kernels.prepare import Runtime
 from .model import EncoderDecoder, GlmAsr
+from .observing import stage
 from .tokenizer import read_tokenizer, tokenizer_file
 from .transcription import chinese_script
 from .transcription.batcher import Batcher, Item
@@ -157,6 +158,7 @@ class Recogniser:
         }
         return found | ({} if runtime.levels is None else {"levels": str(runtime.levels)})
 
+    @stage("everything else")
     def transcribe(
         self,
         audio: Any,

@@ -2,6 +2,7 @@
 
 import math
 import re
+import threading
 from dataclasses import replace
 
 import pytest
@@ -17,8 +18,10 @@ from glmasr.errors import AudioError, CheckpointError
 from glmasr.kernels import prepare
 from glmasr.model import GlmAsr
 from glmasr.tools import explain
-from glmasr.tools.explain import LIKELIEST, WIDTH, Observation, _columns, observed, report, spelled, token_text
+from glmasr.tools.explain import Observation, observed
+from glmasr.tools.explain_report import LIKELIEST, WIDTH, report, spelled, token_text
 from glmasr.transcription import window_decoder
+from glmasr.writers.line_breaks import width
 
 
 def make(kind, directory, **more):
@@ -116,6 +119,18 @@ def test_nothing_is_left_behind_an_error(recogniser, tmp_path, monkeypatch):
         explained(recogniser, beams=1, max_new_tokens=1)
     assert traces(recogniser) == before
     assert explained(recogniser)[1] == explained(recogniser)[1]
+
+
+def test_only_the_thread_that_asks_is_observed(recogniser):
+    """Another one may use the same model meanwhile."""
+    arguments = {"sample_rate": RATE, "max_new_tokens": 4, "temperatures": (0.0,), "guards": False}
+    with observed(recogniser) as run:
+        thread = threading.Thread(target=recogniser.transcribe, args=(melody(1.5),), kwargs=arguments)
+        thread.start()
+        thread.join()
+        assert not (run.stages or run.searches or run.parameters or run.seconds)
+        recogniser.transcribe(melody(1.5), **arguments)
+    assert len(run.searches) == 1 and table(run)["together"][2] > 0
 
 
 # ---- stages -------------------------------------------------------------------------------------------------------------
@@ -244,7 +259,7 @@ def test_on_a_gpu(tmp_path):
 
 def test_the_clock_waits_for_a_gpu(recognisers, monkeypatch):
     waits = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append(1))
     explained(recognisers["glm"])
     assert not waits
     run = Observation(recognisers["glm"])
@@ -383,14 +398,14 @@ def test_parts_of_characters_are_bytes(recogniser):
     assert spelled(tokenizer, [*whole, name]) == "大é\n a" + token_text(tokenizer, name)
     assert spelled(tokenizer, [0xE5, 0x61, 0xA4, 0xA7]) == "<0xE5>a<0xA4><0xA7>" and spelled(tokenizer, [0xE5, 0xA4, 0xA7]) == "大"
     assert token_text(tokenizer, 10) == r"'\n'" and token_text(tokenizer, 0x20) == "' '" and token_text(tokenizer, name) in tokenizer.special
-    assert _columns("大a'") == 4
+    assert width("大a'") == 4
 
 
 @pytest.mark.parametrize("options", [{"beams": 1}, {"beams": 5}, {"beams": 5, "language": "zh"}], ids=str)
 def test_it_fits_on_a_screen(recogniser, options):
     run, _ = explained(recogniser, melody(3.9), max_new_tokens=40, **options)
     lines, steps = report(run).splitlines(), len(run.attempts[0].steps)
-    assert len(lines) <= 47 and max(map(_columns, lines)) <= WIDTH
+    assert len(lines) <= 47 and max(map(width, lines)) <= WIDTH
     shown = 24 if options["beams"] == 1 else 10
     assert (f"... {steps - shown - 1} more steps" in report(run)) == (steps > shown + 2)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "glmasr"
 # A module builds on those before it: files of the top folder, and whole folders.
-LAYERS = ["errors", "config", "cli", "audio_files", "rules", "layers", "audio", "conv_frontend", "encoder", "decoder", "decode", "model", "checkpoint", "tokenizer",
+LAYERS = ["errors", "observing", "config", "cli", "audio_files", "rules", "layers", "audio", "conv_frontend", "encoder", "decoder", "decode", "model", "checkpoint", "tokenizer",
           "weights", "kernels", "transcription", "pipeline", "writers", "tools", "server"]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
 # Imported only where they are used, with an error that names the extra.

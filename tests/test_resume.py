@@ -21,6 +21,7 @@ import transcribe
 from glmasr import audio, pipeline
 from glmasr.errors import OptionError, ShortMemoryError
 from glmasr.pipeline import LanguageState, Options, Part, Segment
+from glmasr.tools import journals
 from glmasr.transcription.families import RecordingState
 from glmasr.writers import journal, output
 from glmasr.writers.formats import WRITERS
@@ -347,11 +348,11 @@ def test_another_process_that_has_begun_meanwhile(run, whole, tmp_path, monkeypa
     """The recording is written all the same, and the journal of the other one stays."""
     held = []
 
-    def late(self, *args, real=transcribe.Work.begun):
+    def late(self, *args, real=journals.Journals.begun):
         names = real(self, *args)
         held.append(Journal(tmp_path / "talk.incomplete.jsonl"))
         return names
-    monkeypatch.setattr(transcribe.Work, "begun", late)
+    monkeypatch.setattr(journals.Journals, "begun", late)
     code, err, _ = run()
     assert code == 0 and err.count("another process") == 1 and {**found(whole / "out"), "talk.incomplete.jsonl": b""} == found(tmp_path)
     held[0].close()

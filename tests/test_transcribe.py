@@ -150,6 +150,20 @@ def test_options_reach_the_library(call, monkeypatch):
                                               script="traditional", max_duration=99.5, track="eng"))]
 
 
+def test_what_people_type(call, texts, monkeypatch):
+    args = transcribe.arguments(["0.wav", "--language", "zh", "--device", "cuda:1", "--threads", "3"])
+    assert (args.lang, args.device, args.threads, args.languages) == ("zh", "cuda:1", 3, None)
+    chosen = []
+    monkeypatch.setattr("torch.set_num_threads", chosen.append)
+    assert call("0.wav", "--language", "auto", "--threads", "3")[:2] == (0, texts[:1]) and chosen == [3]
+
+
+def test_the_help_fits_on_a_screen(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = transcribe.make_parser().format_help().splitlines()
+    assert len(lines) < 60 and max(map(len, lines)) < 80
+
+
 def test_progress_on_a_terminal(call, texts, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True

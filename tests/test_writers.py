@@ -36,8 +36,8 @@ from glmasr.writers.line_breaks import (
     ANYWHERE,
     CUE,
     Layout,
-    _cut,
     _places,
+    cut,
     width,  # noqa: E402
 )
 from glmasr.writers.output import expand, plan_outputs, write_whole
@@ -184,11 +184,11 @@ def all_layouts(text, layout):
 def test_the_layout_is_the_cheapest_of_all():
     draw = random.Random(7)
     for _ in range(80):
-        text = subtitles._clean("".join(draw.choice(["one ", "of ", "two, ", "so. ", "你", "好，", "吗？", "（我", "他）", " "]) for _ in range(draw.randrange(4, 10))))
+        text = subtitles.clean("".join(draw.choice(["one ", "of ", "two, ", "so. ", "你", "好，", "吗？", "（我", "他）", " "]) for _ in range(draw.randrange(4, 10))))
         layout = Layout(draw.randrange(6, 12), draw.randrange(1, 4))
         ways = list(all_layouts(text, layout))
         ways = [way for way in ways if len(way) == 1] or ways   # what fits into one cue is one
-        found = _cut(text, layout)
+        found = cut(text, layout)
         assert found in ways, (text, layout)
         assert priced(text, found, layout) == pytest.approx(min(priced(text, way, layout) for way in ways)), (text, layout)
 
@@ -214,7 +214,7 @@ def test_words_and_punctuation_stay_together(parts, spaces, most, count):
     text = re.sub(r"([^\w\s]\s*){4,}", "。", text)
     lines = [line for cue in cues(transcript((0, 1000, text)), Layout(most, count)) for line in cue.lines]
     pairs = [(left[-1], right[0]) for left, right in zip(lines, lines[1:])]
-    text = subtitles._clean(text)
+    text = subtitles.clean(text)
     pairs += [(text[place.stop - 1], text[place.start]) for place in _places(list(text)) if place.price <= ANYWHERE]
     for left, right in pairs:
         assert right not in NO_START and left not in NO_END
@@ -241,18 +241,18 @@ def test_words_and_punctuation_stay_together(parts, spaces, most, count):
     ("好" * 5 + "👩‍👩‍👧" * 3, Layout(10, 2), [["好" * 4, "好" + "👩‍👩‍👧" * 3]]),
 ])
 def test_layouts(text, layout, expected):
-    found = _cut(text, layout)
+    found = cut(text, layout)
     assert expected is None or found == expected
     assert "".join(line for lines in found for line in lines) == text.replace(" ", "") or " " in text
     assert all(width(line) <= layout.max_line_width for lines in found for line in lines)
 
 
 def test_a_word_longer_than_a_line_is_broken_and_no_other():
-    lines = [line for lines in _cut("see https://example.com/recordings/2026 for the rest", Layout(16, 2)) for line in lines]
+    lines = [line for lines in cut("see https://example.com/recordings/2026 for the rest", Layout(16, 2)) for line in lines]
     assert lines[0].startswith("see") and lines[-1].endswith("for the rest")
     assert "".join(lines).replace(" ", "") == "seehttps://example.com/recordings/2026fortherest"
-    assert _cut("a" * 10 + "。", Layout(10, 2)) in ([["a" * first, "a" * (10 - first) + "。"]] for first in range(1, 10))
-    assert _cut("( " + "a" * 9, Layout(10, 2)) == [["(", "a" * 9]]       # the word would fit
+    assert cut("a" * 10 + "。", Layout(10, 2)) in ([["a" * first, "a" * (10 - first) + "。"]] for first in range(1, 10))
+    assert cut("( " + "a" * 9, Layout(10, 2)) == [["(", "a" * 9]]       # the word would fit
 
 
 @pytest.mark.parametrize("text, columns", [("abc", 3), ("你好", 4), ("，", 2), ("ＡＢ", 4), ("ｱｲ", 2), ("e\u0301", 1), ("👩‍👩‍👧", 2), ("🇨🇳", 2), ("한", 2), ("각", 2),

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import AudioError
+from ..observing import stage
 from .limits import Warn
 
 LOUDEST = 1000.0  # times full scale; the text of sounds that are so loud is wrong, and soon empty
 
 
+@stage("read")
 def mono(parts: Iterable[np.ndarray], name: str, rate: int, warn: Warn) -> Iterator[Tensor]:
     """Float arrays (samples, channels) at `rate` Hz -> float32 tensors (samples,), the mean of all channels, or one of
     two.

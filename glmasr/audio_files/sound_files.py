@@ -21,6 +21,7 @@ import numpy as np
 import soundfile
 
 from ..errors import AudioError
+from ..observing import stage
 from . import ffmpeg
 from .ffmpeg import damage, least
 from .formats import AHEAD, FORMATS, PCM, end_of_recording, mpeg_frames, next_recording, read_at, why_foreign
@@ -31,6 +32,7 @@ MOST_RECORDINGS = 1000  # in one file, one after the other
 RESYNC = 1000  # bytes that are no sound; libmpg123 gives up after 1024
 
 
+@stage("read")
 def decode(
     path: str,
     name: str,

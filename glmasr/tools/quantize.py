@@ -9,28 +9,31 @@ import sys
 import tempfile
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ..cli import Parser, ended_at_once
 from ..errors import GlmAsrError, OutputError, printable
 
-WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf"}     # files that are not copied
+# Files that are not copied.
+WEIGHTS = set(".safetensors .bin .pt .pth .ckpt .msgpack .h5 .onnx .gguf".split())
 
 
 def quantise_directory(directory: Path, out: Path) -> None:
     """`out`, a new directory, is there when it is complete. Raises CheckpointError, OptionError, OutputError."""
-    from safetensors import SafetensorError
-
-    from .. import weights
+    from .. import weights  # and PyTorch, which takes a second: not before the arguments are right
     from ..kernels import int8
+
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise OutputError(f"{out} is there and not empty; expected a new directory")
-    model = weights.load(directory, dtype=None)                     # as stored: nothing is rounded twice
+    model = weights.load(directory, dtype=None)  # as stored: nothing is rounded twice
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder:
             part = Path(folder) / "part"
             weights.save(model, part, None, quantise=int8.quantise)
-            for path in directory.iterdir():                        # tokenizer, chat template, licence; the configuration is written already
-                if path.is_file() and path.suffix not in WEIGHTS and not path.name.endswith(".index.json") and not (part / path.name).exists():
+            for path in directory.iterdir():  # tokenizer, chat template, license; the configuration is written already
+                weight_file = path.suffix in WEIGHTS or path.name.endswith(".index.json")
+                if path.is_file() and not weight_file and not (part / path.name).exists():
                     shutil.copyfile(path, part / path.name)
             os.replace(part, out)
     except (OSError, SafetensorError) as error:
@@ -38,13 +41,17 @@ def quantise_directory(directory: Path, out: Path) -> None:
 
 
 def main() -> int:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description="A checkpoint -> the same with int8 weights, half as large.")
     parser.add_argument("directory", type=Path, metavar="DIR", help="a checkpoint, or a name such as demo")
-    parser.add_argument("--hub", choices=["huggingface", "modelscope"], help="where a model comes from that isn't here (default: huggingface, or what GLMASR_HUB says)")
+    parser.add_argument(
+        "--hub",
+        choices=["huggingface", "modelscope"],
+        help="where a model comes from that isn't here (default: huggingface, or what GLMASR_HUB says)",
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="a new directory")
     args = parser.parse_args()
     try:
-        with ended_at_once():                                       # PyTorch, which takes a second: not before the arguments are right
+        with ended_at_once():
             from ..checkpoint.hub import find
         quantise_directory(find(args.directory, hub=args.hub), args.out)
     except GlmAsrError as error:

@@ -1,6 +1,8 @@
 """Transcript -> text in the formats of subtitle players, tables and programs.
 
     WRITERS["srt"](transcript, Layout(max_line_width=42, max_line_count=2))
+
+All writers have the same arguments, for the table: the transcript, the layout of subtitles, the name of the recording.
 """
 
 import html
@@ -12,32 +14,30 @@ from typing import TYPE_CHECKING, Any
 
 import regex
 
-from .line_breaks import Layout
-from .subtitles import _clean, _length, _milliseconds, cues, timed
+from .line_breaks import DEFAULT, Layout
+from .subtitles import clean, cues, length, milliseconds, timed
 
-if TYPE_CHECKING:                         # needs torch, which takes a second to import
+if TYPE_CHECKING:  # needs torch, which takes a second to import
     from ..pipeline import Transcript
 
-SCHEMA = 1                                # of the JSON; docs/JSON.md says when it changes
-PAUSE = 2000                              # ms without a cue, after which LRC takes the last line off the screen
+SCHEMA = 1  # of the JSON; docs/JSON.md says when it changes
+PAUSE = 2000  # ms without a cue, after which LRC takes the last line off the screen
 
 
-# ---- formats --------------------------------------------------------------------------------------------------------------
-# All have the same arguments, for the table: the transcript, the layout of subtitles, the name of the recording.
-
-def as_txt(transcript: "Transcript", layout: Layout = Layout(), name: str = "") -> str:
+def as_txt(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -> str:
     """One line for each segment."""
-    return "".join(f"{text}\n" for segment in transcript.segments if (text := _clean(segment.text)))
+    return "".join(f"{text}\n" for segment in transcript.segments if (text := clean(segment.text)))
 
 
-# TRAP: SRT has no escapes. An arrow makes a line of times for most players; what looks like a tag is not shown. A line of digits
-# before one that begins like a time is the head of a cue for the PyPI package srt, without any arrow: those two are joined.
+# TRAP: SRT has no escapes. An arrow makes a line of times for most players; what looks like a tag is not shown. A line
+# of digits before one that begins like a time is the head of a cue for the PyPI package srt, without any arrow: those
+# two are joined.
 _ARROW = regex.compile(r"-{2,}>")
 _TAG = regex.compile(r"<(?=/?[a-zA-Z])|\{(?=\\)")
 _HEAD = regex.compile(r"\n(-?[0-9]+\.?[0-9]*)\n(?=[0-9]+[,.:，．。：][0-9])")
 
 
-def as_srt(transcript: "Transcript", layout: Layout = Layout(), name: str = "") -> str:
+def as_srt(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -> str:
     """SubRip: numbered cues. --> becomes ->, <b> becomes ‹b>, {\\b1} becomes (\\b1}."""
     blocks = []
     for number, cue in enumerate(cues(transcript, layout), 1):
@@ -47,50 +47,58 @@ def as_srt(transcript: "Transcript", layout: Layout = Layout(), name: str = "") 
     return "\n".join(blocks)
 
 
-def as_vtt(transcript: "Transcript", layout: Layout = Layout(), name: str = "") -> str:
+def as_vtt(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -> str:
     """WebVTT (https://www.w3.org/TR/webvtt1/), with &, < and > as entities, and so no arrow in a text."""
-    blocks = ["WEBVTT\n", *([f"NOTE incomplete: the recording goes on behind {_stamp(_length(transcript), '.')}\n"] if transcript.incomplete else [])]
+    blocks = ["WEBVTT\n"]
+    if transcript.incomplete:
+        blocks.append(f"NOTE incomplete: the recording goes on behind {_stamp(length(transcript), '.')}\n")
     for cue in cues(transcript, layout):
         text = html.escape("\n".join(cue.lines), quote=False)
         blocks.append(f"{_stamp(cue.start, '.')} --> {_stamp(cue.end, '.')}\n{text}\n")
     return "\n".join(blocks)
 
 
-def as_tsv(transcript: "Transcript", layout: Layout = Layout(), name: str = "") -> str:
-    """A table of segments with openai-whisper's columns: start and end in milliseconds, text. Quotes in it mean nothing special."""
+def as_tsv(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -> str:
+    """A table of segments with openai-whisper's columns: start and end in milliseconds, text. Quotes in it mean nothing
+    special."""
     return "".join(["start\tend\ttext\n", *(f"{start}\t{end}\t{text}\n" for start, end, text in timed(transcript))])
 
 
-_BRACKETS = str.maketrans("[]<>", "［］＜＞")                  # LRC has no escapes, and these would begin a tag
+_BRACKETS = str.maketrans("[]<>", "［］＜＞")  # LRC has no escapes, and these would begin a tag
 
 
-def as_lrc(transcript: "Transcript", layout: Layout = Layout(), name: str = "") -> str:
-    """Lyrics: a line each with its start, and an empty one where nothing follows for a while; in hundredths, rounded down."""
+def as_lrc(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -> str:
+    """Lyrics: a line each with its start, and an empty one where nothing follows for a while; in hundredths, rounded
+    down."""
     shown = list(cues(transcript, replace(layout, max_line_count=1)))
     lines = []
     for cue, following in zip(shown, [*(cue.start for cue in shown), math.inf][1:], strict=True):
         lines.append((cue.start, " ".join(cue.lines).translate(_BRACKETS)))
         if following - cue.end >= PAUSE:
             lines.append((cue.end, ""))
-    return "".join(f"[{time // 60_000:02d}:{time // 1000 % 60:02d}.{time // 10 % 100:02d}]{text}\n" for time, text in lines)
+    return "".join(
+        f"[{time // 60_000:02d}:{time // 1000 % 60:02d}.{time // 10 % 100:02d}]{text}\n" for time, text in lines
+    )
 
 
-def as_json(transcript: "Transcript", layout: Layout = Layout(), name: str = "") -> str:
+def as_json(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -> str:
     """`record`, as indented JSON (RFC 8259)."""
     text = json.dumps(record(transcript, name), ensure_ascii=False, allow_nan=False, indent=2)
     # Half a UTF-16 character, which may stand in the name of a file, can be escaped in JSON but not written in UTF-8.
-    return regex.sub(r"\p{Cs}", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n"
+    escaped: str = regex.sub(r"\p{Cs}", lambda half: f"\\u{ord(half[0]):04x}", text)
+    return escaped + "\n"
 
 
 def record(transcript: "Transcript", name: str = "") -> dict[str, Any]:
-    """All that is known of a transcript, as docs/JSON.md describes it: dictionaries, lists, strings, numbers that are finite."""
+    """All that is known of a transcript, as docs/JSON.md describes it: dictionaries, lists, strings, numbers that are
+    finite."""
     fields = asdict(transcript)
-    limit = _length(transcript)
+    limit = length(transcript)
     for segment in fields["segments"]:
         for key in ("start", "end"):
             if math.isfinite(segment[key]):
-                segment[key] = min(_milliseconds(segment[key], limit), limit) / 1000
-    return _finite({"schema": SCHEMA, "audio": name or None, **fields})
+                segment[key] = min(milliseconds(segment[key], limit), limit) / 1000
+    return {key: _finite(value) for key, value in {"schema": SCHEMA, "audio": name or None, **fields}.items()}
 
 
 def _finite(value: Any) -> Any:
@@ -107,5 +115,12 @@ def _stamp(time: int, point: str) -> str:
     return f"{time // 3_600_000:02d}:{time // 60_000 % 60:02d}:{time // 1000 % 60:02d}{point}{time % 1000:03d}"
 
 
-WRITERS: dict[str, Callable[..., str]] = {"txt": as_txt, "srt": as_srt, "vtt": as_vtt, "tsv": as_tsv, "json": as_json, "lrc": as_lrc}
-TIMED = {"srt", "vtt", "tsv", "lrc"}            # formats that are made of cues
+WRITERS: dict[str, Callable[..., str]] = {
+    "txt": as_txt,
+    "srt": as_srt,
+    "vtt": as_vtt,
+    "tsv": as_tsv,
+    "json": as_json,
+    "lrc": as_lrc,
+}
+TIMED = {"srt", "vtt", "tsv", "lrc"}  # formats that are made of cues

@@ -1,20 +1,22 @@
 """What was recognised of a recording so far, kept beside its files, so that a run that was stopped can go on.
 
-    talk.incomplete.jsonl       {"run": {"recording": "9f3c...", "model": "51aa...", "beams": 5, ...}, "formats": ["srt"]}
-                                {"start": 0.0, "end": 27.4, "segments": [...], "language_state": {"requested": "en"}, ...}
-                                ...
+    talk.incomplete.jsonl   {"run": {"recording": "9f3c...", "model": "51aa...", "beams": 5, ...}, "formats": ["srt"]}
+                            {"start": 0.0, "end": 27.4, "segments": [...], "language_state": {"requested": "en"}, ...}
+                            ...
 
-The first line says what the text depends on; each other one is a `Part`. A line is on the disk before the next window is recognised. What
-comes behind the last part that has its `language_state`, such as a line that a crash has torn, is dropped.
+The first line says what the text depends on; each other one is a `Part`. A line is on the disk before the next window
+is recognised. What comes after the last part that has its `language_state`, such as a line that a crash has torn, is dropped.
 
-Unusual: the recording is known by its bytes, not by its name and time, so it may be moved or copied before the run goes on.
+Unusual: the recording is known by its bytes, not by its name and time, so it may be moved or copied before the run goes
+on.
 """
 
 import hashlib
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint import hub_cache
 from ..errors import OutputError
@@ -23,22 +25,33 @@ from ..transcription import vad
 
 try:
     import fcntl
-except ImportError:                       # Windows: there nothing keeps a second process from the same files
-    fcntl = None
+except ImportError:  # Windows: there nothing keeps a second process from the same files
+    fcntl = None  # type: ignore[assignment]  # a module or None, which mypy has no way to say
 
-FORMAT = 2                                # of the file
-SAMPLE = 2 ** 16                          # bytes at both ends of the files of a model that tell it from others
-NO_MATTER = {"batch_size", "max_duration"}      # options that the text doesn't depend on
+FORMAT = 2  # of the file
+SAMPLE = 2**16  # bytes at both ends of the files of a model that tell it from others
+NO_MATTER = {"batch_size", "max_duration"}  # options that the text doesn't depend on
 
 
-def fingerprint(recording: str, model: Path, recogniser: Recogniser, language: str, options: Options) -> dict:
-    """What the parts of a recording depend on; `model` is the directory of the checkpoint, `options` as `check` gives them. Raises OSError."""
+Fields = dict[str, Any]  # a line of the file
+
+
+def fingerprint(recording: str, model: Path, recogniser: Recogniser, language: str, options: Options) -> Fields:
+    """What the parts of a recording depend on, as JSON gives it back; `model` is the directory of the checkpoint,
+    `options` as `check` gives them. Raises OSError."""
     how = recogniser.how(options)
     chosen = {name: value for name, value in asdict(options).items() if name not in NO_MATTER}
-    chosen["vad"] = options.vad == "auto" and vad.available()           # it says where windows end
-    found = {"journal": FORMAT, "recording": _digest(recording), "model": _identity(model), "language": language,
-             "dtype": "int8" if how["linears"] == "int8" else how["dtype"], **chosen}
-    return json.loads(json.dumps(found))  # as it is read again
+    chosen["vad"] = options.vad == "auto" and vad.available()  # it says where windows end
+    found = {
+        "journal": FORMAT,
+        "recording": _digest(recording),
+        "model": _identity(model),
+        "language": language,
+        "dtype": "int8" if how["linears"] == "int8" else how["dtype"],
+        **chosen,
+    }
+    again: Fields = json.loads(json.dumps(found))
+    return again
 
 
 def _digest(recording: str) -> str | None:
@@ -47,7 +60,7 @@ def _digest(recording: str) -> str | None:
         return None
     digest = hashlib.blake2b(digest_size=16)
     with open(recording, "rb") as file:
-        while block := file.read(2 ** 20):
+        while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
 
@@ -55,7 +68,8 @@ def _digest(recording: str) -> str | None:
 def _identity(model: Path) -> str:
     """Of both ends and the size of each file: to read all of the weights would take as long as to load them."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(path for path in model.iterdir() if path.name in hub_cache.SMALL or path.suffix in (".safetensors", ".bin")):
+    files = (path for path in model.iterdir() if path.name in hub_cache.SMALL or path.suffix in (".safetensors", ".bin"))
+    for path in sorted(files):
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             digest.update(f"{path.name} {size} ".encode())
@@ -70,16 +84,20 @@ class Journal:
 
     run         what the parts depend on, {} of a new one
     formats     of the files that the run was to write
-    parts       those that were there, up to the last one behind which a run can go on
+    parts       those that were there, up to the last one after which a run can go on
     count       of the parts in the file
-    begun       whether parts may be added: behind those that are there if the caller sets it, or after `begin`
+    begun       whether parts may be added: after those that are there if the caller sets it, or after `begin`
 
     Raises OutputError where it can't be opened, read or written to, or another process has it.
     """
 
     def __init__(self, path: Path):
-        self.path, self.run, self.formats, self.parts, self.begun = path, {}, [], [], False
-        self._ends: list[int] = []        # bytes up to the end of each line that is whole
+        self.path = path
+        self.run: Fields = {}
+        self.formats: list[str] = []
+        self.parts: list[Part] = []
+        self.begun = False
+        self._ends: list[int] = []  # bytes up to the end of each line that is whole
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
@@ -91,13 +109,15 @@ class Journal:
             self._read()
         except BlockingIOError:
             self.close()
-            raise OutputError(f"{path}: another process is at work on the same files; wait for its end, or choose another --output-dir") from None
+            expected = "wait for its end, or choose another --output-dir"
+            raise OutputError(f"{path}: another process is at work on the same files; {expected}") from None
         except OSError as error:
             self.close()
             raise self._refused(error) from error
 
     def _refused(self, error: OSError) -> OutputError:
-        return OutputError(f"{self.path}: cannot be written ({error.strerror or error}); make room, or check the permissions of its folder")
+        reason = f"cannot be written ({error.strerror or error})"
+        return OutputError(f"{self.path}: {reason}; make room, or check the permissions of its folder")
 
     @property
     def count(self) -> int:
@@ -115,26 +135,27 @@ class Journal:
                 parts.append(_part(fields))
                 if parts[-1].language_state is not None:
                     self.parts, self._ends = list(parts), ends[1:]
-        except (ValueError, TypeError, KeyError, AttributeError):       # torn, or of another version, which `run` says
+        except (ValueError, TypeError, KeyError, AttributeError):  # torn, or of another version, which `run` says
             pass
 
-    def begin(self, run: dict, formats: list[str]) -> None:
+    def begin(self, run: Fields, formats: list[str]) -> None:
         """Drops what is there. Raises OutputError."""
         self._ends = []
         self._write({"run": run, "formats": formats}, True)
         self.begun = True
 
     def add(self, part: Part) -> None:
-        """Behind what is there. Raises OutputError; then, or after Ctrl-C, what was added before is still there, and the part can be added again."""
+        """After what is there. Raises OutputError; then, or after Ctrl-C, what was added before is still there, and the
+        part can be added again."""
         self._write(asdict(part), part.language_state is not None)
 
-    def _write(self, fields: dict, lasting: bool) -> None:
+    def _write(self, fields: Fields, lasting: bool) -> None:
         try:
             self._file.seek(self._ends[-1] if self._ends else 0)
-            self._file.truncate()         # of what was torn
+            self._file.truncate()  # of what was torn
             self._file.write(json.dumps(fields).encode() + b"\n")
             self._file.flush()
-            if lasting:                   # the others don't count by themselves
+            if lasting:  # the others don't count by themselves
                 os.fsync(self._file.fileno())
             self._ends.append(self._file.tell())
         except OSError as error:
@@ -144,7 +165,7 @@ class Journal:
         """The file stays, and others can have it."""
         try:
             self._file.close()
-        except OSError:                   # a full disk: what is in the buffer was refused before
+        except OSError:  # a full disk: what is in the buffer was refused before
             pass
 
     def remove(self) -> None:
@@ -152,7 +173,12 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def _part(fields: dict) -> Part:
-    segments = [Segment(**{**segment, "flags": tuple(segment["flags"])}) for segment in fields["segments"]]
-    part = Part(**{**fields, "segments": segments, "uncovered": tuple(map(tuple, fields["uncovered"]))})
-    return replace(part, language_state=LanguageState(**part.language_state) if part.language_state else None)
+def _part(fields: Fields) -> Part:
+    return Part(
+        **{
+            **fields,
+            "segments": [Segment(**{**segment, "flags": tuple(segment["flags"])}) for segment in fields["segments"]],
+            "uncovered": tuple(map(tuple, fields["uncovered"])),
+            "language_state": LanguageState(**fields["language_state"]) if fields.get("language_state") else None,
+        }
+    )

@@ -1,15 +1,16 @@
 """Text -> lines and cues, as the cheapest way to cut it.
 
-Lines and cues are found together, in the manner of Knuth and Plass ("Breaking paragraphs into lines", 1981): filling line after
-line would leave a single word or character in the last one. A width is counted in columns: Chinese characters take two. Chinese
-has no spaces, so a line may end behind any of its characters, but punctuation is not torn from the word that it belongs to.
+Lines and cues are found together, in the manner of Knuth and Plass ("Breaking paragraphs into lines", 1981): filling
+line after line would leave a single word or character in the last one. A width is counted in columns: Chinese
+characters take two. Chinese has no spaces, so a line may end after any of its characters, but punctuation is not torn
+from the word that it belongs to.
 """
 
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import regex
@@ -25,11 +26,14 @@ class Layout:
     max_line_width: int = 42
     max_line_count: int = 2
 
-    def __post_init__(self):
-        for name, least in (("max_line_width", 2), ("max_line_count", 1)):      # two columns: a Chinese character
+    def __post_init__(self) -> None:
+        for name, least in (("max_line_width", 2), ("max_line_count", 1)):  # two columns: a Chinese character
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise OptionError(f"{name} is {value!r}, expected an integer of at least {least}")
+
+
+DEFAULT = Layout()
 
 
 def width(text: str) -> int:
@@ -40,60 +44,70 @@ def width(text: str) -> int:
 @lru_cache(maxsize=10_000)
 def _columns(cluster: str) -> int:
     """`width` of what a reader sees as one character, such as a letter with its accents."""
-    wide = [unicodedata.east_asian_width(character) in "WF" for character in cluster if unicodedata.category(character) not in ("Mn", "Me", "Cf")]
+    wide = [
+        unicodedata.east_asian_width(character) in "WF"
+        for character in cluster
+        if unicodedata.category(character) not in ("Mn", "Me", "Cf")
+    ]
     return min(2, len(wide) + sum(wide))
 
 
-# The price of ending a line: behind a sentence, behind a clause, between words, and between two Chinese characters, which may
-# be one word. Ending a cue costs twice as much, and CUE for the change of the picture. A line that leaves the share s of its
-# width empty costs s * s. Set by eye, on subtitles of talks.
+# The price of ending a line: after a sentence, after a clause, between words, and between two Chinese characters, which
+# may be one word. Ending a cue costs twice as much, and CUE for the change of the picture. A line that leaves the share
+# s of its width empty costs s * s. Set by eye, on subtitles of talks.
 SENTENCE, CLAUSE, WORD, ANYWHERE = 0.0, 0.25, 0.5, 1.0
 CUE = 1.0
-# Only within what is longer than a line: before punctuation behind a space, beside a mark, within a word, before punctuation.
+# Only within what is longer than a line: before punctuation after a space, beside a mark, within a word, before
+# punctuation.
 BARE, MARK, LETTERS, TORN = 10.0, 20.0, 100.0, 1000.0
 
 _SENTENCE_MARKS, _CLAUSE_MARKS = set("。｡．！？.!?"), set("，、､；：,;:…—–")
 _OPENING = regex.compile(r"[\p{Ps}\p{Pi}]")
-_ENDING = regex.compile(r"[\p{Pe}\p{Pf}\"'＂＇]")               # what may stand between a sentence's mark and its end
+_ENDING = regex.compile(r"[\p{Pe}\p{Pf}\"'＂＇]")  # what may stand between a sentence's mark and its end
 _CLOSING = regex.compile(r"[\p{Pe}\p{Pf}。｡．！？.!?，、､；：,;:…·・～％%‰℃]")
-_QUOTE = regex.compile(r"[\"'＂＇]")                            # opening or closing, nobody knows: stays with both neighbours
+_QUOTE = regex.compile(r"[\"'＂＇]")  # opening or closing, nobody knows: stays with both neighbors
 _WORD = regex.compile(r"[\p{Latin}\p{Nd}]")
+
+_Step = tuple[int, int]
+# At each break, by the number of lines of the cue so far: the cost, and the step before, which the first one lacks.
+_Ways = dict[int, tuple[float, _Step | None]]
 
 
 class Break(NamedTuple):
-    """A place to cut: the line is clusters[:stop], the next one clusters[start:]; a space between them belongs to neither."""
+    """A place to cut: the line is clusters[:stop], the next one clusters[start:]; a space between them belongs to
+    neither."""
 
     stop: int
     start: int
     price: float
 
 
-def _cut(text: str, layout: Layout) -> list[list[str]]:
+def cut(text: str, layout: Layout) -> list[list[str]]:
     """A clean text -> its cues, each a list of lines. What fits into one cue becomes one."""
     clusters = regex.findall(r"\X", text)
-    before = [0, *accumulate(map(_columns, clusters))]          # columns of all clusters before this one
+    before = [0, *accumulate(map(_columns, clusters))]  # columns of all clusters before this one
     if before[-1] <= layout.max_line_width:
         return [[text]]
     breaks = _breaks(clusters, before, layout.max_line_width)
     path = _cheapest(breaks, before, layout, several=False) or _cheapest(breaks, before, layout, several=True)
     blocks: list[list[str]] = []
-    for (left, lines), (right, _) in zip(path, path[1:]):
+    for (left, lines), (right, _) in pairwise(path):
         if lines == 0:
             blocks.append([])
         if left < right:
-            blocks[-1].append("".join(clusters[breaks[left].start:breaks[right].stop]))
+            blocks[-1].append("".join(clusters[breaks[left].start : breaks[right].stop]))
     return blocks
 
 
-def _cheapest(breaks: list[Break], before: list[int], layout: Layout, several: bool) -> list[tuple[int, int]]:
-    """The cheapest way through the text: steps (index of a break, lines of the cue so far), where 0 lines begin a cue. [] if
-    there is no way; but with `several` cues there is."""
+def _cheapest(breaks: list[Break], before: list[int], layout: Layout, several: bool) -> list[_Step]:
+    """The cheapest way through the text: steps (index of a break, lines of the cue so far), where 0 lines begin a cue.
+    [] if there is no way; but with `several` cues there is."""
     most, count = layout.max_line_width, layout.max_line_count
-    if not several and before[-1] >= (most + 1) * count:        # with the spaces between the lines
+    if not several and before[-1] >= (most + 1) * count:  # with the spaces between the lines
         return []
-    ways: list[dict[int, tuple]] = [{0: (0.0, None)}]           # at each break, by lines: the cost, and the step before
+    ways: list[_Ways] = [{0: (0.0, None)}]
     for right in range(1, len(breaks)):
-        here: dict[int, tuple] = {}
+        here: _Ways = {}
         end = before[breaks[right].stop]
         for left in reversed(range(right)):
             _, start, price = breaks[left]
@@ -106,21 +120,26 @@ def _cheapest(breaks: list[Break], before: list[int], layout: Layout, several: b
                     if lines + 1 not in here or cost < here[lines + 1][0]:
                         here[lines + 1] = cost, (left, lines)
         if several and here:
-            lines = min(here, key=here.get)
+            lines = _cheapest_lines(here)
             here[0] = here[lines][0] + 2 * breaks[right].price + CUE, (right, lines)
         ways.append(here)
     if not ways[-1]:
         return []
-    step = len(breaks) - 1, min(ways[-1], key=ways[-1].get)
-    path = [step]
-    while step := ways[step[0]][step[1]][1]:
+    step: _Step | None = (len(breaks) - 1, _cheapest_lines(ways[-1]))
+    path = []
+    while step is not None:
         path.append(step)
+        step = ways[step[0]][step[1]][1]
     return path[::-1]
 
 
+def _cheapest_lines(ways: _Ways) -> int:
+    return min(ways, key=lambda lines: ways[lines][0])
+
+
 def _breaks(clusters: list[str], before: list[int], most: int) -> list[Break]:
-    """The places where the text may be cut, its start and its end among them. Those where it should not be are added where it
-    must be: in a stretch that is wider than `most`."""
+    """The places where the text may be cut, its start and its end among them. Those where it should not be are added
+    where it must be: in a stretch that is wider than `most`."""
     breaks, spare = [Break(0, 0, 0.0)], []
     for place in [*_places(clusters), Break(len(clusters), len(clusters), 0.0)]:
         if place.price > ANYWHERE:
@@ -159,15 +178,12 @@ def _places(clusters: list[str]) -> Iterator[Break]:
         elif pause is not None:
             price = pause
         elif spaced:
-            price = CLAUSE if all(divisible) else WORD          # a space in Chinese text is a pause
+            price = CLAUSE if all(divisible) else WORD  # a space in Chinese text is a pause
         else:
             price = ANYWHERE if all(divisible) else WORD
         yield Break(stop, start, price)
 
 
 def _divisible(cluster: str) -> bool:
-    """Of a script without spaces, so that a line may end before and behind it. The wide forms of Latin letters are not."""
+    """Of a script without spaces, so that a line may end before and after it. Wide forms of Latin letters are not."""
     return _columns(cluster) == 2 and not _WORD.match(cluster)
-
-
-# ---- text: columns, lines, cues -------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Transcript -> cues on a grid of whole milliseconds.
 
-Times become whole milliseconds once, in `timed`, and are put in order there. Everything behind computes in integers, so no
-rounding can make cues overlap or run beyond the recording.
+Times become whole milliseconds once, in `timed`, and are put in order there. Everything after it computes in integers,
+so no rounding can make cues overlap or run beyond the recording.
 """
 
 import math
@@ -12,51 +12,52 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import regex
 
-from .line_breaks import Layout, _cut, width
+from .line_breaks import DEFAULT, Layout, cut, width
 
-if TYPE_CHECKING:                         # needs torch, which takes a second to import
+if TYPE_CHECKING:  # needs torch, which takes a second to import
     from ..pipeline import Transcript
 
-UNTIMED = 1000                            # ms that a segment whose end is not behind its start is shown, if there is room
+UNTIMED = 1000  # ms that a segment whose end is not after its start is shown, if there is room
 
-
-# ---- times: whole milliseconds --------------------------------------------------------------------------------------------
 
 def timed(transcript: "Transcript") -> list[tuple[int, int, str]]:
     """The segments that have a text, as (start, end, text): in milliseconds, the text on one line.
 
-    0 <= start < end <= the next start, and the last end is not beyond the recording, whatever the segments say. Where two
-    overlap, the first ends when the second starts. A time that is not finite is taken from its neighbour.
+    0 <= start < end <= the next start, and the last end is not beyond the recording, whatever the segments say. Where
+    two overlap, the first ends when the second starts. A time that is not finite is taken from its neighbor.
     """
     found, last = [], 0
     for segment in transcript.segments:
-        start = _milliseconds(segment.start, last)
-        last = end = _milliseconds(segment.end, start)
-        if text := _clean(segment.text):
+        start = milliseconds(segment.start, last)
+        last = end = milliseconds(segment.end, start)
+        if text := clean(segment.text):
             found.append((start, end if end > start else start + UNTIMED, text))
     found.sort(key=itemgetter(0))
-    limit = _length(transcript)
-    if len(found) > limit:                # not even a millisecond for each: one for all
+    limit = length(transcript)
+    if len(found) > limit:  # not even a millisecond for each: one for all
         found = [(*found[0][:2], " ".join(text for _, _, text in found))][:limit]
     starts = _apart([start for start, _, _ in found], limit)
-    return [(start, min(max(end, start + 1), following), text)
-            for start, following, (_, end, text) in zip(starts, [*starts, limit][1:], found, strict=True)]
+    return [
+        (start, min(max(end, start + 1), following), text)
+        for start, following, (_, end, text) in zip(starts, [*starts, limit][1:], found, strict=True)
+    ]
 
 
-def _length(transcript: "Transcript") -> int:
+def length(transcript: "Transcript") -> int:
     """Milliseconds of the recording, rounded down; without a finite length, those up to the end of the last segment."""
-    known = _milliseconds(transcript.seconds, -1)
+    known = milliseconds(transcript.seconds, -1)
     if known < 0:
-        return max((_milliseconds(segment.end, 0) for segment in transcript.segments), default=0)
+        return max((milliseconds(segment.end, 0) for segment in transcript.segments), default=0)
     return max(0, known - (known / 1000 > transcript.seconds))
 
 
-def _milliseconds(seconds: float, unknown: int) -> int:
+def milliseconds(seconds: float, unknown: int) -> int:
+    """Rounded, and none below 0; `unknown` for what is not finite."""
     return max(0, round(1000 * seconds)) if math.isfinite(1000 * seconds) else unknown
 
 
 def _apart(times: list[int], end: int) -> list[int]:
-    """The times, in order, moved so that each is a millisecond or more behind the one before, and the last before `end`."""
+    """The times, in order, moved so that each is a millisecond or more after the one before, the last before `end`."""
     rising = accumulate(times, lambda before, time: max(before + 1, time))
     return [min(time, end - len(times) + index) for index, time in enumerate(rising)]
 
@@ -69,20 +70,21 @@ class Cue(NamedTuple):
     lines: list[str]
 
 
-def cues(transcript: "Transcript", layout: Layout = Layout()) -> Iterator[Cue]:
-    """The subtitles of a recording: those of a segment share its time in proportion to their width. Times as in `timed`."""
+def cues(transcript: "Transcript", layout: Layout = DEFAULT) -> Iterator[Cue]:
+    """The subtitles of a recording: those of a segment share its time in proportion to their width. Times as in
+    `timed`."""
     for start, end, text in timed(transcript):
-        blocks = _cut(text, layout)
-        if len(blocks) > end - start:     # not even a millisecond for each: one for all
+        blocks = cut(text, layout)
+        if len(blocks) > end - start:  # not even a millisecond for each: one for all
             blocks = [sum(blocks, [])]
         before = [0, *accumulate(sum(map(width, lines)) for lines in blocks)]
         starts = _apart([start + (end - start) * columns // max(1, before[-1]) for columns in before[:-1]], end)
         yield from map(Cue, starts, [*starts, end][1:], blocks)
 
 
-_DROPPED = regex.compile(r"(?!\s)[\p{Cc}\p{Cs}\ufeff]")         # controls, halves of UTF-16 characters, byte order marks
+_DROPPED = regex.compile(r"(?!\s)[\p{Cc}\p{Cs}\ufeff]")  # controls, halves of UTF-16 characters, byte order marks
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """The text on one line, without what no format can hold."""
     return " ".join(_DROPPED.sub("", text).split())

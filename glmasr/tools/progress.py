@@ -1,0 +1,59 @@
+"""A bar on a terminal, for the recording that is being recognised."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+from ..audio_files import sound_files
+from ..errors import printable
+
+
+class Progress:
+    def __init__(self, names: list[str], quiet: bool, begun: Mapping[str, float]):
+        """`begun`: seconds of recordings that are recognised already."""
+        self.names, self.begun, self.number = names, begun, -1
+        self.bar: tqdm | None = None
+        self.start = 0.0
+        self.hidden = quiet or sys.stderr is None or not sys.stderr.isatty()
+        self.next()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def next(self) -> None:
+        self.close()
+        self.bar, self.number, self.start = None, self.number + 1, time.perf_counter()
+        if self.hidden or self.number == len(self.names):
+            return
+        name = self.names[self.number]
+        length = sound_files.stated_duration(name)
+        known = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}"
+        self.bar = tqdm(
+            total=length,
+            initial=self.begun.get(name, 0),
+            desc=f"{self.number + 1}/{len(self.names)} {printable(os.path.basename(name))}",
+            leave=False,
+            bar_format=known if length else "{desc}: {n:.0f} s{postfix}",
+        )
+
+    def reach(self, seconds: float) -> None:
+        """So much of the recording is recognised."""
+        bar = self.bar
+        if bar is None:
+            return
+        if bar.total:  # TRAP: beyond the end tqdm forgets the total, and the bar can't be made
+            bar.total = max(bar.total, seconds)  # it was only what the header states
+        bar.update(seconds - bar.n)
+        new = seconds - bar.initial
+        speed = new / (time.perf_counter() - self.start)
+        bar.set_postfix_str(f"{speed:.1f} times as fast as sound", refresh=False)
