@@ -98,6 +98,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32", "int8"], help="default: bfloat16 where the machine is fast at it, else float32; int8: weights of 8 bits, on a CPU")
     parser.add_argument("--json", action="store_true", help="to standard output one JSON object a recording, instead of its text")
     parser.add_argument("--explain", action="store_true", help="before the text of a recording, how it came about: stages, shapes, times, prompt, search")
+    parser.add_argument("--plot", metavar="FILE", help="with --explain, also as a picture (.png, .svg, .pdf): waveform, log-mel, where the text looked in the sound, the search (needs the extra [plot])")
     files = parser.add_argument_group("files", "With --format or --output-dir, results go into files named after the recordings.")
     files.add_argument("--format", type=formats, metavar="NAME,...", help=f"{', '.join(WRITERS)}, several with commas, or all (default: txt)")
     files.add_argument("--output-dir", metavar="DIR", help="where they go (default: beside the recordings)")
@@ -113,6 +114,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args.files = args.format is not None or args.output_dir is not None
     if args.explain and (len(args.audio) > 1 or args.json or args.files):
         parser.error("--explain takes one recording at a time, and goes without --json and without files")
+    if args.plot is not None and (not args.explain or args.audio == ["-"]):
+        parser.error("--plot goes with --explain, and with a file, which is read twice")
     if args.json and args.files:
         parser.error("--json goes to standard output; for files use --format json")
     if args.skip_existing and not args.files:
@@ -281,6 +284,9 @@ class Work:
         try:
             if self.args.output_dir is not None and names:              # before hours of work
                 output.prepare(self.args.output_dir)
+            if self.args.plot is not None:
+                from glmasr.tools import plot
+                plot.check(self.args.plot, names)
             recogniser = self.load() if names else None
             if recogniser is not None:
                 from glmasr.checkpoint import hub
@@ -491,7 +497,20 @@ class Work:
                 found = list(recogniser.streams([name], self.args.lang, self.options(recogniser)))
             if not isinstance(found[-1][1], GlmAsrError):
                 tqdm.write("\n".join(map(writable, explain.report(observation).split("\n"))), file=sys.stdout)
+                if self.args.plot is not None:
+                    self.plot(recogniser, name, observation)
             yield from ((index, part) for _, part in found)
+
+    def plot(self, recogniser, name: str, observation) -> None:
+        """What was explained, as a picture. What it can't be written to is complained of, and the text comes all the same."""
+        from glmasr.errors import OutputError
+        from glmasr.tools import plot
+        samples, begin = plot.first_window(recogniser, name, recogniser.check(self.args.lang, self.options(recogniser)))
+        try:
+            for warning in plot.draw(recogniser, samples, observation.attempts, self.args.plot, begin=begin):
+                self.say(f"warning: {warning}")
+        except OutputError as error:
+            self.fail(error)
 
     def tell(self, name: str, warnings: list[str], segments: list) -> None:
         for warning in warnings:

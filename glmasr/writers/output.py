@@ -170,10 +170,10 @@ def prepare(folder: str | os.PathLike) -> None:
         raise OutputError(f"{folder}: you may not write there; expected a folder for the results: name another one, or ask for permission")
 
 
-def write_whole(path: str | os.PathLike, text: str) -> None:
-    """Writes a file, in UTF-8, whole or not at all: what was there before stays until all of the new text is on the disk.
+def write_whole(path: str | os.PathLike, text: str | bytes) -> None:
+    """Writes a file, a text in UTF-8, whole or not at all: what was there before stays until all of the new text is on the disk.
     Folders on the way are made. Raises OutputError, and leaves nothing behind."""
-    path, data = Path(path), text.encode()
+    path, data = Path(path), text if isinstance(text, bytes) else text.encode()
     part = path.parent / f".{secrets.token_hex(8)}.part"        # in the same folder: a file system can't rename into another
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
