@@ -92,6 +92,8 @@ class Drawing:
         self.elements: list[str] = []
 
     def text(self, x: float, y: float, text: str, *kinds: str) -> None:
+        if not text.strip():
+            return
         self.elements.append(f'<text x="{x:g}" y="{y:g}" class="{" ".join(kinds or ("ink",))}">{escape(text)}</text>')
 
     def rect(self, x: float, y: float, width: float, height: float, kind: str, radius: float = ROUND) -> None:
