@@ -15,7 +15,7 @@ from glmasr.model import GlmAsr
 from glmasr.tools import attention, explain, plot
 
 pytest.importorskip("matplotlib")
-from PIL import Image  # noqa: E402 - matplotlib needs it too
+Image = pytest.importorskip("PIL.Image")                    # matplotlib needs it too
 
 RECORDINGS = {"demo": ROOT / "examples" / "zh.wav", "demo-article": ROOT / "examples" / "en.mp3"}
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from glmasr.audio import FFT_SIZE
 from glmasr.config import HOP, PRESETS, SAMPLE_RATE, EncoderDecoderConfig, GlmAsrConfig, total_stride
+from glmasr.conv_frontend import MelFrontend, WaveformFrontend
 from glmasr.model import EncoderDecoder, GlmAsr
 
 FOLDER = Path(__file__).resolve().parent
@@ -126,11 +127,11 @@ class Drawing:
             across = points[-2][1] == end[1]
             sign = 1 if (end[0] - points[-2][0] if across else end[1] - points[-2][1]) > 0 else -1
             corners = [(-8, -4.5), (-8, 4.5)] if across else [(-4.5, -8), (4.5, -8)]
-            corners = [
+            wings = [
                 (end[0] + (dx * sign if across else dx), end[1] + (dy if across else dy * sign)) for dx, dy in corners
             ]
             self.elements.append(
-                '<path d="M{:g} {:g} L{:g} {:g} L{:g} {:g} Z" class="head"/>'.format(*end, *corners[0], *corners[1])
+                '<path d="M{:g} {:g} L{:g} {:g} L{:g} {:g} Z" class="head"/>'.format(*end, *wings[0], *wings[1])
             )
 
     def flow(self, x: float, start: float, end: float, shape: str = "", note: str = "") -> None:
@@ -330,10 +331,10 @@ def glm_asr(config: GlmAsrConfig) -> str:
     drawing.flow(x, 176, 206, shape("W", config.window))
     drawing.box(x, 206, 44, "sound", "Log-mel", f"{encoder.bands} bands, {FFT_SIZE} samples every {HOP}")
     drawing.flow(x, 250, 280, shape("W", encoder.bands, frames), rate(HOP))
-    for y, conv in ((280, frontend.conv1), (354, frontend.conv2)):
+    for place, conv in ((280, frontend.conv1), (354, frontend.conv2)):
         drawing.box(
             x,
-            y,
+            place,
             44,
             "sound",
             f"Conv1d {conv.in_channels} → {conv.out_channels}, GELU",
@@ -475,6 +476,9 @@ def encoder_decoder(config: EncoderDecoderConfig, waveform: EncoderDecoderConfig
         model, other = EncoderDecoder(config), EncoderDecoder(waveform)
     encoder, decoder, layers = config.encoder, config.decoder, waveform.encoder.convolutions
     frontend, wave_frontend = model.encoder.frontend, other.encoder.frontend
+    assert isinstance(frontend, MelFrontend) and isinstance(wave_frontend, WaveformFrontend)
+    project = wave_frontend.project
+    assert isinstance(project, nn.Linear)
     frames = config.window // HOP
     drawing = Drawing(
         "The article's encoder-decoder, and Whisper",
@@ -502,10 +506,10 @@ def encoder_decoder(config: EncoderDecoderConfig, waveform: EncoderDecoderConfig
     drawing.text((mel + raw) / 2, 240, "either, or", "soft", "small", "middle")
     drawing.box(mel, 262, 44, "sound", "Log-mel", f"{encoder.bands} bands, {FFT_SIZE} every {HOP}", width=width)
     drawing.flow(mel, 306, 344, shape("A", encoder.bands, frames))
-    for y, conv in ((344, frontend.conv1), (426, frontend.conv2)):
+    for place, conv in ((344, frontend.conv1), (426, frontend.conv2)):
         drawing.box(
             mel,
-            y,
+            place,
             44,
             "sound",
             f"Conv1d {conv.in_channels} → {conv.out_channels}",
@@ -532,7 +536,7 @@ def encoder_decoder(config: EncoderDecoderConfig, waveform: EncoderDecoderConfig
         442,
         28,
         "sound",
-        f"Linear {wave_frontend.project.in_features} → {wave_frontend.project.out_features}",
+        f"Linear {project.in_features} → {project.out_features}",
         width=narrow,
     )
     drawing.path((mel, 470), (mel, 512), (x, 512), (x, 548))
@@ -651,19 +655,19 @@ def encoder_decoder(config: EncoderDecoderConfig, waveform: EncoderDecoderConfig
     return drawing.svg()
 
 
-PICTURES = {
-    "glm-asr.svg": lambda: glm_asr(PRESETS["glm-asr-nano-2512"]),
-    "encoder-decoder.svg": lambda: encoder_decoder(PRESETS["article"], PRESETS["article-waveform"]),
-}
+def pictures() -> dict[str, str]:
+    """File name -> what is in it."""
+    published, article, waveform = (PRESETS[name] for name in ("glm-asr-nano-2512", "article", "article-waveform"))
+    assert isinstance(published, GlmAsrConfig)
+    assert isinstance(article, EncoderDecoderConfig) and isinstance(waveform, EncoderDecoderConfig)
+    return {"glm-asr.svg": glm_asr(published), "encoder-decoder.svg": encoder_decoder(article, waveform)}
 
 
 def main() -> int:
-    pictures = {FOLDER / name: draw() for name, draw in PICTURES.items()}
+    drawn = {FOLDER / name: text for name, text in pictures().items()}
     if "--check" in sys.argv[1:]:
-        return int(
-            any(not path.is_file() or path.read_text(encoding="utf-8") != text for path, text in pictures.items())
-        )
-    for path, text in pictures.items():
+        return int(any(not path.is_file() or path.read_text(encoding="utf-8") != text for path, text in drawn.items()))
+    for path, text in drawn.items():
         path.write_text(text, encoding="utf-8", newline="\n")
     return 0
 
