@@ -1,4 +1,4 @@
-"""docs/pictures: the drawings of the networks are what their script draws today, with the shapes that the networks have."""
+"""docs/pictures: the drawings of the networks are what their script draws today, with the shapes of the modules."""
 
 import re
 import runpy
@@ -25,7 +25,10 @@ def script():
 def texts():
     """Of each drawing, what is written in it."""
     roots = {name: ElementTree.fromstring((FOLDER / name).read_text(encoding="utf-8")) for name in DRAWN}
-    return {name: [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")] for name, root in roots.items()}
+    return {
+        name: [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+        for name, root in roots.items()
+    }
 
 
 def test_the_files_are_what_the_script_draws(script):
@@ -39,10 +42,15 @@ def test_the_files_are_what_the_script_draws(script):
 def test_they_need_nothing_from_elsewhere_and_have_two_themes(name):
     text = (FOLDER / name).read_text(encoding="utf-8")
     assert len(text) < 100_000 and "@media (prefers-color-scheme: dark)" in text
-    assert re.findall(r"https?://[^\"]+", text) == ["http://www.w3.org/2000/svg"] and not re.search(r"href|@import|url\(|<script|<image", text)
-    style, used = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1], set(" ".join(re.findall(r'class="([^"]+)"', text)).split())
+    assert re.findall(r"https?://[^\"]+", text) == ["http://www.w3.org/2000/svg"] and not re.search(
+        r"href|@import|url\(|<script|<image", text
+    )
+    style, used = (
+        re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1],
+        set(" ".join(re.findall(r'class="([^"]+)"', text)).split()),
+    )
     light, dark = style.split("@media")
-    for theme in (light, dark):         # every color is there in both
+    for theme in (light, dark):  # every color is there in both
         colored = set(re.findall(r"^\.([\w-]+) \{ (?:fill|stroke)", theme, re.MULTILINE))
         assert used - colored <= {"mono", "small", "tiny", "bold", "title", "middle", "end", "dashed"}
 
@@ -54,7 +62,9 @@ def test_every_text_lies_within_the_picture():
         _, _, width, height = map(float, root.get("viewBox").split())
         for element in root.iter("{http://www.w3.org/2000/svg}text"):
             kinds = element.get("class").split()
-            size = 12 if "title" in kinds else 7.3 if "mono" in kinds else 6.1 if {"small", "tiny"} & set(kinds) else 7.2
+            size = (
+                12 if "title" in kinds else 7.3 if "mono" in kinds else 6.1 if {"small", "tiny"} & set(kinds) else 7.2
+            )
             long, x = size * len(element.text), float(element.get("x"))
             left = x - long * (0.5 if "middle" in kinds else 1 if "end" in kinds else 0)
             assert left >= 0 and left + long <= width and 0 < float(element.get("y")) < height, element.text
@@ -71,15 +81,25 @@ def test_glm_asr_has_the_shapes_of_its_modules(texts):
     states = model.encoder(mel)
     rows = model.projector(states)
     cache = model.new_cache(1, 8)
-    said = [("W", (1, config.window)), ("W", mel.shape), ("W", convolved.shape), ("W", states.shape), ("W", rows.shape),
-            ("W", states.unflatten(1, (-1, config.merge)).flatten(2).shape), ("B", model.decoder.head(rows[:, -1]).shape)]
+    said = [
+        ("W", (1, config.window)),
+        ("W", mel.shape),
+        ("W", convolved.shape),
+        ("W", states.shape),
+        ("W", rows.shape),
+        ("W", states.unflatten(1, (-1, config.merge)).flatten(2).shape),
+        ("B", model.decoder.head(rows[:, -1]).shape),
+    ]
     for letter, shape in said:
         assert f"({', '.join(map(str, (letter, *shape[1:])))})" in found, shape
     assert f"(B, L, {config.decoder.width})" in found and f"(N, {config.decoder.width})" in found
     assert f"(B, {cache.keys.shape[2]}, S, {cache.keys.shape[4]})" in found
     assert {f"× {config.encoder.layers}", f"× {config.decoder.layers}"} <= set(found)
     total = sum(parameter.numel() for parameter in model.parameters())
-    assert any(text.startswith(f"{total / 1e9:.2f} billion parameters") for text in found) and f"“{config.instruction}”" in found
+    assert (
+        any(text.startswith(f"{total / 1e9:.2f} billion parameters") for text in found)
+        and f"“{config.instruction}”" in found
+    )
 
 
 @torch.inference_mode()
@@ -98,9 +118,13 @@ def test_the_encoder_decoder_has_the_shapes_of_its_modules(texts):
         logits = model.decoder.head(model.decoder(torch.zeros(1, 3, dtype=torch.long, device="meta"), heard)[:, -1])
         for letter, shape in (("A", features.shape), ("A", inner.shape), ("A", fronted.shape), ("B", logits.shape)):
             assert f"({', '.join(map(str, (letter, *shape[1:])))})" in found, shape
-        assert f"(A, T, {states.shape[2]})" in found and f"(A, {heard[0][0].shape[1]}, T, {heard[0][0].shape[3]})" in found
+        assert (
+            f"(A, T, {states.shape[2]})" in found and f"(A, {heard[0][0].shape[1]}, T, {heard[0][0].shape[3]})" in found
+        )
         assert any(str(states.shape[1]) in text for text in found if text.startswith("T = "))
-        assert {f"× {config.encoder.layers}", f"× {config.decoder.layers}", f"{len(heard)} × keys and values"} <= set(found)
+        assert {f"× {config.encoder.layers}", f"× {config.decoder.layers}", f"{len(heard)} × keys and values"} <= set(
+            found
+        )
         assert {str(config.start), str(config.end), str(config.times), str(config.languages["zh"])} <= set(found)
         assert any(f"the {config.beams} best" in text for text in found)
 

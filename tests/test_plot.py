@@ -15,7 +15,7 @@ from glmasr.model import GlmAsr
 from glmasr.tools import attention, explain, plot
 
 pytest.importorskip("matplotlib")
-Image = pytest.importorskip("PIL.Image")                    # matplotlib needs it too
+Image = pytest.importorskip("PIL.Image")  # matplotlib needs it too
 
 RECORDINGS = {"demo": ROOT / "examples" / "zh.wav", "demo-article": ROOT / "examples" / "en.mp3"}
 
@@ -33,19 +33,22 @@ def explained(request):
 
 
 def hooks(recogniser):
-    return [name for name, module in recogniser.model.named_modules() if module._forward_pre_hooks or module._forward_hooks]
+    return [
+        name for name, module in recogniser.model.named_modules() if module._forward_pre_hooks or module._forward_hooks
+    ]
 
 
-# ---- where the text looked ----------------------------------------------------------------------------------------------
+# ---- where the text looked -------------------------------------------------------------------------------------------
+
 
 def test_the_answer_read_again_is_the_answer(explained):
     recogniser, samples, searches = explained
     reading, answer = attention.read_again(recogniser, samples, searches[-1]), searches[-1].result
     assert reading.ids[:-1] == answer.ids and reading.ids[-1] in recogniser.config.stop and not hooks(recogniser)
-    found = sum(float(row[id]) for row, id in zip(reading.logprobs, reading.ids, strict=True))
-    if isinstance(recogniser.model, GlmAsr):                # without rules both are sums of the same
+    found = sum(float(row[number]) for row, number in zip(reading.logprobs, reading.ids, strict=True))
+    if isinstance(recogniser.model, GlmAsr):  # without rules both are sums of the same
         assert found == pytest.approx(answer.logprob, abs=1e-3) and reading.logprobs.argmax(-1).tolist() == reading.ids
-    assert found <= answer.logprob + 1e-3                   # what rules forbid has no share
+    assert found <= answer.logprob + 1e-3  # what rules forbid has no share
     columns = -(-len(samples) // round(reading.seconds * 16_000))
     assert reading.attention.shape[0] == len(reading.ids) and reading.attention.shape[1] in (columns - 1, columns)
     assert torch.allclose(reading.attention.sum(-1), torch.ones(len(reading.ids))) and 0 < reading.share <= 1.001
@@ -58,12 +61,18 @@ def test_the_weights_are_those_that_the_modules_mix_with(explained):
     seen = []
     if isinstance(model, GlmAsr):
         module = model.decoder.blocks[0].attn
-        module.register_forward_hook(lambda module, args, result: seen.append((attention.causal(module, *args), module.project(args[0])[2], result)))
+        module.register_forward_hook(
+            lambda module, args, result: seen.append(
+                (attention.causal(module, *args), module.project(args[0])[2], result)
+            )
+        )
         with torch.inference_mode():
             model.decoder(model.decoder.embed(tokens))
     else:
         module = model.decoder.blocks[0].cross
-        module.register_forward_hook(lambda module, args, result: seen.append((attention.crossed(module, *args), args[2], result)))
+        module.register_forward_hook(
+            lambda module, args, result: seen.append((attention.crossed(module, *args), args[2], result))
+        )
         with torch.inference_mode():
             model.decoder(tokens, model.decoder.hear(torch.randn(1, 40, recogniser.config.encoder.width)))
     module._forward_hooks.clear()
@@ -85,7 +94,7 @@ def test_the_steadiest_head_goes_along_with_the_sound():
     looked[1, 3] = 0
     for token in range(8):
         looked[1, 3, token, 5 * token + 2] = 1.0
-    looked[0, 2] = looked[1, 3].flip(0)                     # this one goes backward
+    looked[0, 2] = looked[1, 3].flip(0)  # this one goes backward
     heads = attention.steadiest(looked)
     assert heads[0] == (1, 3) and len(heads) == attention.HEADS and (0, 2) not in heads
     assert attention.steadiest(looked[:1, :1, :1, :1]) == [(0, 0)]
@@ -95,18 +104,19 @@ def test_the_text_looks_where_each_word_is_said(explained):
     recogniser, samples, searches = explained
     reading = attention.read_again(recogniser, samples, searches[-1])
     times = reading.attention.argmax(-1) * reading.seconds
-    end = min(recogniser.config.stop)                       # behind it are no words
-    words = [time for time, id in zip(times.tolist(), reading.ids) if id < end]
+    end = min(recogniser.config.stop)  # behind it are no words
+    words = [time for time, number in zip(times.tolist(), reading.ids, strict=True) if number < end]
     assert len(words) in (7, 8) and words == sorted(words) and words[0] < 0.3 and 1.9 < words[-1] < 3.0
 
 
-# ---- pictures -----------------------------------------------------------------------------------------------------------
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf", "PNG"])
 def test_a_picture_in_each_format(explained, tmp_path, ending):
     recogniser, samples, searches = explained
     path = tmp_path / "new" / f"picture.{ending}"
-    assert len(plot.draw(recogniser, samples, searches, str(path))) <= 1        # where no font has Chinese characters
+    assert len(plot.draw(recogniser, samples, searches, str(path))) <= 1  # where no font has Chinese characters
     data = path.read_bytes()
     if ending.lower() == "png":
         image = Image.open(io.BytesIO(data))
@@ -139,7 +149,9 @@ def test_without_a_font_one_line_says_so(explained, tmp_path, monkeypatch, recwa
     recogniser, samples, searches = explained
     monkeypatch.setattr(plot, "CHINESE_FONTS", ())
     said = plot.draw(recogniser, samples, searches, str(tmp_path / "a.png"))
-    assert [("font" in line and "\n" not in line) for line in said] == ([True] if isinstance(recogniser.model, GlmAsr) else [])
+    assert [("font" in line and "\n" not in line) for line in said] == (
+        [True] if isinstance(recogniser.model, GlmAsr) else []
+    )
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
@@ -158,7 +170,17 @@ def test_what_can_not_be_drawn(explained, tmp_path, monkeypatch):
         plot.check("a.png")
 
 
-@pytest.mark.parametrize("number, expected", [(" five", "␣five"), ("\n", "⏎"), ("<|0.00|>", "0.00"), ("<|endoftranscript|>", "end"), ("$", r"\$"), ("\udce4", "xE4")])
+@pytest.mark.parametrize(
+    "number, expected",
+    [
+        (" five", "␣five"),
+        ("\n", "⏎"),
+        ("<|0.00|>", "0.00"),
+        ("<|endoftranscript|>", "end"),
+        ("$", r"\$"),
+        ("\udce4", "xE4"),
+    ],
+)
 def test_labels(number, expected):
     class Tokenizer:
         special = {name: 1 for name in [number] if number.startswith("<|")}
@@ -166,13 +188,14 @@ def test_labels(number, expected):
         def decode(self, ids):
             return "\ufffd" if number == "\udce4" else number
 
-        def token_bytes(self, id):
+        def token_bytes(self, number_):
             return number.encode("utf-8", "surrogateescape")
 
     assert plot.label(Tokenizer(), 1) == expected
 
 
-# ---- the command --------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------------------------------
+
 
 def test_the_command_draws_and_shows_what_it_showed(tmp_path, capsys):
     options = [str(RECORDINGS["demo"]), "--model", "demo", "--lang", "zh", "--device", "cpu", "--explain"]
@@ -186,7 +209,15 @@ def test_the_command_draws_and_shows_what_it_showed(tmp_path, capsys):
     assert plain == drawn and shown[0].splitlines()[-1] == shown[1].splitlines()[-1] == "三一四一五九二六"
 
 
-@pytest.mark.parametrize("wrong", [["--plot", "a.png"], ["-", "--explain", "--plot", "a.png"], ["--explain", "--plot", "a.jpg"], ["b.wav", "--explain", "--plot", "a.png"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--plot", "a.png"],
+        ["-", "--explain", "--plot", "a.png"],
+        ["--explain", "--plot", "a.jpg"],
+        ["b.wav", "--explain", "--plot", "a.png"],
+    ],
+)
 def test_wrong_usage(wrong, capsys):
     audio = [] if "-" in wrong else [str(RECORDINGS["demo"])]
     try:
