@@ -37,6 +37,7 @@ from glmasr.writers.line_breaks import Layout
 
 if TYPE_CHECKING:  # they need torch: `Work.load` imports it once the arguments are known to be right
     from glmasr.pipeline import Options, Part, Recogniser, Transcript
+    from glmasr.tools.explain import Observation
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
@@ -116,6 +117,7 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("messages")
     add.add_argument("--json", action="store_true", help="JSON instead of text, a line for a recording")
     add.add_argument("--explain", action="store_true", help="also how the text came about")
+    add.add_argument("--plot", metavar="FILE", help="with --explain, as a picture too (.png, .svg, .pdf)")
     add.add_argument("--verbose", action="store_true", help="also what it runs on, and how")
     add.add_argument("--quiet", action="store_true", help="only errors on standard error")
     return parser
@@ -129,6 +131,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args.files = args.format is not None or args.output_dir is not None
     if args.explain and (len(args.audio) > 1 or args.json or args.files):
         parser.error("--explain takes one recording at a time, and goes without --json and without files")
+    if args.plot is not None and (not args.explain or args.audio == ["-"]):
+        parser.error("--plot goes with --explain, and with a file, which is read twice")
     if args.json and args.files:
         parser.error("--json goes to standard output; for files use --format json")
     if args.skip_existing and not args.files:
@@ -175,6 +179,10 @@ class Work:
             if names:
                 if self.args.output_dir is not None:  # before hours of work
                     output.prepare(self.args.output_dir)
+                if self.args.plot is not None:
+                    from glmasr.tools import plot
+
+                    plot.check(self.args.plot, names)
                 self.load()
         except GlmAsrError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -216,7 +224,7 @@ class Work:
                 hub=args.hub,
                 progress=not args.quiet,
             )
-        self.explain, self.progress = explain_report.explained, progress.Progress
+        self.explain, self.progress = explain_report, progress.Progress
         self.options = recognition_options(args, self.recogniser)
         checked = self.recogniser.check(args.lang, self.options)
         self.how = self.recogniser.how(self.options)
@@ -277,10 +285,25 @@ class Work:
     def explained(self, names: list[str]) -> "Iterator[tuple[int, Part | GlmAsrError]]":
         """The parts of recordings, one after the other, and before the text of each how it came about."""
         for index, name in enumerate(names):
-            report, parts = self.explain(self.recogniser, name, self.args.lang, self.options)
-            if report:
-                put("\n".join(map(writable, report.split("\n"))))
+            run, parts = self.explain.explained(self.recogniser, name, self.args.lang, self.options)
+            if run:
+                put("\n".join(map(writable, self.explain.report(run).split("\n"))))
+                self.plot(name, run)
             yield from ((index, part) for _, part in parts)
+
+    def plot(self, name: str, run: "Observation") -> None:
+        """What was explained, as a picture. If it can't be written, that is an error, and the text comes all the same."""
+        if self.args.plot is None:
+            return
+        from glmasr.tools import plot
+
+        options = self.recogniser.check(self.args.lang, self.options)
+        samples, begin = plot.first_window(self.recogniser, name, options)
+        try:
+            for warning in plot.draw(self.recogniser, samples, run.attempts, self.args.plot, begin=begin):
+                self.messages.say(f"warning: {warning}")
+        except OutputError as error:
+            self.fail(error)
 
     def tell(self, name: str, part: "Part") -> None:
         for warning in part.warnings:

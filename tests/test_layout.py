@@ -18,7 +18,8 @@ EXTRAS = {"transcription.chinese_script": {"opencc"}, "transcription.vad": {"pys
           "server.problems": {"fastapi", "starlette"}, "server.gate": {"anyio", "starlette"}, "server.forms": {"anyio", "fastapi", "pydantic", "starlette"},
           "server.answers": {"fastapi", "pydantic", "starlette"}, "server.api": {"anyio", "fastapi", "starlette"}, "server.call_body": {"anyio", "starlette"},
           "server.fence": {"starlette"}, "server.file_routes": {"anyio", "fastapi", "starlette"}, "server.page": {"anyio", "fastapi", "gradio"},
-          "server.page_texts": {"gradio"}, "server.sessions": {"fastapi"}, "server.connections": {"h11", "uvicorn"}, "server.running": {"fastapi", "uvicorn"}}
+          "server.page_texts": {"gradio"}, "server.sessions": {"fastapi"}, "server.connections": {"h11", "uvicorn"}, "server.running": {"fastapi", "uvicorn"},
+          "tools.plot": {"PIL", "matplotlib"}}
 
 
 def modules():

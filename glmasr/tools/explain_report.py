@@ -23,11 +23,11 @@ AnyTokenizer = Tokenizer | SentencePieceTokenizer | TokenList
 
 def explained(
     recogniser: Recogniser, recording: str, language: str, options: Options
-) -> tuple[str, list[tuple[int, Part | GlmAsrError]]]:
-    """Recognises one recording: its report, "" if it can't be used, and what `streams` gives."""
+) -> tuple[Observation | None, list[tuple[int, Part | GlmAsrError]]]:
+    """Recognizes one recording: what was observed, None if it can't be used, and what `streams` gives."""
     with observed(recogniser) as run:
         parts = list(recogniser.streams([recording], language, options))
-    return "" if isinstance(parts[-1][1], GlmAsrError) else report(run), parts
+    return None if isinstance(parts[-1][1], GlmAsrError) else run, parts
 
 
 def report(run: Observation) -> str:

@@ -1,0 +1,165 @@
+"""Where a text looked in the sound, when each of its tokens was chosen.
+
+Not observed in the search, but computed again: the answer is read once more, all of it in one pass, and hooks on the
+attention modules note what goes into them.
+
+Unusual:
+  - The row of a token is what was looked at to CHOOSE it, so it is the query of the position before.
+  - Most heads look at something else than where the sound is. Those that go along with it most steadily are taken, as
+    the alignment heads of Whisper are; which ones is a property of the weights, so they are looked for each time.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .. import audio as sound
+from .. import pipeline
+from ..config import HOP, SAMPLE_RATE
+from ..decode import Hypothesis
+from ..layers import CrossAttention, SelfAttention, rotate
+from ..model import EncoderDecoder
+from ..transcription.families import RecordingState
+
+HEADS = 4  # that are averaged
+
+
+class Kept(Protocol):
+    """A sequence that a search has: its new ids, the stop id included, and a sum of log-probabilities."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+    @property
+    def score(self) -> float: ...
+
+
+class Search(Protocol):
+    """A search of the first window, as `explain` observes it. `steps`: what was kept in each, the best first."""
+
+    @property
+    def prompt(self) -> list[int]: ...
+
+    @property
+    def steps(self) -> Sequence[Sequence[Kept]]: ...
+
+    @property
+    def result(self) -> Hypothesis | None: ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The answer, read once more. T tokens, the end included; S columns of sound, each of `seconds`.
+
+    ids         of the T tokens
+    attention   (T, S), how much each token looked at each part of the sound; rows add up to 1
+    share       how much of all that these heads looked at is sound, the prompt and the text before being the rest
+    heads       (layer, head) of those that were averaged, from 0
+    logprobs    (T, V), of every id in place of each token, before the rules
+    """
+
+    ids: list[int]
+    attention: Tensor
+    share: float
+    heads: list[tuple[int, int]]
+    logprobs: Tensor
+    seconds: float
+
+
+def first_window(recogniser: Any, recording: Any, options: pipeline.Options) -> tuple[Tensor, float]:
+    """Samples (S,) of the first window of a recording that isn't silent, cut as `recogniser` cuts it, and the second at
+    which it begins. `options` as `recogniser.check` gives them. No samples where all is silent. Raises AudioError."""
+    blocks = sound.blocks(recording, track=options.track, max_duration=options.max_duration, warn=lambda _: None)
+    reader = pipeline.Reader(blocks, recogniser.config.window)
+    if options.long == "whole":
+        return reader.take(recogniser.config.longest_windows * recogniser.config.window), 0.0
+    if options.long == "seek":
+        return reader.peek(recogniser.config.window), 0.0
+    job = next(recogniser.jobs(reader, RecordingState.of("auto"), options), None)
+    return (job.window.samples, job.window.begin) if job else (torch.zeros(0), 0.0)
+
+
+@torch.inference_mode()
+def read_again(recogniser: Any, samples: Tensor, search: Search) -> Reading:
+    """The answer of a search in these samples (S,), all of it in one pass."""
+    model, answer = recogniser.model, search.result
+    assert answer is not None
+    # Which of several stop ids it was, the last step says. At a limit there is none.
+    last = next((kept.ids[-1] for step in search.steps for kept in step if kept.ids[:-1] == answer.ids), None)
+    ids = [*answer.ids, *([model.config.stop[0] if last is None else last] if answer.stopped else [])]
+    if isinstance(model, EncoderDecoder):
+        tokens = torch.tensor([search.prompt + ids], device=model.device)
+        seconds = recogniser.unit / SAMPLE_RATE
+        heard = model.decoder.hear(recogniser.encode([samples]))
+        columns = slice(0, -(-len(samples) // recogniser.unit))
+        with noted((block.cross for block in model.decoder.blocks), crossed) as weights:
+            states = model.decoder(tokens, heard)
+    else:
+        rows = recogniser.hear(samples)
+        prompt = model.prompt(recogniser.tokenizer, len(rows))
+        tokens = torch.tensor([prompt + ids], device=model.device)
+        seconds = HOP * model.encoder.frontend.conv2.stride[0] * model.config.merge / SAMPLE_RATE
+        first = prompt.index(model.config.audio_token)
+        columns = slice(first, first + len(rows))
+        with noted((block.attn for block in model.decoder.blocks), causal) as weights:
+            states = model.decoder(model.embed(tokens, [rows]))
+    behind = slice(tokens.shape[1] - len(ids) - 1, tokens.shape[1] - 1)  # the positions that chose the ids
+    looked = torch.stack(weights)[:, :, behind, columns].float().cpu()  # (layers, H, T, S)
+    heads = steadiest(looked)
+    chosen = torch.stack([looked[layer, head] for layer, head in heads]).mean(0)
+    share = float(chosen.sum(-1).mean())
+    logprobs = model.decoder.head(states[0, behind]).float().log_softmax(-1).cpu()
+    return Reading(ids, chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-9), share, heads, logprobs, seconds)
+
+
+@contextmanager
+def noted(modules: Iterator[Any], weights: Callable[..., Tensor]) -> Iterator[list[Tensor]]:
+    """While the `with` block lasts, `weights` of what goes into each of these modules, in the order of their runs."""
+    found: list[Tensor] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        found.append(weights(module, *args))
+
+    handles = [module.register_forward_pre_hook(note) for module in modules]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def crossed(module: CrossAttention, x: Tensor, key: Tensor, _value: Tensor) -> Tensor:
+    """The weights (H, T, S) of a cross-attention, for the arguments of its `forward` with one row."""
+    query = module.split(module.query(x))
+    scores: Tensor = query @ key.mT / module.head_size**0.5
+    return scores[0].float().softmax(-1)
+
+
+def causal(module: SelfAttention, x: Tensor, rope: Any, _cache: Any, _layer: int, mask: Tensor) -> Tensor:
+    """The weights (H, T, T) of a self-attention without a cache, for the arguments of its `forward` with one row."""
+    query, key, _ = module.project(x)
+    query, key = rotate(query, rope), rotate(key, rope)
+    key = key.repeat_interleave(
+        query.shape[1] // key.shape[1], dim=1
+    )  # query heads that share a key head are neighbors
+    scores: Tensor = query @ key.mT / module.head_size**0.5
+    return scores.float().masked_fill(~mask, -torch.inf)[0].softmax(-1)
+
+
+def steadiest(looked: Tensor) -> list[tuple[int, int]]:
+    """Of weights (layers, H, T, S) the heads, as (layer, head), that go from left to right along the sound: the middle
+    of what a token looks at grows with its place in the text, and little lies far from it. The steadiest first."""
+    layers, heads, tokens, columns = looked.shape
+    share = looked / looked.sum(-1, keepdim=True).clamp(min=1e-9)
+    places = torch.linspace(0, 1, columns) if columns > 1 else torch.zeros(1)
+    middle = share @ places  # (layers, H, T)
+    spread = (share @ places.square() - middle.square()).clamp(min=0).sqrt().mean(-1)
+    along = torch.linspace(-1, 1, tokens) if tokens > 1 else torch.zeros(1)
+    away = middle - middle.mean(-1, keepdim=True)
+    steady = (away @ along) / (away.norm(dim=-1) * along.norm()).clamp(min=1e-9)
+    score = (steady - 2 * spread).flatten()
+    return [divmod(place, heads) for place in score.topk(min(HEADS, layers * heads)).indices.tolist()]
