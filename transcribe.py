@@ -292,7 +292,8 @@ class Work:
             yield from ((index, part) for _, part in parts)
 
     def plot(self, name: str, run: "Observation") -> None:
-        """What was explained, as a picture. If it can't be written, that is an error, and the text comes all the same."""
+        """What was explained, as a picture. If it can't be written, that is an error, and the text comes all the
+        same."""
         if self.args.plot is None:
             return
         from glmasr.tools import plot

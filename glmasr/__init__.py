@@ -1,8 +1,8 @@
 """GLM-ASR in plain PyTorch: speech recognition for Mandarin, Cantonese and English.
 
-    import glmasr
-    recogniser = glmasr.load("demo")
-    print(recogniser.transcribe("examples/zh.wav").text)
+import glmasr
+recogniser = glmasr.load("demo")
+print(recogniser.transcribe("examples/zh.wav").text)
 """
 
 from typing import Any
@@ -10,13 +10,26 @@ from typing import Any
 from .errors import AudioError, CheckpointError, GlmAsrError, OptionError, OutputError, ShortMemoryError, TokenizerError
 
 __version__ = "0.2.0"
-__all__ = ["AudioError", "CheckpointError", "GlmAsrError", "OptionError", "Options", "OutputError", "Recogniser", "Segment", "ShortMemoryError",
-           "TokenizerError", "Transcript", "load"]
+__all__ = [
+    "AudioError",
+    "CheckpointError",
+    "GlmAsrError",
+    "OptionError",
+    "Options",
+    "OutputError",
+    "Recogniser",
+    "Segment",
+    "ShortMemoryError",
+    "TokenizerError",
+    "Transcript",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:
     # Everything else needs torch, which takes a second to import: wait until it is asked for.
     if name in ("load", "Options", "Recogniser", "Segment", "Transcript"):
         from . import pipeline
+
         return getattr(pipeline, name)
     raise AttributeError(f"module 'glmasr' has no attribute {name!r}")

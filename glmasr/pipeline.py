@@ -19,7 +19,7 @@ what remains doubtful stands in the flags of a segment and in the warnings, and 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,9 +41,9 @@ from .transcription import chinese_script
 from .transcription.batcher import Batcher, Item
 from .transcription.encoder_decoder import EncoderDecoderFamily
 from .transcription.fallback import TEMPERATURES
-from .transcription.families import AnyTokenizer, Job, LanguageState, RecordingState
+from .transcription.families import Job, LanguageState, RecordingState
 from .transcription.glm_asr import GlmAsrFamily
-from .transcription.language import LANGUAGES, canonical
+from .transcription.language import LANGUAGES, AnyTokenizer, canonical
 from .transcription.long_form import Reader, cut_jobs, seek, untimed, whole_job
 from .transcription.memory import batch_size
 from .transcription.options import Options
@@ -67,7 +67,7 @@ DEFAULTS = Options()
 
 
 def load(
-    name_or_path: str | PathLike[str] = hubs.DEFAULT,
+    name_or_path: str | Path = hubs.DEFAULT,
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
@@ -146,7 +146,8 @@ class Recogniser:
         return self.model.config
 
     def how(self, options: Options = DEFAULTS) -> dict[str, str]:
-        """What `Transcript.how` says: device and dtype, what `kernels.prepare.Runtime` has, and `pad_to` of the options."""
+        """What `Transcript.how` says: device and dtype, what `kernels.prepare.Runtime` has, and `pad_to` of the
+        options."""
         model, runtime = self.model, self.runtime
         found = {
             "device": str(model.device),

@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import CheckpointError
-from . import ctranslate2
+from . import ctranslate2, ctranslate2_whisper
 from .config_json import read_config
 from .hub_cache import CONFIG, SMALL, TOKENIZERS, WEIGHTS, check_snapshot, tokenizer_files
 from .hub_model import Broken, HubModel, Listing, Remote
@@ -90,7 +90,7 @@ def _weights(model: HubModel, listing: Listing, snapshot: Path) -> list[str]:
     file = next(name for name in WEIGHTS if name in listing.names)
     if file == ctranslate2.FILE:
         try:
-            ctranslate2.check_config(read_json(snapshot / CONFIG))
+            ctranslate2_whisper.check_config(read_json(snapshot / CONFIG))
         except CheckpointError as error:
             raise CheckpointError(f"{snapshot}: {error}") from None
         return [file]

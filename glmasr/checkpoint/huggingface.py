@@ -168,7 +168,7 @@ def _remote(repository: str, commit: str, name: str) -> Remote:
     except Exception as error:
         # TRAP: an address that can't be parsed is a ValueError, or of a class that nothing exports
         raise CheckpointError(f"{url} leads to an address that is none ({error!r:.200}); {_A_HUB}") from None
-    if found.commit_hash != commit or not _CHECKSUM.fullmatch(found.etag or ""):
+    if found.commit_hash != commit or not found.etag or not _CHECKSUM.fullmatch(found.etag):
         raise CheckpointError(
             f"{url} answers with commit {found.commit_hash!r:.100} and ETag {found.etag!r:.100}, expected {commit} and "
             f"a checksum; {_A_HUB}"

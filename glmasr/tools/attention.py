@@ -93,13 +93,13 @@ def read_again(recogniser: Any, samples: Tensor, search: Search) -> Reading:
     ids = [*answer.ids, *([model.config.stop[0] if last is None else last] if answer.stopped else [])]
     if isinstance(model, EncoderDecoder):
         tokens = torch.tensor([search.prompt + ids], device=model.device)
-        seconds = recogniser.unit / SAMPLE_RATE
-        heard = model.decoder.hear(recogniser.encode([samples]))
-        columns = slice(0, -(-len(samples) // recogniser.unit))
+        seconds = recogniser.family.samples_per_state / SAMPLE_RATE
+        heard = model.decoder.hear(recogniser.family.encode_windows([samples]))
+        columns = slice(0, -(-len(samples) // recogniser.family.samples_per_state))
         with noted((block.cross for block in model.decoder.blocks), crossed) as weights:
             states = model.decoder(tokens, heard)
     else:
-        rows = recogniser.hear(samples)
+        rows = recogniser.family.embed(samples)
         prompt = model.prompt(recogniser.tokenizer, len(rows))
         tokens = torch.tensor([prompt + ids], device=model.device)
         seconds = HOP * model.encoder.frontend.conv2.stride[0] * model.config.merge / SAMPLE_RATE

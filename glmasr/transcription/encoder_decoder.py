@@ -12,8 +12,8 @@ from ..rules import Rule
 from .chunking import Window
 from .code_switching import language_turns
 from .fallback import Limits
-from .families import SURE, AnyTokenizer, EncodedBatch, Job, States, after_speech, padded_to_speech, whole_text
-from .language import LANGUAGES, alike, canonical
+from .families import SURE, EncodedBatch, Job, States, after_speech, padded_to_speech, whole_text
+from .language import LANGUAGES, AnyTokenizer, alike, canonical
 from .options import Options
 
 

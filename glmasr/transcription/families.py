@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from ..audio import SAMPLE_RATE
 from ..config import EncoderDecoderConfig, GlmAsrConfig
 from ..rules import Rule
-from ..tokenizer import SentencePieceTokenizer, Tokenizer, TokenList
 from .chunking import Window
 from .language import canonical
 from .options import Options
@@ -21,9 +20,6 @@ AFTER_SPEECH = 1.0  # seconds that are encoded after the last sound, where a win
 PAD_STEP_SECONDS = 0.8  # about; windows are padded to a multiple of it, so that there are batches of equal length
 LONG_PAUSE = 10.0  # seconds, after which somebody else may speak, in another language
 SURE = 0.8  # probability with which a window changes the language of a recording
-
-
-AnyTokenizer = Tokenizer | SentencePieceTokenizer | TokenList
 
 
 @dataclass(frozen=True)

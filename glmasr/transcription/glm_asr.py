@@ -11,8 +11,8 @@ from ..kernels.cuda_graphs import GraphedModel
 from ..model import GlmAsr
 from ..rules import Forbid, Rule
 from .chunking import Window
-from .families import AnyTokenizer, EncodedBatch, Job, States, padded_to_speech, whole_text
-from .language import LANGUAGES, alike, canonical, forbidden_ids
+from .families import EncodedBatch, Job, States, padded_to_speech, whole_text
+from .language import LANGUAGES, AnyTokenizer, alike, canonical, forbidden_ids
 from .options import Options
 
 SHORTEST = 961  # samples; fewer make no embedding, and are padded with silence up to here

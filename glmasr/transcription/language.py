@@ -19,7 +19,9 @@ from typing import Any
 import regex
 
 from ..errors import OptionError
-from ..tokenizer import Tokenizer
+from ..tokenizer import SentencePieceTokenizer, Tokenizer, TokenList
+
+AnyTokenizer = Tokenizer | SentencePieceTokenizer | TokenList
 
 LANGUAGES: dict[str, tuple[str, ...] | None] = {  # the scripts that each may be written in; None: all
     "auto": None,
@@ -44,7 +46,7 @@ def _foreign(scripts: tuple[str, ...]) -> tuple[Any, frozenset[bytes]]:
     return pattern, frozenset(code[:n] for code in characters for n in range(1, len(code)))
 
 
-def forbidden_ids(tokenizer: Tokenizer, language: str, vocabulary_size: int) -> list[int]:
+def forbidden_ids(tokenizer: AnyTokenizer, language: str, vocabulary_size: int) -> list[int]:
     """The ids below `vocabulary_size` that a language forbids, in order. Raises OptionError for an unknown language.
 
     Forbidden are the letters (Unicode category L) of all scripts but the language's own, and the other characters that

@@ -5,7 +5,8 @@
                             ...
 
 The first line says what the text depends on; each other one is a `Part`. A line is on the disk before the next window
-is recognised. What comes after the last part that has its `language_state`, such as a line that a crash has torn, is dropped.
+is recognised. What comes after the last part that has its `language_state`, such as a line that a crash has torn, is
+dropped.
 
 Unusual: the recording is known by its bytes, not by its name and time, so it may be moved or copied before the run goes
 on.
@@ -68,7 +69,8 @@ def _digest(recording: str) -> str | None:
 def _identity(model: Path) -> str:
     """Of both ends and the size of each file: to read all of the weights would take as long as to load them."""
     digest = hashlib.blake2b(digest_size=16)
-    files = (path for path in model.iterdir() if path.name in hub_cache.SMALL or path.suffix in (".safetensors", ".bin"))
+    weights = (".safetensors", ".bin")
+    files = (path for path in model.iterdir() if path.name in hub_cache.SMALL or path.suffix in weights)
     for path in sorted(files):
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)

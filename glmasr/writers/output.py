@@ -189,8 +189,8 @@ def prepare(folder: str | os.PathLike[str]) -> None:
 
 
 def write_whole(path: str | os.PathLike[str], text: str | bytes) -> None:
-    """Writes a file, a text in UTF-8, whole or not at all: what was there before stays until all of the new text is on the
-    disk. Folders on the way are made. Raises OutputError, and leaves nothing behind."""
+    """Writes a file, a text in UTF-8, whole or not at all: what was there before stays until all of the new text is on
+    the disk. Folders on the way are made. Raises OutputError, and leaves nothing behind."""
     path, data = Path(path), text if isinstance(text, bytes) else text.encode()
     part = path.parent / f".{secrets.token_hex(8)}.part"  # in the same folder: a file system can't rename into another
     try:
