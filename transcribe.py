@@ -4,8 +4,8 @@
     python transcribe.py talk.wav --lang zh                                     text to standard output
     python transcribe.py talks/ --recursive --format srt,json --output-dir out  files, named after the recordings
 
-Progress, warnings and closing lines go to standard error. Exit code: 0 all recognised, 1 some recording or the model
-could not be used, or a text can't be written, 2 wrong usage, 130 interrupted. What was recognised of a recording before
+Progress, warnings and closing lines go to standard error. Exit code: 0 all recognized, 1 some recording or the model
+could not be used, or a text can't be written, 2 wrong usage, 130 interrupted. What was recognized of a recording before
 an error or Ctrl-C goes into files with `.incomplete` in their names; with `--resume` the same command continues from
 there.
 """
@@ -36,7 +36,7 @@ from glmasr.writers.formats import TIMED, WRITERS, record
 from glmasr.writers.line_breaks import Layout
 
 if TYPE_CHECKING:  # they need torch: `Work.load` imports it once the arguments are known to be right
-    from glmasr.pipeline import Options, Part, Recogniser, Transcript
+    from glmasr.pipeline import Options, Part, Recognizer, Transcript
     from glmasr.tools.explain import Observation
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def formats(text: str) -> list[str]:
 
 def make_parser() -> Parser:
     """The options, on a screen; docs/CLI.md says more about each."""
-    parser = Parser(description="Recognises speech in Mandarin, Cantonese and English. docs/CLI.md says more.")
+    parser = Parser(description="Recognizes speech in Mandarin, Cantonese and English. docs/CLI.md says more.")
     parser.usage = "%(prog)s AUDIO... [options]"
     parser.formatter_class = partial(argparse.HelpFormatter, max_help_position=33)
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="files, folders, patterns; - is standard input")
@@ -144,12 +144,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def recognition_options(args: argparse.Namespace, recogniser: "Recogniser") -> "Options":
+def recognition_options(args: argparse.Namespace, recognizer: "Recognizer") -> "Options":
     """Files of cues show the times that a model writes, even if they weren't asked for."""
     asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad".split()
     options = {name: getattr(args, name) for name in asked}
     options["languages"] = args.languages or ()
-    if args.timestamps is None and TIMED.intersection(args.format or ()) and recogniser.timed(glmasr.Options()):
+    if args.timestamps is None and TIMED.intersection(args.format or ()) and recognizer.timed(glmasr.Options()):
         options["timestamps"] = True
     if args.max_duration:
         options["max_duration"] = args.max_duration
@@ -189,7 +189,7 @@ class Work:
             return 2 if isinstance(error, OptionError) else 1
         try:
             if names:
-                self.recognise(self.journals.begun(names, self.outputs, self.fail))
+                self.recognize(self.journals.begun(names, self.outputs, self.fail))
         except KeyboardInterrupt:  # what was finished is written already
             if self.summary.done:
                 self.report()
@@ -205,7 +205,7 @@ class Work:
         return output.expand(names) if self.args.files else names  # each file is written once
 
     def load(self) -> None:
-        """The recogniser, and what needs PyTorch, which takes a second to import. Raises GlmAsrError."""
+        """The recognizer, and what needs PyTorch, which takes a second to import. Raises GlmAsrError."""
         args = self.args
         with ended_at_once():  # nothing has to be cleaned up
             import torch
@@ -215,7 +215,7 @@ class Work:
 
             if args.threads:
                 torch.set_num_threads(args.threads)
-            self.recogniser: Recogniser = glmasr.load(
+            self.recognizer: Recognizer = glmasr.load(
                 args.model,
                 device=args.device,
                 dtype=args.dtype,
@@ -225,12 +225,12 @@ class Work:
                 progress=not args.quiet,
             )
         self.explain, self.progress = explain_report, progress.Progress
-        self.options = recognition_options(args, self.recogniser)
-        checked = self.recogniser.check(args.lang, self.options)
-        self.how = self.recogniser.how(self.options)
+        self.options = recognition_options(args, self.recognizer)
+        checked = self.recognizer.check(args.lang, self.options)
+        self.how = self.recognizer.how(self.options)
         find_model = partial(hub.find, args.model, args.revision, hub=args.hub, progress=False)
         self.journals = journals.Journals(
-            self.recogniser, find_model, args.lang, checked, self.messages, resume=args.resume
+            self.recognizer, find_model, args.lang, checked, self.messages, resume=args.resume
         )
         if args.model in hub.BUILT_IN:
             self.messages.say(f"{args.model}: {hub.DEMO}")
@@ -248,8 +248,8 @@ class Work:
         for line in self.summary.lines():
             self.messages.say(line)
 
-    def recognise(self, names: list[str]) -> None:
-        """The recordings, told as soon as a part of them is recognised, and written as soon as they are."""
+    def recognize(self, names: list[str]) -> None:
+        """The recordings, told as soon as a part of them is recognized, and written as soon as they are."""
         self.start = time.perf_counter()
         done = {index: parts for index, name in enumerate(names) if (parts := self.journals.parts(name))}
         before = {names[index]: parts[-1].end for index, parts in done.items()}
@@ -257,7 +257,7 @@ class Work:
         if self.args.explain:
             stream = self.explained(names)
         else:
-            stream = self.recogniser.streams(names, self.args.lang, self.options, done=done)
+            stream = self.recognizer.streams(names, self.args.lang, self.options, done=done)
         try:
             with self.progress(names, self.args.quiet, before) as progress:
                 for index, part in stream:
@@ -285,7 +285,7 @@ class Work:
     def explained(self, names: list[str]) -> "Iterator[tuple[int, Part | GlmAsrError]]":
         """The parts of recordings, one after the other, and before the text of each how it came about."""
         for index, name in enumerate(names):
-            run, parts = self.explain.explained(self.recogniser, name, self.args.lang, self.options)
+            run, parts = self.explain.explained(self.recognizer, name, self.args.lang, self.options)
             if run:
                 put("\n".join(map(writable, self.explain.report(run).split("\n"))))
                 self.plot(name, run)
@@ -298,10 +298,10 @@ class Work:
             return
         from glmasr.tools import plot
 
-        options = self.recogniser.check(self.args.lang, self.options)
-        samples, begin = plot.first_window(self.recogniser, name, options)
+        options = self.recognizer.check(self.args.lang, self.options)
+        samples, begin = plot.first_window(self.recognizer, name, options)
         try:
-            for warning in plot.draw(self.recogniser, samples, run.attempts, self.args.plot, begin=begin):
+            for warning in plot.draw(self.recognizer, samples, run.attempts, self.args.plot, begin=begin):
                 self.messages.say(f"warning: {warning}")
         except OutputError as error:
             self.fail(error)
@@ -332,13 +332,13 @@ class Work:
                 self.write(name, transcript, self.outputs[name])
             except OutputError as error:
                 self.fail(error, name)
-                self.journals.close(name)  # it stays: there is nothing to recognise again
+                self.journals.close(name)  # it stays: there is nothing to recognize again
                 return
             self.journals.remove(name, self.outputs[name])
         self.summary.add(transcript, time.perf_counter() - self.start, before)
 
     def stop(self, name: str, parts: "list[Part]") -> None:
-        """What was recognised of a recording that isn't finished goes where it should, marked as incomplete."""
+        """What was recognized of a recording that isn't finished goes where it should, marked as incomplete."""
         parts = [part for part in parts if not part.last]
         if not parts:
             return
@@ -355,7 +355,7 @@ class Work:
             except OutputError as error:
                 self.messages.complain(str(error))
             more = "; the same command with --resume goes on there" if self.journals.close(name) else ""
-        self.messages.say(f"{name}: incomplete, recognised up to {clock(transcript.seconds)}{more}")
+        self.messages.say(f"{name}: incomplete, recognized up to {clock(transcript.seconds)}{more}")
 
     def write(self, name: str, transcript: "Transcript", outputs: dict[str, Path]) -> None:
         """Files; one that can't be written doesn't stop the others. Raises OutputError."""

@@ -27,10 +27,10 @@ from glmasr import load  # noqa: E402
 def logits(directory: str, dtype: str, seconds: float, ids: list[int] | None, tokens: int, threads: int) -> tuple[np.ndarray, list[int]]:
     """The logits (T, V) of `tokens` steps that read `ids`, or the likeliest token each time."""
     torch.set_num_threads(threads)
-    recogniser = load(directory, device="cpu", dtype=dtype)
-    model = recogniser.model
-    rows = recogniser.family.embed(sound(seconds))
-    prompt = model.prompt(recogniser.tokenizer, len(rows))
+    recognizer = load(directory, device="cpu", dtype=dtype)
+    model = recognizer.model
+    rows = recognizer.family.embed(sound(seconds))
+    prompt = model.prompt(recognizer.tokenizer, len(rows))
     cache = model.new_cache(1, len(prompt) + tokens)
     found, read = [model.prefill([rows], [prompt], cache).float()[0]], []
     for step in range(tokens - 1):

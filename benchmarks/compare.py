@@ -81,9 +81,9 @@ class Ours:
         from glmasr import audio, decode, load, pipeline
         self.audio, self.decode = audio, decode
         start = time.perf_counter()                             # imports are not counted, here and there
-        self.recogniser = load(directory, device=device, dtype=dtype)
+        self.recognizer = load(directory, device=device, dtype=dtype)
         self.load_seconds = time.perf_counter() - start
-        self.model, self.device, self.most = self.recogniser.model, device, pipeline.MOST_HEARD[torch.device(device).type]
+        self.model, self.device, self.most = self.recognizer.model, device, pipeline.MOST_HEARD[torch.device(device).type]
 
     def features(self, recordings: list[Tensor]):
         model, features = self.model, []
@@ -100,14 +100,14 @@ class Ours:
         return [torch.cat([next(rows) for _ in counts]) for _, counts in features]
 
     def search(self, heard: list[Tensor], features, tokens: int, clock: Clock, beams: int = 1) -> list[list[int]]:
-        prompts = [self.model.prompt(self.recogniser.tokenizer, len(rows)) for rows in heard]
+        prompts = [self.model.prompt(self.recognizer.tokenizer, len(rows)) for rows in heard]
         how = {"stop": (), "max_new": tokens, "rules": [lambda logits, ids: clock.logits(tokens)]}
         if beams == 1:
             return [found.ids for found in self.decode.greedy(self.model, heard, prompts, **how)]
         return [found[0].ids for found in self.decode.beam(self.model, heard, prompts, width=beams, **how)]
 
     def texts(self, ids: list[list[int]]) -> list[str]:
-        return [self.recogniser.tokenizer.decode(each) for each in ids]
+        return [self.recognizer.tokenizer.decode(each) for each in ids]
 
 
 class Theirs:
@@ -167,7 +167,7 @@ def make(name: str, args):
 
 @torch.inference_mode()
 def load_and_memory(name: str, args) -> dict[str, float]:
-    """Seconds to load and to recognise the sound once, when weights that were mapped are read, and GiB at the most, of a process."""
+    """Seconds to load and to recognize the sound once, when weights that were mapped are read, and GiB at the most, of a process."""
     torch.set_num_threads(args.threads)
     implementation = make(name, args)
     first = text(implementation, args)["text"]
@@ -372,7 +372,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         args.int8 = Path(folder) / "int8"
         if "glmasr int8" in names:
-            alone(quantise, args.model, args.int8)
+            alone(quantize, args.model, args.int8)
         for path in [*weight_files(args.model), *(weight_files(args.int8) if args.int8.exists() else [])]:     # into the disk cache
             with open(path, "rb") as file:
                 while file.read(2**24):
@@ -382,9 +382,9 @@ def main() -> int:
     return 0
 
 
-def quantise(directory: Path, out: Path) -> None:
-    from glmasr.tools.quantize import quantise_directory
-    quantise_directory(directory, out)
+def quantize(directory: Path, out: Path) -> None:
+    from glmasr.tools.quantize import quantize_directory
+    quantize_directory(directory, out)
 
 
 if __name__ == "__main__":

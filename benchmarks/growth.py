@@ -40,12 +40,12 @@ def alone(function, *arguments):
 def transcribe(path: Path, args) -> tuple[float, float]:
     """Seconds, and MiB of memory at the most."""
     torch.set_num_threads(args.threads)
-    recogniser = glmasr.load(args.model, device=args.device, dtype=args.dtype)
+    recognizer = glmasr.load(args.model, device=args.device, dtype=args.dtype)
     start = time.perf_counter()
-    for _ in recogniser.stream(path):
+    for _ in recognizer.stream(path):
         pass
     spent = time.perf_counter() - start
-    if recogniser.model.device.type == "cuda":
+    if recognizer.model.device.type == "cuda":
         return spent, torch.cuda.max_memory_allocated() / 2 ** 20
     return spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -54,18 +54,18 @@ def transcribe(path: Path, args) -> tuple[float, float]:
 def decode_rows(counts: list[int], args) -> list[tuple[float, float, float]]:
     """For each number of windows: seconds to hear them and to read their prompts, and for each further token, and the real-time factor."""
     torch.set_num_threads(args.threads)
-    recogniser = glmasr.load(args.model, device=args.device, dtype=args.dtype)
+    recognizer = glmasr.load(args.model, device=args.device, dtype=args.dtype)
     samples, moments, figures = audio.load(ROOT / "examples" / "zh.wav"), [], []
     for count in [min(counts), *counts]:                    # the first one warms up
         moments.clear()
         start = time.perf_counter()
-        if hasattr(recogniser, "hear"):
-            heard = [recogniser.family.embed(samples) for _ in range(count)]
-            prompts = [recogniser.model.prompt(recogniser.tokenizer, len(rows)) for rows in heard]
+        if hasattr(recognizer, "hear"):
+            heard = [recognizer.family.embed(samples) for _ in range(count)]
+            prompts = [recognizer.model.prompt(recognizer.tokenizer, len(rows)) for rows in heard]
         else:
-            heard = recogniser.family.encode_windows([samples] * count)
-            prompts = [recogniser.model.prompt(next(iter(recogniser.config.languages), None))] * count
-        decode.greedy(recogniser.model, heard, prompts, stop=(), max_new=TOKENS,
+            heard = recognizer.family.encode_windows([samples] * count)
+            prompts = [recognizer.model.prompt(next(iter(recognizer.config.languages), None))] * count
+        decode.greedy(recognizer.model, heard, prompts, stop=(), max_new=TOKENS,
                       rules=[lambda logits, ids: moments.append(time.perf_counter())])
         seconds = count * len(samples) / audio.SAMPLE_RATE
         figures.append((moments[0] - start, (moments[-1] - moments[0]) / (TOKENS - 1), (moments[-1] - start) / seconds))

@@ -49,8 +49,8 @@ def main() -> None:
     parser.add_argument("--beams", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    recogniser = glmasr.load(args.model, dtype="float32")
-    given = getattr(recogniser.config, "languages", None)
+    recognizer = glmasr.load(args.model, dtype="float32")
+    given = getattr(recognizer.config, "languages", None)
     options = Options(beams=args.beams)
     print("| recording | minutes | words | errors, utterances alone | errors, long | difference | real-time factor |\n|---|---|---|---|---|---|---|")
     for manifest in args.manifests:
@@ -63,10 +63,10 @@ def main() -> None:
             missing = [row for row in {row["audio"]: row for row in chosen}.values() if row["audio"] not in alone]
             for start in range(0, len(missing), 16):
                 part = missing[start:start + 16]
-                found = recogniser.recognise([audio.load(row["audio"]) for row in part], [language] * len(part), options)
+                found = recognizer.recognize([audio.load(row["audio"]) for row in part], [language] * len(part), options)
                 alone |= {row["audio"]: edits(words(transcript.text), words(row["text"])) for row, transcript in zip(part, found)}
             began = time.perf_counter()
-            transcript = recogniser.transcribe(samples.numpy(), language, sample_rate=audio.SAMPLE_RATE, beams=args.beams)
+            transcript = recognizer.transcribe(samples.numpy(), language, sample_rate=audio.SAMPLE_RATE, beams=args.beams)
             spent = time.perf_counter() - began
             said = words(join([row["text"] for row in chosen]))
             together = 100 * edits(words(transcript.text), said) / len(said)

@@ -6,8 +6,8 @@
 MANIFEST is a table as in tests/speech: path, language, text, separated by tabs. Clips of one language are joined to 20 to 30 s and to 10
 minutes, with gaps of 0.1, 0.5 and 2 s, at four levels, some cut off in the middle of the last sentence, some with a sentence that is said
 again and again. The joins are the same each time. A loss is a run of four words or more (in Chinese, six characters) that the alignment of
-reference and text has as deleted. It was flagged if the recogniser tells of missing text, or doubts the text, within a second of the clip.
-openai-whisper and faster-whisper, with the same weights and beams, recognise some of the joins, evenly spread; they flag nothing.
+reference and text has as deleted. It was flagged if the recognizer tells of missing text, or doubts the text, within a second of the clip.
+openai-whisper and faster-whisper, with the same weights and beams, recognize some of the joins, evenly spread; they flag nothing.
 
 Prints a table in Markdown; the exit code is 1 where a loss of ours wasn't flagged.
 """
@@ -117,7 +117,7 @@ class Subject:
     """One that is measured, and its sums."""
 
     name: str
-    recognise: object           # (samples, language) -> (text, [(start, end) that it doubts])
+    recognize: object           # (samples, language) -> (text, [(start, end) that it doubts])
     joins: int = 0
     words: int = 0
     deleted: int = 0
@@ -130,7 +130,7 @@ class Subject:
 
     def hear(self, join: Join) -> None:
         began = time.perf_counter()
-        text, doubted = self.recognise(join.samples, join.language)
+        text, doubted = self.recognize(join.samples, join.language)
         self.seconds += time.perf_counter() - began
         self.sound += len(join.samples) / RATE
         losses, deleted = lost(join, text)
@@ -147,14 +147,14 @@ def ours(args):
 
     import glmasr
     torch.set_num_threads(args.threads)
-    recogniser = glmasr.load(args.model, device="cpu", dtype=args.dtype)
+    recognizer = glmasr.load(args.model, device="cpu", dtype=args.dtype)
 
-    def recognise(samples: np.ndarray, language: str):
-        transcript = recogniser.transcribe(samples, language, sample_rate=RATE, beams=args.beams, timestamps=True)
+    def recognize(samples: np.ndarray, language: str):
+        transcript = recognizer.transcribe(samples, language, sample_rate=RATE, beams=args.beams, timestamps=True)
         if args.show:
             print(json.dumps([(segment.start, segment.end, segment.text, segment.flags) for segment in transcript.segments], ensure_ascii=False), file=sys.stderr)
         return transcript.text, [*transcript.uncovered, *((segment.start, segment.end) for segment in transcript.segments if segment.flags)]
-    return recognise
+    return recognize
 
 
 def peers(args, folder: str) -> list[Subject]:
@@ -167,8 +167,8 @@ def peers(args, folder: str) -> list[Subject]:
     torch.save(openai_checkpoint(weights.load(args.model)), checkpoint)
     made = []
     for name, make in (("openai-whisper float32", openai_whisper), ("faster-whisper float32", faster_whisper)):
-        recognise = make("float32", args, checkpoint)
-        made.append(Subject(name, lambda samples, language, recognise=recognise: (recognise(samples, language), [])))
+        recognize = make("float32", args, checkpoint)
+        made.append(Subject(name, lambda samples, language, recognize=recognize: (recognize(samples, language), [])))
     return made
 
 
@@ -186,7 +186,7 @@ def main() -> int:
     parser.add_argument("--languages", default="en,zh")
     parser.add_argument("--joins", type=int, default=200)
     parser.add_argument("--long", type=int, default=4, help="how many of them last 10 minutes")
-    parser.add_argument("--peers", type=int, default=0, help="how many of them the others recognise as well")
+    parser.add_argument("--peers", type=int, default=0, help="how many of them the others recognize as well")
     parser.add_argument("--beams", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

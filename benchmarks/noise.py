@@ -32,7 +32,7 @@ NEAR = 0.5                              # seconds around speech in which a segme
 
 # ---- sounds in which nobody speaks: (samples, generator) -> (S,), of any level ---------------------------------------------------
 
-def coloured(count: int, rng: np.random.Generator, slope: float) -> np.ndarray:
+def colored(count: int, rng: np.random.Generator, slope: float) -> np.ndarray:
     """Noise whose power falls with that power of the frequency: 0 white, 1 pink, 2 brown; above 20 Hz."""
     spectrum = np.fft.rfft(rng.standard_normal(count))
     return np.fft.irfft(spectrum / np.maximum(np.arange(len(spectrum)), 20 * count / RATE) ** (slope / 2), count)
@@ -51,7 +51,7 @@ def hum(count: int, rng: np.random.Generator) -> np.ndarray:
 def street(count: int, rng: np.random.Generator) -> np.ndarray:
     """Rumble that swells, and cars that pass: hiss, and engines whose pitch falls."""
     at = np.arange(count) / RATE
-    samples, hiss = 0.5 * unit(coloured(count, rng, 2)) * (1 + 0.5 * np.sin(0.6 * at + rng.uniform(0, 6))), unit(coloured(count, rng, 1))
+    samples, hiss = 0.5 * unit(colored(count, rng, 2)) * (1 + 0.5 * np.sin(0.6 * at + rng.uniform(0, 6))), unit(colored(count, rng, 1))
     for passing in np.arange(rng.uniform(0, 4), count / RATE, rng.uniform(4, 9)):
         near = np.exp(-((at - passing) / 1.2) ** 2)
         samples += near * (2 * hiss + 0.4 * np.sin(2 * np.pi * np.cumsum(90 - 25 * np.tanh(at - passing)) / RATE))
@@ -91,9 +91,9 @@ def keyboard(count: int, rng: np.random.Generator) -> np.ndarray:
 
 SOUNDS: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
     "silence": lambda count, rng: np.zeros(count),
-    "white noise": lambda count, rng: coloured(count, rng, 0),
-    "pink noise": lambda count, rng: coloured(count, rng, 1),
-    "brown noise": lambda count, rng: coloured(count, rng, 2),
+    "white noise": lambda count, rng: colored(count, rng, 0),
+    "pink noise": lambda count, rng: colored(count, rng, 1),
+    "brown noise": lambda count, rng: colored(count, rng, 2),
     "hum": hum, "street": street, "music": music, "keyboard": keyboard}
 
 
@@ -179,17 +179,17 @@ def main() -> None:
     from glmasr.pipeline import Options
     from glmasr.transcription.chinese_script import converter
     simplified = converter("simplified")
-    recogniser = glmasr.load(args.model, device="cpu", dtype=args.dtype)
-    languages = getattr(recogniser.config, "languages", {"zh": 0, "yue": 0, "en": 0})
+    recognizer = glmasr.load(args.model, device="cpu", dtype=args.dtype)
+    languages = getattr(recognizer.config, "languages", {"zh": 0, "yue": 0, "en": 0})
     known = {"en": "en" if languages else "auto"} | {name: name if name in languages else "zh" for name in ("zh", "yue") if languages}
     clips = [clip for clip in read_manifest(args.manifest) if clip["language"] in known and clip["language"] in args.languages]
     if args.clips:
         clips = [clips[len(clips) * number // args.clips] for number in range(args.clips)]
 
-    def recognise(samples, language: str, vad: str, languages: tuple[str, ...] = ()):
+    def recognize(samples, language: str, vad: str, languages: tuple[str, ...] = ()):
         began = time.process_time()
         options = Options(vad=vad, beams=args.beams, languages=languages)
-        transcript = glmasr.pipeline.Transcript.of(list(recogniser.stream(samples, language, options, sample_rate=RATE)))
+        transcript = glmasr.pipeline.Transcript.of(list(recognizer.stream(samples, language, options, sample_rate=RATE)))
         return transcript, time.process_time() - began
 
     print("| voice activity detection | stretches | text without a flag | of them around speech | CPU seconds of an hour alone | recordings | right | "
@@ -198,7 +198,7 @@ def main() -> None:
     for vad in args.vad:
         alone, right, wrongly = {}, 0, []
         for clip in clips:
-            transcript, _ = recognise(clip["samples"], known[clip["language"]], vad)
+            transcript, _ = recognize(clip["samples"], known[clip["language"]], vad)
             said, found = words(simplified(clip["text"])), words(simplified(transcript.text))
             alone[clip["path"]] = len(found)
             if edits(found, said) <= WRONG * len(said):
@@ -207,7 +207,7 @@ def main() -> None:
         texts, spent, seconds = [], 0.0, 0.0
         for stretch in stretches(args.stretches, clips):
             clip = stretch.clip
-            transcript, took = recognise(stretch.samples, known[clip["language"]] if clip else "auto", vad)
+            transcript, took = recognize(stretch.samples, known[clip["language"]] if clip else "auto", vad)
             if invented(stretch, transcript, alone[clip["path"]] if clip else 0):
                 texts.append((stretch.name, stretch.clip is not None, transcript.text))
             if stretch.clip is None:
@@ -227,16 +227,16 @@ def main() -> None:
         found = {}
         for some in ((), among):
             wrong = [(clip["path"], transcript.language) for clip in sure
-                     if (transcript := recognise(clip["samples"], "auto", args.vad[0], some)[0]).language != clip["language"]]
+                     if (transcript := recognize(clip["samples"], "auto", args.vad[0], some)[0]).language != clip["language"]]
             found[some] = f"{len(sure) - len(wrong)} ({100 - 100 * len(wrong) / len(sure):.1f} %)"
             print(f"    {'among ' if some else ''}{', '.join(some)} wrong: {wrong}", file=sys.stderr)
         print(f"| {len(sure)} | {found[()]} | {found[among]} |", flush=True)
     if args.peer:
         alone = [stretch for stretch in stretches(args.stretches, clips) if stretch.clip is None]
         alone = [alone[len(alone) * number // args.peer] for number in range(args.peer)]
-        seconds, peer, spent = sum(len(stretch.samples) for stretch in alone) / RATE, openai(recogniser.model), {}
+        seconds, peer, spent = sum(len(stretch.samples) for stretch in alone) / RATE, openai(recognizer.model), {}
         for vad in args.vad:
-            spent[f"glmasr, `--vad {vad}`"] = sum(recognise(stretch.samples, "auto", vad)[1] for stretch in alone)
+            spent[f"glmasr, `--vad {vad}`"] = sum(recognize(stretch.samples, "auto", vad)[1] for stretch in alone)
         began = time.process_time()
         with torch.inference_mode():
             for stretch in alone:

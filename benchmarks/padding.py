@@ -2,7 +2,7 @@
 
     python benchmarks/padding.py demo OUT/digits/eval_espeak_{zh,yue,en}.jsonl [--dtype float32] [--runs 3]
 
-Each manifest is recognised both ways, turn about; the time is that of all its recordings, in batches.
+Each manifest is recognized both ways, turn about; the time is that of all its recordings, in batches.
 """
 
 import argparse
@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    recogniser = glmasr.load(args.model, dtype=args.dtype)
-    language = "given" if getattr(recogniser.config, "languages", None) else "auto"
+    recognizer = glmasr.load(args.model, dtype=args.dtype)
+    language = "given" if getattr(recognizer.config, "languages", None) else "auto"
     print("| manifest | sound | errors, window | errors, speech | time, window | time, speech | ratio |\n|---|---|---|---|---|---|---|")
     for manifest in args.manifests:
         rows, rates, times = read_manifest(manifest), {}, {way: [] for way in WAYS}
@@ -41,7 +41,7 @@ def main() -> None:
             for way in WAYS:
                 options = Options(beams=1, temperatures=(0.0,), guards=False, pad_to=way)
                 start = time.perf_counter()
-                rates[way] = evaluate(recogniser, rows, options, language=language, progress=False).rate
+                rates[way] = evaluate(recognizer, rows, options, language=language, progress=False).rate
                 times[way].append(time.perf_counter() - start)
         ratio = statistics.median(speech / window for window, speech in zip(*times.values(), strict=True))
         print(f"| {Path(manifest).stem} | {sum(row['seconds'] for row in rows):.0f} s | " + " | ".join(f"{100 * rates[way]:.2f} %" for way in WAYS)

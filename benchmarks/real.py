@@ -95,7 +95,7 @@ def interval(wrong: np.ndarray, count: np.ndarray, speakers: list[str]) -> tuple
     return tuple(np.percentile(share, (2.5, 97.5)))
 
 
-# ---- those that recognise --------------------------------------------------------------------------------------------------
+# ---- those that recognize --------------------------------------------------------------------------------------------------
 
 def openai_checkpoint(model) -> dict:
     """A Whisper model of this package -> what openai-whisper's `load_model` reads: the same tensors, by its names."""
@@ -119,12 +119,12 @@ def ours(dtype: str, args, checkpoint: str):
 
     import glmasr
     torch.set_num_threads(args.threads)
-    recogniser = glmasr.load(args.model, device="cpu", dtype=dtype)
-    known = getattr(recogniser.config, "languages", None)
+    recognizer = glmasr.load(args.model, device="cpu", dtype=dtype)
+    known = getattr(recognizer.config, "languages", None)
 
-    def recognise(samples: np.ndarray, language: str) -> str:
-        return recogniser.transcribe(samples, told(language, known) if known else language, sample_rate=RATE, beams=args.beams).text
-    return recognise
+    def recognize(samples: np.ndarray, language: str) -> str:
+        return recognizer.transcribe(samples, told(language, known) if known else language, sample_rate=RATE, beams=args.beams).text
+    return recognize
 
 
 def openai_whisper(dtype: str, args, checkpoint: str):
@@ -133,21 +133,21 @@ def openai_whisper(dtype: str, args, checkpoint: str):
     torch.set_num_threads(args.threads)
     model = whisper.load_model(checkpoint, device="cpu")
 
-    def recognise(samples: np.ndarray, language: str) -> str:
+    def recognize(samples: np.ndarray, language: str) -> str:
         known = whisper.tokenizer.LANGUAGES if model.is_multilingual else ("en",)
         # By default it searches greedily, so its five draws at higher temperatures are said again here.
         return model.transcribe(samples, language=told(language, known), beam_size=args.beams, best_of=5, fp16=False)["text"]
-    return recognise
+    return recognize
 
 
 def faster_whisper(dtype: str, args, checkpoint: str):
     from faster_whisper import WhisperModel
     model = WhisperModel(str(args.model), device="cpu", compute_type=dtype, cpu_threads=args.threads)
 
-    def recognise(samples: np.ndarray, language: str) -> str:
+    def recognize(samples: np.ndarray, language: str) -> str:
         segments, _ = model.transcribe(samples, language=told(language, model.supported_languages), beam_size=args.beams)
         return "".join(segment.text for segment in segments)
-    return recognise
+    return recognize
 
 
 def told(language: str, known) -> str:
@@ -161,12 +161,12 @@ KINDS = {"glmasr": ("glmasr", ours, ("float32", "bfloat16", "int8")), "openai-wh
 
 # ---- in a process of its own -----------------------------------------------------------------------------------------------
 
-recognise = None                # of this process
+recognize = None                # of this process
 
 
 def begin(make, dtype: str, args, checkpoint: str) -> None:
-    global recognise
-    recognise = make(dtype, args, checkpoint)
+    global recognize
+    recognize = make(dtype, args, checkpoint)
 
 
 def work(recordings: list[tuple[np.ndarray, str]]) -> list[tuple[str, float]]:
@@ -174,7 +174,7 @@ def work(recordings: list[tuple[np.ndarray, str]]) -> list[tuple[str, float]]:
     found = []
     for samples, language in recordings:
         start = time.perf_counter()
-        text = recognise(samples, language)
+        text = recognize(samples, language)
         found.append((text, time.perf_counter() - start))
     return found
 

@@ -1,8 +1,8 @@
 """GLM-ASR in plain PyTorch: speech recognition for Mandarin, Cantonese and English.
 
 import glmasr
-recogniser = glmasr.load("demo")
-print(recogniser.transcribe("examples/zh.wav").text)
+recognizer = glmasr.load("demo")
+print(recognizer.transcribe("examples/zh.wav").text)
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ __all__ = [
     "OptionError",
     "Options",
     "OutputError",
-    "Recogniser",
+    "Recognizer",
     "Segment",
     "ShortMemoryError",
     "TokenizerError",
@@ -28,7 +28,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Everything else needs torch, which takes a second to import: wait until it is asked for.
-    if name in ("load", "Options", "Recogniser", "Segment", "Transcript"):
+    if name in ("load", "Options", "Recognizer", "Segment", "Transcript"):
         from . import pipeline
 
         return getattr(pipeline, name)

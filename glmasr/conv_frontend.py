@@ -39,7 +39,7 @@ class WaveformLayer(nn.Module):
         self.padding = (
             left,
             max(0, kernel - stride) - left,
-        )  # frame t is centred on its own stretch of `stride` samples
+        )  # frame t is centered on its own stretch of `stride` samples
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(self.norm(self.conv(F.pad(x, self.padding))))

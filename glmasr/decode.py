@@ -71,7 +71,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What was recognised.
+    """What was recognized.
 
     ids: the new tokens, without the stop id.
     logprob: sum over `ids`, and the stop id if there is one, of log p(token | what is before it), where p is the

@@ -82,7 +82,7 @@ class SinusoidalEncoder(nn.Module):
 
 
 class Projector(nn.Module):
-    """Stacks `merge` neighbouring states and maps them to the decoder's width: (B, T, D) -> (B, T / merge, width)."""
+    """Stacks `merge` neighboring states and maps them to the decoder's width: (B, T, D) -> (B, T / merge, width)."""
 
     def __init__(self, merge: int, width: int, decoder_width: int):
         super().__init__()

@@ -31,7 +31,7 @@ class GlmAsrError(Exception):
 
 
 class AudioError(GlmAsrError):
-    """A recording cannot be read or holds nothing that can be recognised."""
+    """A recording cannot be read or holds nothing that can be recognized."""
 
 
 class CheckpointError(GlmAsrError):

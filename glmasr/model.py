@@ -1,4 +1,4 @@
-"""The two recognisers, each its parts as one model, with the interface that the search drives:
+"""The two recognizers, each its parts as one model, with the interface that the search drives:
 
     encode(...) -> audio                prompt(...) -> ids
     new_cache(rows, capacity)           prefill(audio, prompt, cache) -> logits         step(tokens, cache) -> logits

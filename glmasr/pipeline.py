@@ -1,8 +1,8 @@
 """Recording -> Transcript: what the command line, and everything else that serves people, calls.
 
-    recogniser = load("demo")
-    transcript = recogniser.transcribe("talk.wav", language="zh")
-    for part in recogniser.stream("meeting.mp3"): ...           # as soon as a stretch is recognized
+    recognizer = load("demo")
+    transcript = recognizer.transcribe("talk.wav", language="zh")
+    for part in recognizer.stream("meeting.mp3"): ...           # as soon as a stretch is recognized
 
 The way of a recording, and where its steps are:
 
@@ -56,11 +56,11 @@ __all__ = [
     "Options",
     "Part",
     "Reader",
-    "Recogniser",
+    "Recognizer",
     "Segment",
     "Transcript",
     "load",
-    "make_recogniser",
+    "make_recognizer",
 ]
 
 DEFAULTS = Options()
@@ -75,7 +75,7 @@ def load(
     revision: str | None = None,
     hub: str | None = None,
     progress: bool = True,
-) -> "Recogniser":
+) -> "Recognizer":
     """A recognizer from a checkpoint directory, or by name: "glm-asr-nano-2512", "demo", "demo-article", a Whisper's
     short name such as "large-v3", or "owner/name" of a model of the hub, which is fetched if it isn't on this machine.
     Raises CheckpointError, OptionError.
@@ -83,7 +83,7 @@ def load(
     device    "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1"
     dtype     "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"; "int8": weights of
               8 bits, on the CPU
-    plain     the modules as they are to be read, without the faster ones of `kernels`. `recogniser.how()` says what was
+    plain     the modules as they are to be read, without the faster ones of `kernels`. `recognizer.how()` says what was
               taken
     revision  commit, branch or tag of a model of the hub (None: see `hub.find`)
     hub       "huggingface" or "modelscope" (None: what GLMASR_HUB says, or "huggingface")
@@ -100,20 +100,20 @@ def load(
             check_steering(model.config)
         except CheckpointError as error:
             raise CheckpointError(f"{directory}: {error}") from None
-    recogniser = make_recogniser(model, tokenizer, runtime)
+    recognizer = make_recognizer(model, tokenizer, runtime)
     try:
-        recogniser.family.check_tokenizer()
+        recognizer.family.check_tokenizer()
     except CheckpointError as error:
         raise CheckpointError(f"{tokenizer_file(directory)}: {error}") from None
-    return recogniser
+    return recognizer
 
 
 AnyModel = GlmAsr | EncoderDecoder | GraphedModel
 PLAIN = Runtime()
 
 
-def make_recogniser(model: AnyModel, tokenizer: AnyTokenizer, runtime: Runtime = PLAIN) -> "Recogniser":
-    return Recogniser(model, tokenizer, runtime)
+def make_recognizer(model: AnyModel, tokenizer: AnyTokenizer, runtime: Runtime = PLAIN) -> "Recognizer":
+    return Recognizer(model, tokenizer, runtime)
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Reading:
     failed: bool = False
 
 
-class Recogniser:
+class Recognizer:
     """A model with its tokenizer. `transcribe` is what it is for; `.model`, `.tokenizer` and `.config` are there to
     look at."""
 
@@ -283,7 +283,7 @@ class Recogniser:
                     break
         yield from told(batcher.flush())
 
-    def recognise(
+    def recognize(
         self, recordings: list[Tensor], languages: list[str], options: Options = DEFAULTS
     ) -> list[Transcript]:
         """Samples (S,) at 16 kHz of some recordings -> their transcripts. Their windows are decoded in common

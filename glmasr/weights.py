@@ -285,12 +285,12 @@ def save(
     directory: str | Path,
     dtype: torch.dtype | None = torch.bfloat16,
     *,
-    quantise: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    quantize: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> None:
     """Writes the model as Transformers would: `model.safetensors`, `config.json`, `generation_config.json` and
     what the processor wants. The tokenizer's files are the caller's. With `dtype` None each tensor keeps its type.
 
-    With `quantise` (`kernels.int8.quantise`) the weights of linears are written as the int8 numbers that it gives, and
+    With `quantize` (`kernels.int8.quantize`) the weights of linears are written as the int8 numbers that it gives, and
     beside each its scales: this package alone reads that. Raises OptionError for a model with the faster modules.
     """
     with torch.device("meta"), _NoInit():
@@ -309,8 +309,8 @@ def save(
     state: dict[str, Tensor] = {}
     for ours, parameter in model.named_parameters():
         theirs = their_name(table, ours)
-        if quantise is not None and ours in linears:
-            state[theirs], state[theirs + SCALE] = quantise(parameter.detach().cpu())
+        if quantize is not None and ours in linears:
+            state[theirs], state[theirs + SCALE] = quantize(parameter.detach().cpu())
         else:
             state[theirs] = parameter.detach().to("cpu", dtype).contiguous()
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})

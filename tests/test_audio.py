@@ -749,8 +749,8 @@ def test_mel_filters_by_definition():
         mels = np.linspace(0, 15 + 27 * np.log(8) / np.log(6.4), bands + 2)
         edges = [mel * 200 / 3 if mel < 15 else 1000 * 6.4 ** ((mel - 15) / 27) for mel in mels]
         for band in (0, 1, bands // 3, bands // 2, bands - 1):
-            low, centre, high = edges[band:band + 3]
-            expected = np.interp(np.arange(201) * 40, [low, centre, high], [0, 2 / (high - low), 0])
+            low, center, high = edges[band:band + 3]
+            expected = np.interp(np.arange(201) * 40, [low, center, high], [0, 2 / (high - low), 0])
             assert np.abs(filters[band].numpy() - expected).max() < 1e-8
         assert (filters[bands // 2:].sum(1) * 40 - 1).abs().max() < 0.2    # Slaney norm: area 1 in Hz
     assert audio.mel_filters(128)[:, 0].max() == 0                         # nothing at 0 Hz

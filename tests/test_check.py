@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from glmasr.checkpoint import hub
 from glmasr.model import GlmAsr
 from glmasr.tools import check
-from glmasr.tools.quantize import quantise_directory
+from glmasr.tools.quantize import quantize_directory
 from glmasr.weights import FORMATS, save, their_name
 
 KEY = "language_model.model.layers.1.mlp.up_proj.weight"
@@ -43,7 +43,7 @@ def report(capsys):
 
 
 def test_weights_of_8_bits(report, folder, tmp_path):
-    quantise_directory(folder, tmp_path / "int8")
+    quantize_directory(folder, tmp_path / "int8")
     code, said = report(tmp_path / "int8")
     assert code == 0 and said["verdict"] == "this package can run it" and said["left over"] == said["misshapen"] == "none"
     assert re.search(r"\d+ tensors I8", said["dtype"]) and said["parameters"] == report(folder)[1]["parameters"]

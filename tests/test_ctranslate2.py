@@ -77,7 +77,7 @@ def test_every_version_and_type(source, tmp_path, version, kind):
 def test_the_same_texts(source, folder):
     ours, theirs = (glmasr.load(place, device="cpu", dtype="float32") for place in (folder, source))
     for timestamps in (False, True):
-        a, b = (recogniser.transcribe(speech(3), sample_rate=16_000, timestamps=timestamps) for recogniser in (ours, theirs))
+        a, b = (recognizer.transcribe(speech(3), sample_rate=16_000, timestamps=timestamps) for recognizer in (ours, theirs))
         assert a == b and a.text
 
 
@@ -142,7 +142,7 @@ def test_a_list_of_tokens_in_place_of_a_tokenizer(source, folder, file):
         found.encode("good")
     put(folder, lang_ids=None)                  # which then come from the names
     assert weights.examine(folder).config == expected
-    a, b = (recogniser.transcribe(speech(3), sample_rate=16_000) for recogniser in (glmasr.load(folder, device="cpu", dtype="float32"), whole))
+    a, b = (recognizer.transcribe(speech(3), sample_rate=16_000) for recognizer in (glmasr.load(folder, device="cpu", dtype="float32"), whole))
     assert a == b
     put(folder, suppress_ids=None)
     refused(folder, file, "can't say", "tokenizer.json", error=TokenizerError)
@@ -192,7 +192,7 @@ def test_safetensors_count_where_both_are(source, folder, tmp_path):
 
 def test_quantize_takes_it(source, tmp_path):
     folder = convert(source, tmp_path / "model", "float16")
-    quantize.quantise_directory(folder, tmp_path / "out")
+    quantize.quantize_directory(folder, tmp_path / "out")
     assert not (tmp_path / "out" / "model.bin").exists()
     assert glmasr.load(tmp_path / "out", device="cpu").config == glmasr.load(folder, device="cpu").config
 
@@ -341,7 +341,7 @@ def test_other_tokenizers(folder):
     names = {token["content"]: token for token in data["added_tokens"]}
     names["<|nospeech|>"]["id"], names["<|en|>"]["id"] = names["<|en|>"]["id"], names["<|nospeech|>"]["id"]
     (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
-    refused(folder, "<|nospeech|>", "neighbours")
+    refused(folder, "<|nospeech|>", "neighbors")
     (folder / "tokenizer.json").unlink()
     refused(folder, "tokenizer.json", "vocabulary.json", error=TokenizerError)
     for content, words in [("{}", ["a list of"]), ("[1]", ["a list of"]), ("[", ["not valid JSON"])]:

@@ -1,4 +1,4 @@
-"""The demo checkpoint inside the package: it recognises the examples, and Transformers loads it as it is and agrees."""
+"""The demo checkpoint inside the package: it recognizes the examples, and Transformers loads it as it is and agrees."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def published():
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_the_examples_are_recognised(demo, name):
+def test_the_examples_are_recognized(demo, name):
     said = TEXTS[name]
     transcript = demo.transcribe(EXAMPLES / name)
     assert transcript.text == said["text"]
@@ -61,13 +61,13 @@ def theirs(published, dtype, samples, max_new, **options) -> tuple[list[int], li
     return prompt, answer[:next((i for i, token in enumerate(answer) if token in stop), len(answer))]
 
 
-def ours(recogniser, samples, max_new, beams=1) -> tuple[list[int], list[int]]:
-    heard = recogniser.family.embed(torch.from_numpy(samples))
-    prompt = recogniser.model.prompt(recogniser.tokenizer, len(heard))
-    search = {"stop": recogniser.config.stop, "max_new": max_new}
+def ours(recognizer, samples, max_new, beams=1) -> tuple[list[int], list[int]]:
+    heard = recognizer.family.embed(torch.from_numpy(samples))
+    prompt = recognizer.model.prompt(recognizer.tokenizer, len(heard))
+    search = {"stop": recognizer.config.stop, "max_new": max_new}
     if beams == 1:
-        return prompt, decode.greedy(recogniser.model, [heard], [prompt], **search)[0].ids
-    return prompt, decode.beam(recogniser.model, [heard], [prompt], width=beams, **search)[0][0].ids
+        return prompt, decode.greedy(recognizer.model, [heard], [prompt], **search)[0].ids
+    return prompt, decode.beam(recognizer.model, [heard], [prompt], width=beams, **search)[0][0].ids
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -80,8 +80,8 @@ def test_transformers_gives_the_same_ids(demo, published, name, beams):
 @pytest.mark.parametrize("name", TEXTS)
 def test_transformers_gives_the_same_ids_in_bfloat16(published, name):
     samples = audio.load(EXAMPLES / name).numpy()
-    recogniser = glmasr.load("demo", device="cpu", dtype="bfloat16")
-    assert ours(recogniser, samples, 40) == theirs(published, torch.bfloat16, samples, 40)
+    recognizer = glmasr.load("demo", device="cpu", dtype="bfloat16")
+    assert ours(recognizer, samples, 40) == theirs(published, torch.bfloat16, samples, 40)
 
 
 def test_transformers_gives_the_same_ids_for_a_recording_of_four_windows(demo, published):

@@ -1,4 +1,4 @@
-"""The second demo checkpoint, of the article's design: it recognises the examples, their language and times, and Transformers agrees."""
+"""The second demo checkpoint, of the article's design: it recognizes the examples, their language and times, and Transformers agrees."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def squeezed(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_the_examples_are_recognised_and_their_language_is(demo, name):
+def test_the_examples_are_recognized_and_their_language_is(demo, name):
     said = TEXTS[name]
     transcript = demo.transcribe(EXAMPLES / name)
     assert (transcript.text, transcript.language, transcript.warnings) == (said["text"], said["language"], [])
@@ -88,7 +88,7 @@ def test_a_forced_language_is_a_token_in_the_prompt(demo):
 
 def test_languages_are_judged_in_a_batch(demo):
     sounds = [audio.load(EXAMPLES / name) for name in TEXTS]
-    found = demo.recognise(sounds, ["auto"] * len(sounds))
+    found = demo.recognize(sounds, ["auto"] * len(sounds))
     assert [transcript.language for transcript in found] == [said["language"] for said in TEXTS.values()]
 
 
@@ -103,9 +103,9 @@ def theirs(published, dtype, name, language, timestamps, beams) -> list[int]:
     return [token for token in ids if token not in start | {config.eos_token_id}]
 
 
-def ours(recogniser, name, language, timestamps, beams) -> list[int]:
-    model = recogniser.model
-    states = recogniser.family.encode_windows([audio.load(EXAMPLES / name)])
+def ours(recognizer, name, language, timestamps, beams) -> list[int]:
+    model = recognizer.model
+    states = recognizer.family.encode_windows([audio.load(EXAMPLES / name)])
     prompt, search = [model.prompt(language, timestamps=timestamps)], {"stop": model.config.stop, "max_new": 60, "rules": model.rules(timestamps)}
     if beams == 1:
         return decode.greedy(model, states, prompt, **search)[0].ids
@@ -122,8 +122,8 @@ def test_transformers_gives_the_same_ids(demo, published, name, timestamps, beam
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_transformers_gives_the_same_ids_in_bfloat16(published, name):
-    recogniser, language = glmasr.load("demo-article", device="cpu", dtype="bfloat16"), TEXTS[name]["language"]
-    assert ours(recogniser, name, language, False, 1) == theirs(published, torch.bfloat16, name, language, False, 1)
+    recognizer, language = glmasr.load("demo-article", device="cpu", dtype="bfloat16"), TEXTS[name]["language"]
+    assert ours(recognizer, name, language, False, 1) == theirs(published, torch.bfloat16, name, language, False, 1)
 
 
 @torch.inference_mode()

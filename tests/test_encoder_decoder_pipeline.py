@@ -46,7 +46,7 @@ def folder(tmp_path_factory, randomize):
 
 
 @pytest.fixture(scope="module")
-def recogniser(folder):
+def recognizer(folder):
     return glmasr.load(folder, device="cpu", dtype="float32")
 
 
@@ -87,16 +87,16 @@ def said(*ids, logprob=-0.1, stopped=True):
     ([at(1.0), " a", at(2.0)], [(1.0, 1.5, "a")]),                                      # never beyond the sound
     ([at(1.0), " a", at(0.4)], [(1.0, 1.0, "a")]),                                      # never backwards
 ])
-def test_segments_are_what_stands_between_times(recogniser, monkeypatch, ids, expected):
+def test_segments_are_what_stands_between_times(recognizer, monkeypatch, ids, expected):
     answering(monkeypatch, [said(*ids)])
-    transcript = recogniser.transcribe(sound(1.5), "en", sample_rate=16_000, timestamps=True)
+    transcript = recognizer.transcribe(sound(1.5), "en", sample_rate=16_000, timestamps=True)
     assert [(s.start, s.end, s.text) for s in transcript.segments] == expected
     assert transcript.text == " ".join(text for _, _, text in expected)
 
 
-def test_windows_are_decoded_for_themselves_and_joined(recogniser, monkeypatch):
+def test_windows_are_decoded_for_themselves_and_joined(recognizer, monkeypatch):
     asked = answering(monkeypatch, [said(at(0.1), f" w{n}", at(1.0)) for n in range(11)])
-    transcript = recogniser.transcribe(talk(11), "en", sample_rate=16_000, timestamps=True, batch_size=8)
+    transcript = recognizer.transcribe(talk(11), "en", sample_rate=16_000, timestamps=True, batch_size=8)
     assert transcript.text == " ".join(f"w{n}" for n in range(11))
     # A window begins 0.15 s before its stretch: a cut goes through the middle of the silence.
     assert [s.start for s in transcript.segments] == [0.1, *(pytest.approx(1.8 * n - 0.15 + 0.1, abs=0.12) for n in range(1, 11))]
@@ -104,19 +104,19 @@ def test_windows_are_decoded_for_themselves_and_joined(recogniser, monkeypatch):
     assert 11 * 1.5 < transcript.heard < 11 * 1.8
 
 
-def test_hanzi_are_joined_without_spaces(recogniser, monkeypatch):
+def test_hanzi_are_joined_without_spaces(recognizer, monkeypatch):
     answering(monkeypatch, [said("八二"), said("三")])
-    assert recogniser.transcribe(talk(2), "zh", sample_rate=16_000).text == "八二三"
+    assert recognizer.transcribe(talk(2), "zh", sample_rate=16_000).text == "八二三"
 
 
-def test_languages_are_given_or_judged_also_in_a_batch(recogniser, monkeypatch):
-    config = recogniser.config
+def test_languages_are_given_or_judged_also_in_a_batch(recognizer, monkeypatch):
+    config = recognizer.config
     # The windows of the second recording, which is the longest, come last.
     likely = torch.tensor([[0.1, 0.2, 0.7], [0.9, 0.1, 0.0], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
     monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (likely[:len(audio[0][0])], torch.tensor([0.0, 0.2, 0.9, 0.1])[:len(audio[0][0])]))
     asked = answering(monkeypatch, [said("x") for _ in range(4)])
     recordings = [torch.from_numpy(samples) for samples in (sound(1), talk(2), sound(1))]
-    transcripts = recogniser.recognise(recordings, ["auto", "auto", "zh"])
+    transcripts = recognizer.recognize(recordings, ["auto", "auto", "zh"])
     # The second recording's first window is silent, so its second one says what language it is.
     assert [t.language for t in transcripts] == ["en", "yue", "zh"]
     assert [prompt[1] for prompt in asked[0]["prompts"]] == [config.languages[name] for name in ("en", "zh", "zh", "yue")]
@@ -124,27 +124,27 @@ def test_languages_are_given_or_judged_also_in_a_batch(recogniser, monkeypatch):
 
 @pytest.mark.parametrize("how, languages", [({}, ["zh", "en"]), ({"language": "zh"}, ["zh", "zh"]), ({"task": "translate"}, ["zh", "zh"]), ({"languages": ("zh", "yue")}, ["zh", "zh"])],
                          ids=["auto", "told", "translated", "among others"])
-def test_a_window_in_two_languages(recogniser, monkeypatch, how, languages):
+def test_a_window_in_two_languages(recognizer, monkeypatch, how, languages):
     """What isn't written in the language that was heard is in another, unless it was asked for."""
     monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (torch.tensor([[0.9, 0.1, 0.0]]), torch.tensor([0.0])))
     monkeypatch.setattr(EncoderDecoder, "prompt", lambda self, *asked: [0])
     answering(monkeypatch, [said(at(0), "一二三四五", at(0.5), at(0.5), " one two three four", at(1.0))])
-    transcript = recogniser.transcribe(talk(1), sample_rate=16_000, timestamps=True, **how)
+    transcript = recognizer.transcribe(talk(1), sample_rate=16_000, timestamps=True, **how)
     assert [segment.language for segment in transcript.segments] == languages
 
 
 @pytest.mark.parametrize("name, code", [("zh-HK", "yue"), ("Cantonese", "yue"), ("zh_Hans_CN", "zh"), ("ENG", "en"), ("english", "en")])
-def test_other_names_of_a_language_are_the_same_token(recogniser, monkeypatch, name, code):
+def test_other_names_of_a_language_are_the_same_token(recognizer, monkeypatch, name, code):
     asked = answering(monkeypatch, [said("x")])
-    transcript = recogniser.transcribe(sound(1), name, sample_rate=16_000)
-    assert transcript.language == code and asked[0]["prompts"][0][1] == recogniser.config.languages[code]
+    transcript = recognizer.transcribe(sound(1), name, sample_rate=16_000)
+    assert transcript.language == code and asked[0]["prompts"][0][1] == recognizer.config.languages[code]
     answering(monkeypatch, [said("x")])
-    assert [t.language for t in recogniser.recognise([torch.from_numpy(sound(1))], [name])] == [code]
+    assert [t.language for t in recognizer.recognize([torch.from_numpy(sound(1))], [name])] == [code]
 
 
-def test_a_whisper_without_cantonese_says_what_to_take(recogniser):
+def test_a_whisper_without_cantonese_says_what_to_take(recognizer):
     """TRAP: before large-v3 there is no token for it. Mandarin in its place would be another text, without a word."""
-    old = pipeline.Recogniser(EncoderDecoder(replace(recogniser.config, languages={"en": 260, "zh": 258})).eval(), recogniser.tokenizer)
+    old = pipeline.Recognizer(EncoderDecoder(replace(recognizer.config, languages={"en": 260, "zh": 258})).eval(), recognizer.tokenizer)
     for name in ("yue", "zh-HK", "cantonese"):
         with pytest.raises(OptionError, match=f"language is '{name}'; this model has tokens for zh, en, .* for Cantonese take zh"):
             old.check(name)
@@ -152,83 +152,83 @@ def test_a_whisper_without_cantonese_says_what_to_take(recogniser):
         old.check("Englisch")
 
 
-def test_seeking_goes_on_where_the_last_complete_sentence_ended(recogniser, monkeypatch):
+def test_seeking_goes_on_where_the_last_complete_sentence_ended(recognizer, monkeypatch):
     """As openai-whisper: a pair of times says that another sentence begins there; a single one at the end, that nothing follows."""
     starts = []
     monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.0])))
-    encode = recogniser.family.encode_windows
-    monkeypatch.setattr(recogniser.family, "encode_windows", lambda windows, length: starts.append(len(windows[0]) / 16_000) or encode(windows, length))
+    encode = recognizer.family.encode_windows
+    monkeypatch.setattr(recognizer.family, "encode_windows", lambda windows, length: starts.append(len(windows[0]) / 16_000) or encode(windows, length))
     answering(monkeypatch, [said(at(0.0), "a", at(0.5), at(0.5)), said(at(0.0), "b", at(1.0), at(1.2), "c"), said(at(0.0), "d", at(1.5)),
                             said("e"), said(at(0.0), "f", at(1.0))])
-    parts = list(recogniser.stream(sound(6.5), "zh", Options(timestamps=True, long="seek"), sample_rate=16_000))
+    parts = list(recognizer.stream(sound(6.5), "zh", Options(timestamps=True, long="seek"), sample_rate=16_000))
     found = [(part.start, part.end, [(segment.start, segment.end, segment.text) for segment in part.segments]) for part in parts[:-1]]
     assert found == [(0.0, 0.5, [(0.0, 0.5, "a")]), (0.5, 1.5, [(0.5, 1.5, "b")]), (1.5, 3.5, [(1.5, 3.0, "d")]),
                      (3.5, 5.5, [(3.5, 5.5, "e")]), (5.5, 6.5, [(5.5, 6.5, "f")])]
     assert starts == [2.0, 2.0, 2.0, 2.0, 1.0]
 
 
-def test_a_silent_recording_has_a_language_still(recogniser, monkeypatch):
+def test_a_silent_recording_has_a_language_still(recognizer, monkeypatch):
     monkeypatch.setattr(EncoderDecoder, "judge", lambda self, audio: (torch.tensor([[0.2, 0.2, 0.6]]), torch.tensor([0.99])))
     answering(monkeypatch, [said("x", logprob=-5.0)])
-    transcript = recogniser.transcribe(sound(1), sample_rate=16_000)
+    transcript = recognizer.transcribe(sound(1), sample_rate=16_000)
     assert (transcript.text, transcript.segments, transcript.language, transcript.warnings) == ("", [], "en", [])
 
 
-def test_batch_equals_single(recogniser):
+def test_batch_equals_single(recognizer):
     """With the real search: what a recording gets doesn't depend on the others."""
     recordings = [torch.from_numpy(sound(seconds, seed)) for seed, seconds in enumerate((0.7, 2.0, 3.1, 1.2))]
     for options in (Options(max_new_tokens=20), Options(max_new_tokens=20, timestamps=True, beams=3)):
-        together = recogniser.recognise(recordings, ["zh", "auto", "en", "auto"], options)
-        alone = [recogniser.recognise([samples], [language], options)[0]
+        together = recognizer.recognize(recordings, ["zh", "auto", "en", "auto"], options)
+        alone = [recognizer.recognize([samples], [language], options)[0]
                  for samples, language in zip(recordings, ["zh", "auto", "en", "auto"])]
         assert together == alone
 
 
-def test_another_try_where_a_text_cannot_be_right(recogniser, monkeypatch):
+def test_another_try_where_a_text_cannot_be_right(recognizer, monkeypatch):
     loop, guess, fine = said("ha" * 30), said("abc", logprob=-9.0), said("fine")
     asked = answering(monkeypatch, [loop, fine, guess, fine])
-    transcript = recogniser.transcribe(talk(2), "en", sample_rate=16_000)
+    transcript = recognizer.transcribe(talk(2), "en", sample_rate=16_000)
     assert transcript.text == "fine fine"
     assert [(call["rows"], call["temperature"]) for call in asked] == [(2, 0.0), (1, 0.2), (1, 0.4)]
     asked = answering(monkeypatch, [loop])
-    assert recogniser.transcribe(sound(1), "en", sample_rate=16_000, temperatures=(0.0,)).text == "ha" * 30
+    assert recognizer.transcribe(sound(1), "en", sample_rate=16_000, temperatures=(0.0,)).text == "ha" * 30
 
 
-def test_the_defaults_of_the_family(recogniser, monkeypatch):
+def test_the_defaults_of_the_family(recognizer, monkeypatch):
     widths = []
     beam = window_decoder.decode.beam
     monkeypatch.setattr(window_decoder.decode, "beam", lambda *args, **more: widths.append(more["width"]) or beam(*args, **more))
-    recogniser.transcribe(sound(1), "zh", sample_rate=16_000, max_new_tokens=5, temperatures=(0.0,))
+    recognizer.transcribe(sound(1), "zh", sample_rate=16_000, max_new_tokens=5, temperatures=(0.0,))
     assert widths == [5]
 
 
-def test_the_answer_stays_within_the_learned_positions(recogniser, monkeypatch):
+def test_the_answer_stays_within_the_learned_positions(recognizer, monkeypatch):
     asked = answering(monkeypatch, [said("x"), said("x", stopped=False)])
-    recogniser.transcribe(sound(2), "zh", sample_rate=16_000)
+    recognizer.transcribe(sound(2), "zh", sample_rate=16_000)
     assert asked[0]["budget"] == 32 + 2 * 16
-    transcript = recogniser.transcribe(sound(2), "zh", sample_rate=16_000, max_new_tokens=80)
+    transcript = recognizer.transcribe(sound(2), "zh", sample_rate=16_000, max_new_tokens=80)
     assert asked[1]["budget"] == 80 - 3 and "limit of tokens" in transcript.warnings[0]
 
 
-def test_time_tokens_are_no_text(recogniser, monkeypatch):
+def test_time_tokens_are_no_text(recognizer, monkeypatch):
     answering(monkeypatch, [said("a", at(0.4), "b")])       # without --timestamps nothing forbids them
-    transcript = recogniser.transcribe(sound(1), "en", sample_rate=16_000)
+    transcript = recognizer.transcribe(sound(1), "en", sample_rate=16_000)
     assert "<|" not in transcript.text
 
 
 @pytest.mark.parametrize("arguments, message", [
     ({"language": "de"}, "language is 'de'; this model has tokens for zh, yue, en, and 'auto'"), ({"language": None}, "language is None"),
-    ({"task": "summarise"}, "task is 'summarise'"), ({"beams": 0}, "beams is 0"), ({"max_new_tokens": 81}, "at most 80"),
+    ({"task": "summarize"}, "task is 'summarize'"), ({"beams": 0}, "beams is 0"), ({"max_new_tokens": 81}, "at most 80"),
     ({"temperatures": ()}, "temperatures is"), ({"temperatures": (-1.0,)}, "temperatures is"),
 ])
-def test_what_the_model_cannot_do_is_said_before_anything_is_read(recogniser, arguments, message):
+def test_what_the_model_cannot_do_is_said_before_anything_is_read(recognizer, arguments, message):
     with pytest.raises(OptionError, match=message):
-        recogniser.transcribe("no such file", **arguments)
+        recognizer.transcribe("no such file", **arguments)
 
 
-def test_translate_is_another_token(recogniser, monkeypatch):
+def test_translate_is_another_token(recognizer, monkeypatch):
     asked = answering(monkeypatch, [said("x")])
-    recogniser.transcribe(sound(1), "zh", sample_rate=16_000, task="translate")
+    recognizer.transcribe(sound(1), "zh", sample_rate=16_000, task="translate")
     assert asked[0]["prompts"][0][2] == 261
 
 
@@ -264,18 +264,18 @@ def test_a_file_that_lost_its_steering_ids(folder, tmp_path, key):
         glmasr.load(tmp_path)
 
 
-def test_what_was_heard_is_projected_once(recogniser, monkeypatch):
+def test_what_was_heard_is_projected_once(recognizer, monkeypatch):
     """Whatever is done with a window: judging its language, searching, trying again."""
-    calls, hear = [], recogniser.model.decoder.hear
-    monkeypatch.setattr(recogniser.model.decoder, "hear", lambda states: calls.append(len(states)) or hear(states))
-    recogniser.recognise([torch.from_numpy(sound(1)), torch.from_numpy(sound(1))], ["auto", "zh"], Options(max_new_tokens=20, temperatures=(0.0, 0.5, 1.0)))
+    calls, hear = [], recognizer.model.decoder.hear
+    monkeypatch.setattr(recognizer.model.decoder, "hear", lambda states: calls.append(len(states)) or hear(states))
+    recognizer.recognize([torch.from_numpy(sound(1)), torch.from_numpy(sound(1))], ["auto", "zh"], Options(max_new_tokens=20, temperatures=(0.0, 0.5, 1.0)))
     assert calls[0] == 2 and sum(calls) <= 2 + 2 * 2            # both together; the halves of what wouldn't do, again
 
 
-def test_a_model_of_one_language_needs_no_language(recogniser, monkeypatch):
-    model = EncoderDecoder(replace(recogniser.config, languages={}, tasks={}))
-    model.load_state_dict(recogniser.model.state_dict())
-    single = pipeline.make_recogniser(model, recogniser.tokenizer)
+def test_a_model_of_one_language_needs_no_language(recognizer, monkeypatch):
+    model = EncoderDecoder(replace(recognizer.config, languages={}, tasks={}))
+    model.load_state_dict(recognizer.model.state_dict())
+    single = pipeline.make_recognizer(model, recognizer.tokenizer)
     asked = answering(monkeypatch, [said(" one two"), said(" 5, 5, 0")])
     transcript = single.transcribe(sound(1), sample_rate=16_000)
     assert asked[0]["prompts"] == [[257]] and transcript.language == "en"
@@ -312,17 +312,17 @@ def test_files_of_cues_show_the_times_that_the_model_writes(folder, tmp_path, mo
         assert (out / "a.srt").read_text(encoding="utf-8").count("-->") == cues
 
 
-def test_recordings_padded_to_different_lengths_share_nothing(recogniser):
+def test_recordings_padded_to_different_lengths_share_nothing(recognizer):
     """What is heard to other lengths is decoded apart: each as if it were alone."""
     recordings = [torch.from_numpy(sound(seconds, number)) for number, seconds in enumerate((0.3, 1.5, 0.4, 1.9, 0.5))]
     options = Options(pad_to="speech", max_new_tokens=6, guards=False)
-    shapes, encode = [], recogniser.model.encode
-    recogniser.model.encode = lambda features: shapes.append(tuple(features.shape[::2])) or encode(features)
+    shapes, encode = [], recognizer.model.encode
+    recognizer.model.encode = lambda features: shapes.append(tuple(features.shape[::2])) or encode(features)
     try:
-        together = recogniser.recognise(recordings, ["zh"] * 5, options)
+        together = recognizer.recognize(recordings, ["zh"] * 5, options)
     finally:
-        del recogniser.model.encode
-    assert together == [recogniser.recognise([samples], ["zh"], options)[0] for samples in recordings]
+        del recognizer.model.encode
+    assert together == [recognizer.recognize([samples], ["zh"], options)[0] for samples in recordings]
     assert {frames for _, frames in shapes} == {160, 200} and len(shapes) < 5 == sum(rows for rows, _ in shapes)
 
 
@@ -351,15 +351,15 @@ def test_a_window_of_less_than_a_second(tmp_path):
     assert model.config.window == 9600 and model.encode(model.features(torch.zeros(1, 9600))).shape == (1, 30, 16)
 
 
-def test_one_language_without_a_token_may_be_named(recogniser):
-    one = pipeline.Recogniser(EncoderDecoder(replace(recogniser.config, languages={}, tasks={}, several_languages=False)).eval(), recogniser.tokenizer)
+def test_one_language_without_a_token_may_be_named(recognizer):
+    one = pipeline.Recognizer(EncoderDecoder(replace(recognizer.config, languages={}, tasks={}, several_languages=False)).eval(), recognizer.tokenizer)
     assert one.family.rules("en", Options()) is one.family.rules("auto", Options())
     with pytest.raises(OptionError, match="expected 'auto' or 'en'"):
         one.family.rules("zh", Options())
     with pytest.raises(OptionError, match="has tokens for zh, yue, en, and 'auto'"):
-        recogniser.family.rules("ja", Options())
+        recognizer.family.rules("ja", Options())
     with pytest.raises(OptionError, match="goes by the model's time tokens"):
-        recogniser.check("zh", Options(long="seek", timestamps=False))
+        recognizer.check("zh", Options(long="seek", timestamps=False))
 
 
 # ---- speech without text (windows of 2 s) ---------------------------------------------------------------------------------
@@ -373,61 +373,61 @@ def all_voice(monkeypatch):
 LONG = "many words, quickly said"
 
 
-def test_decoding_goes_on_where_the_last_time_is(recogniser, monkeypatch, all_voice):
+def test_decoding_goes_on_where_the_last_time_is(recognizer, monkeypatch, all_voice):
     asked = answering(monkeypatch, [said(at(0), LONG, at(0.8)), said(at(0), "the rest", at(1.2))])
-    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True)
+    found = recognizer.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True)
     assert [(segment.start, segment.end, segment.text) for segment in found.segments] == [(0.0, 0.8, LONG), (0.8, 2.0, "the rest")]
     assert len(asked) == 2 and not found.uncovered and not found.warnings
 
 
-def test_what_stays_without_text_is_told(recogniser, monkeypatch, all_voice):
+def test_what_stays_without_text_is_told(recognizer, monkeypatch, all_voice):
     answering(monkeypatch, [said(at(0), LONG, at(0.8)), said(at(0), at(0))])
-    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    found = recognizer.transcribe(sound(2), "en", sample_rate=16_000)
     assert found.text == LONG and found.uncovered == [(0.8, 2.0)]
     assert found.warnings == ["0.8 s to 2.0 s: somebody speaks here, and there is no text, or too little"]
 
 
-def test_text_too_short_for_its_speech_is_told_and_flagged(recogniser, monkeypatch, all_voice):
+def test_text_too_short_for_its_speech_is_told_and_flagged(recognizer, monkeypatch, all_voice):
     monkeypatch.setattr(coverage, "SLOW", 10.0)
     monkeypatch.setattr(recovery, "SPLIT_SECONDS", 9.0)
     answering(monkeypatch, [said(at(0), "x", at(2))])
-    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True)
+    found = recognizer.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True)
     assert [segment.flags for segment in found.segments] == [("uncovered",)] and found.uncovered == [(0.0, 2.0)]
 
 
-def test_a_longer_text_of_the_halves_is_taken(recogniser, monkeypatch, all_voice):
+def test_a_longer_text_of_the_halves_is_taken(recognizer, monkeypatch, all_voice):
     monkeypatch.setattr(coverage, "SLOW", 10.0)
     answering(monkeypatch, [said(at(0), "x", at(2)), said(at(0), LONG, at(1)), said(at(0), LONG, at(1))])
-    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    found = recognizer.transcribe(sound(2), "en", sample_rate=16_000)
     assert found.text == f"{LONG} {LONG}" and not found.uncovered
 
 
-def test_what_was_said_before_a_pause_and_jumped_over(recogniser, monkeypatch):
+def test_what_was_said_before_a_pause_and_jumped_over(recognizer, monkeypatch):
     monkeypatch.setattr(chunking, "voiced", lambda samples: torch.from_numpy(np.abs(samples.numpy()[::160]) > 0.001))
     monkeypatch.setattr(coverage, "PAUSE", 0.3)
     monkeypatch.setattr(coverage, "USUAL", 30.0)
     samples = sound(2)
     samples[9600:17600] = 0                                             # 0.6 to 1.1 s
     answering(monkeypatch, [said(at(0), LONG, at(2)), said(at(0), "before it", at(0.6)), said(at(0), LONG, at(1))])
-    found = recogniser.transcribe(samples, "en", sample_rate=16_000, timestamps=True)
+    found = recognizer.transcribe(samples, "en", sample_rate=16_000, timestamps=True)
     assert [segment.text for segment in found.segments] == ["before it", LONG] and not found.warnings
     answering(monkeypatch, [said(at(0), LONG, at(2)), said(at(0), "many words", at(0.6)), said(at(0), "quickly said", at(1))])
-    found = recogniser.transcribe(samples, "en", sample_rate=16_000, timestamps=True)      # no more than was there
+    found = recognizer.transcribe(samples, "en", sample_rate=16_000, timestamps=True)      # no more than was there
     assert [(segment.text, segment.flags) for segment in found.segments] == [(LONG, ())] and not found.uncovered
 
 
-def test_all_that_is_found_in_several_stretches_is_kept(recogniser, monkeypatch, all_voice):
+def test_all_that_is_found_in_several_stretches_is_kept(recognizer, monkeypatch, all_voice):
     """Two texts were too short, and behind each there are two."""
     monkeypatch.setattr(coverage, "SLOW", 10.0)
     two = [said(at(0), f"{LONG} {n}", at(0.5), at(0.5), f"{LONG} {n + 1}", at(1)) for n in (0, 2)]
     answering(monkeypatch, [said(at(0), "x", at(1), at(1), "y", at(2)), *two])
-    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    found = recognizer.transcribe(sound(2), "en", sample_rate=16_000)
     assert found.text == " ".join(f"{LONG} {n}" for n in range(4))
 
 
-def test_no_text_at_all_is_tried_in_halves_once(recogniser, monkeypatch, all_voice):
+def test_no_text_at_all_is_tried_in_halves_once(recognizer, monkeypatch, all_voice):
     asked = answering(monkeypatch, [said(at(0), at(0)) for _ in range(3)])
-    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    found = recognizer.transcribe(sound(2), "en", sample_rate=16_000)
     assert found.text == "" and found.uncovered == [(0.0, 2.0)] and sum(call["rows"] for call in asked) == 3
 
 
@@ -437,77 +437,77 @@ def repeats(first, last, count):
     return said(*(part for n in range(count) for part in (at(first + n * step), " ha ha so", at(first + (n + 1) * step))))
 
 
-def test_what_somebody_says_again_and_again_is_right_if_the_halves_say_so(recogniser, monkeypatch, all_voice):
+def test_what_somebody_says_again_and_again_is_right_if_the_halves_say_so(recognizer, monkeypatch, all_voice):
     asked = answering(monkeypatch, [repeats(0, 2, 8), repeats(0, 1, 4), repeats(0, 1, 4)])
-    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True)
+    found = recognizer.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True)
     assert [segment.flags for segment in found.segments] == [()] * 8 and not found.warnings
     assert [call["temperature"] for call in asked] == [0.0, 0.0]         # nothing was drawn
 
 
-def test_repeats_where_there_was_no_text(recogniser, monkeypatch, all_voice):
+def test_repeats_where_there_was_no_text(recognizer, monkeypatch, all_voice):
     """Nothing is drawn, and nothing is lost: it is told that they are doubtful."""
     asked = answering(monkeypatch, [said(at(0), LONG, at(0.6)), repeats(0, 1.4, 6), *[said("drawn")] * 6])
-    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    found = recognizer.transcribe(sound(2), "en", sample_rate=16_000)
     assert found.text == " ".join([LONG, *["ha ha so"] * 6]) and found.segments[0].flags == ("repeats",) and len(asked) == 2 and not found.uncovered
 
 
-def test_repeats_that_the_halves_contradict(recogniser, monkeypatch, all_voice):
+def test_repeats_that_the_halves_contradict(recognizer, monkeypatch, all_voice):
     answering(monkeypatch, [repeats(0, 2, 8), said(at(0), LONG, at(1)), said(at(0), LONG, at(1))])
-    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    found = recognizer.transcribe(sound(2), "en", sample_rate=16_000)
     assert found.text == f"{LONG} {LONG}" and found.segments[0].flags == ("split",)
     answering(monkeypatch, [repeats(0, 2, 8), said(at(0), at(0)), said(at(0), LONG, at(1))])     # half of it would be lost
-    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    found = recognizer.transcribe(sound(2), "en", sample_rate=16_000)
     assert found.text == " ".join(["ha ha so"] * 8) and found.segments[0].flags == ("repeats",)
 
 
-def test_nothing_is_decoded_again_without_guards_or_voice(recogniser, monkeypatch, all_voice):
+def test_nothing_is_decoded_again_without_guards_or_voice(recognizer, monkeypatch, all_voice):
     answering(monkeypatch, [said(at(0), LONG, at(0.8)) for _ in range(2)])     # another search would find no answer left
-    recogniser.transcribe(sound(2), "en", sample_rate=16_000, guards=False)
+    recognizer.transcribe(sound(2), "en", sample_rate=16_000, guards=False)
     monkeypatch.setattr(chunking, "voiced", lambda samples: torch.zeros(len(samples) // 160, dtype=torch.bool))
-    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    found = recognizer.transcribe(sound(2), "en", sample_rate=16_000)
     assert found.text == LONG and not found.uncovered
 
 
-def test_seeking_goes_on_at_the_last_time_where_somebody_speaks_behind_it(recogniser, monkeypatch, all_voice):
+def test_seeking_goes_on_at_the_last_time_where_somebody_speaks_behind_it(recognizer, monkeypatch, all_voice):
     answering(monkeypatch, [said(at(0), LONG, at(1.4)), said(at(0), LONG, at(1.6))])
-    parts = list(recogniser.stream(sound(3), "en", Options(timestamps=True, long="seek"), sample_rate=16_000))
+    parts = list(recognizer.stream(sound(3), "en", Options(timestamps=True, long="seek"), sample_rate=16_000))
     assert [(part.start, part.end) for part in parts[:-1]] == [(0.0, 1.4), (1.4, 3.0)]
 
 
 @pytest.mark.parametrize("timestamps", [True, None])
-def test_seeking_loses_nothing_where_times_are_hidden(recogniser, monkeypatch, all_voice, timestamps):
+def test_seeking_loses_nothing_where_times_are_hidden(recognizer, monkeypatch, all_voice, timestamps):
     answering(monkeypatch, [said(at(0), LONG, at(1.4)), said(at(0), "the rest of it", at(1.6))])
-    found = recogniser.transcribe(sound(3), "en", sample_rate=16_000, timestamps=timestamps, long="seek")
+    found = recognizer.transcribe(sound(3), "en", sample_rate=16_000, timestamps=timestamps, long="seek")
     assert found.text == f"{LONG} the rest of it" and found.segments[-1].end == 3.0
 
 
-def test_seeking_tells_of_nothing_that_is_heard_again(recogniser, monkeypatch, all_voice):
+def test_seeking_tells_of_nothing_that_is_heard_again(recognizer, monkeypatch, all_voice):
     asked = answering(monkeypatch, [said(at(0), LONG, at(0.8), at(0.8), "x"), said(at(0), LONG, at(2.0)), said(at(0), LONG, at(0.2))])
-    found = recogniser.transcribe(sound(3), "en", sample_rate=16_000, timestamps=True, long="seek")
+    found = recognizer.transcribe(sound(3), "en", sample_rate=16_000, timestamps=True, long="seek")
     assert len(asked) == 3 and not found.uncovered and not found.warnings
 
 
-def test_an_error_while_seeking_is_the_recordings_own(recogniser, monkeypatch):
+def test_an_error_while_seeking_is_the_recordings_own(recognizer, monkeypatch):
     def search(*arguments, **options):
         raise CheckpointError("the model gives no usable answer")
     monkeypatch.setattr(window_decoder, "search", search)
     with pytest.raises(CheckpointError, match="no usable answer"):
-        recogniser.transcribe(sound(3), "en", sample_rate=16_000, timestamps=True, long="seek")
+        recognizer.transcribe(sound(3), "en", sample_rate=16_000, timestamps=True, long="seek")
 
 
-def test_halves_of_a_window_leave_nothing_to_the_next_one(recogniser, monkeypatch, all_voice):
+def test_halves_of_a_window_leave_nothing_to_the_next_one(recognizer, monkeypatch, all_voice):
     monkeypatch.setattr(recovery, "SHORTER", 0.1)
     loops = [said("ha" * 40) for _ in range(6)]
     answering(monkeypatch, [*loops, said(at(0), LONG, at(0.2)), said(at(0), LONG, at(1)), said(at(0), "what came next", at(0.6)), said(at(0), LONG, at(1))])
-    found = recogniser.transcribe(sound(3), "en", sample_rate=16_000, timestamps=True, long="seek")
+    found = recognizer.transcribe(sound(3), "en", sample_rate=16_000, timestamps=True, long="seek")
     assert [segment.start for segment in found.segments if segment.text == "what came next"] == [0.2]
 
 
-def test_a_half_without_text_is_told(recogniser, monkeypatch, all_voice):
+def test_a_half_without_text_is_told(recognizer, monkeypatch, all_voice):
     """The other one has more than there was before."""
     loops = [said("ha" * 30) for _ in range(6)]
     answering(monkeypatch, [said(at(0), at(0)), said(at(0), LONG, at(1)), *loops])
-    found = recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    found = recognizer.transcribe(sound(2), "en", sample_rate=16_000)
     [(start, end)] = found.uncovered
     assert found.text == LONG and start == pytest.approx(1, abs=0.2) and end == 2 and len(found.warnings) == 1
 
@@ -519,25 +519,25 @@ def pausing(monkeypatch, seconds):
         monkeypatch.setattr(coverage, name, value)
 
 
-def test_nothing_between_pauses_is_dropped(recogniser, monkeypatch):
+def test_nothing_between_pauses_is_dropped(recognizer, monkeypatch):
     """The text wasn't doubted: it stays unless each piece has some."""
     pausing(monkeypatch, 0.3)
     samples = sound(2)
     samples[19_200:25_600] = 0                                          # 1.2 to 1.6 s
     answering(monkeypatch, [said(at(0), "this is it, yes", at(2)), said(at(0), "this is it, is it not", at(1.3)), said(at(0), at(0))])
-    assert recogniser.transcribe(samples, "en", sample_rate=16_000).text == "this is it, yes"
+    assert recognizer.transcribe(samples, "en", sample_rate=16_000).text == "this is it, yes"
     answering(monkeypatch, [said(at(0), "this is it, yes", at(2)), said(at(0), "this is it, is it not", at(1.3)), said(at(0), "yes", at(0.5))])
-    assert recogniser.transcribe(samples, "en", sample_rate=16_000).text == "this is it, is it not yes"
+    assert recognizer.transcribe(samples, "en", sample_rate=16_000).text == "this is it, is it not yes"
 
 
-def test_a_text_is_cut_at_the_longest_pause_first(recogniser, monkeypatch):
+def test_a_text_is_cut_at_the_longest_pause_first(recognizer, monkeypatch):
     """Short pieces have no context: a model makes less of them than of a sentence."""
     pausing(monkeypatch, 0.1)
     samples = sound(2)
     samples[8_000:10_400] = samples[19_200:25_600] = 0                  # 0.5 to 0.65 s, 1.2 to 1.6 s
     asked = answering(monkeypatch, [said(at(0), "so be it, is it not", at(2)), said(at(0), "this is it, is it not, for it must be it as it was, is it", at(1.3)),
                                     said(at(0), "so be it, is it not", at(0.5))])
-    assert recogniser.transcribe(samples, "en", sample_rate=16_000).text == "this is it, is it not, for it must be it as it was, is it so be it, is it not"
+    assert recognizer.transcribe(samples, "en", sample_rate=16_000).text == "this is it, is it not, for it must be it as it was, is it so be it, is it not"
     assert [call["rows"] for call in asked] == [1, 2]
 
 
@@ -547,19 +547,19 @@ def test_a_text_is_cut_at_the_longest_pause_first(recogniser, monkeypatch):
     ([said(at(0), "so it said much more, than it had done before", at(0.5)), said(at(0), at(0))], "it went on, and on and on"),
     ([said(at(0), "many more words than anybody could say in half a second", at(0.5)), said(at(0), "than it had done before", at(0.5))], "it went on, and on and on")],
     ids=["more", "less", "one has none", "too much"])
-def test_a_long_loss_is_decoded_in_two_ways(recogniser, monkeypatch, all_voice, halves, expected):
+def test_a_long_loss_is_decoded_in_two_ways(recognizer, monkeypatch, all_voice, halves, expected):
     """A decoder that jumped once may jump again, and be sure of what it wrote."""
     monkeypatch.setattr(recovery, "TWO_WAYS", 1.0)
     answering(monkeypatch, [said(at(0), LONG, at(0.8)), said(at(0), "it went on, and on and on", at(1.2)), *halves])
-    assert recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True).text == f"{LONG} {expected}"
+    assert recognizer.transcribe(sound(2), "en", sample_rate=16_000, timestamps=True).text == f"{LONG} {expected}"
 
 
-def test_what_is_decoded_again_is_not_decoded_in_two_ways(recogniser, monkeypatch, all_voice):
+def test_what_is_decoded_again_is_not_decoded_in_two_ways(recognizer, monkeypatch, all_voice):
     """Else the work would double at each step, for a song of which no try says more than a word."""
     monkeypatch.setattr(recovery, "TWO_WAYS", 0.5)
     monkeypatch.setattr(recovery, "SHORTER", 0.05)
     asked = answering(monkeypatch, [said(at(0), "la la la la la", at(0.1))] * 99)
-    recogniser.transcribe(sound(2), "en", sample_rate=16_000)
+    recognizer.transcribe(sound(2), "en", sample_rate=16_000)
     assert sum(call["rows"] for call in asked) < 40
 
 
@@ -589,12 +589,12 @@ def in_turns(monkeypatch, slices):
     monkeypatch.setattr(EncoderDecoder, "judge", judge)
 
 
-def test_a_window_is_cut_where_the_language_changes(recogniser, monkeypatch, all_voice):
+def test_a_window_is_cut_where_the_language_changes(recognizer, monkeypatch, all_voice):
     in_turns(monkeypatch, "zzz??eeee")
     samples = sound(2)
     samples[14_400:16_000] = 0                                          # 0.9 to 1 s
     asked = answering(monkeypatch, [said(at(0), "一二三四五六七", at(0.9)), said(at(0), LONG, at(1.0))])
-    found = recogniser.transcribe(samples, sample_rate=16_000, timestamps=True)
+    found = recognizer.transcribe(samples, sample_rate=16_000, timestamps=True)
     assert [(segment.start, segment.language, segment.text) for segment in found.segments] == [
         (0.0, "zh", "一二三四五六七"), (pytest.approx(0.95, abs=0.05), "en", LONG)]
     assert [prompt[1] for call in asked for prompt in call["prompts"]] == [258, 260]
@@ -603,64 +603,64 @@ def test_a_window_is_cut_where_the_language_changes(recogniser, monkeypatch, all
 
 @pytest.mark.parametrize("slices, how", [("zzzzezzzz", {}), ("zzzz?????", {}), ("zzze???e?", {}), ("zzz??eeee", {"language": "zh"}), ("zzz??eeee", {"languages": ("zh", "yue")}),
                                          ("zzz??eeee", {"guards": False})], ids=["one slice", "unsure", "two that are far apart", "told", "among others", "no guards"])
-def test_a_window_stays_whole(recogniser, monkeypatch, all_voice, slices, how):
+def test_a_window_stays_whole(recognizer, monkeypatch, all_voice, slices, how):
     in_turns(monkeypatch, slices)
     answering(monkeypatch, [said(at(0), LONG, at(2))])
-    assert recogniser.transcribe(sound(2), sample_rate=16_000, **how).text == LONG
+    assert recognizer.transcribe(sound(2), sample_rate=16_000, **how).text == LONG
 
 
-def test_windows_in_several_languages_are_the_same_in_a_batch(recogniser, monkeypatch, all_voice):
+def test_windows_in_several_languages_are_the_same_in_a_batch(recognizer, monkeypatch, all_voice):
     """The others of the batch are searched by themselves, and what follows goes by the last language."""
     found = []
     for size in (1, 3):
         in_turns(monkeypatch, "zzz??eeee")
         monkeypatch.setattr(window_decoder, "search", lambda model, audio, prompts, *rest, **how: [said(at(0), f"{prompt[1]} 一二三四五六七八九", at(2)) for prompt in prompts])
-        found.append(recogniser.transcribe(sound(5), sample_rate=16_000, batch_size=size, timestamps=True))
+        found.append(recognizer.transcribe(sound(5), sample_rate=16_000, batch_size=size, timestamps=True))
     assert found[0].segments == found[1].segments and {segment.language for segment in found[0].segments} == {"zh", "en"}
     assert all(segment.text.startswith({"zh": "258", "en": "260"}[segment.language]) for segment in found[0].segments)
 
 
-def test_seeking_goes_on_behind_the_last_sentence_of_a_window_in_several_languages(recogniser, monkeypatch, all_voice):
+def test_seeking_goes_on_behind_the_last_sentence_of_a_window_in_several_languages(recognizer, monkeypatch, all_voice):
     in_turns(monkeypatch, "zzz??eeee")
     answering(monkeypatch, [said(at(0), "一二三四五六七", at(0.9)), said(at(0), LONG, at(0.6), at(0.6), "and then"), said(at(0), "一二三四五", at(0.8)), said(at(0), LONG, at(1.0))])
-    parts = list(recogniser.stream(sound(3.3), options=Options(timestamps=True, long="seek"), sample_rate=16_000))
+    parts = list(recognizer.stream(sound(3.3), options=Options(timestamps=True, long="seek"), sample_rate=16_000))
     assert parts[0].segments[-1].text == LONG and parts[0].end == pytest.approx(parts[0].segments[-1].end) == pytest.approx(parts[1].start) and parts[0].end < 2
     assert "and then" not in "".join(segment.text for part in parts for segment in part.segments)
 
 
 @pytest.mark.parametrize("other", [said(logprob=-0.1), said("ha" * 30, logprob=-0.1)])
-def test_a_surer_text_in_another_language_has_to_be_one(recogniser, monkeypatch, other):
+def test_a_surer_text_in_another_language_has_to_be_one(recognizer, monkeypatch, other):
     judging(monkeypatch, [[0.4, 0.0, 0.6]])
     answering(monkeypatch, [said("hello there", logprob=-6.0), other])
-    assert recogniser.transcribe(sound(1), sample_rate=16_000).text == "hello there"
+    assert recognizer.transcribe(sound(1), sample_rate=16_000).text == "hello there"
 
 
-def test_languages_that_are_compared_are_the_same_in_a_batch(recogniser, monkeypatch):
+def test_languages_that_are_compared_are_the_same_in_a_batch(recognizer, monkeypatch):
     rows, found = [[0.4, 0.0, 0.6], [0.45, 0.0, 0.55]], []
     for size, answers in ((1, ["aaa", "bbb", "ccc"]), (2, ["aaa", "ccc", "bbb"])):
         judging(monkeypatch, rows)
         asked = answering(monkeypatch, [said(text, logprob=-3.0 if text == "aaa" else -0.1) for text in answers])
-        found.append([segment.language for segment in recogniser.transcribe(talk(2), sample_rate=16_000, batch_size=size).segments])
+        found.append([segment.language for segment in recognizer.transcribe(talk(2), sample_rate=16_000, batch_size=size).segments])
         assert sum(call["rows"] for call in asked) == 3
     assert found[0] == found[1] == ["zh", "en"]
 
 
-def test_a_whisper_without_cantonese_chooses_among_the_others(recogniser):
-    old = pipeline.Recogniser(EncoderDecoder(replace(recogniser.config, languages={"en": 260, "zh": 258})).eval(), recogniser.tokenizer)
+def test_a_whisper_without_cantonese_chooses_among_the_others(recognizer):
+    old = pipeline.Recognizer(EncoderDecoder(replace(recognizer.config, languages={"en": 260, "zh": 258})).eval(), recognizer.tokenizer)
     assert old.check("auto", Options(languages=("zh-CN", "yue", "en"))).languages == ("zh", "en")
     for wrong in (("yue",), ("zh", "xx")):
         with pytest.raises(OptionError, match="language is"):
             old.check("auto", Options(languages=wrong))
 
 
-def test_names_of_auto(recogniser):
+def test_names_of_auto(recognizer):
     with pytest.raises(OptionError, match="expected names of languages"):
-        recogniser.transcribe(sound(1), sample_rate=16_000, languages=["Auto"])
-    recogniser.check("Auto", Options(languages=("zh",)))
+        recognizer.transcribe(sound(1), sample_rate=16_000, languages=["Auto"])
+    recognizer.check("Auto", Options(languages=("zh",)))
 
 
-def test_times_are_written_and_not_shown(recogniser, monkeypatch, all_voice):
+def test_times_are_written_and_not_shown(recognizer, monkeypatch, all_voice):
     asked = answering(monkeypatch, [said(at(0), LONG, at(0.8), at(0.8), LONG, at(2.0)) for _ in range(2)] + [said(f"{LONG} {LONG}")])
-    hidden, shown, none = (recogniser.transcribe(sound(2), "en", sample_rate=16_000, timestamps=value) for value in (None, True, False))
+    hidden, shown, none = (recognizer.transcribe(sound(2), "en", sample_rate=16_000, timestamps=value) for value in (None, True, False))
     assert [len(found.segments) for found in (hidden, shown, none)] == [1, 2, 1] and hidden.text == shown.text == none.text == f"{LONG} {LONG}"
     assert [len(call["prompts"][0]) for call in asked] == [3, 3, 4]

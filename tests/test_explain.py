@@ -31,13 +31,13 @@ def make(kind, directory, **more):
 
 
 @pytest.fixture(scope="module")
-def recognisers(tmp_path_factory):
+def recognizers(tmp_path_factory):
     return {kind: make(kind, tmp_path_factory.mktemp(kind)) for kind in ("glm", "mel", "waveform")}
 
 
 @pytest.fixture(params=["glm", "mel", "waveform"])
-def recogniser(request, recognisers):
-    return recognisers[request.param]
+def recognizer(request, recognizers):
+    return recognizers[request.param]
 
 
 @pytest.fixture(autouse=True)
@@ -46,13 +46,13 @@ def sure(monkeypatch):
     monkeypatch.setattr(window_decoder, "UNSURE", -float("inf"))
 
 
-def explained(recogniser, sound=None, rate=RATE, **options):
+def explained(recognizer, sound=None, rate=RATE, **options):
     """(observation, transcript) of samples, by default of a melody of 1.5 s."""
     sound = melody(1.5) if sound is None else sound
     # Without guards, if nothing shall be tried again: what random weights say would be, in halves.
     options = {"max_new_tokens": 12, "temperatures": (0.0,), "guards": "temperatures" in options, "timestamps": False} | options
-    with observed(recogniser) as run:
-        transcript = recogniser.transcribe(sound, sample_rate=rate, **options)
+    with observed(recognizer) as run:
+        transcript = recognizer.transcribe(sound, sample_rate=rate, **options)
     return run, transcript
 
 
@@ -81,55 +81,55 @@ def section(run, head):
 
 # ---- nothing is changed, nothing is left behind -------------------------------------------------------------------------
 
-def traces(recogniser):
+def traces(recognizer):
     """What observing could have left behind."""
     functions = {(owner.__name__, name): value for owner in (audio, decode, pipeline) for name, value in vars(owner).items() if callable(value)}
-    hooks = [(name, kind) for name, module in recogniser.model.named_modules() for kind in ("_forward_hooks", "_forward_pre_hooks") if getattr(module, kind)]
-    return functions, hooks, sorted(vars(recogniser)), [sorted(vars(module)) for module in recogniser.model.modules()]
+    hooks = [(name, kind) for name, module in recognizer.model.named_modules() for kind in ("_forward_hooks", "_forward_pre_hooks") if getattr(module, kind)]
+    return functions, hooks, sorted(vars(recognizer)), [sorted(vars(module)) for module in recognizer.model.modules()]
 
 
 @pytest.mark.parametrize("options", [{}, {"beams": 1}, {"beams": 4, "language": "en"}, {"timestamps": True, "temperatures": (0.0, 0.4, 0.8)}], ids=str)
-def test_the_transcript_is_that_of_a_plain_run(recogniser, options):
-    if isinstance(recogniser.model, GlmAsr):
+def test_the_transcript_is_that_of_a_plain_run(recognizer, options):
+    if isinstance(recognizer.model, GlmAsr):
         options = {name: value for name, value in options.items() if name != "timestamps"}
-    before, sound = traces(recogniser), melody(3.1)
-    plain = recogniser.transcribe(sound, sample_rate=RATE, max_new_tokens=12, **{"timestamps": False} | options)
-    run, transcript = explained(recogniser, sound, **{"temperatures": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)} | options)
+    before, sound = traces(recognizer), melody(3.1)
+    plain = recognizer.transcribe(sound, sample_rate=RATE, max_new_tokens=12, **{"timestamps": False} | options)
+    run, transcript = explained(recognizer, sound, **{"temperatures": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)} | options)
     assert transcript == plain and plain.text and run.attempts
-    assert traces(recogniser) == before and not before[1]
+    assert traces(recognizer) == before and not before[1]
     stages = report(run)
-    assert recogniser.transcribe(sound, sample_rate=RATE, max_new_tokens=12, **{"timestamps": False} | options) == plain and report(run) == stages
+    assert recognizer.transcribe(sound, sample_rate=RATE, max_new_tokens=12, **{"timestamps": False} | options) == plain and report(run) == stages
 
 
-def test_nothing_is_left_behind_an_error(recogniser, tmp_path, monkeypatch):
-    before = traces(recogniser)
-    with pytest.raises(AudioError), observed(recogniser):
-        assert traces(recogniser)[1] and traces(recogniser) != before
-        recogniser.transcribe(tmp_path / "nothing.wav")
-    assert traces(recogniser) == before
-    for place in (recogniser.model.encoder.blocks[0].attn, recogniser.model.decoder.blocks[-1].mlp):
+def test_nothing_is_left_behind_an_error(recognizer, tmp_path, monkeypatch):
+    before = traces(recognizer)
+    with pytest.raises(AudioError), observed(recognizer):
+        assert traces(recognizer)[1] and traces(recognizer) != before
+        recognizer.transcribe(tmp_path / "nothing.wav")
+    assert traces(recognizer) == before
+    for place in (recognizer.model.encoder.blocks[0].attn, recognizer.model.decoder.blocks[-1].mlp):
         with monkeypatch.context() as patch:
             patch.setattr(type(place), "forward", lambda *_: 1 / 0)
-            during = traces(recogniser)
+            during = traces(recognizer)
             with pytest.raises(ZeroDivisionError):
-                explained(recogniser)
-            assert traces(recogniser) == during
+                explained(recognizer)
+            assert traces(recognizer) == during
     with pytest.raises(CheckpointError), monkeypatch.context() as patch:
-        patch.setattr(type(recogniser.model), "prefill", lambda *_: torch.full((1, recogniser.config.decoder.vocabulary), math.nan))
-        explained(recogniser, beams=1, max_new_tokens=1)
-    assert traces(recogniser) == before
-    assert explained(recogniser)[1] == explained(recogniser)[1]
+        patch.setattr(type(recognizer.model), "prefill", lambda *_: torch.full((1, recognizer.config.decoder.vocabulary), math.nan))
+        explained(recognizer, beams=1, max_new_tokens=1)
+    assert traces(recognizer) == before
+    assert explained(recognizer)[1] == explained(recognizer)[1]
 
 
-def test_only_the_thread_that_asks_is_observed(recogniser):
+def test_only_the_thread_that_asks_is_observed(recognizer):
     """Another one may use the same model meanwhile."""
     arguments = {"sample_rate": RATE, "max_new_tokens": 4, "temperatures": (0.0,), "guards": False}
-    with observed(recogniser) as run:
-        thread = threading.Thread(target=recogniser.transcribe, args=(melody(1.5),), kwargs=arguments)
+    with observed(recognizer) as run:
+        thread = threading.Thread(target=recognizer.transcribe, args=(melody(1.5),), kwargs=arguments)
         thread.start()
         thread.join()
         assert not (run.stages or run.searches or run.parameters or run.seconds)
-        recogniser.transcribe(melody(1.5), **arguments)
+        recognizer.transcribe(melody(1.5), **arguments)
     assert len(run.searches) == 1 and table(run)["together"][2] > 0
 
 
@@ -142,8 +142,8 @@ FRONT = {"glm": ["log-mel", "encoder.frontend.conv1", "encoder.frontend.conv2"],
 
 @pytest.mark.parametrize("kind", FRONT)
 @pytest.mark.parametrize("rate", [RATE, 24_000])
-def test_the_stages_are_in_the_order_of_the_data(recognisers, kind, rate):
-    run, _ = explained(recognisers[kind], rate=rate)
+def test_the_stages_are_in_the_order_of_the_data(recognizers, kind, rate):
+    run, _ = explained(recognizers[kind], rate=rate)
     between = ["projector", "audio rows"] if kind == "glm" else ["decoder.hear", "language"]
     places = [] if kind == "glm" else ["decoder.positions"]
     assert list(table(run)) == ["read", *(["resample"] if rate != RATE else []), "windows", *FRONT[kind], "encoder.blocks", "encoder.norm", *between,
@@ -155,32 +155,32 @@ def test_the_stages_are_in_the_order_of_the_data(recognisers, kind, rate):
 
 @pytest.mark.parametrize("kind", FRONT)
 @pytest.mark.parametrize("options", [{"beams": 1}, {"beams": 3, "temperatures": (0.0, 0.5)}], ids=str)
-def test_parameters_and_times_add_up(recognisers, kind, options):
-    run, _ = explained(recognisers[kind], melody(3.1), **options)
+def test_parameters_and_times_add_up(recognizers, kind, options):
+    run, _ = explained(recognizers[kind], melody(3.1), **options)
     *stages, together = table(run).values()
-    model = recognisers[kind].model
+    model = recognizers[kind].model
     assert sum(stage[2] for stage in stages) == together[2] == sum(parameter.numel() for parameter in model.parameters()) > 0
     assert sum(stage[3] for stage in stages) == pytest.approx(together[3], abs=0.005 * len(stages) + 0.005) and together[3] > 1
     assert report(run).startswith(f"{type(model).__name__}: {together[2]:,} parameters in float32 on cpu\n")
 
 
-def test_weights_of_8_bits_are_counted_and_named(recognisers, monkeypatch):
+def test_weights_of_8_bits_are_counted_and_named(recognizers, monkeypatch):
     run, _ = explained(glmasr.load("demo", device="cpu", dtype="int8"))
     *stages, together = table(run).values()
     assert sum(stage[2] for stage in stages) == together[2] > 3.5e6 and report(run).splitlines()[0].endswith(" on cpu, linears int8")
     monkeypatch.setattr(prepare, "LARGE", 1)
-    assert "without --explain linears are packed, and faster" in report(explained(recognisers["glm"])[0]).splitlines()[0]
+    assert "without --explain linears are packed, and faster" in report(explained(recognizers["glm"])[0]).splitlines()[0]
 
 
-def test_the_parameters_of_a_stage_are_those_of_its_modules(recognisers):
+def test_the_parameters_of_a_stage_are_those_of_its_modules(recognizers):
     def count(*modules):
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
-    model, rows = recognisers["glm"].model, table(explained(recognisers["glm"])[0])
+    model, rows = recognizers["glm"].model, table(explained(recognizers["glm"])[0])
     for name in ("encoder.frontend.conv1", "encoder.frontend.conv2", "encoder.blocks", "encoder.norm", "projector", "decoder.embed",
                  "decoder.blocks", "decoder.norm", "decoder.head"):
         assert rows[name][2] == count(model.get_submodule(name)) > 0, name
-    model, rows = recognisers["waveform"].model, table(explained(recognisers["waveform"])[0])
+    model, rows = recognizers["waveform"].model, table(explained(recognizers["waveform"])[0])
     crossed = [part for block in model.decoder.blocks for part in (block.cross.key, block.cross.value)]
     assert rows["decoder.hear"][2] == count(*crossed) > 0 and rows["decoder.blocks"][2] == count(model.decoder.blocks) - count(*crossed)
     assert rows["encoder.positions"][2] == model.encoder.positions.numel() and rows["decoder.head"][2] == 0
@@ -188,21 +188,21 @@ def test_the_parameters_of_a_stage_are_those_of_its_modules(recognisers):
 
 
 def test_a_tied_head_is_counted_once(tmp_path):
-    recogniser = make("glm", tmp_path)
-    recogniser.model.config = replace(recogniser.config, decoder=replace(recogniser.config.decoder, tied=True))
-    recogniser.model.decoder.config = recogniser.config.decoder
-    recogniser.model.decoder.tie()
-    rows = table(explained(recogniser)[0])
-    assert rows["decoder.head"][2] == 0 and rows["decoder.embed"][2] == recogniser.model.decoder.embed.weight.numel()
+    recognizer = make("glm", tmp_path)
+    recognizer.model.config = replace(recognizer.config, decoder=replace(recognizer.config.decoder, tied=True))
+    recognizer.model.decoder.config = recognizer.config.decoder
+    recognizer.model.decoder.tie()
+    rows = table(explained(recognizer)[0])
+    assert rows["decoder.head"][2] == 0 and rows["decoder.embed"][2] == recognizer.model.decoder.embed.weight.numel()
     assert sum(row[2] for row in rows.values()) == 2 * rows["together"][2]
 
 
 @pytest.mark.parametrize("kind, more", [("mel", {}), ("mel", {"width": 24, "layers": (1, 3)}), ("waveform", {}), ("waveform", {"width": 32})])
 def test_shapes_of_the_encoder_decoder(tmp_path, kind, more):
-    recogniser = make(kind, tmp_path, **more)
-    config = recogniser.config
+    recognizer = make(kind, tmp_path, **more)
+    config = recognizer.config
     width, key, size = config.encoder.width, config.decoder.width // 4, config.decoder.vocabulary
-    rows = table(explained(recogniser, melody(3.1), beams=2)[0])            # two windows, in a batch
+    rows = table(explained(recognizer, melody(3.1), beams=2)[0])            # two windows, in a batch
     shapes = {"windows": "(2, 32000)", "encoder.positions": f"(100, {width})", "encoder.blocks": f"(2, 100, {width})", "encoder.norm": f"(2, 100, {width})",
               "language": "(2, 3)", "decoder.hear": f"(2, 4, 100, {key})", "decoder.embed": f"(2, 4, {width})", "decoder.positions": f"(4, {width})",
               "decoder.blocks": f"(2, 4, {width})", "decoder.norm": f"(2, 4, {width})", "decoder.head": f"(2, {size})", "step": f"{rows['step'][0].split()[0]} x (4, {size})"}
@@ -219,10 +219,10 @@ def test_shapes_of_the_encoder_decoder(tmp_path, kind, more):
 
 
 @pytest.mark.parametrize("seconds, windows", [(1.5, ""), (3.1, "2 x ")])
-def test_shapes_of_glm(recognisers, seconds, windows):
-    rows = table(explained(recognisers["glm"], melody(seconds), long="whole")[0])
+def test_shapes_of_glm(recognizers, seconds, windows):
+    rows = table(explained(recognizers["glm"], melody(seconds), long="whole")[0])
     first, all_rows = (18, 18) if seconds == 1.5 else (25, 38)
-    prompt = all_rows + len(recognisers["glm"].model.prompt(recognisers["glm"].tokenizer, 0))
+    prompt = all_rows + len(recognizers["glm"].model.prompt(recognizers["glm"].tokenizer, 0))
     shapes = {"windows": "(1, 32000)", "log-mel": f"{windows}(1, 80, 200)", "encoder.frontend.conv2": f"{windows}(1, 16, 100)",
               "encoder.blocks": f"{windows}(1, 100, 16)", "projector": f"{windows}(1, 25, 24)", "audio rows": f"{windows}({first}, 24)",
               "decoder.embed": f"(1, {prompt}, 24)", "decoder.blocks": f"(1, {prompt}, 24)", "decoder.norm": "(1, 1, 24)", "decoder.head": "(1, 310)",
@@ -232,14 +232,14 @@ def test_shapes_of_glm(recognisers, seconds, windows):
 
 
 def test_types_are_those_of_the_results(tmp_path):
-    recogniser = pipeline.load(make_encoder_decoder(tmp_path), device="cpu", dtype="bfloat16")
-    rows = table(explained(recogniser)[0])
+    recognizer = pipeline.load(make_encoder_decoder(tmp_path), device="cpu", dtype="bfloat16")
+    rows = table(explained(recognizer)[0])
     assert {rows[name][1] for name in ("read", "windows", "log-mel", "language")} == {"float32"}
     assert {rows[name][1] for name in ("encoder.frontend.conv1", "encoder.blocks", "decoder.hear", "decoder.head", "step")} == {"bfloat16"}
 
 
-def test_a_moment_belongs_to_the_innermost_stage_but_for_stages_that_stay_whole(recognisers, monkeypatch):
-    run, now = Observation(recognisers["glm"]), [100.0]
+def test_a_moment_belongs_to_the_innermost_stage_but_for_stages_that_stay_whole(recognizers, monkeypatch):
+    run, now = Observation(recognizers["glm"]), [100.0]
     monkeypatch.setattr(explain.time, "perf_counter", lambda: now[0])
     for change, name, wait in ((run.begin, "outer", 1), (run.begin, "inner", 2), (run.end, "inner", 4), (run.begin, "step", 8), (run.begin, "inner", 16),
                                (run.end, "inner", 32), (run.end, "step", 64), (run.begin, "inner", 128), (run.end, "inner", 256), (run.end, "outer", 512)):
@@ -251,19 +251,19 @@ def test_a_moment_belongs_to_the_innermost_stage_but_for_stages_that_stay_whole(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu(tmp_path):
-    recogniser = pipeline.load(make_encoder_decoder(tmp_path), device="cuda", dtype="float32")
-    run, transcript = explained(recogniser)
-    assert transcript == recogniser.transcribe(melody(1.5), sample_rate=RATE, max_new_tokens=12, temperatures=(0.0,), timestamps=False)
+    recognizer = pipeline.load(make_encoder_decoder(tmp_path), device="cuda", dtype="float32")
+    run, transcript = explained(recognizer)
+    assert transcript == recognizer.transcribe(melody(1.5), sample_rate=RATE, max_new_tokens=12, temperatures=(0.0,), timestamps=False)
     assert "on cuda" in report(run) and table(run)["together"][3] > 1
 
 
-def test_the_clock_waits_for_a_gpu(recognisers, monkeypatch):
+def test_the_clock_waits_for_a_gpu(recognizers, monkeypatch):
     waits = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append(1))
-    explained(recognisers["glm"])
+    explained(recognizers["glm"])
     assert not waits
-    run = Observation(recognisers["glm"])
-    monkeypatch.setattr(type(recognisers["glm"].model), "device", torch.device("cuda"))
+    run = Observation(recognizers["glm"])
+    monkeypatch.setattr(type(recognizers["glm"].model), "device", torch.device("cuda"))
     run.begin("a")
     run.end("a", "")
     assert waits
@@ -271,9 +271,9 @@ def test_the_clock_waits_for_a_gpu(recognisers, monkeypatch):
 
 # ---- prompt and search --------------------------------------------------------------------------------------------------
 
-def test_the_prompt_is_that_of_the_model(recogniser):
-    run, transcript = explained(recogniser)
-    search, tokenizer, model = run.attempts[-1], recogniser.tokenizer, recogniser.model
+def test_the_prompt_is_that_of_the_model(recognizer):
+    run, transcript = explained(recognizer)
+    search, tokenizer, model = run.attempts[-1], recognizer.tokenizer, recognizer.model
     expected = model.prompt(tokenizer, 18) if isinstance(model, GlmAsr) else model.prompt(transcript.language)
     assert search.prompt == expected
     ids, spelling = [], ""
@@ -285,50 +285,50 @@ def test_the_prompt_is_that_of_the_model(recogniser):
     assert ids == expected and spelling == tokenizer.decode(expected, skip_special=False)
     if isinstance(model, GlmAsr):
         assert "307 <|pad|> x 18" in section(run, "prompt of")
-        assert [cell.startswith("307") for cell in section(explained(recogniser, melody(0.16))[0], "prompt of")].count(True) == 2
-        assert "307 <|pad|> x 3" in section(explained(recogniser, melody(0.24))[0], "prompt of")
+        assert [cell.startswith("307") for cell in section(explained(recognizer, melody(0.16))[0], "prompt of")].count(True) == 2
+        assert "307 <|pad|> x 3" in section(explained(recognizer, melody(0.24))[0], "prompt of")
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("options", [{"beams": 1}, {"beams": 3}, {"beams": 3, "language": "zh"}, {"beams": 1, "timestamps": True}], ids=str)
-def test_the_first_tokens_are_those_of_prefill(recogniser, options):
-    glm = isinstance(recogniser.model, GlmAsr)
+def test_the_first_tokens_are_those_of_prefill(recognizer, options):
+    glm = isinstance(recognizer.model, GlmAsr)
     if glm and "timestamps" in options:
         return
-    run, transcript = explained(recogniser, **options)
+    run, transcript = explained(recognizer, **options)
     samples = torch.from_numpy(melody(1.5))
-    audio = [recogniser.family.embed(samples)] if glm else recogniser.family.encode_windows([samples])
+    audio = [recognizer.family.embed(samples)] if glm else recognizer.family.encode_windows([samples])
     prompt = run.attempts[-1].prompt
-    logits = recogniser.model.prefill(audio, [prompt], recogniser.model.new_cache(1, len(prompt)))
+    logits = recognizer.model.prefill(audio, [prompt], recognizer.model.new_cache(1, len(prompt)))
     free = logits.softmax(-1)[0]
     logits = logits.clone()
-    for rule in recogniser.family.rules(options.get("language", "auto"), pipeline.Options(timestamps=options.get("timestamps", False))):
+    for rule in recognizer.family.rules(options.get("language", "auto"), pipeline.Options(timestamps=options.get("timestamps", False))):
         rule(logits, torch.zeros(1, 0, dtype=torch.long))
     ruled = logits.softmax(-1)[0]
     values, ids = ruled.topk(LIKELIEST)
     cells = section(run, "first token, ")
     assert [cell.split()[0] for cell in cells] == [str(id) for id in ids.tolist()]
     assert [float(cell.split()[-1]) for cell in cells] == pytest.approx(values.tolist(), abs=6e-5)
-    assert [cell.split(" ", 1)[1].rsplit(" ", 1)[0] for cell in cells] == [token_text(recogniser.tokenizer, id) for id in ids.tolist()]
+    assert [cell.split(" ", 1)[1].rsplit(" ", 1)[0] for cell in cells] == [token_text(recognizer.tokenizer, id) for id in ids.tolist()]
     [head] = [line for line in report(run).splitlines() if line.startswith("first token, ")]
     forbidden, wish = int(logits.isneginf().sum()), int(free.argmax())
     assert f"the likeliest of {len(ruled)}" in head and (f"the rules forbid {forbidden}" in head) == (forbidden > 0)
-    assert (f"such as {wish} {token_text(recogniser.tokenizer, wish)} {free[wish]:.4f}" in head) == (wish not in ids.tolist())
+    assert (f"such as {wish} {token_text(recognizer.tokenizer, wish)} {free[wish]:.4f}" in head) == (wish not in ids.tolist())
     if not glm:
-        likely, no_speech = recogniser.model.judge(audio)
-        order = sorted(zip(recogniser.config.languages, likely[0].tolist()), key=lambda item: -item[1])
+        likely, no_speech = recognizer.model.judge(audio)
+        order = sorted(zip(recognizer.config.languages, likely[0].tolist()), key=lambda item: -item[1])
         line = "judged: " + ", ".join([*(f"{name} {value:.3f}" for name, value in order), f"that nobody speaks {no_speech[0]:.3f}"])
         assert line in report(run).splitlines()
         assert transcript.language == options.get("language", order[0][0])
 
 
-def test_what_greedy_search_kept_is_its_result(recogniser):
-    run, _ = explained(recogniser, beams=1)
+def test_what_greedy_search_kept_is_its_result(recognizer):
+    run, _ = explained(recognizer, beams=1)
     [search] = run.attempts
     result = search.result
     chosen = [step[0].ids[-1] for step in search.steps]
     assert all(len(step) == 1 and step[0].ids == chosen[:number] for number, step in enumerate(search.steps, 1))
-    assert chosen[:len(result.ids)] == result.ids and all(id in recogniser.config.stop for id in chosen[len(result.ids):])
+    assert chosen[:len(result.ids)] == result.ids and all(id in recognizer.config.stop for id in chosen[len(result.ids):])
     assert len(chosen) == len(result.ids) + result.stopped and search.steps[-1][0].score == pytest.approx(result.logprob, abs=1e-5)
     cells = section(run, "greedy search")
     assert [int(cell.split()[1]) for cell in cells] == chosen and [cell.split(":")[0] for cell in cells] == [str(n + 1) for n in range(len(chosen))]
@@ -336,10 +336,10 @@ def test_what_greedy_search_kept_is_its_result(recogniser):
 
 
 @pytest.mark.parametrize("width", [2, 5])
-def test_what_the_beams_kept(recogniser, width):
-    run, _ = explained(recogniser, beams=width, max_new_tokens=9)
+def test_what_the_beams_kept(recognizer, width):
+    run, _ = explained(recognizer, beams=width, max_new_tokens=9)
     [search] = run.attempts
-    stop, result = recogniser.config.stop, search.result
+    stop, result = recognizer.config.stop, search.result
     ended = {}
     for number, step in enumerate(search.steps, 1):
         assert 0 < len(step) <= 2 * width and [kept.score for kept in step] == sorted((kept.score for kept in step), reverse=True)
@@ -356,45 +356,45 @@ def test_what_the_beams_kept(recogniser, width):
             [kept.score for kept in step[:3]], abs=6e-4)
 
 
-def test_the_first_window_alone_is_told(recognisers):
+def test_the_first_window_alone_is_told(recognizers):
     """Its search ends long before that of the batch."""
     sound = melody(3.5)
     for beams in (1, 3):
-        both, alone = (explained(recognisers["mel"], part, beams=beams, max_new_tokens=30, batch_size=size)[0] for part, size in ((sound, 9), (sound, 1)))
+        both, alone = (explained(recognizers["mel"], part, beams=beams, max_new_tokens=30, batch_size=size)[0] for part, size in ((sound, 9), (sound, 1)))
         assert len(both.attempts[0].steps) - 1 <= both.stages["step"].calls
         assert [[kept.ids for kept in step] for step in both.attempts[0].steps] == [[kept.ids for kept in step] for step in alone.attempts[0].steps]
         assert both.attempts[0].result.ids == alone.attempts[0].result.ids
 
 
 def test_each_attempt_is_told(tmp_path):
-    recogniser = make("mel", tmp_path, loud=0.2)                # so unsure that no text will do
-    run, _ = explained(recogniser, melody(3.5), beams=1, temperatures=(0.0, 0.5, 1.0))
+    recognizer = make("mel", tmp_path, loud=0.2)                # so unsure that no text will do
+    run, _ = explained(recognizer, melody(3.5), beams=1, temperatures=(0.0, 0.5, 1.0))
     assert [search.temperature for search in run.attempts] == [0.0, 0.5, 1.0] and len(run.searches) == 3
     lines = report(run).splitlines()
     for search in run.attempts:
         result = search.result
         assert (f"at temperature {search.temperature}: {len(result.ids)} tokens, mean log-probability {result.mean_logprob:.3f}, ended by "
                 + ("a stop token" if result.stopped else "the limit")) in lines
-        assert result.ids in [kept.ids[:-1] if kept.ids[-1] == recogniser.config.end else kept.ids for step in search.steps for kept in step]
+        assert result.ids in [kept.ids[:-1] if kept.ids[-1] == recognizer.config.end else kept.ids for step in search.steps for kept in step]
         assert len(search.steps[0]) == (5 if search.temperature else 1)
     assert "sampling at temperature 1.0: the best 3" in report(run)
     assert table(run)["decoder.embed"][0] == "3 x (2, 4, 16)" and table(run)["encoder.blocks"][0] == "(2, 100, 16)"
 
 
-def test_windows_that_are_alike_are_not_taken_for_attempts(recognisers):
-    run, _ = explained(recognisers["waveform"], torch.full((20 * RATE,), 0.1), max_new_tokens=2, guards=False, batch_size=8)
+def test_windows_that_are_alike_are_not_taken_for_attempts(recognizers):
+    run, _ = explained(recognizers["waveform"], torch.full((20 * RATE,), 0.1), max_new_tokens=2, guards=False, batch_size=8)
     assert len(run.searches) > 1 and len(run.attempts) == 1 and table(run)["windows"][4].endswith(" of 2 s")
     assert table(run)["encoder.blocks"][0] == f"{len(run.searches)} x (8, 100, 16)"
 
 
-def test_silence_is_told(recognisers):
-    run, transcript = explained(recognisers["mel"], torch.zeros(20 * RATE))
+def test_silence_is_told(recognizers):
+    run, transcript = explained(recognizers["mel"], torch.zeros(20 * RATE))
     assert transcript.text == "" and report(run).splitlines()[-1].startswith("all of it is silent")
 
 
-def test_parts_of_characters_are_bytes(recogniser):
-    tokenizer = recogniser.tokenizer
-    whole, name = tokenizer.encode("大é\n a"), recogniser.config.stop[0]
+def test_parts_of_characters_are_bytes(recognizer):
+    tokenizer = recognizer.tokenizer
+    whole, name = tokenizer.encode("大é\n a"), recognizer.config.stop[0]
     assert spelled(tokenizer, [*whole, name]) == "大é\n a" + token_text(tokenizer, name)
     assert spelled(tokenizer, [0xE5, 0x61, 0xA4, 0xA7]) == "<0xE5>a<0xA4><0xA7>" and spelled(tokenizer, [0xE5, 0xA4, 0xA7]) == "大"
     assert token_text(tokenizer, 10) == r"'\n'" and token_text(tokenizer, 0x20) == "' '" and token_text(tokenizer, name) in tokenizer.special
@@ -402,8 +402,8 @@ def test_parts_of_characters_are_bytes(recogniser):
 
 
 @pytest.mark.parametrize("options", [{"beams": 1}, {"beams": 5}, {"beams": 5, "language": "zh"}], ids=str)
-def test_it_fits_on_a_screen(recogniser, options):
-    run, _ = explained(recogniser, melody(3.9), max_new_tokens=40, **options)
+def test_it_fits_on_a_screen(recognizer, options):
+    run, _ = explained(recognizer, melody(3.9), max_new_tokens=40, **options)
     lines, steps = report(run).splitlines(), len(run.attempts[0].steps)
     assert len(lines) <= 47 and max(map(width, lines)) <= WIDTH
     shown = 24 if options["beams"] == 1 else 10

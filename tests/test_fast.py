@@ -20,7 +20,7 @@ from glmasr.checkpoint import hub, tensor_files
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.kernels import cuda_graphs, devices, int8, packed, prepare
 from glmasr.pipeline import Options
-from glmasr.tools.quantize import main, quantise_directory
+from glmasr.tools.quantize import main, quantize_directory
 
 EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
 # What not every processor has. The package asks the same, and goes another way (`prepare.choose`, `int8.levels`).
@@ -31,10 +31,10 @@ VNNI = pytest.param(True, marks=pytest.mark.skipif(not getattr(torch.cpu, "_is_v
 
 
 def prepared(kind, dtype):
-    recogniser = glmasr.load("demo", device="cpu", dtype=dtype)
-    model = recogniser.model
+    recognizer = glmasr.load("demo", device="cpu", dtype=dtype)
+    model = recognizer.model
     prepare.replace_linears(model, kind, dict(model.named_parameters()).__getitem__, torch.device("cpu"), model.dtype)
-    return recogniser
+    return recognizer
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16])
@@ -103,9 +103,9 @@ def test_weights_that_memory_does_not_hold(monkeypatch):
     def full(*arguments, **options):
         raise RuntimeError("unable to mmap 4515783072 bytes from file <model.safetensors>: Cannot allocate memory (12)")
     monkeypatch.setattr(prepare, "LARGE", 1)
-    recogniser = glmasr.load("demo", device="cpu", dtype="float32")
+    recognizer = glmasr.load("demo", device="cpu", dtype="float32")
     monkeypatch.setattr(tensor_files, "safe_open", full)
-    for act in (lambda: glmasr.load("demo", device="cpu"), lambda: recogniser.transcribe(EXAMPLES[0])):
+    for act in (lambda: glmasr.load("demo", device="cpu"), lambda: recognizer.transcribe(EXAMPLES[0])):
         with pytest.raises(glmasr.ShortMemoryError, match="model.safetensors: there is too little memory for the weights: .*expected more, or --dtype int8"):
             act()
 
@@ -118,10 +118,10 @@ def test_int8_is_for_the_cpu_where_there_is_a_gpu_too(monkeypatch):
         glmasr.load("demo", dtype="int8", device="cuda")
 
 
-def test_quantised_weights_are_near():
+def test_quantized_weights_are_near():
     weight = torch.randn(2500, 64, generator=torch.Generator().manual_seed(1)) * torch.logspace(-6, 3, 2500)[:, None]
     weight[7] = 0
-    numbers, scale = int8.quantise(weight.bfloat16())
+    numbers, scale = int8.quantize(weight.bfloat16())
     assert numbers.dtype == torch.int8 and numbers.abs().max() == 127 and scale.shape == (2500,)
     error = (numbers.float() * scale[:, None] - weight.bfloat16().float()).abs()
     assert (error <= 0.5001 * scale[:, None]).all() and not error[7].any()
@@ -136,7 +136,7 @@ def test_int8_linears_lose_little_beyond_the_weights(time, vnni, monkeypatch):
     weight, x, bias = (torch.randn(size, generator=generator) for size in ((96, 256), (4, time, 256), (96,)))
     x[1, :, 3] = 40.0
     x[2] = 0
-    numbers, scale = int8.quantise(weight)
+    numbers, scale = int8.quantize(weight)
     found = int8.Int8Linear(numbers, scale, bias)(x)
     exact = F.linear(x.double(), (numbers.double() * scale[:, None].double()), bias.double())
     lost = (found.double() - exact).abs().amax(-1) / x.abs().amax(-1).clamp(min=1e-9)
@@ -158,7 +158,7 @@ def test_int8_never_leaves_16_bits_without_vnni(monkeypatch):
 def test_int8_results_do_not_depend_on_batch_mates(shape):
     """Rows without a time axis, as the vocabulary's head gets them, are single steps."""
     generator = torch.Generator().manual_seed(3)
-    linear = int8.Int8Linear(*int8.quantise(torch.randn(64, 128, generator=generator)), None)
+    linear = int8.Int8Linear(*int8.quantize(torch.randn(64, 128, generator=generator)), None)
     x = torch.randn(shape, generator=generator) * torch.logspace(-3, 3, 9).view(9, *[1] * (len(shape) - 1))
     assert torch.equal(linear(x), torch.cat([linear(row[None]) for row in x]))
     assert len(shape) == 3 or torch.equal(linear(x), linear(x[:, None])[:, 0])
@@ -166,12 +166,12 @@ def test_int8_results_do_not_depend_on_batch_mates(shape):
 
 @pytest.mark.parametrize("static", [False, True])
 def test_int8_logits_do_not_depend_on_batch_mates(static):
-    recogniser = prepared("int8", "float32")
-    model = recogniser.model
+    recognizer = prepared("int8", "float32")
+    model = recognizer.model
     if static:
         model = cuda_graphs.GraphedModel(model, captured=False)
-    rows = recogniser.family.embed(glmasr.audio.load(EXAMPLES[0]))
-    prompt, found = model.prompt(recogniser.tokenizer, len(rows)), []
+    rows = recognizer.family.embed(glmasr.audio.load(EXAMPLES[0]))
+    prompt, found = model.prompt(recognizer.tokenizer, len(rows)), []
     for count in (1, 3):
         with torch.inference_mode():
             cache = model.new_cache(count, len(prompt) + 1)
@@ -221,50 +221,50 @@ def test_the_model_stays_the_same(kind, dtype, near):
     for name in EXAMPLES:
         samples = glmasr.audio.load(name)
         logits = []
-        for recogniser in (plain, quick):
+        for recognizer in (plain, quick):
             with torch.inference_mode():
-                rows = recogniser.family.embed(samples)
-                prompt = recogniser.model.prompt(recogniser.tokenizer, len(rows))
-                logits.append(recogniser.model.prefill([rows], [prompt], recogniser.model.new_cache(1, len(prompt))).float())
+                rows = recognizer.family.embed(samples)
+                prompt = recognizer.model.prompt(recognizer.tokenizer, len(rows))
+                logits.append(recognizer.model.prefill([rows], [prompt], recognizer.model.new_cache(1, len(prompt))).float())
         assert (logits[0] - logits[1]).abs().max() < near
         assert plain.transcribe(name).text == quick.transcribe(name).text
 
 
 @pytest.mark.parametrize("kind", ["joined", "packed", "int8"])
 def test_ids_do_not_depend_on_the_batch(kind):
-    recogniser = prepared(kind, "float32")
+    recognizer = prepared(kind, "float32")
     sounds = [glmasr.audio.load(name) for name in EXAMPLES]
-    rows = [recogniser.family.embed(sound) for sound in sounds]
-    prompts = [recogniser.model.prompt(recogniser.tokenizer, len(heard)) for heard in rows]
-    how = {"stop": recogniser.config.stop, "max_new": 30}
-    together = decode.greedy(recogniser.model, rows, prompts, **how)
-    assert [found.ids for found in together] == [decode.greedy(recogniser.model, [heard], [prompt], **how)[0].ids for heard, prompt in zip(rows, prompts)]
+    rows = [recognizer.family.embed(sound) for sound in sounds]
+    prompts = [recognizer.model.prompt(recognizer.tokenizer, len(heard)) for heard in rows]
+    how = {"stop": recognizer.config.stop, "max_new": 30}
+    together = decode.greedy(recognizer.model, rows, prompts, **how)
+    assert [found.ids for found in together] == [decode.greedy(recognizer.model, [heard], [prompt], **how)[0].ids for heard, prompt in zip(rows, prompts)]
 
 
 # -- int8 files ------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
-def quantised(tmp_path_factory):
+def quantized(tmp_path_factory):
     folder = tmp_path_factory.mktemp("int8") / "demo"
-    quantise_directory(hub.BUILT_IN["demo"], folder)
+    quantize_directory(hub.BUILT_IN["demo"], folder)
     return folder
 
 
-def test_int8_files_are_half_as_large_and_give_the_same(quantised):
-    sizes = [(folder / "model.safetensors").stat().st_size for folder in (quantised, hub.BUILT_IN["demo"])]
+def test_int8_files_are_half_as_large_and_give_the_same(quantized):
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (quantized, hub.BUILT_IN["demo"])]
     assert 0.4 < sizes[0] / sizes[1] < 0.6
-    stored, made = glmasr.load(quantised), glmasr.load("demo", dtype="int8")
+    stored, made = glmasr.load(quantized), glmasr.load("demo", dtype="int8")
     assert stored.how() == made.how() and stored.how()["linears"] == "int8" and stored.how()["levels"] == str(int8.levels())
     assert stored.how()["attention"] == ("by heads" if stored.model.dtype == torch.bfloat16 else "plain")
     for name in EXAMPLES:
         assert stored.transcribe(name) == made.transcribe(name)
 
 
-def test_int8_is_said_on_the_command_line(quantised, capsys):
-    assert transcribe.main([EXAMPLES[0], "--model", str(quantised), "--json", "--verbose"]) == 0
+def test_int8_is_said_on_the_command_line(quantized, capsys):
+    assert transcribe.main([EXAMPLES[0], "--model", str(quantized), "--json", "--verbose"]) == 0
     out, err = capsys.readouterr()
     assert "linears int8" in err and json.loads(out)["how"]["linears"] == "int8"
-    assert transcribe.main([EXAMPLES[0], "--model", str(quantised), "--dtype", "float32"]) == 2
+    assert transcribe.main([EXAMPLES[0], "--model", str(quantized), "--dtype", "float32"]) == 2
     out, err = capsys.readouterr()
     assert "holds int8 weights" in err and out == ""
 
@@ -276,9 +276,9 @@ def test_int8_is_said_on_the_command_line(quantised, capsys):
     (lambda tensors, name: tensors.update({"audio_tower.norm.weight": tensors["audio_tower.norm.weight"].to(torch.int8)}), "expected BF16 or F32"),
     (lambda tensors, name: tensors.update({"audio_tower.norm.weight_scale": torch.ones(192)}), "unexpected"),
 ])
-def test_damaged_int8_files_are_named_errors(quantised, tmp_path, change, message):
-    shutil.copytree(quantised, tmp_path / "bad")
-    tensors = load_file(quantised / "model.safetensors")
+def test_damaged_int8_files_are_named_errors(quantized, tmp_path, change, message):
+    shutil.copytree(quantized, tmp_path / "bad")
+    tensors = load_file(quantized / "model.safetensors")
     change(tensors, "audio_tower.layers.0.mlp.fc1.weight")
     save_file(tensors, tmp_path / "bad" / "model.safetensors")
     with pytest.raises(CheckpointError, match=message):
@@ -286,31 +286,31 @@ def test_damaged_int8_files_are_named_errors(quantised, tmp_path, change, messag
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
-def test_scales_are_finite_and_above_zero(quantised, tmp_path, value):
-    shutil.copytree(quantised, tmp_path / "bad")
-    tensors = load_file(quantised / "model.safetensors")
+def test_scales_are_finite_and_above_zero(quantized, tmp_path, value):
+    shutil.copytree(quantized, tmp_path / "bad")
+    tensors = load_file(quantized / "model.safetensors")
     tensors["audio_tower.layers.0.mlp.fc1.weight_scale"][3] = value
     save_file(tensors, tmp_path / "bad" / "model.safetensors")
     with pytest.raises(CheckpointError, match="expected numbers above 0"):
         glmasr.load(tmp_path / "bad")
 
 
-def test_int8_rows_of_an_early_format_keep_their_scales(quantised, tmp_path):
+def test_int8_rows_of_an_early_format_keep_their_scales(quantized, tmp_path):
     """Its rotary rows lie as pairs, and their scales with them."""
-    shutil.copytree(quantised, tmp_path / "early")
-    config, tensors = glmasr.load(quantised).config.encoder, {}
+    shutil.copytree(quantized, tmp_path / "early")
+    config, tensors = glmasr.load(quantized).config.encoder, {}
     order = weights._half_split(torch.arange(config.width), config.head_size, config.rotary).argsort()
-    for name, tensor in load_file(quantised / "model.safetensors").items():
+    for name, tensor in load_file(quantized / "model.safetensors").items():
         if name.startswith("audio_tower.") and (".q_proj." in name or ".k_proj." in name):
             tensor = tensor[order].contiguous()
         tensors[name.replace("self_attn.o_proj", "self_attn.out_proj") if name.startswith("audio_tower.") else name] = tensor
     save_file(tensors, tmp_path / "early" / "model.safetensors")
     assert weights.detect(tensors) == "draft, new names"
-    heard = [glmasr.load(folder).family.embed(glmasr.audio.load(EXAMPLES[0])) for folder in (quantised, tmp_path / "early")]
+    heard = [glmasr.load(folder).family.embed(glmasr.audio.load(EXAMPLES[0])) for folder in (quantized, tmp_path / "early")]
     assert torch.equal(*heard)
 
 
-def test_quantised_files_hold_what_int8_makes_of_the_source(tmp_path):
+def test_quantized_files_hold_what_int8_makes_of_the_source(tmp_path):
     """Also of float32, which would lose by going through bfloat16. Weights of another kind beside it stay behind."""
     source = tmp_path / "source"
     shutil.copytree(hub.BUILT_IN["demo"], source)
@@ -319,7 +319,7 @@ def test_quantised_files_hold_what_int8_makes_of_the_source(tmp_path):
     save_file(tensors, source / "model.safetensors")
     for name in ("pytorch_model.bin", "consolidated.safetensors", "pytorch_model.bin.index.json"):
         (source / name).write_bytes(b"{}")
-    quantise_directory(source, tmp_path / "deep" / "out")
+    quantize_directory(source, tmp_path / "deep" / "out")
     assert sorted(path.name for path in (tmp_path / "deep" / "out").iterdir()) == sorted(path.name for path in hub.BUILT_IN["demo"].iterdir())
     samples = glmasr.audio.load(EXAMPLES[0])
     assert torch.equal(glmasr.load(source, dtype="int8").family.embed(samples), glmasr.load(tmp_path / "deep" / "out").family.embed(samples))
@@ -327,8 +327,8 @@ def test_quantised_files_hold_what_int8_makes_of_the_source(tmp_path):
     assert stored["audio_tower.norm.weight"].dtype == torch.float32 and json.loads((tmp_path / "deep" / "out" / "config.json").read_text())["dtype"] == "float32"
 
 
-def test_quantising_needs_a_new_directory(quantised, capsys, monkeypatch, tmp_path):
-    for source, out, message in ((quantised, quantised, "expected a new directory"), (quantised, tmp_path / "again", "holds int8 weights already"),
+def test_quantizing_needs_a_new_directory(quantized, capsys, monkeypatch, tmp_path):
+    for source, out, message in ((quantized, quantized, "expected a new directory"), (quantized, tmp_path / "again", "holds int8 weights already"),
                                  ("demo", "/dev/null/out", "error: /dev/null/out: ")):
         monkeypatch.setattr(sys, "argv", ["glmasr-quantize", str(source), str(out)])
         assert main() == 1 and message in capsys.readouterr().err

@@ -108,7 +108,7 @@ def test_a_cancellation_that_coincides_with_an_event_gives_the_place_back():
         sent = []
         queue._send, queue.ready = sent.append, messages.Ready([], True, [], {})
         for event in (messages.Began(1, 2.0), messages.PartReady(1, None)):
-            events = queue.recognise("talk.wav", "auto", Options())
+            events = queue.recognize("talk.wav", "auto", Options())
             task = asyncio.ensure_future(anext(events))
             await asyncio.sleep(0)
             [request] = queue.running.values()
@@ -140,7 +140,7 @@ def test_a_hanging_worker_does_not_hold_the_event_loop():
         queue._outbox = __import__("queue").SimpleQueue()
         __import__("threading").Thread(target=queue._write_pipe, args=(writer, queue._outbox), daemon=True).start()
         for _ in range(3000):
-            events = queue.recognise("talk.wav" * 20, "auto", Options())
+            events = queue.recognize("talk.wav" * 20, "auto", Options())
             task = asyncio.ensure_future(anext(events))
             await asyncio.sleep(0)
             task.cancel()
@@ -252,7 +252,7 @@ def test_a_call_may_ask_for_a_translation_where_the_model_translates(kept):
     assert checked(MORE, 1, *shown, "translate") == [None, *shown, "translate"]
     for choices, number, values, param in (
             (CHOICES, 0, ("zh", "translate"), "data"), (CHOICES, 0, ("zh", "transcribe"), "data"), (CHOICES, 1, (*shown, "translate"), "data"), (MORE, 1, shown, "data"),
-            (MORE, 0, ("zh", "summarise"), "task"), (MORE, 0, ("zh", None), "task"), (MORE, 0, ("zh", ["translate"]), "task"), (MORE, 0, ("zh", {"path": "/etc/hostname"}), "task"),
+            (MORE, 0, ("zh", "summarize"), "task"), (MORE, 0, ("zh", None), "task"), (MORE, 0, ("zh", ["translate"]), "task"), (MORE, 0, ("zh", {"path": "/etc/hostname"}), "task"),
             (MORE, 1, (*shown, ""), "task"), (MORE, 0, ("zh", "translate", 1), "data"), (MORE, 0, ("translate",), "language"), (MORE, 1, ("zh", "translate", *shown[1:]), "data")):
         with pytest.raises(Problem) as caught:
             checked(choices, number, *values)

@@ -57,8 +57,8 @@ class Room:
         return "; ".join([f"read, {len(samples) / 16_000:.3g} s", *(f"warning: {text}" for text in heard)])
 
     def load(self) -> str:
-        recogniser = glmasr.load("model", device="cpu", dtype="float32")
-        return f"loaded, {len(recogniser.transcribe(np.zeros(1600, np.float32), sample_rate=16_000, max_new_tokens=1).segments)} segment"
+        recognizer = glmasr.load("model", device="cpu", dtype="float32")
+        return f"loaded, {len(recognizer.transcribe(np.zeros(1600, np.float32), sample_rate=16_000, max_new_tokens=1).segments)} segment"
 
 
 ROWS: list[Row] = []
@@ -268,7 +268,7 @@ def _(room):
 
 
 for samples in (1, 160, 1600):
-    @row(f"{samples} sample{'s' * (samples > 1)} to recognise", f"transcript of {samples / 16_000:g} s")
+    @row(f"{samples} sample{'s' * (samples > 1)} to recognize", f"transcript of {samples / 16_000:g} s")
     def _(room, samples=samples):
         transcript = glmasr.load("demo").transcribe(speech(1)[:samples], sample_rate=16_000, max_new_tokens=3)
         return f"transcript of {transcript.seconds:g} s"

@@ -21,9 +21,9 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def demo():
-    recogniser = glmasr.load("demo", device="cpu", dtype="float32")
-    recogniser.model.config = replace(recogniser.config, window_seconds=10)     # which the numbers below go by; nothing else does
-    return recogniser
+    recognizer = glmasr.load("demo", device="cpu", dtype="float32")
+    recognizer.model.config = replace(recognizer.config, window_seconds=10)     # which the numbers below go by; nothing else does
+    return recognizer
 
 
 def talk(stretches, seconds=8.0, gap=1.0):
@@ -33,8 +33,8 @@ def talk(stretches, seconds=8.0, gap=1.0):
     return np.concatenate(parts).astype(np.float32)
 
 
-def said(recogniser, text, logprob=-0.1, stopped=True):
-    ids = recogniser.tokenizer.encode(text)
+def said(recognizer, text, logprob=-0.1, stopped=True):
+    ids = recognizer.tokenizer.encode(text)
     return Hypothesis(ids, logprob * (len(ids) + 1), stopped)
 
 
@@ -211,7 +211,7 @@ def test_the_first_text_is_soon_there(demo, monkeypatch):
     demo.transcribe(talk(30), sample_rate=RATE)
     assert [rows for rows, _ in calls][:3] == [4, 8, 16]
     calls.clear()
-    demo.recognise([torch.from_numpy(talk(1))] * 40, ["auto"] * 40)         # here nobody waits
+    demo.recognize([torch.from_numpy(talk(1))] * 40, ["auto"] * 40)         # here nobody waits
     assert [rows for rows, _ in calls] == [32, 8]
 
 
@@ -273,8 +273,8 @@ def test_a_recording_of_one_window_is_heard_as_it_is(demo, monkeypatch):
 def test_several_recordings_share_their_batches(demo):
     recordings = [torch.from_numpy(talk(n, 3.0)) for n in (1, 4, 2)]
     options = Options(max_new_tokens=8, guards=False)
-    together = demo.recognise(recordings, ["zh", "auto", "en"], options)
-    assert together == [demo.recognise([samples], [language], options)[0] for samples, language in zip(recordings, ["zh", "auto", "en"])]
+    together = demo.recognize(recordings, ["zh", "auto", "en"], options)
+    assert together == [demo.recognize([samples], [language], options)[0] for samples, language in zip(recordings, ["zh", "auto", "en"])]
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -22,19 +22,19 @@ RECORDINGS = {"demo": ROOT / "examples" / "zh.wav", "demo-article": ROOT / "exam
 
 @pytest.fixture(scope="module", params=RECORDINGS)
 def explained(request):
-    """(recogniser, samples, searches) of an example."""
-    recogniser = glmasr.load(request.param, device="cpu", dtype="float32", plain=True)
+    """(recognizer, samples, searches) of an example."""
+    recognizer = glmasr.load(request.param, device="cpu", dtype="float32", plain=True)
     recording = RECORDINGS[request.param]
-    with explain.observed(recogniser) as run:
-        recogniser.transcribe(recording)
-    samples, begin = attention.first_window(recogniser, recording, recogniser.check())
+    with explain.observed(recognizer) as run:
+        recognizer.transcribe(recording)
+    samples, begin = attention.first_window(recognizer, recording, recognizer.check())
     assert begin == 0.0 and len(samples) > 16_000
-    return recogniser, samples, run.attempts
+    return recognizer, samples, run.attempts
 
 
-def hooks(recogniser):
+def hooks(recognizer):
     return [
-        name for name, module in recogniser.model.named_modules() if module._forward_pre_hooks or module._forward_hooks
+        name for name, module in recognizer.model.named_modules() if module._forward_pre_hooks or module._forward_hooks
     ]
 
 
@@ -42,11 +42,11 @@ def hooks(recogniser):
 
 
 def test_the_answer_read_again_is_the_answer(explained):
-    recogniser, samples, searches = explained
-    reading, answer = attention.read_again(recogniser, samples, searches[-1]), searches[-1].result
-    assert reading.ids[:-1] == answer.ids and reading.ids[-1] in recogniser.config.stop and not hooks(recogniser)
+    recognizer, samples, searches = explained
+    reading, answer = attention.read_again(recognizer, samples, searches[-1]), searches[-1].result
+    assert reading.ids[:-1] == answer.ids and reading.ids[-1] in recognizer.config.stop and not hooks(recognizer)
     found = sum(float(row[number]) for row, number in zip(reading.logprobs, reading.ids, strict=True))
-    if isinstance(recogniser.model, GlmAsr):  # without rules both are sums of the same
+    if isinstance(recognizer.model, GlmAsr):  # without rules both are sums of the same
         assert found == pytest.approx(answer.logprob, abs=1e-3) and reading.logprobs.argmax(-1).tolist() == reading.ids
     assert found <= answer.logprob + 1e-3  # what rules forbid has no share
     columns = -(-len(samples) // round(reading.seconds * 16_000))
@@ -56,8 +56,8 @@ def test_the_answer_read_again_is_the_answer(explained):
 
 def test_the_weights_are_those_that_the_modules_mix_with(explained):
     """Weights times values, through `out`, are what a module gives."""
-    recogniser, _, _ = explained
-    model, tokens = recogniser.model, torch.tensor([[5, 6, 7, 8, 9]])
+    recognizer, _, _ = explained
+    model, tokens = recognizer.model, torch.tensor([[5, 6, 7, 8, 9]])
     seen = []
     if isinstance(model, GlmAsr):
         module = model.decoder.blocks[0].attn
@@ -74,7 +74,7 @@ def test_the_weights_are_those_that_the_modules_mix_with(explained):
             lambda module, args, result: seen.append((attention.crossed(module, *args), args[2], result))
         )
         with torch.inference_mode():
-            model.decoder(tokens, model.decoder.hear(torch.randn(1, 40, recogniser.config.encoder.width)))
+            model.decoder(tokens, model.decoder.hear(torch.randn(1, 40, recognizer.config.encoder.width)))
     module._forward_hooks.clear()
     weights, value, result = seen[0]
     mixed = weights @ value[0].repeat_interleave(len(weights) // value.shape[1], dim=0)
@@ -82,11 +82,11 @@ def test_the_weights_are_those_that_the_modules_mix_with(explained):
 
 
 def test_hooks_go_also_after_an_error(explained):
-    recogniser, _, _ = explained
-    with pytest.raises(ZeroDivisionError), attention.noted(recogniser.model.decoder.blocks, lambda *_: torch.zeros(1)):
-        assert hooks(recogniser)
+    recognizer, _, _ = explained
+    with pytest.raises(ZeroDivisionError), attention.noted(recognizer.model.decoder.blocks, lambda *_: torch.zeros(1)):
+        assert hooks(recognizer)
         raise ZeroDivisionError
-    assert not hooks(recogniser)
+    assert not hooks(recognizer)
 
 
 def test_the_steadiest_head_goes_along_with_the_sound():
@@ -101,10 +101,10 @@ def test_the_steadiest_head_goes_along_with_the_sound():
 
 
 def test_the_text_looks_where_each_word_is_said(explained):
-    recogniser, samples, searches = explained
-    reading = attention.read_again(recogniser, samples, searches[-1])
+    recognizer, samples, searches = explained
+    reading = attention.read_again(recognizer, samples, searches[-1])
     times = reading.attention.argmax(-1) * reading.seconds
-    end = min(recogniser.config.stop)  # behind it are no words
+    end = min(recognizer.config.stop)  # behind it are no words
     words = [time for time, number in zip(times.tolist(), reading.ids, strict=True) if number < end]
     assert len(words) in (7, 8) and words == sorted(words) and words[0] < 0.3 and 1.9 < words[-1] < 3.0
 
@@ -114,9 +114,9 @@ def test_the_text_looks_where_each_word_is_said(explained):
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf", "PNG"])
 def test_a_picture_in_each_format(explained, tmp_path, ending):
-    recogniser, samples, searches = explained
+    recognizer, samples, searches = explained
     path = tmp_path / "new" / f"picture.{ending}"
-    assert len(plot.draw(recogniser, samples, searches, str(path))) <= 1  # where no font has Chinese characters
+    assert len(plot.draw(recognizer, samples, searches, str(path))) <= 1  # where no font has Chinese characters
     data = path.read_bytes()
     if ending.lower() == "png":
         image = Image.open(io.BytesIO(data))
@@ -129,42 +129,42 @@ def test_a_picture_in_each_format(explained, tmp_path, ending):
 
 
 def test_the_same_run_gives_the_same_picture(explained, tmp_path):
-    recogniser, samples, searches = explained
+    recognizer, samples, searches = explained
     for name in ("a.svg", "b.svg"):
-        plot.draw(recogniser, samples, searches, str(tmp_path / name), begin=2.0)
+        plot.draw(recognizer, samples, searches, str(tmp_path / name), begin=2.0)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_silence_and_8_bits(tmp_path):
-    recogniser = glmasr.load("demo", device="cpu", dtype="int8", plain=True)
-    assert not plot.draw(recogniser, torch.zeros(0), [], str(tmp_path / "silent.png"))
-    with explain.observed(recogniser) as run:
-        recogniser.transcribe(RECORDINGS["demo"])
-    samples, _ = plot.first_window(recogniser, RECORDINGS["demo"], recogniser.check())
-    plot.draw(recogniser, samples, run.attempts, str(tmp_path / "spoken.png"))
+    recognizer = glmasr.load("demo", device="cpu", dtype="int8", plain=True)
+    assert not plot.draw(recognizer, torch.zeros(0), [], str(tmp_path / "silent.png"))
+    with explain.observed(recognizer) as run:
+        recognizer.transcribe(RECORDINGS["demo"])
+    samples, _ = plot.first_window(recognizer, RECORDINGS["demo"], recognizer.check())
+    plot.draw(recognizer, samples, run.attempts, str(tmp_path / "spoken.png"))
     assert (tmp_path / "spoken.png").stat().st_size > 2 * (tmp_path / "silent.png").stat().st_size > 0
 
 
 def test_without_a_font_one_line_says_so(explained, tmp_path, monkeypatch, recwarn):
-    recogniser, samples, searches = explained
+    recognizer, samples, searches = explained
     monkeypatch.setattr(plot, "CHINESE_FONTS", ())
-    said = plot.draw(recogniser, samples, searches, str(tmp_path / "a.png"))
+    said = plot.draw(recognizer, samples, searches, str(tmp_path / "a.png"))
     assert [("font" in line and "\n" not in line) for line in said] == (
-        [True] if isinstance(recogniser.model, GlmAsr) else []
+        [True] if isinstance(recognizer.model, GlmAsr) else []
     )
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
 def test_what_can_not_be_drawn(explained, tmp_path, monkeypatch):
-    recogniser, samples, searches = explained
+    recognizer, samples, searches = explained
     for name in ("picture", "picture.jpg", "picture.png.txt"):
         with pytest.raises(OptionError, match=r"\.png, \.svg, \.pdf"):
-            plot.draw(recogniser, samples, searches, str(tmp_path / name))
+            plot.draw(recognizer, samples, searches, str(tmp_path / name))
     with pytest.raises(OptionError, match="one recording at a time"):
         plot.check("a.png", ["a.wav", "b.wav"])
     with pytest.raises(OutputError):
         (tmp_path / "file").touch()
-        plot.draw(recogniser, samples, searches, str(tmp_path / "file" / "a.png"))
+        plot.draw(recognizer, samples, searches, str(tmp_path / "file" / "a.png"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(OptionError, match=r"\.\[plot\]"):
         plot.check("a.png")

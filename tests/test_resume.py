@@ -32,7 +32,7 @@ MODEL = ["--model", "demo-article", "--device", "cpu", "--dtype", "float32", "--
 
 
 @pytest.fixture(scope="module")
-def recogniser():
+def recognizer():
     return glmasr.load("demo-article", device="cpu", dtype="float32")
 
 
@@ -45,33 +45,33 @@ def talk():
 
 
 @pytest.fixture(scope="module")
-def whole(talk, recogniser, tmp_path_factory):
+def whole(talk, recognizer, tmp_path_factory):
     """A folder with the recording, and the files of a run that nobody stopped."""
     folder = tmp_path_factory.mktemp("whole")
     soundfile.write(folder / "talk.wav", talk, RATE)
     os.symlink(folder / "talk.wav", folder / "other.wav")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(glmasr, "load", lambda *args, **more: recogniser, raising=False)
+        patch.setattr(glmasr, "load", lambda *args, **more: recognizer, raising=False)
         assert transcribe.main(["talk.wav", *MODEL, "--format", "all", "--output-dir", "out"]) == 0
     assert len(list((folder / "out").iterdir())) == len(WRITERS)
     return folder
 
 
 @pytest.fixture
-def run(whole, recogniser, tmp_path, monkeypatch, capsys):
+def run(whole, recognizer, tmp_path, monkeypatch, capsys):
     """run(*arguments, stop=n, error=KeyboardInterrupt) -> (exit code, standard error, windows that were decoded), in this process; the
     n-th window (from 1) ends in the error."""
     monkeypatch.chdir(whole)
-    monkeypatch.setattr(glmasr, "load", lambda *args, **more: recogniser, raising=False)
-    decode, state = recogniser.windows.decode, {}
+    monkeypatch.setattr(glmasr, "load", lambda *args, **more: recognizer, raising=False)
+    decode, state = recognizer.windows.decode, {}
 
     def counting(jobs, options):
         state["count"] += len(jobs)
         if state["count"] >= state["stop"]:
             raise state["error"]
         return decode(jobs, options)
-    monkeypatch.setattr(recogniser.windows, "decode", counting)
+    monkeypatch.setattr(recognizer.windows, "decode", counting)
 
     def call(*arguments, stop=10**6, error=KeyboardInterrupt(), names=("talk.wav",), files=True):
         state.update(count=0, stop=stop, error=error)
@@ -119,8 +119,8 @@ def test_a_signal_and_then_on(run, whole, tmp_path, name):
 
 def parts_of(whole):
     """The windows of the recording, by the library."""
-    recogniser = glmasr.load("demo-article", device="cpu", dtype="float32")
-    return list(recogniser.jobs(pipeline.Reader(audio.blocks(whole / "talk.wav"), recogniser.config.window), RecordingState.of("auto")))
+    recognizer = glmasr.load("demo-article", device="cpu", dtype="float32")
+    return list(recognizer.jobs(pipeline.Reader(audio.blocks(whole / "talk.wav"), recognizer.config.window), RecordingState.of("auto")))
 
 
 def test_what_is_written_at_once(run, whole, tmp_path):
@@ -130,7 +130,7 @@ def test_what_is_written_at_once(run, whole, tmp_path):
     assert record["incomplete"] is True and all_of_it["incomplete"] is False and record["language"] and all_of_it["language"]
     assert record["segments"] == all_of_it["segments"][:len(record["segments"])] and len(record["segments"]) >= 4
     assert record["seconds"] < all_of_it["seconds"] and record["warnings"][-1] == f"it was stopped at {record['seconds']:.1f} s, so the text is incomplete"
-    assert f"talk.wav: incomplete, recognised up to {transcribe.clock(record['seconds'])}; the same command with --resume goes on there" in err
+    assert f"talk.wav: incomplete, recognized up to {transcribe.clock(record['seconds'])}; the same command with --resume goes on there" in err
     assert "\nNOTE incomplete: the recording goes on behind 00:00:" in (tmp_path / "talk.incomplete.vtt").read_text(encoding="utf-8")
     assert "NOTE" not in (whole / "out" / "talk.vtt").read_text(encoding="utf-8")
     whole_text = (whole / "out" / "talk.txt").read_text(encoding="utf-8")
@@ -181,7 +181,7 @@ def test_a_torn_line(run, whole, tmp_path, torn):
 def test_a_torn_first_line(run, whole, tmp_path):
     (tmp_path / "talk.incomplete.jsonl").write_bytes(b'{"run": {"rec')
     code, err, count = run("--resume")
-    assert code == 0 and "talk.wav: begins anew, because nothing was recognised of it" in err and found(tmp_path) == found(whole / "out")
+    assert code == 0 and "talk.wav: begins anew, because nothing was recognized of it" in err and found(tmp_path) == found(whole / "out")
 
 
 # ---- what doesn't fit --------------------------------------------------------------------------------------------------------
@@ -200,9 +200,9 @@ def test_another_recording_or_model_begins_anew(run, whole, tmp_path, monkeypatc
     monkeypatch.undo()
 
 
-def test_the_fingerprint(recogniser, whole, tmp_path):
+def test_the_fingerprint(recognizer, whole, tmp_path):
     def found(recording="talk.wav", model=glmasr.checkpoint.hub.find("demo-article"), options=Options()):
-        return journal.fingerprint(str(whole / recording), Path(model), recogniser, "auto", options)
+        return journal.fingerprint(str(whole / recording), Path(model), recognizer, "auto", options)
     assert found() == found("other.wav") == found(options=Options(batch_size=7, max_duration=5.0))      # of other names, and read in other steps
     assert {key for key, value in found().items() if value != found(model=glmasr.checkpoint.hub.find("demo"))[key]} == {"model"}
     samples, rate = soundfile.read(whole / "talk.wav")
@@ -230,8 +230,8 @@ def test_resume_goes_with_files(capsys):
 
 # ---- errors in the middle, several recordings ----------------------------------------------------------------------------------
 
-def test_an_error_keeps_its_part_and_the_others_are_done(run, whole, recogniser, tmp_path, monkeypatch):
-    def starved(jobs, options, decode=recogniser.windows.decode):
+def test_an_error_keeps_its_part_and_the_others_are_done(run, whole, recognizer, tmp_path, monkeypatch):
+    def starved(jobs, options, decode=recognizer.windows.decode):
         return [ShortMemoryError("no memory")] if jobs and jobs[0].window.begin > 12 and jobs[0].recording is first[0] else decode(jobs, options)
 
     first, work = [], pipeline.cut_jobs
@@ -240,7 +240,7 @@ def test_an_error_keeps_its_part_and_the_others_are_done(run, whole, recogniser,
         first.append(recording)
         return work(reader, window, recording, *more)
     with monkeypatch.context() as patch:
-        patch.setattr(recogniser.windows, "decode", starved)
+        patch.setattr(recognizer.windows, "decode", starved)
         patch.setattr(pipeline, "cut_jobs", noting)
         code, err, _ = run(names=("talk.wav", "other.wav"))
     assert code == 1 and "error: talk.wav: no memory" in err and "1 done, 0 skipped, 1 failed" in err
@@ -274,10 +274,10 @@ def test_one_window_needs_no_journal(run, whole, tmp_path, monkeypatch):
 # ---- standard output ---------------------------------------------------------------------------------------------------------
 
 def test_without_files(run, whole):
-    """What was recognised is printed, and a line says that it isn't all."""
+    """What was recognized is printed, and a line says that it isn't all."""
     text = (whole / "out" / "talk.txt").read_text(encoding="utf-8")
     code, err, out = run(stop=6, files=False)
-    assert code == 130 and re.search("talk.wav: incomplete, recognised up to 00:..\\...\ninterrupted\n$", err) and len(out.splitlines()) >= 4 and text.startswith(out)
+    assert code == 130 and re.search("talk.wav: incomplete, recognized up to 00:..\\...\ninterrupted\n$", err) and len(out.splitlines()) >= 4 and text.startswith(out)
     code, err, out = run("--json", stop=6, files=False)
     record = json.loads(out)
     assert code == 130 and "incomplete, " in err and record["incomplete"] and len(record["segments"]) >= 4
@@ -359,7 +359,7 @@ def test_another_process_that_has_begun_meanwhile(run, whole, tmp_path, monkeypa
 
 
 def test_a_full_disk(run, whole, tmp_path, monkeypatch):
-    """It is said once, and the recording is recognised all the same."""
+    """It is said once, and the recording is recognized all the same."""
     def full(number):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with monkeypatch.context() as patch:
@@ -369,7 +369,7 @@ def test_a_full_disk(run, whole, tmp_path, monkeypatch):
     assert code == 0 and err.count("No space left") == 1 and "make room" in err and "--resume can't go on" in err and found(tmp_path) == found(whole / "out")
 
 
-def test_results_that_cannot_be_written_are_not_recognised_again(run, whole, tmp_path, monkeypatch):
+def test_results_that_cannot_be_written_are_not_recognized_again(run, whole, tmp_path, monkeypatch):
     (tmp_path / "talk.srt").mkdir()
     code, err, _ = run()
     assert code == 1 and "talk.srt: cannot be written" in err
@@ -381,35 +381,35 @@ def test_results_that_cannot_be_written_are_not_recognised_again(run, whole, tmp
 # ---- the library -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("size, more", [(1, {}), (3, {}), (1, {"long": "seek", "timestamps": True})])
-def test_a_stream_goes_on_behind_any_part_that_has_its_language_state(recogniser, talk, size, more):
+def test_a_stream_goes_on_behind_any_part_that_has_its_language_state(recognizer, talk, size, more):
     options, sound = Options(batch_size=size, beams=1, temperatures=(0.0,), **more), talk[:20 * RATE]
-    parts = list(recogniser.stream(sound, "auto", options, sample_rate=RATE))
+    parts = list(recognizer.stream(sound, "auto", options, sample_rate=RATE))
     places = [place for place, part in enumerate(parts, 1) if part.language_state]
     assert len(places) == -(-(len(parts) - 1) // size) > 1 and parts[places[-1] - 1].language_state.detected in ("zh", "en", "yue")
     for place in places[::2]:
-        rest = list(recogniser.stream(sound, "auto", options, sample_rate=RATE, done=parts[:place]))
+        rest = list(recognizer.stream(sound, "auto", options, sample_rate=RATE, done=parts[:place]))
         assert [(part.start, part.end, part.language, [segment.text for segment in part.segments]) for part in rest] == [
             (part.start, part.end, part.language, [segment.text for segment in part.segments]) for part in parts[place:]]
 
 
-def test_a_part_without_its_language_state(recogniser, talk):
+def test_a_part_without_its_language_state(recognizer, talk):
     with pytest.raises(OptionError, match="no `language_state`"):
-        next(recogniser.stream(talk, sample_rate=RATE, done=[replace(PART, language_state=None)]))
+        next(recognizer.stream(talk, sample_rate=RATE, done=[replace(PART, language_state=None)]))
 
 
-def test_the_language_that_was_judged_is_kept(recogniser, talk):
+def test_the_language_that_was_judged_is_kept(recognizer, talk):
     """Behind a stretch that was taken for Cantonese all is Cantonese, whatever follows."""
-    rest = list(recogniser.stream(talk, "auto", Options(batch_size=1, beams=1), sample_rate=RATE, done=[replace(PART, language_state=LanguageState("yue"))]))
+    rest = list(recognizer.stream(talk, "auto", Options(batch_size=1, beams=1), sample_rate=RATE, done=[replace(PART, language_state=LanguageState("yue"))]))
     assert {part.language for part in rest[:-1]} == {"yue"}
 
 
-def test_warnings_are_said_once(recogniser, tmp_path, talk):
+def test_warnings_are_said_once(recognizer, tmp_path, talk):
     soundfile.write(tmp_path / "torn.flac", talk, RATE)
     data = (tmp_path / "torn.flac").read_bytes()
     (tmp_path / "torn.flac").write_bytes(data[:len(data) * 3 // 4])
-    parts = list(recogniser.stream(tmp_path / "torn.flac", "auto", Options(batch_size=1, beams=1, temperatures=(0.0,))))
+    parts = list(recognizer.stream(tmp_path / "torn.flac", "auto", Options(batch_size=1, beams=1, temperatures=(0.0,))))
     said = [warning for part in parts for warning in part.warnings if "breaks off" in warning]
     assert len(said) == 1
     for place in range(1, len(parts), 3):
-        rest = recogniser.stream(tmp_path / "torn.flac", "auto", Options(batch_size=1, beams=1, temperatures=(0.0,)), done=parts[:place])
+        rest = recognizer.stream(tmp_path / "torn.flac", "auto", Options(batch_size=1, beams=1, temperatures=(0.0,)), done=parts[:place])
         assert [warning for part in [*parts[:place], *rest] for warning in part.warnings if "breaks off" in warning] == said

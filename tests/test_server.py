@@ -131,8 +131,8 @@ def client(server):
 @pytest.fixture(scope="module")
 def expected():
     """What the pipeline itself says of an example."""
-    recogniser = glmasr.load(MODEL, dtype="float32")
-    return lambda name, **options: recogniser.transcribe(EXAMPLES / name, **options)
+    recognizer = glmasr.load(MODEL, dtype="float32")
+    return lambda name, **options: recognizer.transcribe(EXAMPLES / name, **options)
 
 
 def error(response, status):
@@ -238,7 +238,7 @@ def test_what_is_not_supported_is_said(server, fields, param):
 
 @pytest.fixture(scope="module")
 def translating(tmp_path_factory):
-    """A server with a random model that has the token, and its recogniser."""
+    """A server with a random model that has the token, and its recognizer."""
     folder = make_encoder_decoder(tmp_path_factory.mktemp("model") / "tiny", languages=("en", "zh", "de"), tasks=("translate", "transcribe"), seed=1)
     running = Running(tmp_path_factory.mktemp("uploads"), model=folder)
     yield running, glmasr.load(folder, dtype="float32")
@@ -249,13 +249,13 @@ def translating(tmp_path_factory):
 def test_translations(translating, tmp_path):
     """By OpenAI's client, in all formats; right is what the pipeline says."""
     import soundfile
-    server, recogniser = translating
+    server, recognizer = translating
     path = tmp_path / "talk.wav"
     soundfile.write(path, glmasr.audio.load(EXAMPLES / "yue.flac").numpy()[:16_000], 16_000)
-    plain, timed = (recogniser.transcribe(path, task="translate", timestamps=timed) for timed in (None, True))
+    plain, timed = (recognizer.transcribe(path, task="translate", timestamps=timed) for timed in (None, True))
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     make = lambda **more: client.audio.translations.create(file=path, model=MODEL, **more)            # noqa: E731
-    assert make().text == plain.text != recogniser.transcribe(path).text
+    assert make().text == plain.text != recognizer.transcribe(path).text
     assert make(response_format="text") == f"{plain.text}\n"
     for form in ("srt", "vtt"):
         assert make(response_format=form) == WRITERS[form](timed)
@@ -565,7 +565,7 @@ def test_who_waits_is_refused_at_the_end(tmp_path):
         queue = request_queue.RequestQueue({})
         queue._send = lambda message: None
         queue.ready = messages.Ready([], True, [], {})
-        running, waiting = (queue.recognise("talk.wav", "auto", Options()) for _ in range(2))
+        running, waiting = (queue.recognize("talk.wav", "auto", Options()) for _ in range(2))
         first = asyncio.ensure_future(anext(running))
         await asyncio.sleep(0)
         batching_running, request_queue.RUNNING = request_queue.RUNNING, 1

@@ -69,14 +69,14 @@ def sound(name: str, seconds: float, level: float, noise: float) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=["demo", "demo-article"])
-def recogniser(request):
+def recognizer(request):
     return glmasr.load(request.param, device="cpu")
 
 
 @pytest.mark.parametrize("name", SOUNDS)
-def test_no_text_or_a_flagged_one(recogniser, name):
+def test_no_text_or_a_flagged_one(recognizer, name):
     for seconds, level, noise in ((1.5, 0.3, 0.003), (3.5, 0.9, 0.0), (10.0, 0.1, 0.01)):
-        transcript = recogniser.transcribe(sound(name, seconds, level, noise), sample_rate=RATE)
+        transcript = recognizer.transcribe(sound(name, seconds, level, noise), sample_rate=RATE)
         assert all(segment.flags for segment in transcript.segments if segment.text), (seconds, transcript.segments)
         assert not transcript.text or transcript.warnings
 
@@ -111,13 +111,13 @@ def test_short_windows_can_be_asked(count):
 
 def test_only_a_text_that_is_not_sure_is_flagged(monkeypatch):
     """What is tonal by the measure alone goes without a flag, and without guards there is none at all."""
-    recogniser = glmasr.load("demo", device="cpu")
+    recognizer = glmasr.load("demo", device="cpu")
     monkeypatch.setattr(Window, "tonal", lambda self: True)
-    transcript = recogniser.transcribe(EXAMPLES / "en.mp3")
+    transcript = recognizer.transcribe(EXAMPLES / "en.mp3")
     assert transcript.text and not transcript.warnings and not any(segment.flags for segment in transcript.segments)
     melody = sound("a chord", 3.5, 0.3, 0.01)
-    found = recogniser.transcribe(melody, sample_rate=RATE)
-    bare = recogniser.transcribe(melody, sample_rate=RATE, guards=False)
+    found = recognizer.transcribe(melody, sample_rate=RATE)
+    bare = recognizer.transcribe(melody, sample_rate=RATE, guards=False)
     assert [segment.text for segment in bare.segments] == [segment.text for segment in found.segments] and not bare.warnings
     assert found.segments
     for segment in found.segments:

@@ -23,7 +23,7 @@ MEMORY = 2 ** 40
 
 
 @pytest.fixture(scope="module", params=["demo", "demo-article"])
-def recogniser(request):
+def recognizer(request):
     return glmasr.load(request.param, device="cpu", dtype="float32")
 
 
@@ -40,9 +40,9 @@ def recordings():
             "en": en, "noise first": np.concatenate([noise, yue]), "very short": zh[:100], "yue": yue, "short": en[:RATE // 2]}
 
 
-def told(recogniser, recordings, options):
+def told(recognizer, recordings, options):
     """For each recording all its parts, or its error."""
-    parts = list(recogniser.streams(recordings, "auto", options, sample_rate=RATE))
+    parts = list(recognizer.streams(recordings, "auto", options, sample_rate=RATE))
     assert [index for index, _ in parts] == sorted(index for index, _ in parts)
     found = [[part for _, part in some] for _, some in groupby(parts, lambda each: each[0])]
     assert len(found) == len(recordings)
@@ -54,12 +54,12 @@ def told(recogniser, recordings, options):
 
 @pytest.mark.parametrize("beams, pad_to", [(1, "speech"), (5, "window"), *(pytest.param(*each, marks=pytest.mark.slow)
                                                                            for each in ((1, "window"), (5, "speech")))])
-def test_each_recording_gets_what_it_gets_alone(recogniser, recordings, beams, pad_to):
+def test_each_recording_gets_what_it_gets_alone(recognizer, recordings, beams, pad_to):
     how = {"beams": beams, "pad_to": pad_to, "max_new_tokens": 30}
-    alone = [told(recogniser, [samples], Options(**how, batch_size=1))[0] for samples in recordings.values()]
+    alone = [told(recognizer, [samples], Options(**how, batch_size=1))[0] for samples in recordings.values()]
     assert sum(len(segments) > 0 for parts in alone for *_, segments in parts) > 6
     for size in (None, 3):
-        assert told(recogniser, list(recordings.values()), Options(**how, batch_size=size)) == alone
+        assert told(recognizer, list(recordings.values()), Options(**how, batch_size=size)) == alone
 
 
 # -- the language, where it is judged ----------------------------------------------------------------------------------------
@@ -123,9 +123,9 @@ def test_another_try_begins_with_what_was_known_before(judging):
 # -- errors ------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def spoilt(recogniser, recordings, monkeypatch):
+def spoilt(recognizer, recordings, monkeypatch):
     """A model with no answer to windows of other loudness than 1. Returns the windows of each search."""
-    searches, search, hear = [], window_decoder.search, recogniser.family.encode
+    searches, search, hear = [], window_decoder.search, recognizer.family.encode
 
     def heard(jobs, length, options, states):
         heard.loud = [float(job.window.samples.abs().max()) == 1 for job in jobs]
@@ -136,31 +136,31 @@ def spoilt(recogniser, recordings, monkeypatch):
         if heard.loud[:len(prompts)] != [False] * len(prompts):
             raise CheckpointError("the model gives no usable answer: NaN")
         return search(model, audio, prompts, *more)
-    monkeypatch.setattr(recogniser.family, "encode", heard)
+    monkeypatch.setattr(recognizer.family, "encode", heard)
     monkeypatch.setattr(window_decoder, "search", spoilt)
     return searches
 
 
-def test_no_answer_to_one_recording_is_no_error_of_the_others(recogniser, recordings, spoilt):
+def test_no_answer_to_one_recording_is_no_error_of_the_others(recognizer, recordings, spoilt):
     good, options = [recordings[name] for name in ("yue", "mixed and long", "en")], Options(beams=1, guards=False)
     bad = recordings["zh"] / np.abs(recordings["zh"]).max()
-    expected = told(recogniser, good, options)
-    found = told(recogniser, [good[0], bad, *good[1:]], options)
+    expected = told(recognizer, good, options)
+    found = told(recognizer, [good[0], bad, *good[1:]], options)
     assert found == [expected[0], ["the model gives no usable answer: NaN"], *expected[1:]]
 
 
-def test_a_recording_that_failed_is_not_read_to_its_end(recogniser, recordings, spoilt):
+def test_a_recording_that_failed_is_not_read_to_its_end(recognizer, recordings, spoilt):
     bad = recordings["zh"] / np.abs(recordings["zh"]).max()
-    found = told(recogniser, [np.tile(bad, 60), recordings["yue"]], Options(beams=1, guards=False))
+    found = told(recognizer, [np.tile(bad, 60), recordings["yue"]], Options(beams=1, guards=False))
     assert len(found[0]) == 1 and len(found[1]) == 2 and sum(spoilt) < 12
 
 
 @pytest.mark.parametrize("error", [
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9000 bytes. Error code 12"),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has a total capacity of 8.00 GiB"), MemoryError("9000 bytes")])
-def test_what_memory_does_not_hold_at_once_is_decoded_one_by_one(recogniser, recordings, monkeypatch, error):
+def test_what_memory_does_not_hold_at_once_is_decoded_one_by_one(recognizer, recordings, monkeypatch, error):
     sounds, options, search, sizes = [recordings[name] for name in ("yue", "zh", "en")], Options(beams=1), window_decoder.search, []
-    expected = told(recogniser, sounds, options)
+    expected = told(recognizer, sounds, options)
 
     def short(model, audio, prompts, *more):
         sizes.append(len(prompts))
@@ -169,32 +169,32 @@ def test_what_memory_does_not_hold_at_once_is_decoded_one_by_one(recogniser, rec
         return search(model, audio, prompts, *more)
     monkeypatch.setattr(window_decoder, "search", short)
     short.most = 1
-    assert told(recogniser, sounds, options) == expected and max(sizes) > 1 and sizes.count(1) >= 3
+    assert told(recognizer, sounds, options) == expected and max(sizes) > 1 and sizes.count(1) >= 3
     short.most = 0
-    for found in told(recogniser, sounds, options):
+    for found in told(recognizer, sounds, options):
         assert len(found) == 1 and re.search("memory of the device 'cpu' doesn't hold one window with these options: .*9.*; expected fewer beams", found[0])
 
 
-def test_other_errors_are_not_taken_for_missing_memory(recogniser, recordings, monkeypatch):
+def test_other_errors_are_not_taken_for_missing_memory(recognizer, recordings, monkeypatch):
     def broken(*arguments):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     monkeypatch.setattr(window_decoder, "search", broken)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        told(recogniser, [recordings["zh"]], Options(beams=1))
+        told(recognizer, [recordings["zh"]], Options(beams=1))
 
 
-def test_nothing_to_recognise(recogniser):
-    assert recogniser.recognise([], []) == [] == list(recogniser.streams([]))
-    [(index, error)] = recogniser.streams(["no such file"])
+def test_nothing_to_recognize(recognizer):
+    assert recognizer.recognize([], []) == [] == list(recognizer.streams([]))
+    [(index, error)] = recognizer.streams(["no such file"])
     assert index == 0 and isinstance(error, AudioError)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------------
 
-def test_a_batch_is_what_memory_holds(recogniser, monkeypatch):
+def test_a_batch_is_what_memory_holds(recognizer, monkeypatch):
     def size(free=MEMORY, **options):
         monkeypatch.setattr(devices, "free_memory", lambda device: free)
-        return recogniser.batch_size(recogniser.check(options=Options(**options)))
+        return recognizer.batch_size(recognizer.check(options=Options(**options)))
 
     assert size() == memory.MOST_ROWS and size(0) == size(2 ** 20) == 1
     monkeypatch.setattr(memory, "MOST_ROWS", MEMORY)
@@ -204,25 +204,25 @@ def test_a_batch_is_what_memory_holds(recogniser, monkeypatch):
     assert few > size(**usual | {"max_new_tokens": 100})            # a longer answer
     assert few > size(**usual | {"beams": 5}) == size(**usual | {"guards": True}) > 0       # more rows; those of samples may come
     assert few == size(**usual | {"guards": True, "temperatures": (0.0,)})
-    if "whole" in recogniser.family.long_form:
+    if "whole" in recognizer.family.long_form:
         assert size(guards=False, beams=1) > 2 * size(guards=False, beams=1, long="whole")
 
 
 @pytest.mark.parametrize("options", [{}, {"beams": 5}, {"long": "whole"}, {"max_new_tokens": 100}])
-def test_caches_stay_within_memory(recogniser, recordings, monkeypatch, options):
-    if options.get("long") not in (None, *recogniser.family.long_form):
+def test_caches_stay_within_memory(recognizer, recordings, monkeypatch, options):
+    if options.get("long") not in (None, *recognizer.family.long_form):
         pytest.skip("it has no such way")
     free, taken = 16 * 2 ** 20, []
     monkeypatch.setattr(devices, "free_memory", lambda device: free)
-    config = recogniser.config
+    config = recognizer.config
     key_heads = getattr(config.decoder, "key_heads", config.decoder.heads)
     each = 2 * config.decoder.layers * key_heads * config.decoder.head_size * 4
 
     def counted(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
         beams = options.beams if temperature == 0 else window_decoder.BEST_OF
         taken.append(each * len(prompts) * beams * (max(map(len, prompts)) + max(budgets)))
-        return [Hypothesis(recogniser.tokenizer.encode("一" * 40), -math.inf, True) for _ in prompts]     # so that all is tried
+        return [Hypothesis(recognizer.tokenizer.encode("一" * 40), -math.inf, True) for _ in prompts]     # so that all is tried
     monkeypatch.setattr(window_decoder, "search", counted)
     sound = [np.tile(recordings["en"], 4 if "long" in options else 1)] * 8
-    list(recogniser.streams(sound, "auto", Options(temperatures=(0.0, 0.5), **options), sample_rate=RATE))
+    list(recognizer.streams(sound, "auto", Options(temperatures=(0.0, 0.5), **options), sample_rate=RATE))
     assert 0 < max(taken) < free / 4

@@ -117,9 +117,9 @@ def test_a_few_steps_change_all_weights_and_are_resumed(task, trained, tmp_path)
 def test_a_few_steps_of_the_encoder_decoder(task, article, trained, tmp_path):
     said = trained(article, "--train", task / "article.jsonl", "--eval", task / "article.jsonl", "--out", tmp_path / "run", *SMALL,
                    "--silence", "0.1", "--steps", 2)
-    recogniser = glmasr.load(tmp_path / "run" / "model", dtype="float32")
-    assert "steps 0 to 2\n" in said and recogniser.config.languages == {"zh": 258, "en": 259}
-    positions = recogniser.model.encoder.positions
+    recognizer = glmasr.load(tmp_path / "run" / "model", dtype="float32")
+    assert "steps 0 to 2\n" in said and recognizer.config.languages == {"zh": 258, "en": 259}
+    positions = recognizer.model.encoder.positions
     assert torch.equal(positions, sinusoids(*positions.shape).bfloat16().float())       # not learned
 
 
@@ -132,8 +132,8 @@ def test_it_learns_resumes_and_writes_a_checkpoint(task):
     second = train(*start, "--steps", 120)
     assert second.returncode == 0, second.stderr
     assert "steps 40 to 120" in second.stdout
-    recogniser = glmasr.load(task / "run" / "model", dtype="float32")
-    texts = [recogniser.transcribe(task / f"{number}.wav").text for number in range(24)]
+    recognizer = glmasr.load(task / "run" / "model", dtype="float32")
+    texts = [recognizer.transcribe(task / f"{number}.wav").text for number in range(24)]
     assert sum(text == "ab"[number % 2] for number, text in enumerate(texts)) >= 22, texts
     tuned = train(task / "run" / "model", "--train", task / "train.jsonl", "--without", "s0", "--out", task / "tuned", *SMALL, "--steps", 2,
                   "--rate", "1e-5")
@@ -153,11 +153,11 @@ def test_the_encoder_decoder_learns_text_language_and_times(task, article):
                             "--timestamps"], capture_output=True, text=True, check=True).stdout.splitlines()
     _, _, _, errors, alike, median, far, _ = lines[2].split("|")
     assert float(errors.strip(" %")) <= 10 and float(alike.strip(" %")) >= 90 and float(median.strip(" s")) < 0.3
-    recogniser = glmasr.load(run / "model", dtype="float32")
-    transcripts = [recogniser.transcribe(task / f"{number}.wav") for number in range(24)]
+    recognizer = glmasr.load(run / "model", dtype="float32")
+    transcripts = [recognizer.transcribe(task / f"{number}.wav") for number in range(24)]
     right = sum((t.text, t.language) == (("a", "zh"), ("b", "en"))[number % 2] for number, t in enumerate(transcripts))
     assert right >= 22, transcripts
-    positions = recogniser.model.encoder.positions
+    positions = recognizer.model.encoder.positions
     assert torch.equal(positions, sinusoids(*positions.shape).bfloat16().float())       # not learned
 
 

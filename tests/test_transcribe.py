@@ -70,8 +70,8 @@ def call(capsys):
 @pytest.fixture(scope="module")
 def texts(room):
     """What the library says about the three recordings."""
-    recogniser = glmasr.load(room / "model", device="cpu", dtype="float32")
-    found = [recogniser.transcribe(room / f"{number}.wav", max_new_tokens=6).text for number in range(3)]
+    recognizer = glmasr.load(room / "model", device="cpu", dtype="float32")
+    found = [recognizer.transcribe(room / f"{number}.wav", max_new_tokens=6).text for number in range(3)]
     assert len(set(found)) == 3 and not any("\n" in text for text in found)
     return found
 
@@ -131,7 +131,7 @@ def test_language_and_beams(call, language, letters):
 def test_options_reach_the_library(call, monkeypatch):
     calls = []
 
-    class Recogniser:
+    class Recognizer:
         def check(self, *args):
             pass
 
@@ -142,7 +142,7 @@ def test_options_reach_the_library(call, monkeypatch):
         def how(self, options):
             return {}
 
-    monkeypatch.setattr(glmasr, "load", lambda *args, **more: calls.append((args, more)) or Recogniser(), raising=False)
+    monkeypatch.setattr(glmasr, "load", lambda *args, **more: calls.append((args, more)) or Recognizer(), raising=False)
     assert call("0.wav", "--lang", "yue", "--beams", "3", "--task", "translate", "--timestamps", "--long", "seek", "--batch-size", "7",
                 "--script", "traditional", "--max-duration", "99.5", "--track", "eng", tokens=44)[:2] == (0, [""])
     assert calls == [(("model",), {"device": "cpu", "dtype": "float32", "plain": False, "revision": None, "hub": None, "progress": True}),
@@ -412,7 +412,7 @@ def test_a_terminal_obeys_neither_names_nor_texts(call, room, tmp_path, monkeypa
     shutil.copy(room / "0.wav", tmp_path / f"{hostile}.wav")
     segment = Segment(0.0, 1.0, f"{hostile}\nc", "en")
 
-    class Recogniser:
+    class Recognizer:
         def check(self, *args):
             pass
 
@@ -423,7 +423,7 @@ def test_a_terminal_obeys_neither_names_nor_texts(call, room, tmp_path, monkeypa
         def how(self, options):
             return {}
 
-    monkeypatch.setattr(glmasr, "load", lambda *args, **more: Recogniser(), raising=False)
+    monkeypatch.setattr(glmasr, "load", lambda *args, **more: Recognizer(), raising=False)
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -437,7 +437,7 @@ def test_a_terminal_obeys_neither_names_nor_texts(call, room, tmp_path, monkeypa
     assert json.loads(line) == {"text": hostile} and line.isascii() and line.isprintable()
 
 
-def test_what_was_read_before_an_error_is_recognised(call, room):
+def test_what_was_read_before_an_error_is_recognized(call, room):
     sound = np.concatenate([np.concatenate((melody(1.7, seed=seed), np.zeros(4000, np.float32))) for seed in range(40)])
     sound[-2000] = np.nan
     soundfile.write(room / "nan.wav", sound, RATE, subtype="FLOAT")

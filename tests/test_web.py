@@ -166,7 +166,7 @@ def test_a_call_may_translate_where_the_model_does(polyglot, server, short):
     recording = "data:audio/wav;base64," + base64.b64encode(short.read_bytes()).decode()
     said = [call(polyglot, [recording, "en", *task], f"task-{number}")["output"]["data"] for number, task in enumerate(((), ("transcribe",), ("translate",)))]
     assert said[0] == said[1] != said[2]
-    for where, data in ((polyglot, [recording, "en", "summarise"]), (server, [recording, "en", "translate"])):
+    for where, data in ((polyglot, [recording, "en", "summarize"]), (server, [recording, "en", "translate"])):
         assert httpx.post(f"{where.url}/gradio_api/queue/join", json={"data": data, "fn_index": 0, "session_hash": "task"}).status_code == 400
     fields = [[field["parameter_name"] for field in httpx.get(f"{where.url}/gradio_api/info").json()["named_endpoints"]["/transcribe"]["parameters"]] for where in (server, polyglot)]
     assert fields == [["recording", "language"], ["recording", "language", "task"]]

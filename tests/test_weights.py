@@ -107,7 +107,7 @@ def rename(folder, kind, extra=(), dtype=None):
 
 
 def interleaved(tensor, head_size, rotary):
-    """Rotary row i of a head goes to 2i, row rotary/2 + i to 2i + 1: the order of the original model, where pairs are neighbours."""
+    """Rotary row i of a head goes to 2i, row rotary/2 + i to 2i + 1: the order of the original model, where pairs are neighbors."""
     result = tensor.clone()
     for head in range(0, len(tensor), head_size):
         for i in range(rotary // 2):

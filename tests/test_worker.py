@@ -24,7 +24,7 @@ class Pipe:
 
 
 @pytest.fixture(scope="module")
-def recogniser():
+def recognizer():
     return glmasr.load("demo", device="cpu", dtype="float32")
 
 
@@ -39,11 +39,11 @@ def silence(tmp_path_factory):
 
 
 @pytest.mark.parametrize("through", ["libsndfile", pytest.param("ffmpeg", marks=needs("ffmpeg"))])
-def test_a_client_that_leaves_ends_its_reader_in_hours_of_silence(recogniser, silence, monkeypatch, through):
+def test_a_client_that_leaves_ends_its_reader_in_hours_of_silence(recognizer, silence, monkeypatch, through):
     if through == "ffmpeg":
         monkeypatch.setattr(worker.sound_files, "why_foreign", lambda path: ("a format for ffmpeg", 0))
     threads = threading.active_count()
-    one = worker.Worker(recogniser, Pipe())
+    one = worker.Worker(recognizer, Pipe())
     reader = worker.ReaderThread(one, messages.Recording(1, str(silence), "auto", Options()), Options(max_duration=9 * 3600.0))
     reader.start()
     time.sleep(0.5)

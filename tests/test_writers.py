@@ -75,7 +75,7 @@ def transcripts(draw, times=times, texts=texts):
 
 @st.composite
 def orderly(draw, texts=texts):
-    """Segments as a recogniser makes them, each long enough for its text."""
+    """Segments as a recognizer makes them, each long enough for its text."""
     points = sorted(draw(st.lists(st.floats(0, 1e4), min_size=2, max_size=8)))
     segments = [Segment(start, end, draw(texts)) for start, end in zip(points, points[1:]) if end - start > 0.2]
     return Transcript("", "zh", segments, points[-1])

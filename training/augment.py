@@ -18,7 +18,7 @@ def augment(samples: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, 
     if rng.random() < 0.5:
         samples = extend(samples, rng)
     samples = samples / (np.abs(samples).max() + 1e-6)
-    changes = [change for change in (colour, add_noise) if rng.random() < 0.6]
+    changes = [change for change in (color, add_noise) if rng.random() < 0.6]
     for change in rng.permutation(changes):         # noise in the room goes through the line, noise of the line doesn't
         samples = change(samples, rng)
     # Peaks from full scale down to -30 dB. The features are relative to a window's loudest band, so little depends on it.
@@ -82,7 +82,7 @@ def add_noise(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return samples + noise(len(samples), rng) * 10 ** (-rng.triangular(20, 42, 55) / 20)
 
 
-def colour(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def color(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A microphone and a line: a random smooth gain over frequency, mostly without the highs (telephone), now and then without the lows."""
     spectrum = np.fft.rfft(samples, fast_length(len(samples)))
     hertz = np.linspace(0, RATE / 2, len(spectrum))

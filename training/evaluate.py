@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from glmasr import audio, errors  # noqa: E402
-from glmasr.pipeline import Options, Recogniser, Transcript, load  # noqa: E402
+from glmasr.pipeline import Options, Recognizer, Transcript, load  # noqa: E402
 
 
 class TrainingError(Exception):
@@ -95,7 +95,7 @@ class Score:
         return errors
 
 
-def evaluate(recogniser: Recogniser, rows: list[dict], options: Options = Options(beams=1, temperatures=(0.0,), guards=False), *, language: str = "auto",
+def evaluate(recognizer: Recognizer, rows: list[dict], options: Options = Options(beams=1, temperatures=(0.0,), guards=False), *, language: str = "auto",
              batch: int = 16, show=None, progress: bool = True) -> Score:
     """Scores the recordings of a manifest. `language`: "auto", "given" (as the manifest says), or one for all.
     `show(row, text)` is called for each recording with an error."""
@@ -104,7 +104,7 @@ def evaluate(recogniser: Recogniser, rows: list[dict], options: Options = Option
     for start in tqdm(range(0, len(rows), batch), disable=not progress, leave=False):
         part = rows[start:start + batch]
         languages = [row.get("language", "auto") if language == "given" else language for row in part]
-        transcripts = recogniser.recognise([audio.load(row["audio"]) for row in part], languages, options)
+        transcripts = recognizer.recognize([audio.load(row["audio"]) for row in part], languages, options)
         for row, transcript in zip(part, transcripts, strict=True):
             if score.add(row, transcript) and show:
                 show(row, transcript.text)
@@ -131,11 +131,11 @@ def main() -> None:
     parser.add_argument("--timestamps", action="store_true", help="with times, and how near they are to the manifest's")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--pad-to", default="window", choices=["window", "speech"], help="what the encoder hears of a window (default: all of it)")
-    parser.add_argument("--errors", action="store_true", help="print each recording that was not recognised without errors")
+    parser.add_argument("--errors", action="store_true", help="print each recording that was not recognized without errors")
     args = parser.parse_args()
-    recogniser = load(args.model, dtype=args.dtype)
+    recognizer = load(args.model, dtype=args.dtype)
     language = args.language
-    if language == "given" and not getattr(recogniser.config, "languages", None):
+    if language == "given" and not getattr(recognizer.config, "languages", None):
         language = "auto"
     options = Options(timestamps=args.timestamps, beams=args.beams, temperatures=(0.0,), guards=False, pad_to=args.pad_to)
     total = Score()
@@ -147,14 +147,14 @@ def main() -> None:
     print(f"| manifest | recordings | errors |{times}\n|---|---|---|" + "---|" * times.count(" |"))
     for manifest in args.manifests:
         rows = read_manifest(manifest)
-        score = evaluate(recogniser, rows, options, language=language, show=show if args.errors else None)
+        score = evaluate(recognizer, rows, options, language=language, show=show if args.errors else None)
         line = f"| {Path(manifest).stem} | {len(rows)} | {100 * score.rate:.2f} % |"
         if args.timestamps and score.borders:
             middle, far = np.percentile(score.borders, (50, 95))
             line += f" {100 * np.mean(score.cut_alike):.0f} % | {middle:.2f} s | {far:.2f} s |"
         print(line, flush=True)
         total.heard.update(score.heard)
-    if language == "auto" and total.heard and getattr(recogniser.config, "languages", None):
+    if language == "auto" and total.heard and getattr(recognizer.config, "languages", None):
         print_languages(total.heard)
 
 

@@ -46,7 +46,7 @@ SENTENCES = [
 ]
 CANTONESE = "佢哋喺度食嘢，唔該。我嘅電話號碼係幾多？今日冇人嚟。"
 ENGLISH = """
-a recogniser listens to a short recording and writes down what it hears. the sound is cut into small pieces, and for each of them
+a recognizer listens to a short recording and writes down what it hears. the sound is cut into small pieces, and for each of them
 the encoder makes a row of numbers. the decoder reads these rows and writes one token after the other, until it comes to the end of
 the transcript. where a word is common, it is one token; where it is rare, it is spelled with several. there are three languages
 here: mandarin, cantonese and english. the first two are written with the same characters, and so the model is told with a token of
@@ -68,7 +68,7 @@ def make_model() -> bytes:
     """A SentencePiece model, the content of `tokenizer.model`.
 
     BPE rather than unigram: its scores are ranks of merges, the same on every machine; those of unigram are floats from an iteration.
-    A Chinese character is one piece wherever it stands: as a user-defined symbol it never joins a neighbour, nor the space in front.
+    A Chinese character is one piece wherever it stands: as a user-defined symbol it never joins a neighbor, nor the space in front.
     With `add_dummy_prefix` an English word is one piece wherever it stands as well; it costs a Chinese text one `▁` at its beginning.
     """
     characters = dict.fromkeys(HANZI + "".join(text for text, _ in SENTENCES) + CANTONESE)

@@ -21,7 +21,7 @@ import numpy as np
 import soundfile
 import voices
 from tqdm import tqdm
-from voices import ACCENTS, RATE, Disguise, analyse, espeak, text_of
+from voices import ACCENTS, RATE, Disguise, analyze, espeak, text_of
 
 LANGUAGES = {"en": 0.36, "zh": 0.32, "yue": 0.32}
 SOURCES = {
@@ -69,7 +69,7 @@ def draw_plan(rng, language):
     weights = np.where(lengths <= 3, 1.4, 1.0)
     count = rng.integers(9, 13) if is_long else rng.choice(lengths, p=weights / weights.sum())
     style = "slow" if is_long else pick(rng, {"connected": 0.35, "close": 0.4, "apart": 0.25})
-    # Equal neighbours run into each other and get lost: an eighth of the utterances has two different digits only.
+    # Equal neighbors run into each other and get lost: an eighth of the utterances has two different digits only.
     usable = rng.choice(10, 2, replace=False) if rng.random() < REPETITIVE else np.arange(10)
     return Plan(language, [int(d) for d in rng.choice(usable, count)], style, is_long, 1.0)
 
@@ -126,7 +126,7 @@ def espeak_face(seed, language, number):
     audio = {digit: espeak([digit], [], accent, variant, rate, pitch) for digit in range(10)}
     if rng.random() < 0.3:
         return f"espeak-{accent}-{variant}", {digit: [sound] for digit, sound in audio.items()}
-    sounds = {digit: [(sound, analyse(sound))] for digit, sound in audio.items()}
+    sounds = {digit: [(sound, analyze(sound))] for digit, sound in audio.items()}
     return f"espeak-{accent}-{variant}*{number}", voices.disguised(rng, sounds)
 
 
@@ -166,7 +166,7 @@ def perhaps_disguised(rng, plan, clips, chance):
     """Disguise a share of the synthetic utterances: formants move, and the voice is less of a machine's."""
     if rng.random() >= chance:
         return clips, ""
-    audio = disguise(rng, plan, [analyse(clip) for clip, _ in clips])
+    audio = disguise(rng, plan, [analyze(clip) for clip, _ in clips])
     return [(sound, digits) for sound, (_, digits) in zip(audio, clips)], "*"
 
 
@@ -269,7 +269,7 @@ def companded(audio):
 
 
 def through_channel(audio, rng):
-    """Room, colouring and telephone band, each on a share of the utterances."""
+    """Room, coloring and telephone band, each on a share of the utterances."""
     if rng.random() < 0.25:
         audio = reverberate(audio, rng)
     if rng.random() < 0.30:

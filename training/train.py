@@ -51,7 +51,7 @@ from glmasr.errors import GlmAsrError  # noqa: E402
 from glmasr.kernels import devices
 from glmasr.layers import CrossAttention, SelfAttention, rotate  # noqa: E402
 from glmasr.model import EncoderDecoder, GlmAsr  # noqa: E402
-from glmasr.pipeline import make_recogniser  # noqa: E402
+from glmasr.pipeline import make_recognizer  # noqa: E402
 from glmasr.tokenizer import read_tokenizer  # noqa: E402
 from glmasr.transcription.language import join  # noqa: E402
 
@@ -351,11 +351,11 @@ def report(model, tokenizer, mean, args, step: int) -> None:
     for name in ("tokenizer.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json", "chat_template.jinja"):
         if (args.model / name).is_file():
             shutil.copy(args.model / name, args.out / "model" / name)
-    recogniser = make_recogniser(model.eval(), tokenizer)
+    recognizer = make_recognizer(model.eval(), tokenizer)
     language = "given" if getattr(model.config, "languages", None) else "auto"
     for manifest in args.eval:
         rows = read_manifest(manifest)[:args.eval_count]
-        error = evaluate(recogniser, rows, language=language, progress=False).rate
+        error = evaluate(recognizer, rows, language=language, progress=False).rate
         tqdm.write(f"step {step}: {Path(manifest).stem}: word errors {100 * error:.2f} %")
     with_weights(model.train(), mean)
 

@@ -217,7 +217,7 @@ def recorded_takes(folders):
 def recorded(path):
     """A recorded take and its analysis, kept in memory: each is used many times."""
     audio = read(path)
-    return audio, analyse(audio)
+    return audio, analyze(audio)
 
 
 def undisguised(sounds):
@@ -258,7 +258,7 @@ class Sound:
     noise: np.ndarray
 
 
-def analyse(audio):
+def analyze(audio):
     """Audio -> Sound (Morise et al. 2016, WORLD: DIO, StoneMask, CheapTrick, D4C)."""
     audio = np.ascontiguousarray(audio, dtype=np.float64)
     pitch, times = pyworld.dio(audio, RATE, f0_floor=60.0, f0_ceil=500.0, speed=4)

@@ -287,7 +287,7 @@ def _steering(
         if no_timestamps is not None and special.get(name, no_timestamps - 1) != no_timestamps - 1:
             raise CheckpointError(
                 f"the tokenizer has {special[name]} for {name} and {no_timestamps} for "
-                "<|notimestamps|>, expected neighbours"
+                "<|notimestamps|>, expected neighbors"
             )
     # TRAP: a model for English alone has tokens for languages too, never trained, and `lang_ids` of others.
     ids = (

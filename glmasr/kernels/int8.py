@@ -39,7 +39,7 @@ def pages(rows: int, columns: int) -> Tensor:
     return torch.frombuffer(mmap.mmap(-1, rows * columns), dtype=torch.int8).view(rows, columns)
 
 
-def quantise(weight: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def quantize(weight: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """weight (out, in) -> int8 (out, in), written to `numbers` if given, and the scale (out,) float32 of each row:
     weight = numbers * scale, -127..127."""
     numbers, scales = pages(*weight.shape) if numbers is None else numbers, torch.empty(len(weight))
@@ -52,7 +52,7 @@ def quantise(weight: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Ten
 
 
 class Int8Linear(nn.Module):
-    """x (B, T, in) -> (B, T, out), for what `quantise` gives; (B, in) is B single steps.
+    """x (B, T, in) -> (B, T, out), for what `quantize` gives; (B, in) is B single steps.
 
     The kernel multiplies 8-bit numbers and adds up exactly, so x has to be rounded too: each of its rows to 8 bits by a
     scale of its own, so that a result doesn't depend on the other rows of its batch. Of a single step (T = 1), where

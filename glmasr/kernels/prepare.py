@@ -146,7 +146,7 @@ def _as_int8(source: Source, name: str, numbers: Tensor) -> Tensor:
     """Writes a weight, which files may hold as int8 already, to `numbers`; returns the scales of its rows."""
     weight = source(name)
     if weight.dtype != torch.int8:
-        return int8.quantise(weight, numbers)[1]
+        return int8.quantize(weight, numbers)[1]
     numbers.copy_(weight)
     return source(name + SCALE)
 

@@ -110,17 +110,17 @@ class Service:
     max_duration: float
     began: int = field(default_factory=lambda: int(time.time()))
 
-    async def recognise(
+    async def recognize(
         self, request: Request, form: Translation, language: str = "auto", stream: bool = False
     ) -> Response:
-        """The answer to a form. Raises Problem, and as `RequestQueue.recognise`."""
+        """The answer to a form. Raises Problem, and as `RequestQueue.recognize`."""
         await check_names(request)
         self.check_model(form.model)
         assert self.queue.facts is not None, "requests are taken in when the model is loaded"
         options = form.options(self.queue.facts, self.max_duration)
         async with AsyncExitStack() as stack:
             path = await stack.enter_async_context(stored(form.file, self.folder))
-            events = await stack.enter_async_context(aclosing(self.queue.recognise(path, language, options)))
+            events = await stack.enter_async_context(aclosing(self.queue.recognize(path, language, options)))
             if not stream:
                 finished = await unless_gone(request, asyncio.ensure_future(last(events)))
                 return await anyio.to_thread.run_sync(answer, finished, form.task, form.response_format)
@@ -144,14 +144,14 @@ def add_recognition(app: FastAPI, service: Service) -> None:
         request: Request, form: Annotated[Transcription, Form(media_type="multipart/form-data")]
     ) -> Response:
         """The text of a recording."""
-        return await service.recognise(request, form, form.language, form.stream)
+        return await service.recognize(request, form, form.language, form.stream)
 
     @forms.post(ROUTES["translate"], responses=ERRORS | {200: {"content": texts}}, tags=["recognition"])
     async def translations(
         request: Request, form: Annotated[Translation, Form(media_type="multipart/form-data")]
     ) -> Response:
         """What is said in a recording, in English; where the model translates."""
-        return await service.recognise(request, form)
+        return await service.recognize(request, form)
 
     app.include_router(forms)
 

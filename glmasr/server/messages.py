@@ -35,7 +35,7 @@ class Ready:
     languages    what may be asked for
     timestamps   whether it has time tokens
     tasks        "transcribe", and "translate" where the vocabulary has it
-    runtime      device, dtype and the like: `Recogniser.how`
+    runtime      device, dtype and the like: `Recognizer.how`
     """
 
     languages: list[str]
@@ -71,7 +71,7 @@ class PartReady:
 class Done:
     """All was recognized.
 
-    part      the last one, as `Recogniser.stream` ends with
+    part      the last one, as `Recognizer.stream` ends with
     runtime   as of Ready, and the options with the model's defaults
     peaks     the loudest sample of each stretch of equal length, 0 to 1
     tokens    the ids of each segment's text, as `language.spaced` gives it

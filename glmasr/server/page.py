@@ -29,7 +29,7 @@ from ..transcription.language import join
 from .fence import Fence
 from .file_routes import add_file_routes
 from .messages import Began, PartReady
-from .page_texts import CHOICES, labelled, translations, translator
+from .page_texts import CHOICES, labeled, translations, translator
 from .page_views import CSS, FORMATS, alert, clock, progress, result
 from .problems import as_problem
 from .request_queue import Event, Finished, RequestQueue
@@ -100,7 +100,7 @@ def layout(name: str, queue: RequestQueue, handlers: "Handlers") -> Any:
     """Gradio's Blocks."""
     facts, say = queue.facts, translations()
     assert facts is not None
-    languages, translates = labelled(facts.languages), "translate" in facts.tasks
+    languages, translates = labeled(facts.languages), "translate" in facts.tasks
     with gr.Blocks(title="glmasr", analytics_enabled=False) as blocks:
         gr.Markdown(say("intro" if set(facts.languages) == set(CHOICES) else "intro_of_others"))
         if name in BUILT_IN:
@@ -224,7 +224,7 @@ class Handlers:
         options = Options(task, max_duration=self.max_duration)
         try:
             with self.uploads.use(recording):
-                async with aclosing(ticking(self.queue.recognise(recording, language, options))) as events:
+                async with aclosing(ticking(self.queue.recognize(recording, language, options))) as events:
                     async for event in events:
                         if isinstance(event, PartReady):
                             text = extended(text, event)
@@ -262,7 +262,7 @@ class Handlers:
         yield progress(say("waiting"), None), "", "", *nothing
         try:
             with self.uploads.use(recording):
-                async with aclosing(ticking(self.queue.recognise(recording, language, options))) as events:
+                async with aclosing(ticking(self.queue.recognize(recording, language, options))) as events:
                     async for event in events:
                         if event is None:
                             yield gr.skip()

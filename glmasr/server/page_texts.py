@@ -42,7 +42,7 @@ TEXTS = {  # name -> English, Chinese
         "结尾只补一秒静音，不补满整个窗口；结果可能略有不同",
     ),
     "script": ("Chinese characters", "汉字字形"),
-    "as_is": ("as recognised", "保持原样"),
+    "as_is": ("as recognized", "保持原样"),
     "simplified": ("simplified", "简体"),
     "traditional": ("traditional", "繁体"),
     "go": ("Transcribe", "开始识别"),
@@ -75,7 +75,7 @@ def translator(request: gr.Request | None) -> Callable[[str], str]:
     return lambda name: TEXTS[name][index]
 
 
-def labelled(languages: list[str]) -> list[tuple[str, str]]:
+def labeled(languages: list[str]) -> list[tuple[str, str]]:
     """(label, code): of a model for Mandarin, Cantonese and English these; of one for more languages those first, then
     all by their names."""
     ours = [code for code in CHOICES if code in languages]

@@ -2,7 +2,7 @@
 
     queue = RequestQueue({"name_or_path": "demo"}, max_waiting=20)
     await queue.start()
-    async with aclosing(queue.recognise("talk.wav", "auto", Options())) as events:
+    async with aclosing(queue.recognize("talk.wav", "auto", Options())) as events:
         async for event in events: ...          # Began, PartReady, PartReady, ..., Finished
 
 At most RUNNING recordings are with the worker, which decodes their windows in common batches; `max_waiting` more may
@@ -60,7 +60,7 @@ Event = Began | PartReady | Finished
 
 @dataclass
 class Request:
-    """A recording between `recognise` and its end. Times are those of the monotonic clock."""
+    """A recording between `recognize` and its end. Times are those of the monotonic clock."""
 
     recording: Recording
     arrived: float
@@ -91,7 +91,7 @@ class RequestQueue:
 
     # ---- recordings ----
 
-    async def recognise(self, path: str, language: str, options: Options) -> AsyncGenerator[Event, None]:
+    async def recognize(self, path: str, language: str, options: Options) -> AsyncGenerator[Event, None]:
         """What becomes of a recording, as soon as it is known; Finished comes last. Raises Busy, Closing, TooLong,
         WorkerDied; AudioError for a recording that can't be used; OptionError; OSError, such as a full disk. The file
         may go as soon as the iterator is closed."""

@@ -27,7 +27,7 @@ from .. import audio as sound
 from ..audio_files import sound_files
 from ..errors import Cancelled, GlmAsrError, OptionError
 from ..kernels import prepare
-from ..pipeline import Options, Part, Reader, Recogniser, load
+from ..pipeline import Options, Part, Reader, Recognizer, load
 from ..transcription.families import Job, RecordingState
 from ..transcription.language import LANGUAGES, join, spaced
 from .messages import Batch, Began, Broken, Cancel, Done, Failed, FromWorker, PartReady, Ready, Recording
@@ -46,15 +46,15 @@ def work(pipe: "Connection[Any, Any]", model: dict[str, Any]) -> None:
         signal.signal(number, signal.SIG_IGN)
     die_with_the_server()
     try:
-        recogniser = load(**model)
-        prepare.lay_out(recogniser.model)  # a server that is ready has the memory that it needs
+        recognizer = load(**model)
+        prepare.lay_out(recognizer.model)  # a server that is ready has the memory that it needs
     except GlmAsrError as error:
         pipe.send(Broken(str(error)))
         return
-    worker = Worker(recogniser, pipe)
-    tasks = [task for task in ("transcribe", "translate") if supports(recogniser, task=task)]
-    timestamps = supports(recogniser, timestamps=True)
-    worker.send(Ready(languages(recogniser), timestamps, tasks, recogniser.how()))
+    worker = Worker(recognizer, pipe)
+    tasks = [task for task in ("transcribe", "translate") if supports(recognizer, task=task)]
+    timestamps = supports(recognizer, timestamps=True)
+    worker.send(Ready(languages(recognizer), timestamps, tasks, recognizer.how()))
     threading.Thread(target=worker.receive, daemon=True).start()
     try:
         worker.run()
@@ -63,8 +63,8 @@ def work(pipe: "Connection[Any, Any]", model: dict[str, Any]) -> None:
 
 
 class Worker:
-    def __init__(self, recogniser: Recogniser, pipe: "Connection[Any, Any]"):
-        self.recogniser, self.pipe = recogniser, pipe
+    def __init__(self, recognizer: Recognizer, pipe: "Connection[Any, Any]"):
+        self.recognizer, self.pipe = recognizer, pipe
         self.readers: dict[int, ReaderThread] = {}  # by the number of the recording, in the order of their turns
         self.taken = 0  # recordings so far
         self.changed = threading.Condition()  # guards `readers`, and what the readers have
@@ -88,7 +88,7 @@ class Worker:
                     self.changed.notify_all()
                 continue
             try:
-                options = self.recogniser.check(message.language, message.options)
+                options = self.recognizer.check(message.language, message.options)
             except OptionError as error:
                 self.send(Failed(message.number, error))
                 continue
@@ -134,7 +134,7 @@ class Worker:
         options = ready[0].options
         alike = [reader for reader in ready if reader.options == options]
         batch: list[tuple[ReaderThread, Job]] = []
-        most = self.recogniser.batch_size(options)
+        most = self.recognizer.batch_size(options)
         while len(batch) < most and any(reader.windows for reader in alike):
             for reader in alike:
                 if reader.windows and len(batch) < most:
@@ -144,7 +144,7 @@ class Worker:
         return batch
 
     def decode(self, batch: "list[tuple[ReaderThread, Job]]") -> None:
-        parts = self.recogniser.decode_together([job for _, job in batch], batch[0][0].options)
+        parts = self.recognizer.decode_together([job for _, job in batch], batch[0][0].options)
         self.send(Batch(len(batch), len({reader.recording.number for reader, _ in batch})))
         for (reader, _), part in zip(batch, parts, strict=True):
             if reader.cancelled:
@@ -188,7 +188,7 @@ class ReaderThread(threading.Thread):
 
     def read(self) -> Done | None:
         """Puts all windows. None: the client has left."""
-        recogniser, recording, peaks = self.worker.recogniser, self.recording, Peaks()
+        recognizer, recording, peaks = self.worker.recognizer, self.recording, Peaks()
         warnings: list[str] = []
 
         def blocks() -> Iterator[torch.Tensor]:
@@ -203,12 +203,12 @@ class ReaderThread(threading.Thread):
                 yield block
 
         self.worker.send(Began(recording.number, sound_files.stated_duration(recording.path)))
-        reader = Reader(blocks(), recogniser.config.window)
-        for job in recogniser.jobs(reader, RecordingState.of(recording.language), self.options):
+        reader = Reader(blocks(), recognizer.config.window)
+        for job in recognizer.jobs(reader, RecordingState.of(recording.language), self.options):
             if not self.put(job):
                 return None
         end = Part(reader.seconds, reader.seconds, "", [], [self.anonymous(warning) for warning in warnings])
-        return Done(recording.number, end, recogniser.how(self.options), peaks.listed(), self.tokens)
+        return Done(recording.number, end, recognizer.how(self.options), peaks.listed(), self.tokens)
 
     def put(self, job: Job) -> bool:
         """False: the client has left."""
@@ -232,7 +232,7 @@ class ReaderThread(threading.Thread):
     def add_tokens(self, part: Part) -> None:
         """Of the segments of a part, each with the space before it, if any."""
         texts = [self.last_letter, *(segment.text for segment in part.segments)]
-        self.tokens += [self.worker.recogniser.tokenizer.encode(text) for text in spaced(texts)[1:]]
+        self.tokens += [self.worker.recognizer.tokenizer.encode(text) for text in spaced(texts)[1:]]
         self.last_letter = join(texts)[-1:]
 
 
@@ -262,17 +262,17 @@ class Peaks:
 # ---- what the model can do -------------------------------------------------------------------------------------------
 
 
-def languages(recogniser: Recogniser) -> list[str]:
-    known = getattr(recogniser.config, "languages", None)
+def languages(recognizer: Recognizer) -> list[str]:
+    known = getattr(recognizer.config, "languages", None)
     if known is None:
         return list(LANGUAGES)
     return ["auto", *sorted(known or ["en"], key=lambda name: (name not in LANGUAGES, name))]
 
 
-def supports(recogniser: Recogniser, **options: Any) -> bool:
+def supports(recognizer: Recognizer, **options: Any) -> bool:
     """Whether the model takes these of `Options`."""
     try:
-        recogniser.check("auto", Options(**options))
+        recognizer.check("auto", Options(**options))
     except OptionError:
         return False
     return True

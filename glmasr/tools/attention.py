@@ -70,37 +70,37 @@ class Reading:
     seconds: float
 
 
-def first_window(recogniser: Any, recording: Any, options: pipeline.Options) -> tuple[Tensor, float]:
-    """Samples (S,) of the first window of a recording that isn't silent, cut as `recogniser` cuts it, and the second at
-    which it begins. `options` as `recogniser.check` gives them. No samples where all is silent. Raises AudioError."""
+def first_window(recognizer: Any, recording: Any, options: pipeline.Options) -> tuple[Tensor, float]:
+    """Samples (S,) of the first window of a recording that isn't silent, cut as `recognizer` cuts it, and the second at
+    which it begins. `options` as `recognizer.check` gives them. No samples where all is silent. Raises AudioError."""
     blocks = sound.blocks(recording, track=options.track, max_duration=options.max_duration, warn=lambda _: None)
-    reader = pipeline.Reader(blocks, recogniser.config.window)
+    reader = pipeline.Reader(blocks, recognizer.config.window)
     if options.long == "whole":
-        return reader.take(recogniser.config.longest_windows * recogniser.config.window), 0.0
+        return reader.take(recognizer.config.longest_windows * recognizer.config.window), 0.0
     if options.long == "seek":
-        return reader.peek(recogniser.config.window), 0.0
-    job = next(recogniser.jobs(reader, RecordingState.of("auto"), options), None)
+        return reader.peek(recognizer.config.window), 0.0
+    job = next(recognizer.jobs(reader, RecordingState.of("auto"), options), None)
     return (job.window.samples, job.window.begin) if job else (torch.zeros(0), 0.0)
 
 
 @torch.inference_mode()
-def read_again(recogniser: Any, samples: Tensor, search: Search) -> Reading:
+def read_again(recognizer: Any, samples: Tensor, search: Search) -> Reading:
     """The answer of a search in these samples (S,), all of it in one pass."""
-    model, answer = recogniser.model, search.result
+    model, answer = recognizer.model, search.result
     assert answer is not None
     # Which of several stop ids it was, the last step says. At a limit there is none.
     last = next((kept.ids[-1] for step in search.steps for kept in step if kept.ids[:-1] == answer.ids), None)
     ids = [*answer.ids, *([model.config.stop[0] if last is None else last] if answer.stopped else [])]
     if isinstance(model, EncoderDecoder):
         tokens = torch.tensor([search.prompt + ids], device=model.device)
-        seconds = recogniser.family.samples_per_state / SAMPLE_RATE
-        heard = model.decoder.hear(recogniser.family.encode_windows([samples]))
-        columns = slice(0, -(-len(samples) // recogniser.family.samples_per_state))
+        seconds = recognizer.family.samples_per_state / SAMPLE_RATE
+        heard = model.decoder.hear(recognizer.family.encode_windows([samples]))
+        columns = slice(0, -(-len(samples) // recognizer.family.samples_per_state))
         with noted((block.cross for block in model.decoder.blocks), crossed) as weights:
             states = model.decoder(tokens, heard)
     else:
-        rows = recogniser.family.embed(samples)
-        prompt = model.prompt(recogniser.tokenizer, len(rows))
+        rows = recognizer.family.embed(samples)
+        prompt = model.prompt(recognizer.tokenizer, len(rows))
         tokens = torch.tensor([prompt + ids], device=model.device)
         seconds = HOP * model.encoder.frontend.conv2.stride[0] * model.config.merge / SAMPLE_RATE
         first = prompt.index(model.config.audio_token)

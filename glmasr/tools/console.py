@@ -78,7 +78,7 @@ class Summary:
 
     def add(self, transcript: "Transcript", spent: float, before: float = 0.0) -> None:
         """`spent`: seconds since the first recording was begun. `before`: those of this one that an earlier run has
-        recognised."""
+        recognized."""
         self.done += 1
         self.seconds += transcript.seconds - before
         self.silent += transcript.silent

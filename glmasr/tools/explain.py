@@ -1,7 +1,7 @@
 """What happens to a recording, for people who came to learn: stages, shapes, parameters, times, what the search kept.
 
-    with observed(recogniser) as run:
-        recogniser.transcribe("talk.wav")
+    with observed(recognizer) as run:
+        recognizer.transcribe("talk.wav")
     print(report(run))                          # of `explain_report`
 
 Nothing is computed here that the pipeline doesn't compute: it runs as always. While the `with` block lasts, an observer
@@ -36,7 +36,7 @@ from ..decoder import CrossDecoder, LlamaDecoder
 from ..encoder import RotaryEncoder, SinusoidalEncoder
 from ..kernels import prepare
 from ..observing import observed_by, observing
-from ..pipeline import Recogniser
+from ..pipeline import Recognizer
 
 # Modules whose parts are stages. Every other module is a stage itself, and the blocks of a list are one together.
 CONTAINERS = (
@@ -122,8 +122,8 @@ class Observation:
     rate, windows   of the recording: samples a second, and windows of the model
     """
 
-    def __init__(self, recogniser: Recogniser):
-        self.recogniser = recogniser
+    def __init__(self, recognizer: Recognizer):
+        self.recognizer = recognizer
         self.stages: dict[str, Stage] = {}
         self.parameters: Counter[str] = Counter()
         self.seconds: dict[str, float] = {}
@@ -237,8 +237,8 @@ class Observation:
 
     def _tick(self, name: str) -> None:
         """The time since the last tick was that of the stage `name`."""
-        if self.recogniser.model.device.type == "cuda":
-            torch.cuda.synchronize(self.recogniser.model.device)
+        if self.recognizer.model.device.type == "cuda":
+            torch.cuda.synchronize(self.recognizer.model.device)
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now
@@ -248,11 +248,11 @@ class Observation:
 
 
 @contextmanager
-def observed(recogniser: Recogniser) -> Iterator[Observation]:
-    """Notes how `recogniser` recognises one recording within the `with` block."""
-    run = Observation(recogniser)
+def observed(recognizer: Recognizer) -> Iterator[Observation]:
+    """Notes how `recognizer` recognizes one recording within the `with` block."""
+    run = Observation(recognizer)
     with ExitStack() as stack:  # takes everything back, whatever happens
-        for handle in _hooks(run, recogniser.model):
+        for handle in _hooks(run, recognizer.model):
             stack.callback(handle.remove)
         stack.enter_context(observing(run))
         yield run

@@ -7,7 +7,7 @@ import torch
 
 from ..errors import GlmAsrError
 from ..kernels import prepare
-from ..pipeline import Options, Part, Recogniser
+from ..pipeline import Options, Part, Recognizer
 from ..tokenizer import SentencePieceTokenizer, Tokenizer, TokenList
 from ..transcription.fallback import Limits
 from ..writers.line_breaks import width as columns
@@ -22,11 +22,11 @@ AnyTokenizer = Tokenizer | SentencePieceTokenizer | TokenList
 
 
 def explained(
-    recogniser: Recogniser, recording: str, language: str, options: Options
+    recognizer: Recognizer, recording: str, language: str, options: Options
 ) -> tuple[Observation | None, list[tuple[int, Part | GlmAsrError]]]:
     """Recognizes one recording: what was observed, None if it can't be used, and what `streams` gives."""
-    with observed(recogniser) as run:
-        parts = list(recogniser.streams([recording], language, options))
+    with observed(recognizer) as run:
+        parts = list(recognizer.streams([recording], language, options))
     return None if isinstance(parts[-1][1], GlmAsrError) else run, parts
 
 
@@ -34,7 +34,7 @@ def report(run: Observation) -> str:
     """What was observed, on a screen."""
     if not run.searches:
         return "\n".join([*_stages(run), "", "all of it is silent: nothing was heard, and no text searched for"])
-    search, tokenizer = run.attempts[-1], run.recogniser.tokenizer
+    search, tokenizer = run.attempts[-1], run.recognizer.tokenizer
     lines = [*_stages(run), "", *_prompt(tokenizer, search)]
     if run.judged:
         likely = sorted(run.judged[0].items(), key=lambda item: -item[1])[:3]
@@ -47,11 +47,11 @@ def report(run: Observation) -> str:
 
 
 def _stages(run: Observation) -> list[str]:
-    model = run.recogniser.model
+    model = run.recognizer.model
     total = prepare.num_parameters(model)
     head = f"{type(model).__name__}: {total:,} parameters in {_dtype(model.dtype)} on {model.device}"
-    if run.recogniser.runtime.linears != "plain":
-        head += f", linears {run.recogniser.runtime.linears}"
+    if run.recognizer.runtime.linears != "plain":
+        head += f", linears {run.recognizer.runtime.linears}"
     elif (faster := prepare.choose(model, model.device, model.dtype)) != "plain":
         head += f"; these are the modules as they are to be read, without --explain linears are {faster}, and faster"
     table = [("stage", "shape", "type", "parameters", "ms", "")]
@@ -70,7 +70,7 @@ def _row(run: Observation, name: str, stage: Stage) -> tuple[str, str, str, str,
     seconds = run.seconds.get(name, 0.0)
     notes = {
         "read": f"{sum(stage.shape or ()) / (run.rate or 1):.2f} s at {run.rate} Hz",
-        "windows": f"{run.windows} of {run.recogniser.config.window_seconds} s",
+        "windows": f"{run.windows} of {run.recognizer.config.window_seconds} s",
         "step": f"{1000 * seconds / max(1, stage.calls):.2f} ms each",
         "search": "decode.py: rules and choices",
         "everything else": "pipeline.py",

@@ -1,4 +1,4 @@
-"""The journals of a command line's recordings: what was recognised of those that are stopped in the middle."""
+"""The journals of a command line's recordings: what was recognized of those that are stopped in the middle."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import GlmAsrError, OutputError
-from ..pipeline import Options, Part, Recogniser
+from ..pipeline import Options, Part, Recognizer
 from ..writers import journal, output
 from ..writers.formats import WRITERS
 from ..writers.journal import Journal
@@ -17,18 +17,18 @@ Outputs = dict[str, Path]  # format -> the file of a recording
 
 
 class Journals:
-    """`find_model` gives the directory of the checkpoint, `options` are as `Recogniser.check` gives them."""
+    """`find_model` gives the directory of the checkpoint, `options` are as `Recognizer.check` gives them."""
 
     def __init__(
         self,
-        recogniser: Recogniser,
+        recognizer: Recognizer,
         find_model: Callable[[], Path],
         language: str,
         options: Options,
         messages: Messages,
         resume: bool,
     ):
-        self.recogniser, self.find_model, self.language, self.options = recogniser, find_model, language, options
+        self.recognizer, self.find_model, self.language, self.options = recognizer, find_model, language, options
         self.messages, self.resume = messages, resume
         self._open: dict[str, Journal | None] = {}  # of recordings that are begun; None: it can't be kept
 
@@ -64,16 +64,16 @@ class Journals:
             say(f"{name}: begins anew; with --resume it goes on {place}")
         elif self.resume:
             changed = f"the run that was stopped had another {', '.join(other)}"
-            say(f"{name}: begins anew, because {changed if other and left.run else 'nothing was recognised of it'}")
+            say(f"{name}: begins anew, because {changed if other and left.run else 'nothing was recognized of it'}")
         left.close()
 
     def _depends(self, name: str) -> dict[str, Any]:
         """What the text of a recording depends on."""
-        run = journal.fingerprint(name, self.find_model(), self.recogniser, self.language, self.options)
+        run = journal.fingerprint(name, self.find_model(), self.recognizer, self.language, self.options)
         return {"glmasr": __version__, **run}
 
     def parts(self, name: str) -> list[Part]:
-        """Those that an earlier run has recognised."""
+        """Those that an earlier run has recognized."""
         left = self._open.get(name)
         return list(left.parts) if left is not None else []
 
@@ -92,7 +92,7 @@ class Journals:
         except (GlmAsrError, OSError) as error:
             self.close(name)
             self._open[name] = None
-            without = f"without it {name} is recognised all the same, but --resume can't go on with it"
+            without = f"without it {name} is recognized all the same, but --resume can't go on with it"
             self.messages.complain(f"{error}; {without}")
 
     def close(self, name: str) -> bool:

@@ -1,9 +1,9 @@
 """What happens to a recording, as a picture: waveform, log-mel, where the text looked in the sound, and the search.
 
-    with explain.observed(recogniser) as run:
-        recogniser.transcribe("talk.wav")
-    samples, begin = first_window(recogniser, "talk.wav", recogniser.check())
-    draw(recogniser, samples, run.attempts, "talk.png", begin=begin)
+    with explain.observed(recognizer) as run:
+        recognizer.transcribe("talk.wav")
+    samples, begin = first_window(recognizer, "talk.wav", recognizer.check())
+    draw(recognizer, samples, run.attempts, "talk.png", begin=begin)
 
 The first window is drawn, with the last attempt in it. Needs matplotlib, the extra [plot].
 """
@@ -67,10 +67,10 @@ def check(path: str, recordings: Sequence[str] = ()) -> None:
         )
 
 
-def draw(recogniser: Any, samples: Tensor, searches: Sequence[Search], path: str, *, begin: float = 0.0) -> list[str]:
+def draw(recognizer: Any, samples: Tensor, searches: Sequence[Search], path: str, *, begin: float = 0.0) -> list[str]:
     """Writes the picture of a window, whole or not at all, in the format that the file's name says; gives warnings.
 
-    recogniser  with its modules as they are to be read (`load(plain=True)`), or with 8-bit linears
+    recognizer  with its modules as they are to be read (`load(plain=True)`), or with 8-bit linears
     samples     (S,) at 16 kHz of the window; none where all is silent
     searches    the attempts in this window; the last one counts
     begin       second of the recording at which the window begins
@@ -83,10 +83,10 @@ def draw(recogniser: Any, samples: Tensor, searches: Sequence[Search], path: str
     from matplotlib.figure import Figure
 
     search = searches[-1] if searches else None
-    reading = read_again(recogniser, samples, search) if search and search.result and len(samples) else None
+    reading = read_again(recognizer, samples, search) if search and search.result and len(samples) else None
     known = set(font_manager.get_font_names())
     chinese = next((name for name in CHINESE_FONTS if name in known), None)
-    said = "".join(label(recogniser.tokenizer, number) for number in reading.ids) if reading else ""
+    said = "".join(label(recognizer.tokenizer, number) for number in reading.ids) if reading else ""
     lacking = chinese is None and any("\u2e80" <= letter <= "\uffdc" for letter in said)
     style: dict[Any, Any] = {"font.family": ["DejaVu Sans", chinese] if chinese else ["DejaVu Sans"], "font.size": 9}
     style |= {"svg.hashsalt": "glmasr"}  # with this and without the moment, the same recording gives the same file
@@ -99,11 +99,11 @@ def draw(recogniser: Any, samples: Tensor, searches: Sequence[Search], path: str
         mel.sharex(wave)
         looked.sharex(wave)
         draw_waveform(wave, samples, begin)
-        draw_log_mel(mel, recogniser, samples, begin)
+        draw_log_mel(mel, recognizer, samples, begin)
         if reading and search:
-            draw_attention(looked, recogniser.tokenizer, reading, begin)
+            draw_attention(looked, recognizer.tokenizer, reading, begin)
             wide = max(map(len, search.steps), default=0) > 1
-            (draw_beams if wide else draw_candidates)(searched, recogniser.tokenizer, search, reading)
+            (draw_beams if wide else draw_candidates)(searched, recognizer.tokenizer, search, reading)
         else:
             for axes in (looked, searched):
                 axes.set_axis_off()
@@ -141,11 +141,11 @@ def draw_waveform(axes: "Axes", samples: Tensor, begin: float) -> None:
     axes.set_ylabel("amplitude")
 
 
-def draw_log_mel(axes: "Axes", recogniser: Any, samples: Tensor, begin: float) -> None:
-    encoder = recogniser.config.encoder
+def draw_log_mel(axes: "Axes", recognizer: Any, samples: Tensor, begin: float) -> None:
+    encoder = recognizer.config.encoder
     hears_samples = bool(getattr(encoder, "convolutions", ()))
     bands, frames = BANDS if hears_samples else encoder.bands, max(1, -(-len(samples) // HOP))
-    mel = torch.cat([*sound.log_mel(sound.windows(samples, recogniser.config.window), bands)], dim=1)[:, :frames]
+    mel = torch.cat([*sound.log_mel(sound.windows(samples, recognizer.config.window), bands)], dim=1)[:, :frames]
     axes.imshow(
         mel.numpy(),
         origin="lower",

@@ -1,4 +1,4 @@
-"""A bar on a terminal, for the recording that is being recognised."""
+"""A bar on a terminal, for the recording that is being recognized."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from ..errors import printable
 
 class Progress:
     def __init__(self, names: list[str], quiet: bool, begun: Mapping[str, float]):
-        """`begun`: seconds of recordings that are recognised already."""
+        """`begun`: seconds of recordings that are recognized already."""
         self.names, self.begun, self.number = names, begun, -1
         self.bar: tqdm | None = None
         self.start = 0.0
@@ -47,7 +47,7 @@ class Progress:
         )
 
     def reach(self, seconds: float) -> None:
-        """So much of the recording is recognised."""
+        """So much of the recording is recognized."""
         bar = self.bar
         if bar is None:
             return

@@ -18,7 +18,7 @@ from ..errors import GlmAsrError, OutputError, printable
 WEIGHTS = set(".safetensors .bin .pt .pth .ckpt .msgpack .h5 .onnx .gguf".split())
 
 
-def quantise_directory(directory: Path, out: Path) -> None:
+def quantize_directory(directory: Path, out: Path) -> None:
     """`out`, a new directory, is there when it is complete. Raises CheckpointError, OptionError, OutputError."""
     from .. import weights  # and PyTorch, which takes a second: not before the arguments are right
     from ..kernels import int8
@@ -30,7 +30,7 @@ def quantise_directory(directory: Path, out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder:
             part = Path(folder) / "part"
-            weights.save(model, part, None, quantise=int8.quantise)
+            weights.save(model, part, None, quantize=int8.quantize)
             for path in directory.iterdir():  # tokenizer, chat template, license; the configuration is written already
                 weight_file = path.suffix in WEIGHTS or path.name.endswith(".index.json")
                 if path.is_file() and not weight_file and not (part / path.name).exists():
@@ -53,7 +53,7 @@ def main() -> int:
     try:
         with ended_at_once():
             from ..checkpoint.hub import find
-        quantise_directory(find(args.directory, hub=args.hub), args.out)
+        quantize_directory(find(args.directory, hub=args.hub), args.out)
     except GlmAsrError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ FLAGS = {  # of a segment -> what the warning says
     "tones": "this sounds like tones more than like a voice, and the model is not sure of the text",
     "incomplete": "the limit of tokens was reached, so the text is incomplete",
     "sampled": "the first answer couldn't be right; this one was sampled",
-    "split": "no answer could be right; the halves were recognised separately",
+    "split": "no answer could be right; the halves were recognized separately",
     "dropped": "no answer could be right, and in its halves nobody seems to speak; there is no text",
     "uncovered": "somebody speaks here, and there is no text, or too little",
 }
@@ -58,7 +58,7 @@ class Part:
     resume: float = 0.0  # seconds: where the last complete sentence ends, or `end`; for `--long seek`
     last: bool = False  # the recording ends here
     uncovered: tuple[tuple[float, float], ...] = ()  # seconds: somebody speaks there, and there is no text
-    # After this part; None where others of its batch follow. With it, `Recogniser.streams` can go on here.
+    # After this part; None where others of its batch follow. With it, `Recognizer.streams` can go on here.
     language_state: "LanguageState | None" = None
 
 

@@ -1,11 +1,11 @@
-"""What was recognised of a recording so far, kept beside its files, so that a run that was stopped can go on.
+"""What was recognized of a recording so far, kept beside its files, so that a run that was stopped can go on.
 
     talk.incomplete.jsonl   {"run": {"recording": "9f3c...", "model": "51aa...", "beams": 5, ...}, "formats": ["srt"]}
                             {"start": 0.0, "end": 27.4, "segments": [...], "language_state": {"requested": "en"}, ...}
                             ...
 
 The first line says what the text depends on; each other one is a `Part`. A line is on the disk before the next window
-is recognised. What comes after the last part that has its `language_state`, such as a line that a crash has torn, is
+is recognized. What comes after the last part that has its `language_state`, such as a line that a crash has torn, is
 dropped.
 
 Unusual: the recording is known by its bytes, not by its name and time, so it may be moved or copied before the run goes
@@ -21,7 +21,7 @@ from typing import Any
 
 from ..checkpoint import hub_cache
 from ..errors import OutputError
-from ..pipeline import LanguageState, Options, Part, Recogniser, Segment
+from ..pipeline import LanguageState, Options, Part, Recognizer, Segment
 from ..transcription import vad
 
 try:
@@ -37,10 +37,10 @@ NO_MATTER = {"batch_size", "max_duration"}  # options that the text doesn't depe
 Fields = dict[str, Any]  # a line of the file
 
 
-def fingerprint(recording: str, model: Path, recogniser: Recogniser, language: str, options: Options) -> Fields:
+def fingerprint(recording: str, model: Path, recognizer: Recognizer, language: str, options: Options) -> Fields:
     """What the parts of a recording depend on, as JSON gives it back; `model` is the directory of the checkpoint,
     `options` as `check` gives them. Raises OSError."""
-    how = recogniser.how(options)
+    how = recognizer.how(options)
     chosen = {name: value for name, value in asdict(options).items() if name not in NO_MATTER}
     chosen["vad"] = options.vad == "auto" and vad.available()  # it says where windows end
     found = {

@@ -171,7 +171,7 @@ def incomplete(path: Path) -> Path:
 
 
 def journal(outputs: dict[str, Path]) -> Path:
-    """Where `Journal` keeps what was recognised so far: one file for all formats, `monday.incomplete.jsonl`."""
+    """Where `Journal` keeps what was recognized so far: one file for all formats, `monday.incomplete.jsonl`."""
     return incomplete(next(iter(outputs.values()))).with_suffix(JOURNAL)
 
 
