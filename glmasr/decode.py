@@ -2,8 +2,8 @@
 
 Letters: A recordings, W width (beams for each recording), B = A * W rows, V vocabulary, t new tokens so far.
 
-All are the same loop: the model says how likely each next token is, rules forbid some of them, the search chooses, the
-choice goes back into the model. For one recording, greedy search is
+All are the same loop: the model says how likely each next token is, rules forbid some, the search chooses, the choice
+goes back into the model. For one recording, greedy search is
 
     logits, ids = model.prefill(audio, [prompt], cache), []
     while len(ids) < max_new:
@@ -17,8 +17,8 @@ The rest is about batches and other choices. Sampling draws the token, which get
 into. Beam search keeps the W best beginnings of each recording: the best first token need not begin the best sentence.
 
 Unusual: `beam` finds the ids that `generate(num_beams=W, do_sample=False, early_stopping=False)` of Transformers 5.23
-finds, oddities included; each is marked TRAP. Recordings that are finished leave the batch as soon as they are a
-quarter of it: sooner, and moving the cache would cost more than it saves. A step copies one row of flags to the host.
+finds, oddities included; each is marked TRAP. Finished recordings leave the batch once they are a quarter of it:
+sooner, and moving the cache would cost more than it saves.
 """
 
 from __future__ import annotations
@@ -60,10 +60,8 @@ class Model(Protocol):
     def new_cache(self, rows: int, capacity: int) -> Cache:
         """An empty cache for `rows` sequences of up to `capacity` tokens, prompt included."""
 
-    # `cache` is one that `new_cache` gave: a model takes its own kind only.
-
     def prefill(self, audio: Any, prompt: Sequence[Sequence[int]], cache: Any) -> Tensor:
-        """A recordings and their prompts (the lengths may differ) -> logits (A, V)."""
+        """A recordings and their prompts (the lengths may differ) -> logits (A, V). `cache`: one of `new_cache`."""
 
     def step(self, tokens: Tensor, cache: Any) -> Tensor:
         """tokens (B,) int64, one more of each row -> logits (B, V)."""
@@ -88,9 +86,7 @@ class Hypothesis:
 
     @property
     def mean_logprob(self) -> float:
-        """`logprob` for each token, where the stop id counts as a token, even if the limit came before it
-        (openai/whisper, decoding.py: avg_logprob).
-        """
+        """`logprob` for each token; the stop id counts, even if the limit came first (as openai/whisper)."""
         return self.logprob / (len(self.ids) + 1)
 
 
@@ -339,8 +335,8 @@ def beam(
         done = done | (running.score[:, 0] / t**length_penalty <= finished.rank[:, -1]) | (limit == t)
         if watch is not None:
             going_on = running._replace(score=running.score.masked_fill(done[:, None], -math.inf))
-            complete = finished._replace(score=finished.score.masked_fill(finished.rank.isneginf(), -math.inf))
-            kept = going_on.join(complete)
+            ended = finished._replace(score=finished.score.masked_fill(finished.rank.isneginf(), -math.inf))
+            kept = going_on.join(ended)
             watch(batch, kept.ids, kept.score, kept.length, kept.stopped)
 
         # 6. Those that are done leave; the others take over what their parents had in the cache.
@@ -374,15 +370,12 @@ def _prefill(
     model: Model, audio: Any, prompt: Sequence[Sequence[int]], max_new: int | Sequence[int], width: int
 ) -> tuple[Tensor, Cache, list[int]]:
     """Reads the A prompts and continues each in `width` rows -> logits (B, V) of the first new token, the cache, and
-    the most new tokens of each recording.
-    """
+    the most new tokens of each recording."""
     if not prompt:
         raise ValueError("prompt is empty; it has to be a list with the ids of one prompt for each recording")
     limits = [max_new] * len(prompt) if isinstance(max_new, int) else list(max_new)
     if len(limits) != len(prompt) or min(limits) < 1:
-        raise ValueError(
-            f"max_new is {max_new}; at least 1 new token has to be allowed, for each of {len(prompt)} recordings"
-        )
+        raise ValueError(f"max_new is {max_new}; expected 1 or more, for each of {len(prompt)} recordings")
     cache = model.new_cache(len(prompt), max(map(len, prompt)) + max(limits))
     logits = model.prefill(audio, prompt, cache)
     if width > 1:
@@ -403,8 +396,6 @@ def _is_in(tokens: Tensor, ids: Tensor) -> Tensor:
 
 def _hypothesis(ids: list[int], length: int, logprob: float, stopped: bool, empty: float) -> Hypothesis:
     if not math.isfinite(logprob):
-        raise ValueError(
-            f"the log-probability of a result is {logprob}, not a finite number: either the rules left no token "
-            "(let them leave one in each row), or the model's logits are not finite (try float32 or bfloat16)"
-        )
+        why = "the rules left no token (let them leave one in each row), or the logits are not finite (try float32)"
+        raise ValueError(f"the log-probability of a result is {logprob}, not a finite number: {why}")
     return Hypothesis(ids[: length - stopped], logprob, stopped, empty)

@@ -28,6 +28,7 @@ from helpers.server import ROOT, Server  # noqa: E402
 from glmasr.server import (
     gate,
     main,  # noqa: E402
+    running,  # noqa: E402
 )
 
 EXAMPLES = ROOT / "examples"
@@ -92,7 +93,7 @@ def test_what_is_installed():
     assert "--extra-index-url https://download.pytorch.org/whl/${TORCH} torch" in commands[0]
     [extras] = re.findall(r"'\.\[(.+)\]'", commands[1])
     assert set(extras.split(",")) == {"web", "hub"} < set(setup["options.extras_require"])
-    modules = [f"{name}.py" for name in setup["options"]["py_modules"].split()] + setup["options"]["packages"].split()
+    modules = [f"{name}.py" for name in setup["options"]["py_modules"].split()] + [pattern.rstrip("*") for pattern in setup["options.packages.find"]["include"].split()]
     needed = {"setup.cfg", "pyproject.toml", "constraints.txt", setup["metadata"]["license_files"], setup["metadata"]["long_description"].split()[1], *modules}
     assert set(context()) == {*needed, ENTRY[1]} and all((ROOT / name).exists() for name in context())
     copied = {name for instruction, rest in BUILD + IMAGE if instruction == "COPY" and "--from" not in rest for name in rest.split()[:-1]}
@@ -105,7 +106,7 @@ def test_compose():
     [volume] = server["volumes"]
     assert volume.split(":")[0] in COMPOSE["volumes"] and volume.split(":")[1] == LAST["VOLUME"]
     assert main.arguments([argument.replace("${GLMASR_MODEL:-", "").rstrip("}") for argument in server["command"]]).model == main.arguments([]).model
-    assert seconds(server["stop_grace_period"]) > main.GRACE + main.LAST and "ports" not in server
+    assert seconds(server["stop_grace_period"]) > running.GRACE + running.LAST and "ports" not in server
     [mounted], [published] = nginx["volumes"], nginx["ports"]
     assert (ROOT / mounted.split(":")[0]).samefile(ROOT / "docker/nginx.conf")
     assert published == f"${{GLMASR_LISTEN:-127.0.0.1:{LAST['EXPOSE']}}}:{directive('listen')}"

@@ -16,7 +16,7 @@ EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
 def pair():
     """The demo, plain, and the same over static memory, with what both heard of the examples."""
     plain, static = (glmasr.load("demo", device="cpu", dtype="float32") for _ in range(2))
-    heard = [plain.hear(glmasr.audio.load(name)) for name in EXAMPLES]
+    heard = [plain.family.embed(glmasr.audio.load(name)) for name in EXAMPLES]
     return plain.model, cuda_graphs.GraphedModel(static.model, captured=False), heard, [plain.model.prompt(plain.tokenizer, len(rows)) for rows in heard]
 
 

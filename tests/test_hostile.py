@@ -196,7 +196,7 @@ sound("a WAV, metadata and zeros", lambda: wav() + b"LIST\x0a\0\0\0INFOISFT\2\0"
 sound("OGG with Opus, then with Vorbis", lambda: kind("OGG", "OPUS")() + kind("OGG", "VORBIS")(), "read, 1 s")
 sound("a WAV, and one that is damaged behind it", lambda: wav() + wav(channels=0),
       "read, 0.5 s; warning: talk.wav: recording 2 in this file, which begins at byte 16044, is lost (Channel count is zero): cut the file in two there")
-sound("2000 WAV, one behind the other", lambda: 2000 * bytes_of(np.zeros(16)), "read, 1 s; warning: talk.wav: holds more than 1000 recordings, one behind the other; what follows those, from byte 76000 on, is lost: cut the file in two there")
+sound("2000 WAV, one behind the other", lambda: 2000 * bytes_of(np.zeros(16)), "read, 1 s; warning: talk.wav: holds more than 1000 recordings, one after the other; what follows those, from byte 76000 on, is lost: cut the file in two there")
 sound("stereo in opposite phase", lambda: bytes_of(np.stack([speech(0.5), -0.95 * speech(0.5)], 1)),
       "read, 0.5 s; warning: talk.wav: its two channels are in opposite phase, so that their mean would be next to silence; the left one is taken there")
 sound("a track that is not there", wav, "AudioError: talk.wav: has no track 2; it has one track, whose language it doesn't state: leave the track out", track=2)

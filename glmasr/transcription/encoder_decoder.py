@@ -16,6 +16,8 @@ from .families import SURE, EncodedBatch, Job, States, after_speech, padded_to_s
 from .language import LANGUAGES, AnyTokenizer, alike, canonical
 from .options import Options
 
+PAD_STEP = 12_800  # samples, 0.8 s, to about a multiple of which a window is padded
+
 
 class EncoderDecoderFamily:
     long_form: tuple[str, ...] = ("cut", "seek")
@@ -83,7 +85,11 @@ class EncoderDecoderFamily:
 
     def padded_length(self, window: Window, options: Options) -> int:
         full = self.config.window
-        return full if options.pad_to == "window" else padded_to_speech(window, full, self.samples_per_state)
+        return (
+            full
+            if options.pad_to == "window"
+            else padded_to_speech(window, full, round(PAD_STEP / self.samples_per_state) * self.samples_per_state)
+        )
 
     def encode_windows(self, windows: list[Tensor], length: int | None = None) -> Tensor:
         """Samples (S,) of windows -> encoder states (A, T, D). They are padded, or cut, to `length` samples; by default

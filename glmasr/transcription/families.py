@@ -17,7 +17,6 @@ from .language import canonical
 from .options import Options
 
 AFTER_SPEECH = 1.0  # seconds that are encoded after the last sound, where a window is not encoded to its end
-PAD_STEP_SECONDS = 0.8  # about; windows are padded to a multiple of it, so that there are batches of equal length
 LONG_PAUSE = 10.0  # seconds, after which somebody else may speak, in another language
 SURE = 0.8  # probability with which a window changes the language of a recording
 
@@ -176,10 +175,9 @@ class Family(Protocol):
         ...
 
 
-def padded_to_speech(window: Window, full: int, samples_per_state: int) -> int:
-    """Up to a second after the last sound, in few different lengths; at most `full`."""
+def padded_to_speech(window: Window, full: int, step: int) -> int:
+    """Samples up to a second after the last sound, at most `full`: a multiple of `step`, for batches of equal length."""
     _, end = window.sound_span()
-    step = round(PAD_STEP_SECONDS * SAMPLE_RATE / samples_per_state) * samples_per_state
     samples = round((end - window.begin + AFTER_SPEECH) * SAMPLE_RATE)
     return min(full, -(-samples // step) * step)
 

@@ -18,6 +18,7 @@ from .options import Options
 SHORTEST = 961  # samples; fewer make no embedding, and are padded with silence up to here
 ENCODER_BATCH = {"cpu": 1, "cuda": 16}  # windows that are encoded at a time; a CPU has enough to do with one
 MARKERS = ("<|user|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|assistant|>")  # special tokens of the prompt
+PAD_STEP = 10_240  # samples, 0.64 s, to a multiple of which a window is padded
 UNLIMITED = 2**31
 
 
@@ -81,7 +82,7 @@ class GlmAsrFamily:
         full = self.config.window
         if options.pad_to == "window" or len(window.samples) > full:
             return full
-        return padded_to_speech(window, full, self.samples_per_state)
+        return padded_to_speech(window, full, PAD_STEP)
 
     def encode(self, jobs: list[Job], length: int, options: Options, states: States) -> EncodedBatch:
         full = self.config.window
