@@ -2,9 +2,9 @@
 
     python benchmarks/accuracy.py full [--tokens 24]
 
-Error: root of the mean square of the difference, as part of the root of the mean square of the float32 logits (their mean over
-the vocabulary taken out); and in how many of the steps the likeliest token is another one. The tokens that are read are those
-that float32 finds. Each type runs in a process of its own; float32 takes 9 GB.
+Error: root of the mean square of the difference, as part of the root of the mean square of the float32 logits (their
+mean over the vocabulary taken out); and in how many of the steps the likeliest token is another one. The tokens that
+are read are those that float32 finds. Each type runs in a process of its own; float32 takes 9 GB.
 """
 
 import argparse
@@ -24,7 +24,9 @@ from glmasr import load  # noqa: E402
 
 
 @torch.inference_mode()
-def logits(directory: str, dtype: str, seconds: float, ids: list[int] | None, tokens: int, threads: int) -> tuple[np.ndarray, list[int]]:
+def logits(
+    directory: str, dtype: str, seconds: float, ids: list[int] | None, tokens: int, threads: int
+) -> tuple[np.ndarray, list[int]]:
     """The logits (T, V) of `tokens` steps that read `ids`, or the likeliest token each time."""
     torch.set_num_threads(threads)
     recognizer = load(directory, device="cpu", dtype=dtype)
@@ -57,8 +59,11 @@ def main() -> None:
     for dtype in ("bfloat16", "int8"):
         other, _ = alone(dtype, args.seconds, ids)
         other -= other.mean(1, keepdims=True)
-        error = np.sqrt(((other - exact) ** 2).mean() / (exact ** 2).mean())
-        print(f"| {dtype} | {100 * error:.2f} % | {int((other.argmax(1) != exact.argmax(1)).sum())} of {len(exact)} |", flush=True)
+        error = np.sqrt(((other - exact) ** 2).mean() / (exact**2).mean())
+        print(
+            f"| {dtype} | {100 * error:.2f} % | {int((other.argmax(1) != exact.argmax(1)).sum())} of {len(exact)} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -11,29 +11,53 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-PATIENCE = 90                   # seconds: a busy machine
+PATIENCE = 90  # seconds: a busy machine
 
 
 class Page:
-    """A browser of its own with one open page. `microphone`: a WAV file that its fake microphone plays; `ready`: what is there
-    when it is loaded."""
+    """A browser of its own with one open page. `microphone`: a WAV file that its fake microphone plays; `ready`: what
+    is there when it is loaded."""
 
-    def __init__(self, url: str, language: str = "en-GB", width: int = 1100, height: int = 1000, microphone: str | None = None, ready: str = "#go"):
+    def __init__(
+        self,
+        url: str,
+        language: str = "en-GB",
+        width: int = 1100,
+        height: int = 1000,
+        microphone: str | None = None,
+        ready: str = "#go",
+    ):
         self.downloads = Path(tempfile.mkdtemp(prefix="glmasr-browser-"))
         options = Options()
         options.binary_location = shutil.which("chromium") or shutil.which("chromium-browser")
         # A container has no sandbox to give, and little shared memory.
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", f"--lang={language}",
-                         f"--user-data-dir={self.downloads / 'profile'}"):
+        for argument in (
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-dev-shm-usage",
+            "--disable-gpu",
+            f"--lang={language}",
+            f"--user-data-dir={self.downloads / 'profile'}",
+        ):
             options.add_argument(argument)
         if microphone:
-            for argument in ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", f"--use-file-for-fake-audio-capture={microphone}"):
+            for argument in (
+                "--use-fake-device-for-media-stream",
+                "--use-fake-ui-for-media-stream",
+                f"--use-file-for-fake-audio-capture={microphone}",
+            ):
                 options.add_argument(argument)
-        options.add_experimental_option("prefs", {"intl.accept_languages": f"{language},{language[:2]}", "download.default_directory": str(self.downloads)})
+        options.add_experimental_option(
+            "prefs",
+            {"intl.accept_languages": f"{language},{language[:2]}", "download.default_directory": str(self.downloads)},
+        )
         self.driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
         self.driver.set_window_size(width, height)
         # TRAP: a window can't be narrower than 500 pixels; a phone has to be told as one.
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+        )
         self.driver.get(url)
         self.find(ready)
 
@@ -45,7 +69,9 @@ class Page:
         shutil.rmtree(self.downloads, ignore_errors=True)
 
     def wait(self, condition, what: str = ""):
-        return WebDriverWait(self.driver, PATIENCE, 0.1, ignored_exceptions=(Exception,)).until(lambda _: condition(), what)
+        return WebDriverWait(self.driver, PATIENCE, 0.1, ignored_exceptions=(Exception,)).until(
+            lambda _: condition(), what
+        )
 
     def find(self, selector: str):
         return self.wait(lambda: self.driver.find_element(By.CSS_SELECTOR, selector), selector)

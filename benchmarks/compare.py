@@ -1,14 +1,16 @@
-"""Compares this package with Transformers on the same weights and the same sound: time, memory and, with --check, the numbers.
+"""Compares this package with Transformers on the same weights and the same sound: time, memory and, with --check, the
+numbers.
 
     python benchmarks/make_checkpoint.py full
-    python benchmarks/compare.py full                   a Markdown table: medians (least-greatest) of runs turn about; 25 minutes
-    python benchmarks/compare.py full --device cuda     the same on a GPU
-    python benchmarks/compare.py full --check           float32: the same encoder output, the same greedy ids
+    python benchmarks/compare.py full                   a Markdown table: medians (least-greatest) of runs turn about;
+    25 minutes python benchmarks/compare.py full --device cuda     the same on a GPU python benchmarks/compare.py full
+    --check           float32: the same encoder output, the same greedy ids
 
 "8 windows at once" are 8 recordings of that length: encoded, and decoded as one batch.
 Both do what their users do: `greedy` and `beam` here, there `generate` with its key-value cache and
-`scaled_dot_product_attention`, in inference mode. On a GPU there is a third: `generate` with a static cache, which compiles its step.
-Load time and peak memory are those of fresh processes, one implementation in each, weights in the disk cache.
+`scaled_dot_product_attention`, in inference mode. On a GPU there is a third: `generate` with a static cache, which
+compiles its step. Load time and peak memory are those of fresh processes, one implementation in each, weights in the
+disk cache.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"              # before any import of Transformers: everything is on the disk
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of Transformers: everything is on the disk
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
@@ -40,11 +42,11 @@ from glmasr.checkpoint.tensor_files import weight_files  # noqa: E402
 from glmasr.config import SAMPLE_RATE  # noqa: E402
 
 CHECKED_IDS = 16
-NEAR = 1e-4                                     # greatest difference of encoder outputs in float32, as part of the greatest value
-ROWS = 8                                        # decoded together: the windows of a file
+NEAR = 1e-4  # greatest difference of encoder outputs in float32, as part of the greatest value
+ROWS = 8  # decoded together: the windows of a file
 BEAMS, BEAM_SECONDS, BEAM_TOKENS = 5, 10, 40
-TEXT_TOKENS = 100                               # of a window of 30 s
-CLIPS, CLIP_SECONDS, CLIP_TOKENS = 64, 8, 40    # short recordings, many at once
+TEXT_TOKENS = 100  # of a window of 30 s
+CLIPS, CLIP_SECONDS, CLIP_TOKENS = 64, 8, 40  # short recordings, many at once
 
 
 def sound(seconds: float) -> Tensor:
@@ -56,7 +58,8 @@ def sound(seconds: float) -> Tensor:
 
 
 class Clock:
-    """The moments of one run: `tick` notes one; `logits(count)`, called with each of `count` logits, notes the first and the last."""
+    """The moments of one run: `tick` notes one; `logits(count)`, called with each of `count` logits, notes the first
+    and the last."""
 
     def __init__(self, device: str):
         self.device = device
@@ -74,27 +77,39 @@ class Clock:
             self.tick()
 
 
-# -- the implementations: recordings -> what the encoder takes -> what the decoder hears -> so many ids for each -> texts ------
+# -- the implementations: recordings -> what the encoder takes -> what the decoder hears -> so many ids for each ->
+# texts ------
+
 
 class Ours:
     def __init__(self, directory: Path, device: str, dtype: str):
         from glmasr import audio, decode, load, pipeline
+
         self.audio, self.decode = audio, decode
-        start = time.perf_counter()                             # imports are not counted, here and there
+        start = time.perf_counter()  # imports are not counted, here and there
         self.recognizer = load(directory, device=device, dtype=dtype)
         self.load_seconds = time.perf_counter() - start
-        self.model, self.device, self.most = self.recognizer.model, device, pipeline.MOST_HEARD[torch.device(device).type]
+        self.model, self.device, self.most = (
+            self.recognizer.model,
+            device,
+            pipeline.MOST_HEARD[torch.device(device).type],
+        )
 
     def features(self, recordings: list[Tensor]):
         model, features = self.model, []
         for samples in recordings:
-            counts = [min(model.config.window, len(samples) - start) for start in range(0, len(samples), model.config.window)]
+            counts = [
+                min(model.config.window, len(samples) - start) for start in range(0, len(samples), model.config.window)
+            ]
             windows = self.audio.windows(samples, model.config.window).to(model.device)
             features.append((self.audio.log_mel(windows, model.config.encoder.bands).to(model.dtype), counts))
         return features
 
     def hear(self, features) -> list[Tensor]:
-        mel, lengths = torch.cat([windows for windows, _ in features]), [count for _, counts in features for count in counts]
+        mel, lengths = (
+            torch.cat([windows for windows, _ in features]),
+            [count for _, counts in features for count in counts],
+        )
         parts = [slice(start, start + self.most) for start in range(0, len(mel), self.most)]
         rows = iter([row for part in parts for row in self.model.encode(mel[part], lengths[part])])
         return [torch.cat([next(rows) for _ in counts]) for _, counts in features]
@@ -115,9 +130,14 @@ class Theirs:
 
     def __init__(self, directory: Path, device: str, dtype: str):
         from transformers import AutoProcessor, GlmAsrForConditionalGeneration
+
         start = time.perf_counter()
         self.processor = AutoProcessor.from_pretrained(directory)
-        self.model = GlmAsrForConditionalGeneration.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa").to(device).eval()
+        self.model = (
+            GlmAsrForConditionalGeneration.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa")
+            .to(device)
+            .eval()
+        )
         self.load_seconds = time.perf_counter() - start
 
     def features(self, recordings: list[Tensor]):
@@ -125,7 +145,9 @@ class Theirs:
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
     def hear(self, features) -> list[Tensor]:
-        return [self.model.get_audio_features(features["input_features"], features["input_features_mask"]).pooler_output]
+        return [
+            self.model.get_audio_features(features["input_features"], features["input_features_mask"]).pooler_output
+        ]
 
     def search(self, heard: list[Tensor], features, tokens: int, clock: Clock, beams: int = 1) -> list[list[int]]:
         def look(ids: Tensor, logits: Tensor) -> Tensor:
@@ -135,8 +157,16 @@ class Theirs:
         ids = features["input_ids"]
         places = (ids == self.model.config.audio_token_id)[..., None]
         embeddings = self.model.get_input_embeddings()(ids).masked_scatter(places, torch.cat(heard))
-        found = self.model.generate(inputs_embeds=embeddings, attention_mask=features["attention_mask"], do_sample=False, num_beams=beams,
-                                    min_new_tokens=tokens, max_new_tokens=tokens, logits_processor=[look], cache_implementation=self.cache)
+        found = self.model.generate(
+            inputs_embeds=embeddings,
+            attention_mask=features["attention_mask"],
+            do_sample=False,
+            num_beams=beams,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+            logits_processor=[look],
+            cache_implementation=self.cache,
+        )
         return found.tolist()
 
     def texts(self, ids: list[list[int]]) -> list[str]:
@@ -148,13 +178,20 @@ class TheirsStatic(Theirs):
 
 
 KINDS: dict[str, tuple[type, str | None]] = {
-    "glmasr": (Ours, None), "glmasr int8": (Ours, "int8"), "Transformers": (Theirs, None), "Transformers, static": (TheirsStatic, None)}
+    "glmasr": (Ours, None),
+    "glmasr int8": (Ours, "int8"),
+    "Transformers": (Theirs, None),
+    "Transformers, static": (TheirsStatic, None),
+}
 
 
-# -- what is measured --------------------------------------------------------------------------------------------------------
+# -- what is measured
+# --------------------------------------------------------------------------------------------------------
+
 
 def alone(function, *arguments):
-    """The result of a function in a fresh process. TRAP: a child's peak begins at the parent's, so the parent has to be small."""
+    """The result of a function in a fresh process. TRAP: a child's peak begins at the parent's, so the parent has to be
+    small."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -167,7 +204,8 @@ def make(name: str, args):
 
 @torch.inference_mode()
 def load_and_memory(name: str, args) -> dict[str, float]:
-    """Seconds to load and to recognize the sound once, when weights that were mapped are read, and GiB at the most, of a process."""
+    """Seconds to load and to recognize the sound once, when weights that were mapped are read, and GiB at the most, of
+    a process."""
     torch.set_num_threads(args.threads)
     implementation = make(name, args)
     first = text(implementation, args)["text"]
@@ -232,8 +270,8 @@ def to_text(implementation, args, count: int, seconds: float, tokens: int) -> fl
 
 @dataclass
 class Line:
-    """A line of the table. `ratios`: (name, what is divided, by what), each "key of an implementation". `sound`: the seconds of sound
-    that the seconds of work are for."""
+    """A line of the table. `ratios`: (name, what is divided, by what), each "key of an implementation". `sound`: the
+    seconds of sound that the seconds of work are for."""
 
     key: str
     title: str
@@ -248,21 +286,57 @@ def lines(args) -> list[Line]:
     A, B, T = "glmasr", "glmasr int8", "Transformers"
     return [
         Line("load", "load, s", [ratio("glmasr / Transformers", "load", A, T)]),
-        Line("encoder", f"encoder and projector, {args.seconds:g} s of sound, s", [ratio("glmasr / Transformers", "encoder", A, T)]),
+        Line(
+            "encoder",
+            f"encoder and projector, {args.seconds:g} s of sound, s",
+            [ratio("glmasr / Transformers", "encoder", A, T)],
+        ),
         Line("prefill", "prefill, s", [ratio("glmasr / Transformers", "prefill", A, T)]),
-        Line("decode", "decode, one row, tokens/s", [ratio("glmasr / Transformers", "decode", A, T), ratio("int8 / bfloat16", "decode", B, A)]),
-        Line("rows", f"decode, {ROWS} rows, tokens/s", [ratio("to one row", "rows", A, A, "decode"), ratio("int8 to its one row", "rows", B, B, "decode")]),
-        Line("beams", f"{BEAMS} beams, {BEAM_SECONDS} s of sound, {BEAM_TOKENS} tokens, s", [ratio("Transformers / glmasr", "beams", T, A)]),
-        Line("text", f"samples to text, {args.seconds:g} s, {TEXT_TOKENS} tokens, s",
-             [ratio("Transformers / glmasr", "text", T, A), ratio("bfloat16 / int8", "text", A, B)], args.seconds),
-        Line("texts", f"the same, {ROWS} windows at once, s", [ratio(f"{ROWS} one by one / at once", "text", A, A, "texts", ROWS),
-                                                               ratio("int8", "text", B, B, "texts", ROWS),
-                                                               ratio("bfloat16 one by one / int8 at once", "text", A, B, "texts", ROWS)],
-             ROWS * args.seconds),
-        Line("first", "samples to text, the first time in a process, s", [ratio("Transformers / glmasr", "first", T, A)]),
-        Line("clips", f"samples to text, {CLIPS} recordings of {CLIP_SECONDS} s at once, {CLIP_TOKENS} tokens each, s",
-             [ratio("Transformers / glmasr", "clips", T, A)], CLIPS * CLIP_SECONDS),
-        Line("memory", f"peak memory{' on the GPU' if args.device == 'cuda' else ''}, GiB", [ratio("glmasr / Transformers", "memory", A, T)]),
+        Line(
+            "decode",
+            "decode, one row, tokens/s",
+            [ratio("glmasr / Transformers", "decode", A, T), ratio("int8 / bfloat16", "decode", B, A)],
+        ),
+        Line(
+            "rows",
+            f"decode, {ROWS} rows, tokens/s",
+            [ratio("to one row", "rows", A, A, "decode"), ratio("int8 to its one row", "rows", B, B, "decode")],
+        ),
+        Line(
+            "beams",
+            f"{BEAMS} beams, {BEAM_SECONDS} s of sound, {BEAM_TOKENS} tokens, s",
+            [ratio("Transformers / glmasr", "beams", T, A)],
+        ),
+        Line(
+            "text",
+            f"samples to text, {args.seconds:g} s, {TEXT_TOKENS} tokens, s",
+            [ratio("Transformers / glmasr", "text", T, A), ratio("bfloat16 / int8", "text", A, B)],
+            args.seconds,
+        ),
+        Line(
+            "texts",
+            f"the same, {ROWS} windows at once, s",
+            [
+                ratio(f"{ROWS} one by one / at once", "text", A, A, "texts", ROWS),
+                ratio("int8", "text", B, B, "texts", ROWS),
+                ratio("bfloat16 one by one / int8 at once", "text", A, B, "texts", ROWS),
+            ],
+            ROWS * args.seconds,
+        ),
+        Line(
+            "first", "samples to text, the first time in a process, s", [ratio("Transformers / glmasr", "first", T, A)]
+        ),
+        Line(
+            "clips",
+            f"samples to text, {CLIPS} recordings of {CLIP_SECONDS} s at once, {CLIP_TOKENS} tokens each, s",
+            [ratio("Transformers / glmasr", "clips", T, A)],
+            CLIPS * CLIP_SECONDS,
+        ),
+        Line(
+            "memory",
+            f"peak memory{' on the GPU' if args.device == 'cuda' else ''}, GiB",
+            [ratio("glmasr / Transformers", "memory", A, T)],
+        ),
     ]
 
 
@@ -274,6 +348,7 @@ def measure(args, names: list[str]) -> list[dict[str, dict[str, float]]]:
     """For each turn the figures of all implementations. The machine's speed drifts, so they take turns."""
     tasks = [TASKS[name] for name in args.tasks]
     with tqdm(total=len(names) * ((len(tasks) + 1) * args.runs + 1), unit="run") as progress:
+
         def step(function, *arguments):
             result = function(*arguments)
             progress.update()
@@ -282,7 +357,7 @@ def measure(args, names: list[str]) -> list[dict[str, dict[str, float]]]:
         turns = [{name: step(alone, load_and_memory, name, args) for name in names} for _ in range(args.runs)]
         implementations = {name: make(name, args) for name in names}
         for implementation in implementations.values():
-            step(stages, implementation, args)                  # reads the weights and prepares the kernels: not counted
+            step(stages, implementation, args)  # reads the weights and prepares the kernels: not counted
         for turn in turns:
             for task in tasks:
                 for name, implementation in implementations.items():
@@ -301,12 +376,15 @@ def table(turns: list[dict[str, dict[str, float]]], names: list[str], args) -> s
             continue
         cells = [spread([turn[name][line.key] for turn in turns]) for name in names]
         if line.sound:
-            cells = [f"{cell}, {line.sound / statistics.median(turn[name][line.key] for turn in turns):.3g} x real time" for cell, name in zip(cells, names)]
+            cells = [
+                f"{cell}, {line.sound / statistics.median(turn[name][line.key] for turn in turns):.3g} x real time"
+                for cell, name in zip(cells, names)
+            ]
         ratios = []
         for label, divide in line.ratios:
             try:
                 ratios.append(f"{label} {spread([divide(turn) for turn in turns])}")
-            except KeyError:                                    # of an implementation or a task that was left out
+            except KeyError:  # of an implementation or a task that was left out
                 continue
         out.append(f"| {line.title} | {' | '.join(cells)} | {'; '.join(ratios)} |")
     return "\n".join(out)
@@ -315,16 +393,24 @@ def table(turns: list[dict[str, dict[str, float]]], names: list[str], args) -> s
 def machine(args) -> str:
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
-        found = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        found = [
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         name = found[0] if found else name
     if args.device == "cuda":
         name = f"{torch.cuda.get_device_name()}, {name}"
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers"))
-    return (f"{name}, {os.cpu_count()} cores, {args.threads} threads; {args.dtype}; Python {platform.python_version()}, {versions}; "
-            f"{args.runs} runs turn about, median (least-greatest); ratios are of one turn")
+    return (
+        f"{name}, {os.cpu_count()} cores, {args.threads} threads; {args.dtype}; Python {platform.python_version()}, {versions}; "
+        f"{args.runs} runs turn about, median (least-greatest); ratios are of one turn"
+    )
 
 
-# -- checking --------------------------------------------------------------------------------------------------------------
+# -- checking
+# --------------------------------------------------------------------------------------------------------------
+
 
 @torch.inference_mode()
 def rows_and_ids(name: str, args):
@@ -339,8 +425,12 @@ def rows_and_ids(name: str, args):
 
 def check(args) -> bool:
     """One after the other, as two full-size models in float32 need 18 GB."""
-    (ours, our_ids), (theirs, their_ids) = (alone(rows_and_ids, name, args) for name in tqdm(("glmasr", "Transformers"), unit="model"))
-    print(f"encoder and projector: greatest difference {abs(ours - theirs).max():.2e} among values up to {abs(theirs).max():.2f}")
+    (ours, our_ids), (theirs, their_ids) = (
+        alone(rows_and_ids, name, args) for name in tqdm(("glmasr", "Transformers"), unit="model")
+    )
+    print(
+        f"encoder and projector: greatest difference {abs(ours - theirs).max():.2e} among values up to {abs(theirs).max():.2f}"
+    )
     print(f"greedy ids, glmasr:       {our_ids}\ngreedy ids, Transformers: {their_ids}")
     return ours.shape == theirs.shape and abs(ours - theirs).max() <= NEAR * abs(theirs).max() and our_ids == their_ids
 
@@ -349,13 +439,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--seconds", type=float, default=30, help="of sound (default: 30, one window)")
-    parser.add_argument("--tokens", type=int, default=32, help="to be decoded where the decoder alone is timed, 2 or more (default: 32)")
+    parser.add_argument(
+        "--tokens", type=int, default=32, help="to be decoded where the decoder alone is timed, 2 or more (default: 32)"
+    )
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, metavar="TASK", help=f"some of {', '.join(TASKS)} (default: all, on a CPU without clips, which take an hour)")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=TASKS,
+        metavar="TASK",
+        help=f"some of {', '.join(TASKS)} (default: all, on a CPU without clips, which take an hour)",
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--static", action="store_true", help="on a CPU, too, compare with Transformers' static cache (on a GPU it always is)")
+    parser.add_argument(
+        "--static",
+        action="store_true",
+        help="on a CPU, too, compare with Transformers' static cache (on a GPU it always is)",
+    )
     parser.add_argument("--check", action="store_true", help="compare numbers instead of times, in float32")
     args = parser.parse_args()
     if args.tokens < 2 or args.runs < 1:
@@ -366,14 +468,21 @@ def main() -> int:
         same = check(args)
         print("the same" if same else "DIFFERENT")
         return 0 if same else 1
-    names = ["glmasr", "Transformers", "Transformers, static"] if args.device == "cuda" else ["glmasr", "glmasr int8", "Transformers"]
+    names = (
+        ["glmasr", "Transformers", "Transformers, static"]
+        if args.device == "cuda"
+        else ["glmasr", "glmasr int8", "Transformers"]
+    )
     if args.static and args.device != "cuda":
         names.append("Transformers, static")
     with tempfile.TemporaryDirectory() as folder:
         args.int8 = Path(folder) / "int8"
         if "glmasr int8" in names:
             alone(quantize, args.model, args.int8)
-        for path in [*weight_files(args.model), *(weight_files(args.int8) if args.int8.exists() else [])]:     # into the disk cache
+        for path in [
+            *weight_files(args.model),
+            *(weight_files(args.int8) if args.int8.exists() else []),
+        ]:  # into the disk cache
             with open(path, "rb") as file:
                 while file.read(2**24):
                     pass
@@ -384,6 +493,7 @@ def main() -> int:
 
 def quantize(directory: Path, out: Path) -> None:
     from glmasr.tools.quantize import quantize_directory
+
     quantize_directory(directory, out)
 
 

@@ -3,9 +3,9 @@
     python benchmarks/growth.py demo                        two Markdown tables
     python benchmarks/growth.py glm-asr-nano-2512 --dtype int8 --lengths 1 5 --rows 1 2 4 8 --plot growth.png
 
-Each length runs in a process of its own, which reads a WAV made of the examples over and over; its peak memory is that process's,
-or the GPU's where it runs there.
-Random weights won't do: their answers have no end and are tried again and again. A plot needs the extra [plot].
+Each length runs in a process of its own, which reads a WAV made of the examples over and over; its peak memory is that
+process's, or the GPU's where it runs there. Random weights won't do: their answers have no end and are tried again and
+again. A plot needs the extra [plot].
 """
 
 import argparse
@@ -28,7 +28,7 @@ from glmasr import (
     decode,  # noqa: E402
 )
 
-TOKENS = 32                     # for each of the windows decoded at once
+TOKENS = 32  # for each of the windows decoded at once
 
 
 def alone(function, *arguments):
@@ -46,17 +46,18 @@ def transcribe(path: Path, args) -> tuple[float, float]:
         pass
     spent = time.perf_counter() - start
     if recognizer.model.device.type == "cuda":
-        return spent, torch.cuda.max_memory_allocated() / 2 ** 20
+        return spent, torch.cuda.max_memory_allocated() / 2**20
     return spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @torch.inference_mode()
 def decode_rows(counts: list[int], args) -> list[tuple[float, float, float]]:
-    """For each number of windows: seconds to hear them and to read their prompts, and for each further token, and the real-time factor."""
+    """For each number of windows: seconds to hear them and to read their prompts, and for each further token, and the
+    real-time factor."""
     torch.set_num_threads(args.threads)
     recognizer = glmasr.load(args.model, device=args.device, dtype=args.dtype)
     samples, moments, figures = audio.load(ROOT / "examples" / "zh.wav"), [], []
-    for count in [min(counts), *counts]:                    # the first one warms up
+    for count in [min(counts), *counts]:  # the first one warms up
         moments.clear()
         start = time.perf_counter()
         if hasattr(recognizer, "hear"):
@@ -65,8 +66,14 @@ def decode_rows(counts: list[int], args) -> list[tuple[float, float, float]]:
         else:
             heard = recognizer.family.encode_windows([samples] * count)
             prompts = [recognizer.model.prompt(next(iter(recognizer.config.languages), None))] * count
-        decode.greedy(recognizer.model, heard, prompts, stop=(), max_new=TOKENS,
-                      rules=[lambda logits, ids: moments.append(time.perf_counter())])
+        decode.greedy(
+            recognizer.model,
+            heard,
+            prompts,
+            stop=(),
+            max_new=TOKENS,
+            rules=[lambda logits, ids: moments.append(time.perf_counter())],
+        )
         seconds = count * len(samples) / audio.SAMPLE_RATE
         figures.append((moments[0] - start, (moments[-1] - moments[0]) / (TOKENS - 1), (moments[-1] - start) / seconds))
     return figures[1:]
@@ -74,8 +81,10 @@ def decode_rows(counts: list[int], args) -> list[tuple[float, float, float]]:
 
 def plot(path: str, lengths: list[tuple[float, float]], rows: list[tuple[int, float]], title: str) -> None:
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     for axes, points, label in ((left, lengths, "minutes of sound"), (right, rows, "windows decoded at once")):
         axes.plot(*zip(*points, strict=True), "o-")
@@ -101,7 +110,12 @@ def main() -> None:
             import matplotlib  # noqa: F401
         except ImportError:
             parser.error("--plot needs matplotlib: pip install -c constraints.txt '.[plot]'")
-    speech = torch.cat([torch.cat((audio.load(ROOT / "examples" / name), torch.zeros(8000))) for name in ("zh.wav", "yue.flac", "en.mp3")])
+    speech = torch.cat(
+        [
+            torch.cat((audio.load(ROOT / "examples" / name), torch.zeros(8000)))
+            for name in ("zh.wav", "yue.flac", "en.mp3")
+        ]
+    )
     lengths, found = [], []
     print("| minutes | seconds of work | real-time factor | peak memory, MiB |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +128,9 @@ def main() -> None:
             spent, peak = alone(transcribe, path, args)
             lengths.append((minutes, spent / seconds))
             print(f"| {seconds / 60:.1f} | {spent:.1f} | {spent / seconds:.4f} | {peak:.0f} |", flush=True)
-    print("\n| windows at once | to the first token, s | each further token, ms | tokens/s of all | real-time factor |\n|---|---|---|---|---|")
+    print(
+        "\n| windows at once | to the first token, s | each further token, ms | tokens/s of all | real-time factor |\n|---|---|---|---|---|"
+    )
     for count, (first, step, factor) in zip(args.rows, alone(decode_rows, args.rows, args), strict=True):
         found.append((count, factor))
         print(f"| {count} | {first:.2f} | {1000 * step:.1f} | {count / step:.1f} | {factor:.4f} |", flush=True)

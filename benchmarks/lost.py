@@ -3,11 +3,12 @@
     pip install -c constraints.txt '.[bench]'
     python benchmarks/lost.py MANIFEST --model DIR [--joins 200] [--peers 40]
 
-MANIFEST is a table as in tests/speech: path, language, text, separated by tabs. Clips of one language are joined to 20 to 30 s and to 10
-minutes, with gaps of 0.1, 0.5 and 2 s, at four levels, some cut off in the middle of the last sentence, some with a sentence that is said
-again and again. The joins are the same each time. A loss is a run of four words or more (in Chinese, six characters) that the alignment of
-reference and text has as deleted. It was flagged if the recognizer tells of missing text, or doubts the text, within a second of the clip.
-openai-whisper and faster-whisper, with the same weights and beams, recognize some of the joins, evenly spread; they flag nothing.
+MANIFEST is a table as in tests/speech: path, language, text, separated by tabs. Clips of one language are joined to 20
+to 30 s and to 10 minutes, with gaps of 0.1, 0.5 and 2 s, at four levels, some cut off in the middle of the last
+sentence, some with a sentence that is said again and again. The joins are the same each time. A loss is a run of four
+words or more (in Chinese, six characters) that the alignment of reference and text has as deleted. It was flagged if
+the recognizer tells of missing text, or doubts the text, within a second of the clip. openai-whisper and
+faster-whisper, with the same weights and beams, recognize some of the joins, evenly spread; they flag nothing.
 
 Prints a table in Markdown; the exit code is 1 where a loss of ours wasn't flagged.
 """
@@ -30,16 +31,17 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 RATE = 16_000
-GAPS = (0.1, 0.5, 2.0)          # seconds
-LEVELS = (0, -12, -24, -36)     # dB
-LONG = 600.0                    # seconds
-NEAR = 1.0                      # seconds
+GAPS = (0.1, 0.5, 2.0)  # seconds
+LEVELS = (0, -12, -24, -36)  # dB
+LONG = 600.0  # seconds
+NEAR = 1.0  # seconds
 RUN = {"en": 4, "zh": 6, "yue": 6}
 
 
 @dataclass
 class Join:
-    """Samples, and what is said where: (start, end, units) of each clip in it; of one that was cut off, the words that are surely there."""
+    """Samples, and what is said where: (start, end, units) of each clip in it; of one that was cut off, the words that
+    are surely there."""
 
     name: str
     language: str
@@ -51,8 +53,11 @@ def joins(manifest: Path, languages: list[str], count: int, long: int, seed: int
     from real import words as units
 
     from glmasr import audio
+
     with open(manifest, encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row["language"] in languages]
+        rows = [
+            row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row["language"] in languages
+        ]
     draw, sounds, made = random.Random(seed), {}, []
     known = {language: [row for row in rows if row["language"] == language] for language in languages}
 
@@ -74,14 +79,21 @@ def joins(manifest: Path, languages: list[str], count: int, long: int, seed: int
             words = units(row["text"], language)
             left = round(seconds * RATE) - place
             if kind == "cut" and len(samples) > left:
-                words = words[:max(0, int(len(words) * left / len(samples)) - 2)]
+                words = words[: max(0, int(len(words) * left / len(samples)) - 2)]
                 samples = samples[:left]
             clips.append((place / RATE, (place + len(samples)) / RATE, words))
             pieces += [samples, np.zeros(round(gap * RATE), np.float32)]
             place += len(samples) + round(gap * RATE)
-        joined = np.concatenate(pieces[:-1])[:None if kind != "cut" else round(seconds * RATE)]
-        noise = np.random.default_rng(number).normal(0, 10 ** (-65 / 20), len(joined))     # rooms are never silent
-        made.append(Join(f"{number:03d}-{language}-{kind}-{gap}s{level}dB", language, ((joined + noise) * 10 ** (level / 20)).astype(np.float32), clips))
+        joined = np.concatenate(pieces[:-1])[: None if kind != "cut" else round(seconds * RATE)]
+        noise = np.random.default_rng(number).normal(0, 10 ** (-65 / 20), len(joined))  # rooms are never silent
+        made.append(
+            Join(
+                f"{number:03d}-{language}-{kind}-{gap}s{level}dB",
+                language,
+                ((joined + noise) * 10 ** (level / 20)).astype(np.float32),
+                clips,
+            )
+        )
     return made
 
 
@@ -98,6 +110,7 @@ def lost(join: Join, text: str) -> tuple[list[Loss], int]:
     """The losses, and how many words are deleted in all."""
     import jiwer
     from real import words as units
+
     reference = [(word, clip) for clip in join.clips for word in clip[2]]
     if not reference:
         return [], 0
@@ -105,7 +118,7 @@ def lost(join: Join, text: str) -> tuple[list[Loss], int]:
     losses, deleted = [], 0
     for chunk in found.alignments[0]:
         if chunk.type == "delete":
-            missing = reference[chunk.ref_start_idx:chunk.ref_end_idx]
+            missing = reference[chunk.ref_start_idx : chunk.ref_end_idx]
             deleted += len(missing)
             if len(missing) >= RUN[join.language]:
                 losses.append(Loss(missing[0][1][0], missing[-1][1][1], [word for word, _ in missing]))
@@ -117,14 +130,14 @@ class Subject:
     """One that is measured, and its sums."""
 
     name: str
-    recognize: object           # (samples, language) -> (text, [(start, end) that it doubts])
+    recognize: object  # (samples, language) -> (text, [(start, end) that it doubts])
     joins: int = 0
     words: int = 0
     deleted: int = 0
     losses: int = 0
-    lost: int = 0               # words in losses
-    silent: int = 0             # losses that it doesn't tell of
-    silently: int = 0           # words in them
+    lost: int = 0  # words in losses
+    silent: int = 0  # losses that it doesn't tell of
+    silently: int = 0  # words in them
     seconds: float = 0.0
     sound: float = 0.0
 
@@ -134,26 +147,45 @@ class Subject:
         self.seconds += time.perf_counter() - began
         self.sound += len(join.samples) / RATE
         losses, deleted = lost(join, text)
-        self.joins, self.words, self.deleted = self.joins + 1, self.words + sum(len(clip[2]) for clip in join.clips), self.deleted + deleted
+        self.joins, self.words, self.deleted = (
+            self.joins + 1,
+            self.words + sum(len(clip[2]) for clip in join.clips),
+            self.deleted + deleted,
+        )
         for loss in losses:
             told = any(first < loss.end + NEAR and last > loss.start - NEAR for first, last in doubted)
             self.losses, self.lost = self.losses + 1, self.lost + len(loss.words)
             self.silent, self.silently = self.silent + (not told), self.silently + (0 if told else len(loss.words))
-            print(f"{self.name}: {join.name} {loss.start:.1f}-{loss.end:.1f} {'flagged' if told else 'UNFLAGGED'}: {' '.join(loss.words)}", file=sys.stderr, flush=True)
+            print(
+                f"{self.name}: {join.name} {loss.start:.1f}-{loss.end:.1f} {'flagged' if told else 'UNFLAGGED'}: {' '.join(loss.words)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def ours(args):
     import torch
 
     import glmasr
+
     torch.set_num_threads(args.threads)
     recognizer = glmasr.load(args.model, device="cpu", dtype=args.dtype)
 
     def recognize(samples: np.ndarray, language: str):
         transcript = recognizer.transcribe(samples, language, sample_rate=RATE, beams=args.beams, timestamps=True)
         if args.show:
-            print(json.dumps([(segment.start, segment.end, segment.text, segment.flags) for segment in transcript.segments], ensure_ascii=False), file=sys.stderr)
-        return transcript.text, [*transcript.uncovered, *((segment.start, segment.end) for segment in transcript.segments if segment.flags)]
+            print(
+                json.dumps(
+                    [(segment.start, segment.end, segment.text, segment.flags) for segment in transcript.segments],
+                    ensure_ascii=False,
+                ),
+                file=sys.stderr,
+            )
+        return transcript.text, [
+            *transcript.uncovered,
+            *((segment.start, segment.end) for segment in transcript.segments if segment.flags),
+        ]
+
     return recognize
 
 
@@ -163,6 +195,7 @@ def peers(args, folder: str) -> list[Subject]:
     from real import faster_whisper, openai_checkpoint, openai_whisper
 
     from glmasr import weights
+
     checkpoint = f"{folder}/openai.pt"
     torch.save(openai_checkpoint(weights.load(args.model)), checkpoint)
     made = []
@@ -173,9 +206,15 @@ def peers(args, folder: str) -> list[Subject]:
 
 
 def table(subjects: list[Subject]) -> str:
-    lines = ["| | joins | words said | deleted | losses | words in them | losses that nobody was told of | words in them | real-time factor |", "|---" * 9 + "|"]
-    lines += [f"| {one.name} | {one.joins} | {one.words} | {one.deleted} | {one.losses} | {one.lost} | {one.silent} | {one.silently} | {one.seconds / one.sound:.3f} |"
-              for one in subjects if one.joins]
+    lines = [
+        "| | joins | words said | deleted | losses | words in them | losses that nobody was told of | words in them | real-time factor |",
+        "|---" * 9 + "|",
+    ]
+    lines += [
+        f"| {one.name} | {one.joins} | {one.words} | {one.deleted} | {one.losses} | {one.lost} | {one.silent} | {one.silently} | {one.seconds / one.sound:.3f} |"
+        for one in subjects
+        if one.joins
+    ]
     return "\n".join(lines)
 
 
@@ -194,10 +233,17 @@ def main() -> int:
     parser.add_argument("--show", action="store_true", help="the segments of ours")
     args = parser.parse_args()
 
-    every = [join for join in joins(args.manifest, args.languages.split(","), args.joins, args.long) if args.only in join.name]
+    every = [
+        join
+        for join in joins(args.manifest, args.languages.split(","), args.joins, args.long)
+        if args.only in join.name
+    ]
     both = {len(every) * number // args.peers for number in range(args.peers)} if args.peers else set()
     with tempfile.TemporaryDirectory() as folder:
-        whole, compared = Subject(f"glmasr {args.dtype}", ours(args)), [Subject(f"glmasr {args.dtype}, the joins of the others", None), *(peers(args, folder) if both else [])]
+        whole, compared = (
+            Subject(f"glmasr {args.dtype}", ours(args)),
+            [Subject(f"glmasr {args.dtype}, the joins of the others", None), *(peers(args, folder) if both else [])],
+        )
         for number, join in enumerate(every):
             before = Subject(**vars(whole))
             whole.hear(join)
@@ -210,7 +256,10 @@ def main() -> int:
             if number % 10 == 9:
                 print(table([whole, *compared]), file=sys.stderr, flush=True)
     from real import machine
-    print(f"`{Path(args.model).name}`, {args.beams} beams, {args.threads} threads; {datetime.date.today()}, {machine()}\n\n{table([whole, *compared])}")
+
+    print(
+        f"`{Path(args.model).name}`, {args.beams} beams, {args.threads} threads; {datetime.date.today()}, {machine()}\n\n{table([whole, *compared])}"
+    )
     return whole.silent > 0
 
 

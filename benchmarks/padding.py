@@ -1,4 +1,5 @@
-"""What padding costs: time and word errors of a demo with windows padded in full, as published, and up to the end of speech.
+"""What padding costs: time and word errors of a demo with windows padded in full, as published, and up to the end of
+speech.
 
     python benchmarks/padding.py demo OUT/digits/eval_espeak_{zh,yue,en}.jsonl [--dtype float32] [--runs 3]
 
@@ -34,7 +35,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     recognizer = glmasr.load(args.model, dtype=args.dtype)
     language = "given" if getattr(recognizer.config, "languages", None) else "auto"
-    print("| manifest | sound | errors, window | errors, speech | time, window | time, speech | ratio |\n|---|---|---|---|---|---|---|")
+    print(
+        "| manifest | sound | errors, window | errors, speech | time, window | time, speech | ratio |\n|---|---|---|---|---|---|---|"
+    )
     for manifest in args.manifests:
         rows, rates, times = read_manifest(manifest), {}, {way: [] for way in WAYS}
         for _ in range(args.runs):
@@ -44,8 +47,14 @@ def main() -> None:
                 rates[way] = evaluate(recognizer, rows, options, language=language, progress=False).rate
                 times[way].append(time.perf_counter() - start)
         ratio = statistics.median(speech / window for window, speech in zip(*times.values(), strict=True))
-        print(f"| {Path(manifest).stem} | {sum(row['seconds'] for row in rows):.0f} s | " + " | ".join(f"{100 * rates[way]:.2f} %" for way in WAYS)
-              + " | " + " | ".join(f"{statistics.median(times[way]):.1f} s" for way in WAYS) + f" | {ratio:.2f} |", flush=True)
+        print(
+            f"| {Path(manifest).stem} | {sum(row['seconds'] for row in rows):.0f} s | "
+            + " | ".join(f"{100 * rates[way]:.2f} %" for way in WAYS)
+            + " | "
+            + " | ".join(f"{statistics.median(times[way]):.1f} s" for way in WAYS)
+            + f" | {ratio:.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

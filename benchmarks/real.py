@@ -1,15 +1,18 @@
-"""Errors, time and memory on recordings of people: this package, openai-whisper and faster-whisper, all with the same Whisper weights.
+"""Errors, time and memory on recordings of people: this package, openai-whisper and faster-whisper, all with the same
+Whisper weights.
 
     pip install -c constraints.txt '.[bench]'
     python benchmarks/real.py MANIFEST --model DIR [--most 40] [--beams 5]
 
-MANIFEST is a table with tabs and a header: path (beside it), language (en, zh or yue), text, speaker; maybe kind, for --kind.
-DIR holds a Whisper model as faster-whisper has it (model.bin); a model in another format runs without faster-whisper.
+MANIFEST is a table with tabs and a header: path (beside it), language (en, zh or yue), text, speaker; maybe kind, for
+--kind. DIR holds a Whisper model as faster-whisper has it (model.bin); a model in another format runs without
+faster-whisper.
 
-English: word errors after Whisper's normalizer. Chinese: character errors after NFKC, without punctuation, digits as hanzi, both
-sides Simplified. The interval holds 95 % of 10,000 draws of the speakers, with replacement (bootstrap); that of a difference is drawn
-in pairs. Each runs in a process of its own, is told the language and the beams, and otherwise does what it does by default, from
-samples to text; they take turns, a few recordings each, so that a drift of the machine hits all. Memory is the peak of the process.
+English: word errors after Whisper's normalizer. Chinese: character errors after NFKC, without punctuation, digits as
+hanzi, both sides Simplified. The interval holds 95 % of 10,000 draws of the speakers, with replacement (bootstrap);
+that of a difference is drawn in pairs. Each runs in a process of its own, is told the language and the beams, and
+otherwise does what it does by default, from samples to text; they take turns, a few recordings each, so that a drift of
+the machine hits all. Memory is the peak of the process.
 
 The exit code is 1 if this package in float32 makes more errors than another one, by more than the interval.
 """
@@ -31,7 +34,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"              # everything is on the disk
+os.environ["HF_HUB_OFFLINE"] = "1"  # everything is on the disk
 
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -39,8 +42,8 @@ from tqdm import tqdm  # noqa: E402
 # TRAP: a process's peak begins at its parent's, so nothing large is imported here, but where it is used.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-RATE = 16000                    # of the samples, in Hz
-TURN = 4                        # recordings, then it is the next one's turn
+RATE = 16000  # of the samples, in Hz
+TURN = 4  # recordings, then it is the next one's turn
 DRAWS = 10000
 CHINESE = ("zh", "yue")
 NAMES = {"en": "English, words", "zh": "Mandarin, characters", "yue": "Cantonese, characters"}
@@ -49,12 +52,15 @@ DIGITS = str.maketrans("0123456789", "零一二三四五六七八九")
 
 # ---- what is compared ------------------------------------------------------------------------------------------------------
 
+
 def words(text: str, language: str) -> list[str]:
     """What counts of a text: the words of English, the characters of Chinese."""
     if language not in CHINESE:
         from whisper.normalizers import EnglishTextNormalizer
+
         return EnglishTextNormalizer()(text).split()
     from glmasr.transcription.chinese_script import converter
+
     text = converter("simplified")(unicodedata.normalize("NFKC", text).translate(DIGITS))
     return [character for character in text.lower() if unicodedata.category(character)[0] in "LN"]
 
@@ -71,11 +77,22 @@ class Errors:
     @classmethod
     def of(cls, found: str, said: str, language: str) -> "Errors":
         import jiwer
+
         measured = jiwer.process_words(" ".join(words(said, language)), " ".join(words(found, language)))
-        return cls(measured.substitutions, measured.deletions, measured.insertions, measured.hits + measured.substitutions + measured.deletions)
+        return cls(
+            measured.substitutions,
+            measured.deletions,
+            measured.insertions,
+            measured.hits + measured.substitutions + measured.deletions,
+        )
 
     def __add__(self, other: "Errors") -> "Errors":
-        return Errors(self.substitutions + other.substitutions, self.deletions + other.deletions, self.insertions + other.insertions, self.count + other.count)
+        return Errors(
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+            self.count + other.count,
+        )
 
     @property
     def wrong(self) -> int:
@@ -97,56 +114,92 @@ def interval(wrong: np.ndarray, count: np.ndarray, speakers: list[str]) -> tuple
 
 # ---- those that recognize --------------------------------------------------------------------------------------------------
 
+
 def openai_checkpoint(model) -> dict:
     """A Whisper model of this package -> what openai-whisper's `load_model` reads: the same tensors, by its names."""
     encoder, decoder = model.config.encoder, model.config.decoder
-    names = {"encoder.frontend.": "encoder.", "encoder.norm": "encoder.ln_post", "encoder.positions": "encoder.positional_embedding",
-             "decoder.norm": "decoder.ln", "decoder.positions.weight": "decoder.positional_embedding", "decoder.embed": "decoder.token_embedding",
-             "attn_norm": "attn_ln", "cross_norm": "cross_attn_ln", "mlp_norm": "mlp_ln", "mlp.up": "mlp.0", "mlp.down": "mlp.2", ".cross.": ".cross_attn."}
+    names = {
+        "encoder.frontend.": "encoder.",
+        "encoder.norm": "encoder.ln_post",
+        "encoder.positions": "encoder.positional_embedding",
+        "decoder.norm": "decoder.ln",
+        "decoder.positions.weight": "decoder.positional_embedding",
+        "decoder.embed": "decoder.token_embedding",
+        "attn_norm": "attn_ln",
+        "cross_norm": "cross_attn_ln",
+        "mlp_norm": "mlp_ln",
+        "mlp.up": "mlp.0",
+        "mlp.down": "mlp.2",
+        ".cross.": ".cross_attn.",
+    }
 
     def theirs(name: str) -> str:
         for mine, other in names.items():
             name = name.replace(mine, other)
         return name
-    return {"dims": {"n_mels": encoder.bands, "n_audio_ctx": encoder.positions, "n_audio_state": encoder.width, "n_audio_head": encoder.heads,
-                     "n_audio_layer": encoder.layers, "n_vocab": decoder.vocabulary, "n_text_ctx": decoder.positions, "n_text_state": decoder.width,
-                     "n_text_head": decoder.heads, "n_text_layer": decoder.layers},
-            "model_state_dict": {theirs(name): tensor.detach() for name, tensor in model.named_parameters()}}
+
+    return {
+        "dims": {
+            "n_mels": encoder.bands,
+            "n_audio_ctx": encoder.positions,
+            "n_audio_state": encoder.width,
+            "n_audio_head": encoder.heads,
+            "n_audio_layer": encoder.layers,
+            "n_vocab": decoder.vocabulary,
+            "n_text_ctx": decoder.positions,
+            "n_text_state": decoder.width,
+            "n_text_head": decoder.heads,
+            "n_text_layer": decoder.layers,
+        },
+        "model_state_dict": {theirs(name): tensor.detach() for name, tensor in model.named_parameters()},
+    }
 
 
 def ours(dtype: str, args, checkpoint: str):
     import torch
 
     import glmasr
+
     torch.set_num_threads(args.threads)
     recognizer = glmasr.load(args.model, device="cpu", dtype=dtype)
     known = getattr(recognizer.config, "languages", None)
 
     def recognize(samples: np.ndarray, language: str) -> str:
-        return recognizer.transcribe(samples, told(language, known) if known else language, sample_rate=RATE, beams=args.beams).text
+        return recognizer.transcribe(
+            samples, told(language, known) if known else language, sample_rate=RATE, beams=args.beams
+        ).text
+
     return recognize
 
 
 def openai_whisper(dtype: str, args, checkpoint: str):
     import torch
     import whisper
+
     torch.set_num_threads(args.threads)
     model = whisper.load_model(checkpoint, device="cpu")
 
     def recognize(samples: np.ndarray, language: str) -> str:
         known = whisper.tokenizer.LANGUAGES if model.is_multilingual else ("en",)
         # By default it searches greedily, so its five draws at higher temperatures are said again here.
-        return model.transcribe(samples, language=told(language, known), beam_size=args.beams, best_of=5, fp16=False)["text"]
+        return model.transcribe(samples, language=told(language, known), beam_size=args.beams, best_of=5, fp16=False)[
+            "text"
+        ]
+
     return recognize
 
 
 def faster_whisper(dtype: str, args, checkpoint: str):
     from faster_whisper import WhisperModel
+
     model = WhisperModel(str(args.model), device="cpu", compute_type=dtype, cpu_threads=args.threads)
 
     def recognize(samples: np.ndarray, language: str) -> str:
-        segments, _ = model.transcribe(samples, language=told(language, model.supported_languages), beam_size=args.beams)
+        segments, _ = model.transcribe(
+            samples, language=told(language, model.supported_languages), beam_size=args.beams
+        )
         return "".join(segment.text for segment in segments)
+
     return recognize
 
 
@@ -155,13 +208,16 @@ def told(language: str, known) -> str:
     return "zh" if language == "yue" and "yue" not in known else language
 
 
-KINDS = {"glmasr": ("glmasr", ours, ("float32", "bfloat16", "int8")), "openai-whisper": ("whisper", openai_whisper, ("float32",)),
-         "faster-whisper": ("faster_whisper", faster_whisper, ("float32", "int8"))}      # name: module, function, types
+KINDS = {
+    "glmasr": ("glmasr", ours, ("float32", "bfloat16", "int8")),
+    "openai-whisper": ("whisper", openai_whisper, ("float32",)),
+    "faster-whisper": ("faster_whisper", faster_whisper, ("float32", "int8")),
+}  # name: module, function, types
 
 
 # ---- in a process of its own -----------------------------------------------------------------------------------------------
 
-recognize = None                # of this process
+recognize = None  # of this process
 
 
 def begin(make, dtype: str, args, checkpoint: str) -> None:
@@ -185,10 +241,12 @@ def memory() -> float:
 
 
 def prepare(paths: list[Path], model: Path, checkpoint: str) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """Samples of the recordings, and the languages that the model has tokens for; writes the weights for openai-whisper."""
+    """Samples of the recordings, and the languages that the model has tokens for; writes the weights for
+    openai-whisper."""
     import torch
 
     from glmasr import audio, weights
+
     loaded = weights.load(model)
     torch.save(openai_checkpoint(loaded), checkpoint)
     return [np.asarray(audio.load(path)) for path in paths], tuple(loaded.config.languages or ())
@@ -206,6 +264,7 @@ class Subject:
 
 # ---- the table -------------------------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Clip:
     path: Path
@@ -215,9 +274,14 @@ class Clip:
 
 
 def read(manifest: Path, kind: str | None, languages: list[str], most: int | None) -> list[Clip]:
-    """The recordings of a manifest: of each language at most so many, of as many speakers as there are, the languages one after the other."""
+    """The recordings of a manifest: of each language at most so many, of as many speakers as there are, the languages
+    one after the other."""
     with open(manifest, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if kind in (None, row.get("kind"))]
+        rows = [
+            row
+            for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            if kind in (None, row.get("kind"))
+        ]
     chosen = []
     for language in languages:
         seen: dict[str, int] = {}
@@ -225,11 +289,17 @@ def read(manifest: Path, kind: str | None, languages: list[str], most: int | Non
         for row in rows:
             if row["language"] == language:
                 seen[row["speaker"]] = seen.get(row["speaker"], 0) + 1
-                some.append((seen[row["speaker"]], Clip(manifest.parent / row["path"], language, row["text"], row["speaker"])))
-        chosen += [clip for _, clip in sorted(some, key=lambda one: one[0])[:most]]          # a stable order: first one of each speaker
+                some.append(
+                    (seen[row["speaker"]], Clip(manifest.parent / row["path"], language, row["text"], row["speaker"]))
+                )
+        chosen += [
+            clip for _, clip in sorted(some, key=lambda one: one[0])[:most]
+        ]  # a stable order: first one of each speaker
     if not chosen:
-        sys.exit(f"{manifest} has no recording in {', '.join(languages)}{f' of the kind {kind!r}' if kind else ''}; "
-                 "expected columns path, language, text and speaker, with tabs")
+        sys.exit(
+            f"{manifest} has no recording in {', '.join(languages)}{f' of the kind {kind!r}' if kind else ''}; "
+            "expected columns path, language, text and speaker, with tabs"
+        )
     return chosen
 
 
@@ -238,8 +308,11 @@ def table(subjects: list[Subject], clips: list[Clip], sounds: list[np.ndarray], 
     places = [place for place, clip in enumerate(clips) if clip.language == language]
     speakers = [clips[place].speaker for place in places]
     seconds = sum(len(sounds[place]) for place in places) / RATE
-    lines = [f"| {NAMES.get(language, language)} | errors, % (95 %) | substituted | deleted | inserted | glmasr float32 less this, points (95 %) | "
-             "real-time factor | peak memory, MiB |", "|---" * 8 + "|"]
+    lines = [
+        f"| {NAMES.get(language, language)} | errors, % (95 %) | substituted | deleted | inserted | glmasr float32 less this, points (95 %) | "
+        "real-time factor | peak memory, MiB |",
+        "|---" * 8 + "|",
+    ]
     better, first = [], None
     for subject in subjects:
         errors = [Errors.of(subject.found[place][0], clips[place].text, language) for place in places]
@@ -250,10 +323,18 @@ def table(subjects: list[Subject], clips: list[Clip], sounds: list[np.ndarray], 
         less, more = interval(first - wrong, count, speakers)
         if less > 0:
             better.append(subject.name)
-        difference = "" if subject is subjects[0] else f"{100 * (first - wrong).sum() / total.count:+.2f} ({less:+.2f} to {more:+.2f})"
-        lines.append(f"| {subject.name} | {total.percent:.2f} ({low:.2f}-{high:.2f}) | {total.substitutions} | {total.deletions} | {total.insertions} | {difference} | "
-                     f"{sum(subject.found[place][1] for place in places) / seconds:.3f} | {subject.memory:.0f} |")
-    lines.append(f"\n{len(places)} recordings of {len(set(speakers))} speakers, {seconds:.0f} s of sound, {count.sum()} {NAMES.get(language, 'x, words').split(', ')[1]}.\n")
+        difference = (
+            ""
+            if subject is subjects[0]
+            else f"{100 * (first - wrong).sum() / total.count:+.2f} ({less:+.2f} to {more:+.2f})"
+        )
+        lines.append(
+            f"| {subject.name} | {total.percent:.2f} ({low:.2f}-{high:.2f}) | {total.substitutions} | {total.deletions} | {total.insertions} | {difference} | "
+            f"{sum(subject.found[place][1] for place in places) / seconds:.3f} | {subject.memory:.0f} |"
+        )
+    lines.append(
+        f"\n{len(places)} recordings of {len(set(speakers))} speakers, {seconds:.0f} s of sound, {count.sum()} {NAMES.get(language, 'x, words').split(', ')[1]}.\n"
+    )
     return "\n".join(lines), better
 
 
@@ -270,7 +351,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--model", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--languages", nargs="+", default=["en", "zh"], choices=list(NAMES), help="by default en and zh; a model of English alone: en")
+    parser.add_argument(
+        "--languages",
+        nargs="+",
+        default=["en", "zh"],
+        choices=list(NAMES),
+        help="by default en and zh; a model of English alone: en",
+    )
     parser.add_argument("--kind", help="only recordings of this kind")
     parser.add_argument("--most", type=int, metavar="N", help="recordings of each language at the most (default: all)")
     parser.add_argument("--beams", type=int, default=5)
@@ -290,20 +377,30 @@ def main() -> None:
         subjects = []
         for name, (module, make, dtypes) in KINDS.items():
             if importlib.util.find_spec(module) is None:
-                print(f"{name} isn't installed and is left out: pip install -c constraints.txt '.[bench]'", file=sys.stderr)
+                print(
+                    f"{name} isn't installed and is left out: pip install -c constraints.txt '.[bench]'",
+                    file=sys.stderr,
+                )
             elif name == "faster-whisper" and not (args.model / "model.bin").is_file():
                 print(f"{name} is left out: {args.model} has no model.bin, its format", file=sys.stderr)
             else:
-                subjects += [Subject(f"{name} {dtype}", ProcessPoolExecutor(1, mp_context=context, initializer=begin, initargs=(make, dtype, args, checkpoint)))
-                             for dtype in dtypes]
+                subjects += [
+                    Subject(
+                        f"{name} {dtype}",
+                        ProcessPoolExecutor(
+                            1, mp_context=context, initializer=begin, initargs=(make, dtype, args, checkpoint)
+                        ),
+                    )
+                    for dtype in dtypes
+                ]
 
         recordings = [(samples, clip.language) for samples, clip in zip(sounds, clips)]
         for subject in subjects:
-            subject.pool.submit(work, recordings[:1]).result()              # loads, and prepares the kernels: not counted
+            subject.pool.submit(work, recordings[:1]).result()  # loads, and prepares the kernels: not counted
         with tqdm(total=len(subjects) * len(clips), unit="recording") as progress:
             for turn, start in enumerate(range(0, len(clips), TURN)):
-                some = recordings[start:start + TURN]
-                for subject in (*subjects[turn % len(subjects):], *subjects[:turn % len(subjects)]):
+                some = recordings[start : start + TURN]
+                for subject in (*subjects[turn % len(subjects) :], *subjects[: turn % len(subjects)]):
                     subject.found += subject.pool.submit(work, some).result()
                     progress.update(len(some))
         for subject in subjects:
@@ -312,7 +409,9 @@ def main() -> None:
 
     packages = ("torch", "openai-whisper", "faster-whisper", "ctranslate2")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages if installed(name))
-    print(f"`{args.model.name}`, {args.beams} beams, {args.threads} threads; {datetime.date.today()}, {machine()}; Python {platform.python_version()}, {versions}\n")
+    print(
+        f"`{args.model.name}`, {args.beams} beams, {args.threads} threads; {datetime.date.today()}, {machine()}; Python {platform.python_version()}, {versions}\n"
+    )
     better = []
     for language in args.languages:
         text, some = table(subjects, clips, sounds, language)

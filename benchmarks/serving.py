@@ -22,13 +22,30 @@ class Server:
     environment        beside this process's own
     """
 
-    def __init__(self, *arguments: str, model: str = "demo-article", prefix: tuple[str, ...] = (), temporary: Path | None = None,
-                 command: tuple[str, ...] = (sys.executable, "app.py"), folder: Path = ROOT, environment: dict[str, str] = {}):
+    def __init__(
+        self,
+        *arguments: str,
+        model: str = "demo-article",
+        prefix: tuple[str, ...] = (),
+        temporary: Path | None = None,
+        command: tuple[str, ...] = (sys.executable, "app.py"),
+        folder: Path = ROOT,
+        environment: dict[str, str] = {},
+    ):
         self.temporary = Path(temporary or tempfile.mkdtemp(prefix="glmasr-test-"))
         self.lines: list[str] = []
-        environment = os.environ | {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
-        self.process = subprocess.Popen([*prefix, *command, "--model", model, "--port", "0", *arguments], cwd=folder, env=environment,
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        environment = (
+            os.environ | {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
+        )
+        self.process = subprocess.Popen(
+            [*prefix, *command, "--model", model, "--port", "0", *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
         threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True).start()
         try:
             self.until(lambda: "Uvicorn running" in self.log or self.process.poll() is not None)
@@ -51,7 +68,9 @@ class Server:
             time.sleep(0.02)
 
     def children(self) -> list[int]:
-        return [int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
+        return [
+            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        ]
 
     @property
     def worker(self) -> int:
@@ -60,12 +79,21 @@ class Server:
 
     def memory(self) -> int:
         """Bytes of resident memory of the server and its worker."""
-        return sum(int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024 for pid in (self.process.pid, self.worker))
+        return sum(
+            int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
+            for pid in (self.process.pid, self.worker)
+        )
 
     def uploads(self) -> list[Path]:
         """Files that it keeps for its clients."""
         # Not rglob, which stumbles over a folder that goes just now.
-        return [Path(place, name) for folder in self.temporary.glob("glmasr-server-*") for place, _, names in os.walk(folder) for name in names if name != "lock"]
+        return [
+            Path(place, name)
+            for folder in self.temporary.glob("glmasr-server-*")
+            for place, _, names in os.walk(folder)
+            for name in names
+            if name != "lock"
+        ]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:

@@ -49,7 +49,7 @@ def main() -> None:
             start = time.perf_counter()
             task()
             times.append(time.perf_counter() - start)
-        times = times[1:]                       # the first one fills the disk cache
+        times = times[1:]  # the first one fills the disk cache
         print(f"| {title} | {statistics.median(times):.2f} ({min(times):.2f}-{max(times):.2f}) |", flush=True)
 
 

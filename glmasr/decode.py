@@ -17,8 +17,7 @@ The rest is about batches and other choices. Sampling draws the token, which get
 into. Beam search keeps the W best beginnings of each recording: the best first token need not begin the best sentence.
 
 Unusual: `beam` finds the ids that `generate(num_beams=W, do_sample=False, early_stopping=False)` of Transformers 5.23
-finds, oddities included; each is marked TRAP. Finished recordings leave the batch once they are a quarter of it:
-sooner, and moving the cache would cost more than it saves.
+finds, oddities included; each is marked TRAP. Finished recordings leave once they are a quarter of the batch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Tiny random GLM-ASR models, made by Transformers itself, and seeded weights that leave no part of a model without effect."""
+"""Tiny random GLM-ASR models, made by Transformers itself, and seeded weights that leave no part of a model without
+effect."""
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"      # before any import of Transformers: no test needs the network
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of Transformers: no test needs the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
@@ -13,13 +14,14 @@ pytest.register_assert_rewrite("helpers")
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    torch.set_num_threads(1)            # the models are tiny: more threads only wait for each other
+    torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
 @pytest.fixture(scope="session")
 def randomize():
-    """randomize(model, seed): weights of about unit gain, keys and queries with more, so that attention is sharp and a wrong
-    rotation, mask or head shows; biases and norms that are not at their neutral values."""
+    """randomize(model, seed): weights of about unit gain, keys and queries with more, so that attention is sharp and a
+    wrong rotation, mask or head shows; biases and norms that are not at their neutral values."""
+
     def fill(model, seed):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -32,6 +34,7 @@ def randomize():
                     noise *= (2.0 if sharp else 1.2) / weight[0].numel() ** 0.5
                 weight.copy_(noise)
         return model.eval()
+
     return fill
 
 
@@ -46,9 +49,11 @@ def reference(randomize):
         pytest.skip("this Transformers has no GLM-ASR")
 
     def build(audio, text, seed=0, **top):
-        config = transformers.GlmAsrConfig(audio_config={"model_type": "glmasr_encoder", **audio},
-                                           text_config={"model_type": "llama", **text}, **top)
+        config = transformers.GlmAsrConfig(
+            audio_config={"model_type": "glmasr_encoder", **audio}, text_config={"model_type": "llama", **text}, **top
+        )
         model = randomize(transformers.GlmAsrForConditionalGeneration(config).float(), seed)
         model.generation_config.eos_token_id = None
         return model
+
     return build

@@ -1,4 +1,5 @@
-"""What went wrong with the server once, each as an attack on a running one, with a heartbeat beside it and a good request after it."""
+"""What went wrong with the server once, each as an attack on a running one, with a heartbeat beside it and a good
+request after it."""
 
 import base64
 import io
@@ -29,10 +30,12 @@ from helpers.server import ROOT, Server  # noqa: E402
 from glmasr.server import gate  # noqa: E402
 
 EXAMPLES = ROOT / "examples"
-TEXTS = {name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()}
+TEXTS = {
+    name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()
+}
 MODEL = "demo-article"
-BEAT = 0.2                      # seconds in which /healthz has to answer, whatever comes beside it
-FREE = 100 * MiB                # that memory may grow by
+BEAT = 0.2  # seconds in which /healthz has to answer, whatever comes beside it
+FREE = 100 * MiB  # that memory may grow by
 
 
 def post(server, name="zh.wav", content=None, client=httpx, **fields):
@@ -48,9 +51,13 @@ def works(server) -> bool:
 
 
 def call(server, recording, session: str) -> dict:
-    joined = httpx.post(server.url + JOIN, json={"data": [recording, "auto"], "fn_index": 0, "session_hash": session}, timeout=60)
+    joined = httpx.post(
+        server.url + JOIN, json={"data": [recording, "auto"], "fn_index": 0, "session_hash": session}, timeout=60
+    )
     assert joined.status_code == 200, joined.text
-    with httpx.stream("GET", f"{server.url}/gradio_api/queue/data", params={"session_hash": session}, timeout=60) as stream:
+    with httpx.stream(
+        "GET", f"{server.url}/gradio_api/queue/data", params={"session_hash": session}, timeout=60
+    ) as stream:
         messages = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line]
     return next(message for message in messages if message["msg"] == "process_completed")
 
@@ -73,10 +80,12 @@ def server():
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", running.log) and "Traceback" not in running.log
 
 
-@pytest.mark.parametrize("attack", [*attacks.files(), *attacks.foreign(), *attacks.heavy()], ids=lambda attack: attack.name[:60])
+@pytest.mark.parametrize(
+    "attack", [*attacks.files(), *attacks.foreign(), *attacks.heavy()], ids=lambda attack: attack.name[:60]
+)
 def test_an_attack_is_refused_and_holds_nobody_up(server, attack):
     found = []
-    for _ in range(3):                          # a busy machine may be slow once; an attack that works is slow each time
+    for _ in range(3):  # a busy machine may be slow once; an attack that works is slow each time
         with attacks.heartbeat(server.url) as worst:
             status = attack.send(server.url)
             found.append(worst())
@@ -89,9 +98,18 @@ def test_an_attack_is_refused_and_holds_nobody_up(server, attack):
 
 def test_no_answer_says_which_files_there_are(server):
     """The same words for a file that is there, one that may not be read, and one that isn't there."""
-    answers = {httpx.post(server.url + JOIN, content=attacks.join(attacks.path_of(path))(), headers={"Content-Type": "application/json"}).text
-               for path in ("/etc/hostname", "/etc/shadow", "/nowhere", str(EXAMPLES / "zh.wav"))}
-    answers |= {httpx.get(f"{server.url}/gradio_api/file={path}").text for path in ("/etc/hostname", "/nowhere", str(EXAMPLES / "zh.wav"))}
+    answers = {
+        httpx.post(
+            server.url + JOIN,
+            content=attacks.join(attacks.path_of(path))(),
+            headers={"Content-Type": "application/json"},
+        ).text
+        for path in ("/etc/hostname", "/etc/shadow", "/nowhere", str(EXAMPLES / "zh.wav"))
+    }
+    answers |= {
+        httpx.get(f"{server.url}/gradio_api/file={path}").text
+        for path in ("/etc/hostname", "/nowhere", str(EXAMPLES / "zh.wav"))
+    }
     assert len(answers) == 2
 
 
@@ -100,16 +118,33 @@ def test_an_upload_belongs_to_whoever_knows_its_path(server):
     [path] = httpx.post(server.url + UPLOAD, files={"files": ("../../evil\x1b[31m.html", page)}).json()
     assert re.fullmatch(r"[0-9a-f]{32}", Path(path).parent.name) and Path(path).name == "evil[31m.html"
     answer = httpx.get(f"{server.url}/gradio_api/file={path}")
-    assert answer.text == page and answer.headers["content-type"] == "application/octet-stream" and answer.headers["content-disposition"].startswith("attachment")
-    assert "sandbox" in answer.headers["content-security-policy"] and answer.headers["x-content-type-options"] == "nosniff"
-    for other in (str(Path(path).parent), path + "/", path.replace("/page/", "/page//"), path.replace("/page/", "/page/%2e%2e/page/"), path.lower() + "x", os.path.dirname(os.path.dirname(path)), path + "%00"):
+    assert (
+        answer.text == page
+        and answer.headers["content-type"] == "application/octet-stream"
+        and answer.headers["content-disposition"].startswith("attachment")
+    )
+    assert (
+        "sandbox" in answer.headers["content-security-policy"] and answer.headers["x-content-type-options"] == "nosniff"
+    )
+    for other in (
+        str(Path(path).parent),
+        path + "/",
+        path.replace("/page/", "/page//"),
+        path.replace("/page/", "/page/%2e%2e/page/"),
+        path.lower() + "x",
+        os.path.dirname(os.path.dirname(path)),
+        path + "%00",
+    ):
         assert httpx.get(f"{server.url}/gradio_api/file={other}").status_code == 404
 
 
 # ---- memory, files and processes come back -----------------------------------------------------------------------------------
 
+
 def test_memory_of_a_thousand_sessions_comes_back(server):
-    uri = "data:audio/wav;base64," + base64.b64encode((EXAMPLES / "zh.wav").read_bytes() + bytes(MiB // 4)).decode()        # 400 KiB
+    uri = (
+        "data:audio/wav;base64," + base64.b64encode((EXAMPLES / "zh.wav").read_bytes() + bytes(MiB // 4)).decode()
+    )  # 400 KiB
     for number in range(20):
         assert call(server, uri, f"warm-{number:010}")["success"]
     before = server.memory()
@@ -117,6 +152,7 @@ def test_memory_of_a_thousand_sessions_comes_back(server):
     def send(number):
         done = call(server, uri, f"many-{number:010}")
         return done["success"] and done["output"]["data"][0] == TEXTS["zh.wav"] or "waiting" in done["output"]["error"]
+
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(send, range(1000)))
     server.until(lambda: server.memory() < before + FREE, 20)
@@ -137,12 +173,17 @@ def test_clients_that_leave_hours_of_silence_leave_no_thread(server):
         for _ in range(20):
             connection = socket.create_connection(server.url.removeprefix("http://").split(":"))
             body = attacks.form(('name="model"', MODEL.encode()), ('name="file"; filename="a.flac"', content))
-            connection.sendall(f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            connection.sendall(
+                f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
             connections.append(connection)
         server.until(lambda: httpx.get(f"{server.url}/healthz").json()["running"] >= 1)
         for connection in connections:
             connection.close()
-        server.until(lambda: httpx.get(f"{server.url}/healthz").json() == {"status": "ok", "waiting": 0, "running": 0}, 20)
+        server.until(
+            lambda: httpx.get(f"{server.url}/healthz").json() == {"status": "ok", "waiting": 0, "running": 0}, 20
+        )
         server.until(lambda: threads(server) <= before + 1, 3)
     server.until(lambda: server.memory() < size + FREE, 20)
     assert works(server)
@@ -185,7 +226,17 @@ def test_ffmpeg_ends_with_its_client(slow_ffmpeg):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_ffmpeg_ends_with_the_server(slow_ffmpeg, number):
     with Server(environment=slow_ffmpeg) as server, ThreadPoolExecutor(3) as pool:
-        answers = [pool.submit(attacks.post(ROUTE, attacks.form(('name="model"', MODEL.encode()), ('name="file"; filename="a.mkv"', MATROSKA)), FORM), server.url) for _ in range(3)]
+        answers = [
+            pool.submit(
+                attacks.post(
+                    ROUTE,
+                    attacks.form(('name="model"', MODEL.encode()), ('name="file"; filename="a.mkv"', MATROSKA)),
+                    FORM,
+                ),
+                server.url,
+            )
+            for _ in range(3)
+        ]
         server.until(lambda: len(ffmpegs(server)) >= 3)
         began = time.monotonic()
         server.process.send_signal(number)
@@ -198,7 +249,24 @@ def test_ffmpeg_ends_with_the_server(slow_ffmpeg, number):
 @needs("ffmpeg")
 def test_a_video_is_read_within_our_limits(server, tmp_path):
     path = tmp_path / "film.mp4"
-    subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "color=s=3840x2160:d=20:r=1", "-i", EXAMPLES / "zh.wav", "-shortest", "-pix_fmt", "yuv420p", path], check=True)
+    subprocess.run(
+        [
+            "ffmpeg",
+            "-v",
+            "error",
+            "-f",
+            "lavfi",
+            "-i",
+            "color=s=3840x2160:d=20:r=1",
+            "-i",
+            EXAMPLES / "zh.wav",
+            "-shortest",
+            "-pix_fmt",
+            "yuv420p",
+            path,
+        ],
+        check=True,
+    )
     before = server.memory()
     assert post(server, "film.mp4", path.read_bytes()).json()["text"] == TEXTS["zh.wav"]
     assert server.memory() < before + FREE and not ffmpegs(server)
@@ -208,7 +276,7 @@ def test_what_a_killed_server_left_is_removed_by_the_next(tmp_path):
     with Server(temporary=tmp_path) as first:
         httpx.post(first.url + UPLOAD, files={"files": ("a.wav", bytes(1000))})
         [left] = tmp_path.iterdir()
-        with Server(temporary=tmp_path) as beside:              # one that runs is left alone
+        with Server(temporary=tmp_path) as beside:  # one that runs is left alone
             assert len(list(tmp_path.iterdir())) == 2 and works(beside)
         assert list(tmp_path.iterdir()) == [left] and works(first)
         first.process.kill()
@@ -221,26 +289,42 @@ def test_what_a_killed_server_left_is_removed_by_the_next(tmp_path):
 
 def test_the_page_keeps_no_more_than_its_quota():
     with Server("--most-kept", "3") as server:
-        send = lambda size: httpx.post(server.url + UPLOAD, files={"files": ("a.wav", bytes(size))})            # noqa: E731
+        send = lambda size: httpx.post(server.url + UPLOAD, files={"files": ("a.wav", bytes(size))})  # noqa: E731
         assert [send(MiB).status_code for _ in range(4)] == [200, 200, 200, 507]
         full = send(2 * MiB)
-        assert full.json()["error"]["code"] == "no_space" and "--most-kept" in full.json()["error"]["message"] and full.headers["Retry-After"]
-        joined = httpx.post(server.url + JOIN, content=attacks.join("data:audio/wav;base64," + "A" * MiB)(), headers={"Content-Type": "application/json"})
+        assert (
+            full.json()["error"]["code"] == "no_space"
+            and "--most-kept" in full.json()["error"]["message"]
+            and full.headers["Retry-After"]
+        )
+        joined = httpx.post(
+            server.url + JOIN,
+            content=attacks.join("data:audio/wav;base64," + "A" * MiB)(),
+            headers={"Content-Type": "application/json"},
+        )
         assert joined.status_code == 507 and works(server)
         assert sum(path.stat().st_size for path in server.uploads()) == 3 * MiB
 
 
 # ---- clients that hold a connection ------------------------------------------------------------------------------------------
 
+
 def never_reading(server, count: int) -> list[socket.socket]:
     """Connections whose clients ask for more than the system buffers, and take nothing of it."""
     page = httpx.get(server.url).text
-    largest = max(re.findall(r'"\./(assets/[^"]+\.js)"', page), key=lambda path: len(httpx.get(f"{server.url}/{path}").content))
+    largest = max(
+        re.findall(r'"\./(assets/[^"]+\.js)"', page), key=lambda path: len(httpx.get(f"{server.url}/{path}").content)
+    )
     found = []
     for _ in range(count):
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(tuple(part if index == 0 else int(part) for index, part in enumerate(server.url.removeprefix("http://").split(":"))))
+        connection.connect(
+            tuple(
+                part if index == 0 else int(part)
+                for index, part in enumerate(server.url.removeprefix("http://").split(":"))
+            )
+        )
         connection.sendall(f"GET /{largest} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 30)
         found.append(connection)
     return found
@@ -252,9 +336,11 @@ def open_connections(server) -> int:
     lines = [line.split() for line in Path(f"/proc/{server.process.pid}/net/tcp").read_text().splitlines()[1:]]
     inodes = set()
     for path in Path(f"/proc/{server.process.pid}/fd").iterdir():
-        with suppress(FileNotFoundError):               # closed just now
+        with suppress(FileNotFoundError):  # closed just now
             inodes.add(os.readlink(path))
-    return sum(line[1].endswith(f":{port:04X}") and line[3] != "0A" and f"socket:[{line[9]}]" in inodes for line in lines)
+    return sum(
+        line[1].endswith(f":{port:04X}") and line[3] != "0A" and f"socket:[{line[9]}]" in inodes for line in lines
+    )
 
 
 def test_clients_that_never_read_are_closed(server):
@@ -265,7 +351,9 @@ def test_clients_that_never_read_are_closed(server):
     with attacks.heartbeat(server.url) as worst:
         time.sleep(2)
         assert works(server)
-        server.until(lambda: open_connections(server) <= 3, gate.STALL + 60)       # from when they have filled what the system buffers
+        server.until(
+            lambda: open_connections(server) <= 3, gate.STALL + 60
+        )  # from when they have filled what the system buffers
         worst()
     for connection in [*connections, *halves]:
         connection.close()
@@ -278,7 +366,9 @@ def test_the_end_comes_whatever_clients_do():
         connections = never_reading(server, 30)
         for _ in range(30):
             connections.append(socket.create_connection(server.url.removeprefix("http://").split(":")))
-            connections[-1].sendall(f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM}\r\nContent-Length: 5000\r\n\r\n--XX".encode())
+            connections[-1].sendall(
+                f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM}\r\nContent-Length: 5000\r\n\r\n--XX".encode()
+            )
         with ThreadPoolExecutor(1) as pool:
             os.kill(worker := server.worker, signal.SIGSTOP)
             late = pool.submit(post, server)
@@ -295,7 +385,17 @@ def test_the_end_comes_whatever_clients_do():
 def test_a_second_signal_ends_it_at_once():
     with Server() as server, ThreadPoolExecutor(1) as pool:
         os.kill(worker := server.worker, signal.SIGSTOP)
-        answer = pool.submit(attacks.post(ROUTE, attacks.form(('name="model"', MODEL.encode()), ('name="file"; filename="a.wav"', (EXAMPLES / "zh.wav").read_bytes())), FORM), server.url)
+        answer = pool.submit(
+            attacks.post(
+                ROUTE,
+                attacks.form(
+                    ('name="model"', MODEL.encode()),
+                    ('name="file"; filename="a.wav"', (EXAMPLES / "zh.wav").read_bytes()),
+                ),
+                FORM,
+            ),
+            server.url,
+        )
         server.until(lambda: httpx.get(f"{server.url}/healthz").json()["running"] == 1)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
@@ -308,7 +408,8 @@ def test_a_second_signal_ends_it_at_once():
 
 
 def together(server, count: int, send) -> float:
-    """`send` by so many clients at once -> the longest that a heartbeat took; the best of three, for the machine may be busy."""
+    """`send` by so many clients at once -> the longest that a heartbeat took; the best of three, for the machine may be
+    busy."""
     found = []
     for _ in range(3):
         with attacks.heartbeat(server.url) as worst, ThreadPoolExecutor(count) as pool:
@@ -319,7 +420,9 @@ def together(server, count: int, send) -> float:
     return min(found)
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/config", "/gradio_api/info", "/gradio_api/info?all_endpoints=true", "/theme.css"])
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/config", "/gradio_api/info", "/gradio_api/info?all_endpoints=true", "/theme.css"]
+)
 def test_pages_for_many_at_once_hold_nobody_up(server, path):
     assert together(server, 20, attacks.get(path)) < BEAT
     assert works(server)
@@ -333,7 +436,11 @@ def test_small_chunks_of_many_clients_hold_nobody_up(server):
 
 def test_no_client_says_what_others_hear(server):
     """By a header that names this server."""
-    for name, value in (("X-Forwarded-Host", "evil.example"), ("X-Gradio-Server", "http://evil.example"), ("Forwarded", "host=evil.example")):
+    for name, value in (
+        ("X-Forwarded-Host", "evil.example"),
+        ("X-Gradio-Server", "http://evil.example"),
+        ("Forwarded", "host=evil.example"),
+    ):
         for path in ("/gradio_api/info", "/config", "/", "/docs"):
             assert "evil.example" not in httpx.get(server.url + path, headers={name: value}).text
             answer = httpx.get(server.url + path)
@@ -344,11 +451,18 @@ def test_no_client_says_what_others_hear(server):
 def test_unfinished_uploads_have_a_limit():
     """Clients that send a recording but for its end: the disk doesn't fill."""
     with Server("--max-upload", "2") as server:
-        head = attacks.form(('name="model"', MODEL.encode()))[:-8] + b'--XX\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+        head = (
+            attacks.form(('name="model"', MODEL.encode()))[:-8]
+            + b'--XX\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+        )
         connections = []
         for _ in range(20):
             connection = socket.create_connection(server.url.removeprefix("http://").split(":"))
-            connection.sendall(f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM}\r\nContent-Length: {2 * MiB}\r\n\r\n".encode() + head + bytes(2 * MiB - 1000))
+            connection.sendall(
+                f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM}\r\nContent-Length: {2 * MiB}\r\n\r\n".encode()
+                + head
+                + bytes(2 * MiB - 1000)
+            )
             connections.append(connection)
         time.sleep(1)
         answers = []
@@ -358,18 +472,23 @@ def test_unfinished_uploads_have_a_limit():
                 answers.append(connection.recv(1000).split(b"\r\n")[0])
             connection.close()
         assert sum(b" 507 " in answer for answer in answers) >= 8
-        assert all(b" 507 " in answer or b" 408 " in answer for answer in answers)              # that nothing more came
+        assert all(b" 507 " in answer or b" 408 " in answer for answer in answers)  # that nothing more came
         assert works(server)
 
 
 def test_a_client_that_leaves_with_a_request_behind_frees_its_place(server):
     os.kill(server.worker, signal.SIGSTOP)
     try:
-        body = attacks.form(('name="model"', MODEL.encode()), ('name="file"; filename="a.wav"', (EXAMPLES / "zh.wav").read_bytes()))
+        body = attacks.form(
+            ('name="model"', MODEL.encode()), ('name="file"; filename="a.wav"', (EXAMPLES / "zh.wav").read_bytes())
+        )
         for _ in range(3):
             with socket.create_connection(server.url.removeprefix("http://").split(":")) as connection:
-                connection.sendall(f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-                                   + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                connection.sendall(
+                    f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                    + body
+                    + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                )
                 server.until(lambda: httpx.get(f"{server.url}/healthz").json()["running"] == 1)
             server.until(lambda: httpx.get(f"{server.url}/healthz").json()["running"] == 0, 5)
     finally:
@@ -378,7 +497,12 @@ def test_a_client_that_leaves_with_a_request_behind_frees_its_place(server):
 
 
 def test_calls_whose_events_nobody_reads_have_a_limit(server):
-    statuses = [httpx.post(server.url + JOIN, json={"data": [None, "auto"], "fn_index": 0, "session_hash": "unread"}).status_code for _ in range(12)]
+    statuses = [
+        httpx.post(
+            server.url + JOIN, json={"data": [None, "auto"], "fn_index": 0, "session_hash": "unread"}
+        ).status_code
+        for _ in range(12)
+    ]
     assert statuses == [200] * 8 + [429] * 4 and works(server)
 
 
@@ -388,10 +512,13 @@ def test_a_stopped_worker_does_not_outlive_a_killed_server():
         os.kill(worker, signal.SIGSTOP)
         server.process.kill()
         server.process.wait()
-        server.until(lambda: not Path(f"/proc/{worker}").exists() or "State:\tZ" in Path(f"/proc/{worker}/status").read_text(), 5)
+        server.until(
+            lambda: not Path(f"/proc/{worker}").exists() or "State:\tZ" in Path(f"/proc/{worker}/status").read_text(), 5
+        )
 
 
 # ---- what is logged ----------------------------------------------------------------------------------------------------------
+
 
 def test_nothing_of_libmpg123_reaches_the_log(server):
     tag = b"ID3\x03\0\0" + bytes([0, 0, 0, 30]) + b"COMM\0\0\0\x0c\0\0" + b"\x01\xff\xfeabc\0\0\0xyz" + bytes(2)
@@ -406,11 +533,16 @@ def test_nothing_of_libmpg123_reaches_the_log(server):
 
 # ---- all at once -------------------------------------------------------------------------------------------------------------
 
+
 def test_no_good_request_is_lost_among_attacks():
     """64 clients with good recordings; among them one of each attack."""
     names = [name for _ in range(60) for name in TEXTS]
     everything = [attack for attack in [*attacks.files(), *attacks.foreign(), *attacks.heavy(20 * MiB)]]
-    with Server("--max-upload", "20", "--queue", "100") as server, ThreadPoolExecutor(64) as good, ThreadPoolExecutor(4) as bad:
+    with (
+        Server("--max-upload", "20", "--queue", "100") as server,
+        ThreadPoolExecutor(64) as good,
+        ThreadPoolExecutor(4) as bad,
+    ):
         wrong: list[tuple[str, int | None]] = []
 
         def attack(one):
@@ -422,11 +554,14 @@ def test_no_good_request_is_lost_among_attacks():
             with httpx.Client() as client:
                 answer = post(server, name, client=client)
             return answer.status_code, answer.json().get("text"), TEXTS[name]
+
         under_way = [bad.submit(attack, one) for one in everything]
         found = list(good.map(send, names))
         for one in under_way:
             one.result()
         assert not wrong
-        assert all(status == 429 or status == 200 and text == right for status, text, right in found), [line for line in found if line[0] not in (200, 429)][:5]
+        assert all(status == 429 or status == 200 and text == right for status, text, right in found), [
+            line for line in found if line[0] not in (200, 429)
+        ][:5]
         assert sum(status == 200 for status, _, _ in found) > len(found) / 2
         assert works(server)

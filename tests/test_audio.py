@@ -27,6 +27,7 @@ from glmasr.errors import AudioError, Cancelled, GlmAsrError, OptionError
 
 # ---- signals ------------------------------------------------------------------------------------------------------------
 
+
 def tone(frequency, rate, seconds=1.0, amplitude=0.5):
     return amplitude * np.sin(2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate)
 
@@ -44,7 +45,7 @@ def gain(samples, frequency, rate=16000):
 def level(samples):
     """Loudest of the inner samples, in decibels against a tone of amplitude 0.5: everything that is left of it."""
     samples = np.abs(np.asarray(samples))
-    return 20 * np.log10(max(samples[len(samples) // 8:-len(samples) // 8].max() / 0.5, 1e-12))
+    return 20 * np.log10(max(samples[len(samples) // 8 : -len(samples) // 8].max() / 0.5, 1e-12))
 
 
 def write(path, samples, rate, format, subtype):
@@ -52,7 +53,7 @@ def write(path, samples, rate, format, subtype):
     channels = 1 if samples.ndim == 1 else samples.shape[1]
     with soundfile.SoundFile(path, "w", rate, channels, subtype, format=format) as file:
         for start in range(0, len(samples), 8192):
-            file.write(samples[start:start + 8192])
+            file.write(samples[start : start + 8192])
     return path
 
 
@@ -63,24 +64,46 @@ def same(a, b, tolerance=0.0):
 
 # ---- formats ------------------------------------------------------------------------------------------------------------
 
-LOSSLESS = [("WAV", "PCM_U8", 8), ("WAV", "PCM_16", 16), ("WAV", "PCM_24", 24), ("WAV", "PCM_32", 24), ("WAV", "FLOAT", 24),
-            ("WAV", "DOUBLE", 24), ("WAVEX", "PCM_16", 16), ("WAVEX", "FLOAT", 24), ("RF64", "PCM_24", 24),
-            ("FLAC", "PCM_16", 16), ("FLAC", "PCM_24", 24), ("AIFF", "PCM_16", 16), ("AIFF", "FLOAT", 24), ("AU", "PCM_16", 16),
-            ("AU", "FLOAT", 24), ("CAF", "PCM_16", 16), ("CAF", "FLOAT", 24)]
+LOSSLESS = [
+    ("WAV", "PCM_U8", 8),
+    ("WAV", "PCM_16", 16),
+    ("WAV", "PCM_24", 24),
+    ("WAV", "PCM_32", 24),
+    ("WAV", "FLOAT", 24),
+    ("WAV", "DOUBLE", 24),
+    ("WAVEX", "PCM_16", 16),
+    ("WAVEX", "FLOAT", 24),
+    ("RF64", "PCM_24", 24),
+    ("FLAC", "PCM_16", 16),
+    ("FLAC", "PCM_24", 24),
+    ("AIFF", "PCM_16", 16),
+    ("AIFF", "FLOAT", 24),
+    ("AU", "PCM_16", 16),
+    ("AU", "FLOAT", 24),
+    ("CAF", "PCM_16", 16),
+    ("CAF", "FLOAT", 24),
+]
 
 
 @pytest.mark.parametrize("format, subtype, bits", LOSSLESS)
 def test_lossless_formats(tmp_path, monkeypatch, format, subtype, bits):
-    monkeypatch.setenv("PATH", "")        # libsndfile alone reads them
+    monkeypatch.setenv("PATH", "")  # libsndfile alone reads them
     samples = speech(0.5)
     read = audio.load(write(tmp_path / "a", samples, 16000, format, subtype))
     assert read.dtype == torch.float32
     same(read, torch.from_numpy(samples), 2.0 ** (1 - bits))
 
 
-@pytest.mark.parametrize("format, subtype, rate", [("OGG", "VORBIS", 44100), ("OGG", "OPUS", 48000),
-                                                   ("MP3", "MPEG_LAYER_III", 44100),
-                                                   ("WAV", "ULAW", 8000), ("WAV", "ALAW", 8000)])
+@pytest.mark.parametrize(
+    "format, subtype, rate",
+    [
+        ("OGG", "VORBIS", 44100),
+        ("OGG", "OPUS", 48000),
+        ("MP3", "MPEG_LAYER_III", 44100),
+        ("WAV", "ULAW", 8000),
+        ("WAV", "ALAW", 8000),
+    ],
+)
 def test_lossy_formats(tmp_path, monkeypatch, format, subtype, rate):
     monkeypatch.setenv("PATH", "")
     read = audio.load(write(tmp_path / "a", tone(440, rate, 2), rate, format, subtype))
@@ -102,7 +125,7 @@ def test_m4a_through_ffmpeg(tmp_path):
     path = encoded_by_ffmpeg(tmp_path / "-a: b's.m4a", stereo, 44100)
     read = audio.load(path)
     assert abs(len(read) - 32000) < 1700
-    assert abs(gain(read, 440)[0] + 6.02) < 0.3               # the mean of a tone and silence
+    assert abs(gain(read, 440)[0] + 6.02) < 0.3  # the mean of a tone and silence
     same(audio.load(path.read_bytes()), read)
 
 
@@ -111,7 +134,7 @@ def test_ffmpeg_is_exact_and_all_channels_count_alike(tmp_path):
     random = np.random.default_rng(0)
     surround = random.uniform(-0.5, 0.5, (5000, 6))
     path = encoded_by_ffmpeg(tmp_path / "a.mka", surround, 16000, "-c:a", "pcm_s16le")
-    same(audio.load(path), torch.from_numpy(surround.mean(1)).float(), 2.0 ** -14)
+    same(audio.load(path), torch.from_numpy(surround.mean(1)).float(), 2.0**-14)
 
 
 @needs("ffmpeg")
@@ -142,8 +165,10 @@ def test_rare_codecs_are_not_given_to_libsndfile(tmp_path, monkeypatch):
 @needs("ffmpeg")
 def test_playlists_are_not_followed(tmp_path):
     write(tmp_path / "secret.wav", speech(0.5), 16000, "WAV", "PCM_16")
-    for name, text in [("a.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{}\n#EXT-X-ENDLIST\n"),
-                       ("a.txt", "ffconcat version 1.0\nfile {}\n")]:
+    for name, text in [
+        ("a.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{}\n#EXT-X-ENDLIST\n"),
+        ("a.txt", "ffconcat version 1.0\nfile {}\n"),
+    ]:
         (tmp_path / name).write_text(text.format(tmp_path / "secret.wav"))
         with pytest.raises(AudioError, match="not a readable recording"):
             audio.load(tmp_path / name)
@@ -156,14 +181,16 @@ def test_ffmpeg_gets_an_absolute_path_and_nothing_but_files(tmp_path, monkeypatc
     (tmp_path / "bin" / "ffmpeg").chmod(0o755)
     (tmp_path / "-y $(touch evil); a.m4a").write_bytes(b"no sound")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", "bin")                         # a relative one: it must not be looked up once more
+    monkeypatch.setenv("PATH", "bin")  # a relative one: it must not be looked up once more
     with pytest.raises(AudioError, match="not a readable recording"):
         audio.load("-y $(touch evil); a.m4a")
     seen = (tmp_path / "seen").read_text().splitlines()
     assert seen[seen.index("-i") + 1] == str(tmp_path / "-y $(touch evil); a.m4a")
     assert seen[seen.index("-protocol_whitelist") + 1] == "file,pipe"
     formats = seen[seen.index("-format_whitelist") + 1].split(",")
-    assert not {"hls", "concat", "dash", "sdp", "rtsp", "image2", "lavfi", "tee", "ffmetadata", "concatf", "imf"} & set(formats)
+    assert not {"hls", "concat", "dash", "sdp", "rtsp", "image2", "lavfi", "tee", "ffmetadata", "concatf", "imf"} & set(
+        formats
+    )
     assert "-nostdin" in seen and seen[-1] == "pipe:1"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["-y $(touch evil); a.m4a", "bin", "seen"]
 
@@ -178,17 +205,28 @@ def test_a_file_for_ffmpeg_cannot_be_longer_than_allowed(tmp_path):
 
 # ---- limits -------------------------------------------------------------------------------------------------------------
 
+
 def test_only_files_that_begin_like_those_of_the_list_reach_libsndfile(tmp_path, monkeypatch):
     """Its memory bugs are in the code that opens a file."""
-    others = sorted(set(soundfile.available_formats()) - set(formats.FORMATS) - {"RAW", "SD2"})       # which do not begin in any way
-    others = [(format, bytes_of(speech(0.1), 8000, format, {"XI": "DPCM_16", "WVE": "ALAW"}.get(format, "PCM_16"))) for format in others]
-    others += [("MAT4", bytes_of(speech(0.1), endian=endian, format="MAT4", subtype="PCM_16")) for endian in ("BIG", "LITTLE")]
+    others = sorted(
+        set(soundfile.available_formats()) - set(formats.FORMATS) - {"RAW", "SD2"}
+    )  # which do not begin in any way
+    others = [
+        (format, bytes_of(speech(0.1), 8000, format, {"XI": "DPCM_16", "WVE": "ALAW"}.get(format, "PCM_16")))
+        for format in others
+    ]
+    others += [
+        ("MAT4", bytes_of(speech(0.1), endian=endian, format="MAT4", subtype="PCM_16")) for endian in ("BIG", "LITTLE")
+    ]
     opened = []
     monkeypatch.setattr(soundfile, "SoundFile", lambda path: opened.append(path) or {}["opened"])
     monkeypatch.setenv("PATH", "")
-    for format, content in others:            # HTK begins like nothing
+    for format, content in others:  # HTK begins like nothing
         for tag in (b"", b"ID3\4\0\0\0\0\1\0" + bytes(128)):
-            with pytest.raises(AudioError, match="formats read directly" if format == "HTK" else f"({format}|IFF) is not among the formats"):
+            with pytest.raises(
+                AudioError,
+                match="formats read directly" if format == "HTK" else f"({format}|IFF) is not among the formats",
+            ):
                 audio.load(tag + content)
     assert not opened
     for format in formats.FORMATS:
@@ -199,7 +237,7 @@ def test_only_files_that_begin_like_those_of_the_list_reach_libsndfile(tmp_path,
 
 def test_a_tag_in_front_is_skipped():
     for format in ("MP3", "FLAC"):
-        tag = b"ID3\4\0\0\0\0\1\2" + bytes(130)               # 1 * 128 + 2
+        tag = b"ID3\4\0\0\0\0\1\2" + bytes(130)  # 1 * 128 + 2
         for more in (tag, tag + tag):
             same(audio.load(more + FILES[format]), audio.load(FILES[format]))
 
@@ -215,8 +253,17 @@ def test_padding_in_front_of_an_mp3(tmp_path, monkeypatch):
         audio.load(tmp_path / "a.mp3")
 
 
-FILES = {"WAV": ("WAV", "PCM_16"), "WAVEX": ("WAVEX", "PCM_16"), "RF64": ("RF64", "PCM_16"), "AIFF": ("AIFF", "FLOAT"), "AU": ("AU", "ULAW"),
-         "CAF": ("CAF", "PCM_16"), "FLAC": ("FLAC", "PCM_16"), "OGG": ("OGG", "VORBIS"), "MP3": ("MP3", "MPEG_LAYER_III")}
+FILES = {
+    "WAV": ("WAV", "PCM_16"),
+    "WAVEX": ("WAVEX", "PCM_16"),
+    "RF64": ("RF64", "PCM_16"),
+    "AIFF": ("AIFF", "FLOAT"),
+    "AU": ("AU", "ULAW"),
+    "CAF": ("CAF", "PCM_16"),
+    "FLAC": ("FLAC", "PCM_16"),
+    "OGG": ("OGG", "VORBIS"),
+    "MP3": ("MP3", "MPEG_LAYER_III"),
+}
 FILES = {name: bytes_of(speech(2), format=format, subtype=subtype) for name, (format, subtype) in FILES.items()}
 
 
@@ -226,7 +273,7 @@ def test_max_duration(format):
     same(audio.load(FILES[format], max_duration=len(whole) / 16000 + 1e-9), whole)
     with pytest.raises(AudioError, match=r"longer than 1\.9 s \(max_duration\)"):
         audio.load(FILES[format], max_duration=1.9)
-    with pytest.raises(AudioError, match="longer than"):                          # what comes before is given out
+    with pytest.raises(AudioError, match="longer than"):  # what comes before is given out
         parts = audio.blocks(FILES[format], seconds=0.5, max_duration=1.9)
         list(parts)
 
@@ -279,7 +326,7 @@ def test_sound_far_above_full_scale_is_sound():
 
 def test_a_stream_is_not_copied_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    content = bytes_of(speech(0.5), subtype="DOUBLE")         # half as large when it is decoded
+    content = bytes_of(speech(0.5), subtype="DOUBLE")  # half as large when it is decoded
     monkeypatch.setattr(reader, "MOST_BYTES", len(content))
     assert len(audio.load(io.BytesIO(content))) == 8000
     with pytest.raises(AudioError, match="has an end"):
@@ -299,6 +346,7 @@ def test_channels(channels):
 
 
 # ---- sources ------------------------------------------------------------------------------------------------------------
+
 
 def test_paths_bytes_files_and_standard_input(tmp_path, monkeypatch):
     content = bytes_of(speech(0.5))
@@ -342,7 +390,7 @@ def test_arrays(dtype):
         same(audio.load(samples, 16000), expected)
         same(audio.load(samples[::-1], 16000.0), expected.flip(0))
     stereo = np.stack([samples, 0 * samples])
-    same(audio.load(stereo, 16000), expected / 2)             # (channels, samples)
+    same(audio.load(stereo, 16000), expected / 2)  # (channels, samples)
     same(audio.load(stereo.T, np.int64(16000)), expected / 2)
 
 
@@ -353,7 +401,7 @@ def test_tensors():
     same(audio.load(samples[None].double(), 16000), samples)
 
 
-@pytest.mark.parametrize("dtype, full", [("int16", 2 ** 15), (">i2", 2 ** 15), ("int32", 2 ** 31), ("uint8", 2 ** 7)])
+@pytest.mark.parametrize("dtype, full", [("int16", 2**15), (">i2", 2**15), ("int32", 2**31), ("uint8", 2**7)])
 def test_integers_are_divided_by_their_full_scale(dtype, full):
     """As in a file of as many bits; and memory holds the floats of a block only."""
     zero = 128 if dtype == "uint8" else 0
@@ -366,28 +414,38 @@ def test_integers_are_divided_by_their_full_scale(dtype, full):
     if dtype != ">i2":
         same(audio.load(torch.from_numpy(samples), 16000), expected)
         subtype = {"int16": "PCM_16", "int32": "PCM_32", "uint8": "PCM_U8"}[dtype]
-        same(audio.load(bytes_of(floats, subtype=subtype)), expected, 0 if full < 2 ** 20 else 2.0 ** -23)
+        same(audio.load(bytes_of(floats, subtype=subtype)), expected, 0 if full < 2**20 else 2.0**-23)
 
 
 def test_pairs_and_dicts(tmp_path):
     samples = speech(0.5)
-    expected, integers = torch.from_numpy(samples), np.round(samples * 2 ** 15).clip(-2 ** 15, 2 ** 15 - 1).astype(np.int16)
+    expected, integers = torch.from_numpy(samples), np.round(samples * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
     same(audio.load((16000, samples)), expected)
     same(audio.load((np.int64(16000), torch.from_numpy(samples))), expected)
-    same(audio.load((8000, integers[:, None])), audio.load(integers.astype(np.float32) / 2 ** 15, 8000))
+    same(audio.load((8000, integers[:, None])), audio.load(integers.astype(np.float32) / 2**15, 8000))
     same(audio.load({"path": None, "array": samples.astype(np.float64), "sampling_rate": 16000}), expected)
     content = bytes_of(integers)
     (tmp_path / "a.wav").write_bytes(content)
-    for source in ({"bytes": content, "path": "nowhere.wav"}, {"bytes": None, "path": str(tmp_path / "a.wav")}, {"path": tmp_path / "a.wav", "array": None}):
+    for source in (
+        {"bytes": content, "path": "nowhere.wav"},
+        {"bytes": None, "path": str(tmp_path / "a.wav")},
+        {"path": tmp_path / "a.wav", "array": None},
+    ):
         same(audio.load(source), audio.load(content))
 
 
-@pytest.mark.parametrize("make", [
-    lambda samples: samples.to_sparse(), lambda samples: samples.to("meta"), lambda samples: samples[None].to_sparse_csr(),
-    lambda samples: torch.quantize_per_tensor(samples, 0.1, 0, torch.qint8)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda samples: samples.to_sparse(),
+        lambda samples: samples.to("meta"),
+        lambda samples: samples[None].to_sparse_csr(),
+        lambda samples: torch.quantize_per_tensor(samples, 0.1, 0, torch.qint8),
+    ],
+)
 def test_tensors_that_hold_no_samples(make):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # PyTorch's own, of sparse tensors
+        warnings.simplefilter("ignore")  # PyTorch's own, of sparse tensors
         tensor = make(torch.from_numpy(speech(0.1)))
     with pytest.raises(AudioError, match="the Tensor of shape .*can't be read; expected a dense tensor"):
         audio.load(tensor, 16000)
@@ -421,79 +479,98 @@ def test_stereo():
 
 # ---- errors -------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("source, rate, message", [
-    (np.zeros(100, np.int64), 16000, "int64; expected floats in -1..1, or int16, int32, uint8: divide"),
-    (torch.zeros(100, dtype=torch.int64), 16000, "torch.int64; expected floats in -1..1, or int16, int32, uint8: divide"),
-    (np.zeros(100, np.uint16), 16000, "uint16.*divide other integers by their full scale"),
-    (np.zeros(100, bool), 16000, "bool; expected floats"),
-    (np.zeros(100, complex), 16000, "complex128; expected floats"),
-    (np.array(["a"]), 16000, "expected floats"),
-    (np.zeros(100, np.int16), None, "sample_rate"),
-    ((16000, np.zeros(100, np.int16)), 16000, "comes with a rate, 16000: leave it out"),
-    (("16000", np.zeros(100)), None, "whole number"),
-    ((np.zeros(100), 16000), None, "cannot be a tuple.*a pair"),
-    ({"array": np.zeros(100), "sampling_rate": None}, None, "comes without sample_rate"),
-    ({"array": np.zeros(100), "sampling_rate": 8000}, 16000, "comes with a rate, 8000: leave it out"),
-    ({"array": [0.0, 0.1], "sampling_rate": 16000}, None, "cannot be a dict.*Hugging Face"),
-    ({"bytes": b"", "path": "a.wav"}, None, "empty"),
-    ({"bytes": None, "path": None}, None, "a dict without a recording"),
-    ({"path": "no/such/file.wav"}, None, "no/such/file.wav: no such file"),
-    ({"path": "a.wav"}, 16000, "leave it out"),
-    (np.zeros(100), None, "sample_rate"),
-    (np.zeros((2, 3, 4)), 16000, "3 axes"),
-    (np.float32(np.zeros(())), None, "a recording cannot be"),
-    (torch.zeros(()), 16000, "0 axes"),
-    (np.zeros(0), 16000, "no samples"),
-    (np.zeros((0, 2)), 16000, "no samples"),
-    (np.zeros((2, 0)), 16000, "no samples"),
-    (np.array([0, np.nan]), 16000, "sample 1 is NaN or infinite"),
-    (np.array([[0.0, np.inf], [0, 0], [0, 0]]), 16000, "sample 0 is NaN or infinite"),
-    (np.array([1e300]), 16000, "NaN or infinite"),
-    (np.array([0, -1001.5]), 16000, r"sample 1 is -1001\.5; expected floats in about -1\.\.1: divide them by their full scale"),
-    (np.zeros(100), 1, "4000 to 384000"),
-    (np.zeros(100), 3999, "4000 to 384000"),
-    (np.zeros(100), 384001, "4000 to 384000"),
-    (np.zeros(100), -16000, "4000 to 384000"),
-    (np.zeros(100), float("nan"), "whole number"),
-    (np.zeros(100), float("inf"), "whole number"),
-    (np.zeros(100), 16000.5, "whole number"),
-    (np.zeros(100), "16000", "whole number"),
-    (b"", None, "empty"),
-    (io.BytesIO(), None, "empty"),
-    (io.StringIO("text"), None, "binary mode"),
-    (b"RIFF", 16000, "leave it out"),
-    (None, None, "cannot be a NoneType"),
-    ([0.0, 0.1], None, "cannot be a list"),
-    (7, None, "cannot be a int"),
-    ("no/such/file.wav", None, "no/such/file.wav: no such file"),
-    ("nul\0.wav", None, "cannot be opened"),
-    ("", None, "directory|no such file|is empty"),
-])
+
+@pytest.mark.parametrize(
+    "source, rate, message",
+    [
+        (np.zeros(100, np.int64), 16000, "int64; expected floats in -1..1, or int16, int32, uint8: divide"),
+        (
+            torch.zeros(100, dtype=torch.int64),
+            16000,
+            "torch.int64; expected floats in -1..1, or int16, int32, uint8: divide",
+        ),
+        (np.zeros(100, np.uint16), 16000, "uint16.*divide other integers by their full scale"),
+        (np.zeros(100, bool), 16000, "bool; expected floats"),
+        (np.zeros(100, complex), 16000, "complex128; expected floats"),
+        (np.array(["a"]), 16000, "expected floats"),
+        (np.zeros(100, np.int16), None, "sample_rate"),
+        ((16000, np.zeros(100, np.int16)), 16000, "comes with a rate, 16000: leave it out"),
+        (("16000", np.zeros(100)), None, "whole number"),
+        ((np.zeros(100), 16000), None, "cannot be a tuple.*a pair"),
+        ({"array": np.zeros(100), "sampling_rate": None}, None, "comes without sample_rate"),
+        ({"array": np.zeros(100), "sampling_rate": 8000}, 16000, "comes with a rate, 8000: leave it out"),
+        ({"array": [0.0, 0.1], "sampling_rate": 16000}, None, "cannot be a dict.*Hugging Face"),
+        ({"bytes": b"", "path": "a.wav"}, None, "empty"),
+        ({"bytes": None, "path": None}, None, "a dict without a recording"),
+        ({"path": "no/such/file.wav"}, None, "no/such/file.wav: no such file"),
+        ({"path": "a.wav"}, 16000, "leave it out"),
+        (np.zeros(100), None, "sample_rate"),
+        (np.zeros((2, 3, 4)), 16000, "3 axes"),
+        (np.float32(np.zeros(())), None, "a recording cannot be"),
+        (torch.zeros(()), 16000, "0 axes"),
+        (np.zeros(0), 16000, "no samples"),
+        (np.zeros((0, 2)), 16000, "no samples"),
+        (np.zeros((2, 0)), 16000, "no samples"),
+        (np.array([0, np.nan]), 16000, "sample 1 is NaN or infinite"),
+        (np.array([[0.0, np.inf], [0, 0], [0, 0]]), 16000, "sample 0 is NaN or infinite"),
+        (np.array([1e300]), 16000, "NaN or infinite"),
+        (
+            np.array([0, -1001.5]),
+            16000,
+            r"sample 1 is -1001\.5; expected floats in about -1\.\.1: divide them by their full scale",
+        ),
+        (np.zeros(100), 1, "4000 to 384000"),
+        (np.zeros(100), 3999, "4000 to 384000"),
+        (np.zeros(100), 384001, "4000 to 384000"),
+        (np.zeros(100), -16000, "4000 to 384000"),
+        (np.zeros(100), float("nan"), "whole number"),
+        (np.zeros(100), float("inf"), "whole number"),
+        (np.zeros(100), 16000.5, "whole number"),
+        (np.zeros(100), "16000", "whole number"),
+        (b"", None, "empty"),
+        (io.BytesIO(), None, "empty"),
+        (io.StringIO("text"), None, "binary mode"),
+        (b"RIFF", 16000, "leave it out"),
+        (None, None, "cannot be a NoneType"),
+        ([0.0, 0.1], None, "cannot be a list"),
+        (7, None, "cannot be a int"),
+        ("no/such/file.wav", None, "no/such/file.wav: no such file"),
+        ("nul\0.wav", None, "cannot be opened"),
+        ("", None, "directory|no such file|is empty"),
+    ],
+)
 def test_unusable_sources(source, rate, message):
     with pytest.raises(AudioError, match=message), warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # numpy's own, of the cast out of range
+        warnings.simplefilter("ignore")  # numpy's own, of the cast out of range
         audio.load(source, rate)
 
 
 WAV = bytes_of(speech(0.5))
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"", "empty"),
-    (b"This is a text, not a recording.\n" * 50, "not.* readable"),
-    (bytes(5000), "not.* readable"),
-    (WAV[:44], "no samples"),
-    (bytes_of(np.zeros(0)), "no samples"),
-    (WAV[:30], "not.* readable"),
-    (WAV[:24] + struct.pack("<I", 1) + WAV[28:], "sample rate 1 Hz"),
-    (WAV[:24] + struct.pack("<I", 1_000_000) + WAV[28:], "sample rate 1000000 Hz"),
-    (WAV[:22] + b"\0\0" + WAV[24:], "not.* readable"),
-    (bytes_of(np.array([0, np.nan, 0]), subtype="FLOAT"), "sample 1 is NaN"),
-    (bytes_of(np.array([0, -np.inf, 0]), subtype="DOUBLE"), "sample 1 is NaN or infinite"),
-    (bytes_of(np.array([0, 1e200, 0]), subtype="DOUBLE"), "sample 1 is NaN or infinite"),
-    *[(bytes_of(np.array([0, value, 0]), subtype="FLOAT"), "sample 1 is .*; expected floats in about") for value in (32767.0, -1e20, 3e38)],
-    (bytes_of(speech(0.5), format="FLAC")[:60], "not.* readable|cannot be decoded"),
-], ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes")        # which hold the time of day in a WAV of floats
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "empty"),
+        (b"This is a text, not a recording.\n" * 50, "not.* readable"),
+        (bytes(5000), "not.* readable"),
+        (WAV[:44], "no samples"),
+        (bytes_of(np.zeros(0)), "no samples"),
+        (WAV[:30], "not.* readable"),
+        (WAV[:24] + struct.pack("<I", 1) + WAV[28:], "sample rate 1 Hz"),
+        (WAV[:24] + struct.pack("<I", 1_000_000) + WAV[28:], "sample rate 1000000 Hz"),
+        (WAV[:22] + b"\0\0" + WAV[24:], "not.* readable"),
+        (bytes_of(np.array([0, np.nan, 0]), subtype="FLOAT"), "sample 1 is NaN"),
+        (bytes_of(np.array([0, -np.inf, 0]), subtype="DOUBLE"), "sample 1 is NaN or infinite"),
+        (bytes_of(np.array([0, 1e200, 0]), subtype="DOUBLE"), "sample 1 is NaN or infinite"),
+        *[
+            (bytes_of(np.array([0, value, 0]), subtype="FLOAT"), "sample 1 is .*; expected floats in about")
+            for value in (32767.0, -1e20, 3e38)
+        ],
+        (bytes_of(speech(0.5), format="FLAC")[:60], "not.* readable|cannot be decoded"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes",
+)  # which hold the time of day in a WAV of floats
 @pytest.mark.parametrize("ffmpeg", [pytest.param("ffmpeg", marks=needs("ffmpeg")), "no ffmpeg"])
 def test_unusable_files(tmp_path, monkeypatch, content, message, ffmpeg):
     if ffmpeg == "no ffmpeg":
@@ -527,9 +604,9 @@ def test_truncated_wav_is_read_to_its_end():
 def test_truncated_flac_is_read_up_to_the_damage_with_a_warning():
     content = bytes_of(np.random.default_rng(0).uniform(-0.5, 0.5, 100_000), format="FLAC")
     with pytest.warns(UserWarning, match="breaks off after [23].* s"):
-        read = audio.load(content[:len(content) // 2])
+        read = audio.load(content[: len(content) // 2])
     assert len(read) > 40_000
-    same(read, audio.load(content)[:len(read)])
+    same(read, audio.load(content)[: len(read)])
 
 
 def test_forged_lengths():
@@ -539,22 +616,27 @@ def test_forged_lengths():
     flac[21] |= 0x0F
     flac[22:26] = b"\xff" * 4
     with pytest.warns(UserWarning, match="breaks off after 0.5 s .4294967.3 s announced"):
-        same(audio.load(bytes(flac)), audio.load(WAV), 2.0 ** -15)
+        same(audio.load(bytes(flac)), audio.load(WAV), 2.0**-15)
     flac[21] &= 0xF0
-    flac[22:26] = bytes(4)                # what every FLAC encoder writes into a pipe
+    flac[22:26] = bytes(4)  # what every FLAC encoder writes into a pipe
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        same(audio.load(bytes(flac)), audio.load(WAV), 2.0 ** -15)
+        same(audio.load(bytes(flac)), audio.load(WAV), 2.0**-15)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_files_never_fail_otherwise():
     random, read, refused = np.random.default_rng(0), 0, 0
-    for format, subtype in [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III"),
-                            ("AIFF", "PCM_16")]:
+    for format, subtype in [
+        ("WAV", "PCM_16"),
+        ("FLAC", "PCM_16"),
+        ("OGG", "VORBIS"),
+        ("MP3", "MPEG_LAYER_III"),
+        ("AIFF", "PCM_16"),
+    ]:
         whole = bytes_of(speech(0.3), format=format, subtype=subtype)
         for _ in range(6):
-            content = bytearray(whole[:random.integers(1, len(whole))])
+            content = bytearray(whole[: random.integers(1, len(whole))])
             content[random.integers(len(content))] ^= 1 << random.integers(8)
             try:
                 assert audio.load(bytes(content)).isfinite().all()
@@ -594,7 +676,7 @@ def test_nothing_is_folded_down(rate):
 def test_no_images_above_the_source(rate):
     samples = audio.resample(torch.from_numpy(tone(0.8 * rate / 2, rate)), rate).double()
     spectrum = torch.fft.rfft(samples[2000:14000] * torch.kaiser_window(12000, False, 20.0, dtype=torch.float64)).abs()
-    above = spectrum[round(6000 * rate / 16000):]
+    above = spectrum[round(6000 * rate / 16000) :]
     assert 20 * torch.log10(above.max() / spectrum.max()) < -75
 
 
@@ -621,7 +703,11 @@ def test_resample_equals_the_definition():
         nyquist = min(source, target) / 2
         half = (80 - 7.95) / 2.285 / (2 * np.pi * 0.1 * nyquist / source) / 2
         inside = np.abs(distance) <= half
-        kaiser = np.i0(0.1102 * 71.3 * np.sqrt(np.where(inside, 1 - (distance / half) ** 2, 0))) / np.i0(0.1102 * 71.3) * inside
+        kaiser = (
+            np.i0(0.1102 * 71.3 * np.sqrt(np.where(inside, 1 - (distance / half) ** 2, 0)))
+            / np.i0(0.1102 * 71.3)
+            * inside
+        )
         width = 2 * 0.95 * nyquist / source
         expected = (width * np.sinc(width * distance) * kaiser) @ samples
         same(audio.resample(torch.from_numpy(samples), source, target), torch.from_numpy(expected).float(), 2e-6)
@@ -663,21 +749,41 @@ def test_blocks(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("minutes", [8, 40])
 def test_memory_does_not_grow_with_length(tmp_path, minutes):
-    """8 minutes of stereo are 170 MB as float32, and their result 31 MB; what is read at any time is 4 MiB, as of 2 minutes."""
+    """8 minutes of stereo are 170 MB as float32, and their result 31 MB; what is read at any time is 4 MiB, as of 2
+    minutes."""
     for name, length in (("short", 2), ("long", minutes)):
-        with open(tmp_path / name, "wb") as file:       # 8-bit, 44.1 kHz, sparse on disk
+        with open(tmp_path / name, "wb") as file:  # 8-bit, 44.1 kHz, sparse on disk
             size = 44100 * 2 * 60 * length
-            file.write(struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", size + 36, b"WAVE", b"fmt ", 16, 1, 2, 44100, 88200, 2, 8,
-                                   b"data", size))
+            file.write(
+                struct.pack(
+                    "<4sI4s4sIHHIIHH4sI",
+                    b"RIFF",
+                    size + 36,
+                    b"WAVE",
+                    b"fmt ",
+                    16,
+                    1,
+                    2,
+                    44100,
+                    88200,
+                    2,
+                    8,
+                    b"data",
+                    size,
+                )
+            )
             file.truncate(44 + size)
-    (_, before), (read, after) = measured("from glmasr import audio\n"
-                                          "for name in sys.argv[1:]: print(sum(map(len, audio.blocks(name))), peak())",
-                                          tmp_path / "short", tmp_path / "long")
+    (_, before), (read, after) = measured(
+        "from glmasr import audio\nfor name in sys.argv[1:]: print(sum(map(len, audio.blocks(name))), peak())",
+        tmp_path / "short",
+        tmp_path / "long",
+    )
     assert read == 60 * minutes * 16000
-    assert after - before < 20e6, (before, after)       # pieces that the allocator keeps are 16 MB
+    assert after - before < 20e6, (before, after)  # pieces that the allocator keeps are 16 MB
 
 
 # ---- log-mel ------------------------------------------------------------------------------------------------------------
+
 
 def click():
     samples = np.zeros(160_000, np.float32)
@@ -694,14 +800,17 @@ CLIPS = {
     "faint": lambda: speech(3) * np.float32(1e-4),
     "one sample": lambda: np.ones(1, np.float32),
 }
-EXAMPLES = [path for path in sorted((Path(__file__).parent.parent / "examples").glob("**/*"))
-            if path.suffix.lower() in (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".au", ".caf")]
+EXAMPLES = [
+    path
+    for path in sorted((Path(__file__).parent.parent / "examples").glob("**/*"))
+    if path.suffix.lower() in (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".au", ".caf")
+]
 
 
 def published_log_mel(samples, bands):
     transformers = pytest.importorskip("transformers")
     extractor = transformers.WhisperFeatureExtractor(feature_size=bands, chunk_length=30)
-    parts = [samples[start:start + 480_000] for start in range(0, len(samples), 480_000)]
+    parts = [samples[start : start + 480_000] for start in range(0, len(samples), 480_000)]
     return torch.cat([extractor(part, sampling_rate=16000, return_tensors="pt").input_features for part in parts])
 
 
@@ -722,9 +831,9 @@ def test_log_mel_shapes_and_rows():
     rows = torch.stack([torch.from_numpy(speech(1)), torch.from_numpy(speech(1, seed=1)) * 1e-3])
     mel = audio.log_mel(rows)
     assert mel.shape == (2, 128, 100) and mel.dtype == torch.float32
-    for row, one in zip(rows, mel):                           # the loud row does not lift the floor of the faint one
+    for row, one in zip(rows, mel):  # the loud row does not lift the floor of the faint one
         same(audio.log_mel(row)[0], one, 1e-6)
-        assert one.max() - one.min() <= 2.0001                # 80 dB: 8 orders of magnitude, divided by 4
+        assert one.max() - one.min() <= 2.0001  # 80 dB: 8 orders of magnitude, divided by 4
     for length in (201, 319, 320, 479, 480_000):
         assert audio.log_mel(torch.zeros(length), 80).shape == (1, 80, length // 160)
     with pytest.raises(AudioError, match="200 samples are too few"):
@@ -744,16 +853,16 @@ def test_mel_filters_by_definition():
     for bands in (80, 128):
         filters = audio.mel_filters(bands)
         assert filters.shape == (bands, 201) and filters.dtype == torch.float32
-        assert (filters >= 0).all() and (filters.sum(1) > 0).all()         # no band is empty
-        assert audio.mel_filters(bands) is filters                         # cached
+        assert (filters >= 0).all() and (filters.sum(1) > 0).all()  # no band is empty
+        assert audio.mel_filters(bands) is filters  # cached
         mels = np.linspace(0, 15 + 27 * np.log(8) / np.log(6.4), bands + 2)
         edges = [mel * 200 / 3 if mel < 15 else 1000 * 6.4 ** ((mel - 15) / 27) for mel in mels]
         for band in (0, 1, bands // 3, bands // 2, bands - 1):
-            low, center, high = edges[band:band + 3]
+            low, center, high = edges[band : band + 3]
             expected = np.interp(np.arange(201) * 40, [low, center, high], [0, 2 / (high - low), 0])
             assert np.abs(filters[band].numpy() - expected).max() < 1e-8
-        assert (filters[bands // 2:].sum(1) * 40 - 1).abs().max() < 0.2    # Slaney norm: area 1 in Hz
-    assert audio.mel_filters(128)[:, 0].max() == 0                         # nothing at 0 Hz
+        assert (filters[bands // 2 :].sum(1) * 40 - 1).abs().max() < 0.2  # Slaney norm: area 1 in Hz
+    assert audio.mel_filters(128)[:, 0].max() == 0  # nothing at 0 Hz
 
 
 def test_windows():
@@ -766,6 +875,7 @@ def test_windows():
 
 
 # ---- files that are longer than their header says -----------------------------------------------------------------------
+
 
 def joined(format, subtype, times, seconds=3.0):
     """The bytes of `times` files, one behind the other."""
@@ -789,8 +899,13 @@ def sun(length):
     return bytes(whole)
 
 
-LONGER = {"two MP3": (lambda: joined("MP3", "MPEG_LAYER_III", 2), 6.0), "WAV without a length": (unfinished, 3.0),
-          **{f"AU of {length:#x} without a length": (lambda length=length: sun(length), 3.0) for length in (0, 1, 0x7fffffff)}}
+LONGER = {
+    "two MP3": (lambda: joined("MP3", "MPEG_LAYER_III", 2), 6.0),
+    "WAV without a length": (unfinished, 3.0),
+    **{
+        f"AU of {length:#x} without a length": (lambda length=length: sun(length), 3.0) for length in (0, 1, 0x7FFFFFFF)
+    },
+}
 
 
 @needs("ffmpeg")
@@ -802,7 +917,7 @@ def test_files_longer_than_their_header_says_are_read_to_the_end(name):
 
 
 @needs("ffmpeg")
-@pytest.mark.parametrize("length", [-1, 0, 2 ** 62])
+@pytest.mark.parametrize("length", [-1, 0, 2**62])
 def test_a_caf_without_a_length_is_read_by_ffmpeg(length):
     """-1 is up to the end of the file, which libsndfile doesn't know."""
     content = bytearray(FILES["CAF"])
@@ -837,9 +952,16 @@ def test_the_frames_of_an_mp3_are_counted_in_pieces(tmp_path, monkeypatch):
     frames = joined("MP3", "MPEG_LAYER_III", 1)
     seconds = formats.mpeg_seconds(write_bytes(tmp_path / "a", frames))
     assert seconds == pytest.approx(3.0, abs=0.2)
-    for size in (2, 17, 2 ** 20):
+    for size in (2, 17, 2**20):
         monkeypatch.setattr(formats, "VALUES", size)
-        for junk in (bytes(10_000), bytes(4095) + b"\xff", b"\xff" * 5000, b"\xff\xfa\x90", b"", b"ID3\4\0\0\0\0\x10\0" + b"\xff" * 2048):
+        for junk in (
+            bytes(10_000),
+            bytes(4095) + b"\xff",
+            b"\xff" * 5000,
+            b"\xff\xfa\x90",
+            b"",
+            b"ID3\4\0\0\0\0\x10\0" + b"\xff" * 2048,
+        ):
             content = frames + junk + frames + junk[:3]
             assert formats.mpeg_seconds(write_bytes(tmp_path / "a", content)) == pytest.approx(2 * seconds, abs=0.1)
 
@@ -849,7 +971,10 @@ def test_the_frames_of_an_mp3_are_counted_in_pieces(tmp_path, monkeypatch):
 def test_memory_does_not_grow_with_the_frames_of_an_mp3(tmp_path, count):
     """25 MB of them, or 100, counted in a second."""
     write_bytes(tmp_path / "a.mp3", joined("MP3", "MPEG_LAYER_III", 1) * count)
-    [[before, seconds, after]] = measured("from glmasr.audio_files import formats; print(peak(), formats.mpeg_seconds(sys.argv[1]), peak())", tmp_path / "a.mp3")
+    [[before, seconds, after]] = measured(
+        "from glmasr.audio_files import formats; print(peak(), formats.mpeg_seconds(sys.argv[1]), peak())",
+        tmp_path / "a.mp3",
+    )
     assert seconds > 2.9 * count and after - before < 8e6
 
 
@@ -860,7 +985,9 @@ def write_bytes(path, content):
 
 # ---- several recordings in one file --------------------------------------------------------------------------------------
 
-ENDING = {name: content for name, content in FILES.items() if name != "MP3"} | {"Opus": bytes_of(speech(2), format="OGG", subtype="OPUS")}
+ENDING = {name: content for name, content in FILES.items() if name != "MP3"} | {
+    "Opus": bytes_of(speech(2), format="OGG", subtype="OPUS")
+}
 
 
 @pytest.mark.parametrize("first", ENDING)
@@ -879,7 +1006,7 @@ def test_recordings_of_other_rates_and_channels():
     read = audio.load(content)
     assert len(read) == (1 + 2 + 2 + 1) * 16_000
     same(read[:16_000], read[-16_000:])
-    same(read[16_000:48_000], torch.from_numpy(b), 2.0 ** -14)
+    same(read[16_000:48_000], torch.from_numpy(b), 2.0**-14)
     with pytest.raises(AudioError, match="longer than 5 s"):
         audio.load(content, max_duration=5)
 
@@ -888,21 +1015,34 @@ def chunk(name, content):
     return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
 
 
-@pytest.mark.parametrize("tail", [chunk(b"LIST", b"INFO" + chunk(b"ISFT", b"Lavf\0")), chunk(b"id3 ", b"ID3\3\0\0\0\0\0\0"), chunk(b"bext", bytes(603)),
-                                  bytes(5000), b"\0", b"ID3\3\0\0\0\0\1\0" + bytes(128), b"TAG" + bytes(125), chunk(b"JUNK", bytes(2 ** 20 + 1))])
+@pytest.mark.parametrize(
+    "tail",
+    [
+        chunk(b"LIST", b"INFO" + chunk(b"ISFT", b"Lavf\0")),
+        chunk(b"id3 ", b"ID3\3\0\0\0\0\0\0"),
+        chunk(b"bext", bytes(603)),
+        bytes(5000),
+        b"\0",
+        b"ID3\3\0\0\0\0\1\0" + bytes(128),
+        b"TAG" + bytes(125),
+        chunk(b"JUNK", bytes(2**20 + 1)),
+    ],
+)
 @pytest.mark.parametrize("odd", [0, 1])
 def test_what_lies_behind_the_sound_of_a_wav_is_no_recording(tail, odd):
-    wav, warnings = bytes_of(speech(0.5)[:8000 - odd], subtype="PCM_U8"), []
+    wav, warnings = bytes_of(speech(0.5)[: 8000 - odd], subtype="PCM_U8"), []
     same(audio.load(wav + tail, warn=warnings.append), audio.load(wav))
-    assert warnings == [] and len(audio.load(wav + tail + wav)) == 2 * (8000 - odd)         # nor does it hide one
+    assert warnings == [] and len(audio.load(wav + tail + wav)) == 2 * (8000 - odd)  # nor does it hide one
 
 
 def test_a_second_recording_that_cannot_be_read_is_said_to_be_lost():
     warnings, wav = [], FILES["WAV"]
     broken = wav[:22] + b"\0\0" + wav[24:]
     same(audio.load(wav + broken + wav, warn=warnings.append), torch.cat(2 * [audio.load(wav)]))
-    assert warnings == [f"the recording in memory: recording 2 in this file, which begins at byte {len(wav)}, is lost (Channel count is zero): "
-                        "cut the file in two there"]
+    assert warnings == [
+        f"the recording in memory: recording 2 in this file, which begins at byte {len(wav)}, is lost (Channel count is zero): "
+        "cut the file in two there"
+    ]
 
 
 @pytest.mark.parametrize("format", ENDING)
@@ -912,7 +1052,7 @@ def test_forged_sizes_lead_nowhere(monkeypatch, format):
     random = np.random.default_rng(0)
     for place in range(4, 80):
         content = bytearray(ENDING[format][:4000])
-        content[place:place + 8] = random.choice([b"\xff" * 8, b"\x7f" + b"\xff" * 7, bytes(8), random.bytes(8)])
+        content[place : place + 8] = random.choice([b"\xff" * 8, b"\x7f" + b"\xff" * 7, bytes(8), random.bytes(8)])
         try:
             audio.load(bytes(content), warn=str)
         except AudioError:
@@ -921,7 +1061,7 @@ def test_forged_sizes_lead_nowhere(monkeypatch, format):
 
 def test_forged_recordings_are_not_read_over_and_over(monkeypatch):
     """Each of a thousand seems to go on up to the end of the file."""
-    content, at, read = FILES["FLAC"] + 999 * b"fLaC\0\0\0\x22" + bytes(2 ** 20), formats.read_at, []
+    content, at, read = FILES["FLAC"] + 999 * b"fLaC\0\0\0\x22" + bytes(2**20), formats.read_at, []
 
     def counted(*arguments):
         read.append(len(at(*arguments)))
@@ -936,6 +1076,7 @@ def test_forged_recordings_are_not_read_over_and_over(monkeypatch):
 
 # ---- two channels ---------------------------------------------------------------------------------------------------------
 
+
 def stereo(left, right):
     return np.stack([left, right], 1).astype(np.float32)
 
@@ -947,11 +1088,14 @@ def later(samples, count):
 @pytest.mark.parametrize("gain", [1.0, 0.95, 1.05, 0.6])
 @pytest.mark.parametrize("seconds", [0.2, 0.3, 1.1, 12.0])
 def test_a_channel_is_taken_where_two_cancel(gain, seconds):
-    voice, warnings = np.tile(speech(1), 12)[3000:][:round(seconds * 16_000)], []
+    voice, warnings = np.tile(speech(1), 12)[3000:][: round(seconds * 16_000)], []
     read = audio.load(stereo(voice, -gain * voice), 16_000, warn=warnings.append)
     same(read, torch.from_numpy(voice if gain <= 1 else -np.float32(gain) * voice), 1e-6)
     [warning] = warnings
-    assert f"in opposite phase, so that their mean would be next to silence; the {'left' if gain <= 1 else 'right'} one" in warning
+    assert (
+        f"in opposite phase, so that their mean would be next to silence; the {'left' if gain <= 1 else 'right'} one"
+        in warning
+    )
 
 
 def test_where_the_phase_changes(monkeypatch):
@@ -960,7 +1104,7 @@ def test_where_the_phase_changes(monkeypatch):
     silence = np.zeros(48_000, np.float32)
     left, right = np.concatenate([silence, voice, voice, voice]), np.concatenate([silence, -voice, voice, -voice])
     found = []
-    for values in (2 ** 20, 30_000):
+    for values in (2**20, 30_000):
         monkeypatch.setattr(audio, "VALUES", values)
         monkeypatch.setattr(reader, "VALUES", values)
         warnings = []
@@ -972,12 +1116,17 @@ def test_where_the_phase_changes(monkeypatch):
 
 
 MEANS = {
-    "one channel silent": lambda v: stereo(v, 0 * v), "alike": lambda v: stereo(v, v), "softer": lambda v: stereo(v, 0.1 * v),
-    "two voices": lambda v: stereo(v, speech(20, seed=1)), "a voice, then another": lambda v: stereo(v * (v > 0), speech(20, seed=1) * (v < 0)),
+    "one channel silent": lambda v: stereo(v, 0 * v),
+    "alike": lambda v: stereo(v, v),
+    "softer": lambda v: stereo(v, 0.1 * v),
+    "two voices": lambda v: stereo(v, speech(20, seed=1)),
+    "a voice, then another": lambda v: stereo(v * (v > 0), speech(20, seed=1) * (v < 0)),
     **{f"{count} samples later": lambda v, count=count: stereo(v, later(v, count)) for count in (1, 4, 8, 16, 24, 40)},
-    "hum in opposite phase": lambda v: stereo(v + hum(), v - hum()), "direct current in opposite phase": lambda v: stereo(v + 0.5, v - 0.5),
+    "hum in opposite phase": lambda v: stereo(v + hum(), v - hum()),
+    "direct current in opposite phase": lambda v: stereo(v + 0.5, v - 0.5),
     "noise": lambda v: np.random.default_rng(0).standard_normal((320_000, 2)).astype(np.float32) * 0.1,
-    "wide": lambda v: stereo(v + 0.7 * melody(20), v - 0.7 * melody(20)), "silence": lambda v: stereo(0 * v, 0 * v),
+    "wide": lambda v: stereo(v + 0.7 * melody(20), v - 0.7 * melody(20)),
+    "silence": lambda v: stereo(0 * v, 0 * v),
     "a tone half a wave apart for 1.5 s": lambda v: stereo(v + beep(1), v + beep(-1)),
 }
 
@@ -1006,18 +1155,31 @@ def test_no_number_hides_in_the_other_channel():
 
 # ---- the clock of a file, and its tracks ----------------------------------------------------------------------------------
 
+
 def made(path, *arguments):
     """What ffmpeg makes of tones of 500 Hz (input 0) and 1000 Hz (1), silence (2) and a picture (3), 6 s each."""
     inputs = ["sine=500:d=6:r=16000", "sine=1000:d=6:r=16000", "anullsrc=r=16000:cl=mono:d=6", "color=s=64x64:r=5:d=6"]
-    command = ["ffmpeg", "-v", "error", "-y", *(part for source in inputs for part in ("-f", "lavfi", "-i", source)), *arguments, path]
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-y",
+        *(part for source in inputs for part in ("-f", "lavfi", "-i", source)),
+        *arguments,
+        path,
+    ]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return path
 
 
 def heard(samples):
     """(begin, end) in seconds of each stretch with sound."""
-    loud = (samples[:len(samples) // 160 * 160].view(-1, 160).abs().amax(1) > 0.02).tolist()
-    edges = [place for place in range(len(loud) + 1) if (place < len(loud) and loud[place]) != (place > 0 and loud[place - 1])]
+    loud = (samples[: len(samples) // 160 * 160].view(-1, 160).abs().amax(1) > 0.02).tolist()
+    edges = [
+        place
+        for place in range(len(loud) + 1)
+        if (place < len(loud) and loud[place]) != (place > 0 and loud[place - 1])
+    ]
     return [(begin / 100, end / 100) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
@@ -1025,7 +1187,9 @@ LATE = ["-map", "3", "-map", "0:a", "-c:v", "mpeg4", "-filter:a", "atrim=start=2
 
 
 @needs("ffmpeg")
-@pytest.mark.parametrize("ending, more", [("mp4", []), ("mkv", []), ("mov", []), ("ts", []), ("ts", ["-output_ts_offset", "1000"])])
+@pytest.mark.parametrize(
+    "ending, more", [("mp4", []), ("mkv", []), ("mov", []), ("ts", []), ("ts", ["-output_ts_offset", "1000"])]
+)
 def test_sound_that_begins_later_than_the_picture(tmp_path, ending, more):
     read = audio.load(made(tmp_path / f"a.{ending}", *LATE, *more))
     [(begin, end)] = heard(read)
@@ -1038,8 +1202,11 @@ def test_sound_that_begins_with_the_file_is_what_ffmpeg_gives(tmp_path, ending):
     """Padding of encoders and the clocks of packets change nothing; nor does a picture that begins later."""
     picture = ["-filter:v", "trim=start=2", "-map", "3", "-c:v", "mpeg4"] if ending in ("mp4", "mkv", "mov") else []
     path = made(tmp_path / f"a.{ending}", "-map", "0:a", *picture)
-    raw = subprocess.run(["ffmpeg", "-nostdin", "-v", "error", "-i", path, "-map", "0:a:0", "-f", "f32le", "-"],
-                         capture_output=True, check=True).stdout
+    raw = subprocess.run(
+        ["ffmpeg", "-nostdin", "-v", "error", "-i", path, "-map", "0:a:0", "-f", "f32le", "-"],
+        capture_output=True,
+        check=True,
+    ).stdout
     same(audio.load(path), torch.frombuffer(bytearray(raw), dtype=torch.float32))
 
 
@@ -1049,18 +1216,36 @@ def test_packets_that_are_missing(tmp_path, ending):
     path = made(tmp_path / f"a.{ending}", "-map", "0:a", "-c:a", "aac", "-filter:a", "aselect='not(between(t,2,4.5))'")
     read = audio.load(path)
     [(_, begin), (end, last)] = heard(read)
-    assert (begin, end, last) == pytest.approx((2.0, 4.5, 6.0), abs=0.15) and len(read) == pytest.approx(6 * 16_000, abs=2000)
+    assert (begin, end, last) == pytest.approx((2.0, 4.5, 6.0), abs=0.15) and len(read) == pytest.approx(
+        6 * 16_000, abs=2000
+    )
 
 
 @needs("ffmpeg")
 def test_a_clock_that_jumps_loses_no_sound(tmp_path):
     """Back, or by more than can be missing."""
-    parts = [made(tmp_path / f"{offset}.ts", "-map", "0:a", "-output_ts_offset", str(offset)).read_bytes() for offset in (3000, 10, 20_000)]
+    parts = [
+        made(tmp_path / f"{offset}.ts", "-map", "0:a", "-output_ts_offset", str(offset)).read_bytes()
+        for offset in (3000, 10, 20_000)
+    ]
     read = audio.load(b"".join(parts))
     assert len(read) == pytest.approx(18 * 16_000, abs=9000) and sum(end - begin for begin, end in heard(read)) > 17.5
 
 
-TRACKS = ["-map", "2:a", "-map", "1:a", "-map", "0:a", "-metadata:s:a:1", "language=eng", "-metadata:s:a:2", "language=chi", "-c:a", "aac"]
+TRACKS = [
+    "-map",
+    "2:a",
+    "-map",
+    "1:a",
+    "-map",
+    "0:a",
+    "-metadata:s:a:1",
+    "language=eng",
+    "-metadata:s:a:2",
+    "language=chi",
+    "-c:a",
+    "aac",
+]
 
 
 def pitch(samples):
@@ -1075,7 +1260,10 @@ def test_tracks(tmp_path, ending):
         assert pitch(audio.load(path, track=track, warn=warnings.append)) == expected
     assert warnings == []
     for track in (4, "deu"):
-        with pytest.raises(AudioError, match=rf"has no track {track}; expected one of 1.*, 2 \(eng.*\), 3 \(chi.*\): choose one of these"):
+        with pytest.raises(
+            AudioError,
+            match=rf"has no track {track}; expected one of 1.*, 2 \(eng.*\), 3 \(chi.*\): choose one of these",
+        ):
             audio.load(path, track=track)
     assert audio.load(path, track=1, warn=warnings.append).abs().max() < 1e-3
     [warning] = warnings
@@ -1086,7 +1274,9 @@ def test_tracks(tmp_path, ending):
 def test_the_default_track_is_read(tmp_path):
     path, warnings = made(tmp_path / "a.mkv", *TRACKS, "-disposition:a", "0", "-disposition:a:2", "default"), []
     assert pitch(audio.load(path, warn=warnings.append)) == 500
-    assert warnings == [f"{path}: has 3 tracks of sound, 1, 2 (eng), 3 (chi, default); track 3 is read: choose another one with --track"]
+    assert warnings == [
+        f"{path}: has 3 tracks of sound, 1, 2 (eng), 3 (chi, default); track 3 is read: choose another one with --track"
+    ]
 
 
 def test_files_with_one_track():
@@ -1116,12 +1306,15 @@ LISTED = """Input #0, mpegts, from 'a.ts':
 def test_what_ffmpeg_lists(tmp_path, monkeypatch):
     """By program, with one twice, as version 4 and 5 indent it."""
     (tmp_path / "listed").write_text(LISTED)
-    fake_ffmpeg(tmp_path / "bin", monkeypatch, f"#!/bin/sh\n/bin/cat {tmp_path}/listed >&2; exit 1\n".encode(), patience=20)
+    fake_ffmpeg(
+        tmp_path / "bin", monkeypatch, f"#!/bin/sh\n/bin/cat {tmp_path}/listed >&2; exit 1\n".encode(), patience=20
+    )
     found, begin, length = ffmpeg.Ffmpeg("a.ts", "a.ts", "", lambda: False).look()
     assert found == [tracks.Track(1, "", True), tracks.Track(3, "eng", False)] and (begin, length) == (1.8, 3612.5)
 
 
 # ---- an ffmpeg that misbehaves ------------------------------------------------------------------------------------------
+
 
 def fake_ffmpeg(folder, monkeypatch, script, patience=0.5):
     """It is the only program on the PATH, so scripts name others in full."""
@@ -1133,7 +1326,9 @@ def fake_ffmpeg(folder, monkeypatch, script, patience=0.5):
 
 
 @pytest.mark.skipif(not os.path.exists("/bin/sleep"), reason="needs a shell")
-@pytest.mark.parametrize("script", [b"/bin/sleep 20", b"exec /bin/sleep 20", b"exec >&-; exec /bin/sleep 20", b"/bin/sleep 20 & exit 0"])
+@pytest.mark.parametrize(
+    "script", [b"/bin/sleep 20", b"exec /bin/sleep 20", b"exec >&-; exec /bin/sleep 20", b"/bin/sleep 20 & exit 0"]
+)
 def test_the_time_limit_holds_for_all_that_ffmpeg_starts(tmp_path, monkeypatch, script):
     fake_ffmpeg(tmp_path / "bin", monkeypatch, b"#!/bin/sh\n" + script)
     start = time.monotonic()
@@ -1146,7 +1341,10 @@ def test_the_time_limit_holds_for_all_that_ffmpeg_starts(tmp_path, monkeypatch, 
 def test_an_ffmpeg_that_cannot_be_started(tmp_path, monkeypatch):
     fake_ffmpeg(tmp_path / "bin", monkeypatch, b"not a program")
     (tmp_path / "x.m4a").write_bytes(b"no sound")
-    with pytest.raises(AudioError, match=r"x\.m4a: not readable \(.*\), and .*ffmpeg can't be started \(.*Exec format error.*convert it to WAV"):
+    with pytest.raises(
+        AudioError,
+        match=r"x\.m4a: not readable \(.*\), and .*ffmpeg can't be started \(.*Exec format error.*convert it to WAV",
+    ):
         audio.load(tmp_path / "x.m4a")
     (tmp_path / "bin" / "ffmpeg").write_bytes(b"#!/bin/sh\n")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
@@ -1155,6 +1353,7 @@ def test_an_ffmpeg_that_cannot_be_started(tmp_path, monkeypatch):
 
 
 # ---- what must not outlive whoever started it ----------------------------------------------------------------------------
+
 
 class Sign:
     """A pipe that a fake ffmpeg and all that it starts hold open: whether any of them lives, zombies not counted."""
@@ -1170,8 +1369,8 @@ class Sign:
         start = time.monotonic()
         while time.monotonic() - start < seconds:
             try:
-                found = os.read(self.end, 1)                    # b"": nobody holds it
-            except BlockingIOError:                             # somebody does, and says nothing
+                found = os.read(self.end, 1)  # b"": nobody holds it
+            except BlockingIOError:  # somebody does, and says nothing
                 found = b"" if alive else b"?"
             if bool(found) == alive:
                 return time.monotonic() - start
@@ -1191,10 +1390,19 @@ def sign(tmp_path, monkeypatch):
     os.close(sign.end)
 
 
-@pytest.mark.parametrize("end", ["killed", "stopped, then killed", *(pytest.param(end, marks=pytest.mark.slow) for end in ("killed with its group", "ends at once"))])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "killed",
+        "stopped, then killed",
+        *(pytest.param(end, marks=pytest.mark.slow) for end in ("killed with its group", "ends at once")),
+    ],
+)
 def test_ffmpeg_ends_with_the_process_that_started_it(sign, tmp_path, end):
     code = "import os, sys, threading; from glmasr import audio; threading.Timer(float(sys.argv[2]), os._exit, [3]).start(); audio.load(sys.argv[1])"
-    child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "x.m4a", "2" if end == "ends at once" else "60"], start_new_session=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "x.m4a", "2" if end == "ends at once" else "60"], start_new_session=True
+    )
     try:
         sign.wait(alive=True)
         if "stopped" in end:
@@ -1259,6 +1467,7 @@ def test_cancelled(source):
 
 # ---- what libmpg123 has to say ---------------------------------------------------------------------------------------------
 
+
 def layer3(seconds=3.0):
     return bytes_of(speech(seconds), format="MP3", subtype="MPEG_LAYER_III")
 
@@ -1273,15 +1482,32 @@ def damaged(content):
 def odd_tags(count):
     """ID3 tags whose length is no length, and one with frames in an encoding that there is not."""
     frame = b"TXXX\0\0\0\x05\0\0\x09abcd"
-    return b"ID3\4\0\0\0\0" + bytes([len(frame) * 8 >> 7, len(frame) * 8 & 127]) + frame * 8 + b"ID3\4\0\0\0\0\0\x01x" * count
+    return (
+        b"ID3\4\0\0\0\0"
+        + bytes([len(frame) * 8 >> 7, len(frame) * 8 & 127])
+        + frame * 8
+        + b"ID3\4\0\0\0\0\0\x01x" * count
+    )
 
 
-# What an MP3 is, and how often it has to be said that sound is lost, without an ffmpeg that reads on. None: it is refused.
-REMARKED = {"whole": (layer3, 0), "two, one behind the other": (lambda: layer3() + layer3(2.0), 1), "cut off": (lambda: layer3()[:-4000], 1),
-            "junk in the middle": (lambda: layer3()[:5000] + bytes(3000) + layer3()[5000:], 1), "damaged frames": (lambda: damaged(layer3()), 1),
-            "odd tags in front": (lambda: odd_tags(6) + layer3(), None), "odd tags in the middle": (lambda: layer3()[:5000] + odd_tags(9000) + layer3()[5000:], 1),
-            "a tag with 10,000 odd frames": (lambda: b"ID3\4\0\0\0\x09\x13\x70" + b"TXXX\0\0\0\x05\0\0\x09abcd" * 10_000 + layer3(), 0)}
-hushed = pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()), reason="needs the GNU C library")
+# What an MP3 is, and how often it has to be said that sound is lost, without an ffmpeg that reads on. None: it is
+# refused.
+REMARKED = {
+    "whole": (layer3, 0),
+    "two, one behind the other": (lambda: layer3() + layer3(2.0), 1),
+    "cut off": (lambda: layer3()[:-4000], 1),
+    "junk in the middle": (lambda: layer3()[:5000] + bytes(3000) + layer3()[5000:], 1),
+    "damaged frames": (lambda: damaged(layer3()), 1),
+    "odd tags in front": (lambda: odd_tags(6) + layer3(), None),
+    "odd tags in the middle": (lambda: layer3()[:5000] + odd_tags(9000) + layer3()[5000:], 1),
+    "a tag with 10,000 odd frames": (
+        lambda: b"ID3\4\0\0\0\x09\x13\x70" + b"TXXX\0\0\0\x05\0\0\x09abcd" * 10_000 + layer3(),
+        0,
+    ),
+}
+hushed = pytest.mark.skipif(
+    "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()), reason="needs the GNU C library"
+)
 
 
 @hushed
@@ -1297,7 +1523,9 @@ def test_remarks_of_libmpg123_reach_nobody(capfd, monkeypatch, kind):
         audio.load(content, warn=warnings.append)
     assert capfd.readouterr() == ("", "") and len(warnings) == (count or 0), warnings
     soundfile.read(io.BytesIO(content)) if kind == "two, one behind the other" else None
-    assert bool(capfd.readouterr().err) == (kind == "two, one behind the other")        # it does make them, and is heard again
+    assert bool(capfd.readouterr().err) == (
+        kind == "two, one behind the other"
+    )  # it does make them, and is heard again
 
 
 @hushed
@@ -1310,6 +1538,7 @@ def test_what_others_say_meanwhile_is_not_lost(capfd, monkeypatch):
             os.write(2, b"a line\n")
             said.append(1)
             time.sleep(0.001)
+
     talker = threading.Thread(target=talk)
     readers = [threading.Thread(target=audio.load, args=[content], kwargs={"warn": str}) for _ in range(4)]
     talker.start()
@@ -1328,15 +1557,30 @@ def test_remarks_of_libmpg123_in_a_process_of_its_own(tmp_path, closed):
     (tmp_path / "a.mp3").write_bytes(REMARKED["odd tags in the middle"][0]())
     code = "import sys; from glmasr import audio; print(len(audio.load(sys.argv[1], warn=print)) > 8000)"
     close = (lambda: os.close(2)) if closed else None
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.mp3"], env=os.environ | {"PATH": ""}, capture_output=True, text=True, timeout=60, preexec_fn=close)
-    assert (done.returncode, done.stderr, done.stdout.splitlines()[-1:]) == (0, "", ["True"]) and len(done.stdout.splitlines()) == 2
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a.mp3"],
+        env=os.environ | {"PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=close,
+    )
+    assert (done.returncode, done.stderr, done.stdout.splitlines()[-1:]) == (0, "", ["True"]) and len(
+        done.stdout.splitlines()
+    ) == 2
 
 
 @needs("ffmpeg")
-@pytest.mark.parametrize("kind, count", [("junk in the middle", 0), ("odd tags in the middle", 0), ("two, one behind the other", 0)])
+@pytest.mark.parametrize(
+    "kind, count", [("junk in the middle", 0), ("odd tags in the middle", 0), ("two, one behind the other", 0)]
+)
 def test_ffmpeg_reads_on_where_libmpg123_stops(kind, count):
     warnings = []
-    assert len(audio.load(REMARKED[kind][0](), warn=warnings.append)) / 16_000 == pytest.approx(5.1 if "two" in kind else 3.0, abs=0.15) and len(warnings) == count
+    assert (
+        len(audio.load(REMARKED[kind][0](), warn=warnings.append)) / 16_000
+        == pytest.approx(5.1 if "two" in kind else 3.0, abs=0.15)
+        and len(warnings) == count
+    )
 
 
 @needs("ffmpeg")

@@ -34,18 +34,22 @@ def folder(made, tmp_path):
 @pytest.fixture
 def report(capsys):
     """report(DIR, ...) -> exit code, title -> text."""
+
     def run(*arguments):
         code = check.main([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
         assert err == "" and out.replace("\n", "").isprintable()
         return code, {line[:12].strip(): line[12:] for line in out.splitlines()}
+
     return run
 
 
 def test_weights_of_8_bits(report, folder, tmp_path):
     quantize_directory(folder, tmp_path / "int8")
     code, said = report(tmp_path / "int8")
-    assert code == 0 and said["verdict"] == "this package can run it" and said["left over"] == said["misshapen"] == "none"
+    assert (
+        code == 0 and said["verdict"] == "this package can run it" and said["left over"] == said["misshapen"] == "none"
+    )
     assert re.search(r"\d+ tensors I8", said["dtype"]) and said["parameters"] == report(folder)[1]["parameters"]
 
 
@@ -58,11 +62,25 @@ def rewrite(folder, change):
 def test_a_good_one(report, folder):
     code, said = report(folder)
     tensors = load_file(folder / "model.safetensors")
-    assert code == 0 and list(said) == ["directory", "format", "family", "parameters", "dtype", "missing", "left over", "misshapen", "ignored", "tokenizer",
-                                        "probes", "verdict"]
+    assert code == 0 and list(said) == [
+        "directory",
+        "format",
+        "family",
+        "parameters",
+        "dtype",
+        "missing",
+        "left over",
+        "misshapen",
+        "ignored",
+        "tokenizer",
+        "probes",
+        "verdict",
+    ]
     total = f"{sum(tensor.numel() for tensor in tensors.values()):,}"
     assert said["parameters"] == f"{total} of {total}" and said["dtype"] == f"{len(tensors)} tensors F32"
-    assert said["format"].startswith("transformers: model.safetensors, ") and said["family"].startswith("GLM-ASR: 1 encoder layers 16 wide, 2 decoder")
+    assert said["format"].startswith("transformers: model.safetensors, ") and said["family"].startswith(
+        "GLM-ASR: 1 encoder layers 16 wide, 2 decoder"
+    )
     assert said["missing"] == said["left over"] == said["misshapen"] == said["ignored"] == "none"
     assert said["tokenizer"].startswith("byte-level BPE, 310 ids") and said["verdict"] == "this package can run it"
 
@@ -74,11 +92,25 @@ def test_the_demos(report, name):
 
 
 def test_what_is_missing_left_over_and_misshapen(report, folder):
-    rewrite(folder, lambda tensors: (tensors.pop(KEY), tensors.update({f"extra.{n}\x1b[2J": torch.zeros(2) for n in range(9)}),
-                                     tensors.update({"audio_tower.norm.bias": torch.zeros(3)})))
+    rewrite(
+        folder,
+        lambda tensors: (
+            tensors.pop(KEY),
+            tensors.update({f"extra.{n}\x1b[2J": torch.zeros(2) for n in range(9)}),
+            tensors.update({"audio_tower.norm.bias": torch.zeros(3)}),
+        ),
+    )
     code, said = report(folder)
-    assert code == 1 and said["missing"] == f"1: {KEY}" and said["left over"].startswith("9: extra.0\\x1b[2J, ") and said["left over"].endswith("and 4 more")
-    assert said["misshapen"] == "1: audio_tower.norm.bias has shape [3]; config.json asks for [16]" and said["verdict"] == "this package can't run it"
+    assert (
+        code == 1
+        and said["missing"] == f"1: {KEY}"
+        and said["left over"].startswith("9: extra.0\\x1b[2J, ")
+        and said["left over"].endswith("and 4 more")
+    )
+    assert (
+        said["misshapen"] == "1: audio_tower.norm.bias has shape [3]; config.json asks for [16]"
+        and said["verdict"] == "this package can't run it"
+    )
 
 
 def test_the_original_format(report, folder):
@@ -88,10 +120,17 @@ def test_the_original_format(report, folder):
     def renamed(name):
         module, leaf = name.rsplit(".", 1)
         number = next((part for part in module.split(".") if part.isdigit() and ".layers." in module), None)
-        ours = back[module.replace(f".{number}.", ".{}.", 1) if number else module].replace("{}", number or "") + "." + leaf
+        ours = (
+            back[module.replace(f".{number}.", ".{}.", 1) if number else module].replace("{}", number or "")
+            + "."
+            + leaf
+        )
         return their_name(FORMATS["original"].table, ours)
 
-    save_file({renamed(name): tensor for name, tensor in tensors.items()} | {"audio_encoder.proj.bias": torch.zeros(2)}, folder / "model.safetensors")
+    save_file(
+        {renamed(name): tensor for name, tensor in tensors.items()} | {"audio_encoder.proj.bias": torch.zeros(2)},
+        folder / "model.safetensors",
+    )
     code, said = report(folder)
     assert code == 0 and said["format"].startswith("original: ") and said["ignored"] == "1: audio_encoder.proj.bias"
 
@@ -107,7 +146,12 @@ def test_damaged_files(report, folder):
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-1])
     code, said = report(folder)
-    assert code == 1 and "not downloaded whole" in said["weights"] and said["tokenizer"].startswith("byte-level") and "format" not in said
+    assert (
+        code == 1
+        and "not downloaded whole" in said["weights"]
+        and said["tokenizer"].startswith("byte-level")
+        and "format" not in said
+    )
     (folder / "model.safetensors").write_bytes(whole)
     (folder / "tokenizer.json").write_text("{")
     code, said = report(folder)
@@ -128,16 +172,34 @@ def test_a_tokenizer_of_another_model(report, folder):
 
 
 def test_the_probes(report, tmp_path):
-    """A tokenizer of the 256 bytes, with two of them where the published one has them, and the other probes as added tokens."""
-    save(GlmAsr(replace(TINY, audio_token=59_260, stop=(59_246, 59_253, 59_255), decoder=replace(TINY.decoder, vocabulary=59_264, width=4, layers=1))), tmp_path)
+    """A tokenizer of the 256 bytes, with two of them where the published one has them, and the other probes as added
+    tokens."""
+    save(
+        GlmAsr(
+            replace(
+                TINY,
+                audio_token=59_260,
+                stop=(59_246, 59_253, 59_255),
+                decoder=replace(TINY.decoder, vocabulary=59_264, width=4, layers=1),
+            )
+        ),
+        tmp_path,
+    )
     file, fixed = make_tokenizer(), {"Ċ": check.PROBES["\n"], "?": check.PROBES["?"]}
     letters = [letter for letter in file["model"]["vocab"] if len(letter) == 1 and letter not in fixed]
     file["model"] |= {"vocab": fixed | {letter: 30_000 + number for number, letter in enumerate(letters)}, "merges": []}
-    file["added_tokens"] = [{"id": id, "content": text, "special": text.startswith("<|"), "normalized": False} for text, id in check.PROBES.items()
-                            if text not in ("\n", "?")]
+    file["added_tokens"] = [
+        {"id": id, "content": text, "special": text.startswith("<|"), "normalized": False}
+        for text, id in check.PROBES.items()
+        if text not in ("\n", "?")
+    ]
     (tmp_path / "tokenizer.json").write_text(json.dumps(file))
     code, said = report(tmp_path)
-    assert code == 0 and said["probes"] == f"{len(check.PROBES)} of {len(check.PROBES)} texts have the ids of the published tokenizer"
+    assert (
+        code == 0
+        and said["probes"]
+        == f"{len(check.PROBES)} of {len(check.PROBES)} texts have the ids of the published tokenizer"
+    )
     next(token for token in file["added_tokens"] if token["content"] == " audio")["id"] = 77
     (tmp_path / "tokenizer.json").write_text(json.dumps(file))
     code, said = report(tmp_path)
@@ -157,7 +219,7 @@ def test_names(report, capsys, folder, tmp_path, monkeypatch):
     snapshot = tmp_path / "hub" / "models--somebody--else" / "snapshots" / ("0" * 40)
     shutil.copytree(folder, snapshot)
     assert report("somebody/else", "--revision", "0" * 40)[0] == 0
-    assert report(tmp_path)[0] == 1                             # a directory of something else
+    assert report(tmp_path)[0] == 1  # a directory of something else
     with pytest.raises(SystemExit) as leave:
         check.main([])
     assert leave.value.code == 2

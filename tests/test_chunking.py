@@ -1,4 +1,5 @@
-"""Windows of a long recording: nothing but silence is left out, no cut goes through sound where there is a gap, blocks don't matter."""
+"""Windows of a long recording: nothing but silence is left out, no cut goes through sound where there is a gap, blocks
+don't matter."""
 
 import numpy as np
 import pytest
@@ -36,13 +37,13 @@ def in_blocks(samples, rng=None, size=None):
     place = 0
     while place < len(samples):
         count = size or int(rng.integers(1, 200_000))
-        yield samples[place:place + count]
+        yield samples[place : place + count]
         place += count
 
 
 def silent(samples, loudest):
-    """Below -80 dB, or where all is quiet 55 dB below the loudest, but never lower than -100 dB. Where samples are cut off, their last
-    frames are up to 3 dB louder than within the recording."""
+    """Below -80 dB, or where all is quiet 55 dB below the loudest, but never lower than -100 dB. Where samples are cut
+    off, their last frames are up to 3 dB louder than within the recording."""
     return len(samples) < HOP or loudness(samples).max() < max(min(-80, loudest - 55), -100) + 3
 
 
@@ -51,8 +52,8 @@ def check(samples, windows, length=LENGTH):
     place, loudest = 0, loudness(samples).max().item()
     for window in windows:
         assert isinstance(window, Window) and 0 < len(window.samples) <= length and window.start >= place
-        assert torch.equal(window.samples, samples[window.start:window.start + len(window.samples)])
-        assert silent(samples[place:window.start], loudest)
+        assert torch.equal(window.samples, samples[window.start : window.start + len(window.samples)])
+        assert silent(samples[place : window.start], loudest)
         place = window.start + len(window.samples)
     assert silent(samples[place:], loudest)
 
@@ -66,7 +67,9 @@ def test_no_cut_goes_through_a_word(seed):
     for window in windows:
         for edge in (window.start, window.start + len(window.samples)):
             assert not any(first < edge < last for first, last in borders if edge < borders[-1][1]), edge / SAMPLE_RATE
-    assert all(len(window.samples) > LENGTH * 0.6 for window in windows[:-1])       # no shorter than the cut allows, but for margins
+    assert all(
+        len(window.samples) > LENGTH * 0.6 for window in windows[:-1]
+    )  # no shorter than the cut allows, but for margins
 
 
 def test_the_blocks_do_not_matter():
@@ -87,7 +90,9 @@ def test_what_is_quiet_is_not_silent(loud, quiet):
     windows = list(cut([samples], LENGTH))
     check(samples, windows)
     assert [(window.begin, window.begin + window.seconds) for window in windows] == [
-        (pytest.approx(max(0, start - MARGIN), abs=0.05), pytest.approx(min(49, start + 3 + MARGIN), abs=0.05)) for start in (0, 23, 46)]
+        (pytest.approx(max(0, start - MARGIN), abs=0.05), pytest.approx(min(49, start + 3 + MARGIN), abs=0.05))
+        for start in (0, 23, 46)
+    ]
 
 
 @pytest.mark.parametrize("end", [180, pytest.param(3600, marks=pytest.mark.slow)])
@@ -136,13 +141,15 @@ def test_the_middle_of_the_longest_gap_is_the_quietest():
 
 
 def test_memory_is_that_of_a_window_and_a_block():
-    """Blocks that are given away are not kept: a generator of an hour is read with the first window only a little ahead."""
+    """Blocks that are given away are not kept: a generator of an hour is read with the first window only a little
+    ahead."""
     read = []
 
     def blocks():
         for number in range(10_000):
             read.append(number)
             yield tone(1)
+
     next(cut(blocks(), LENGTH))
     assert len(read) <= 11
 
@@ -173,6 +180,7 @@ def test_a_recording_of_one_window_is_heard_as_it_is_or_not_at_all(seconds):
 
 # ---- where a detector tells what is speech ----------------------------------------------------------------------------------
 
+
 class Loud:
     """A detector that takes for speech what is above -26 dB."""
 
@@ -184,8 +192,12 @@ class Loud:
         if last:
             samples = torch.nn.functional.pad(samples, (0, -len(samples) % CHUNK))
         count = len(samples) // CHUNK
-        self.rest = samples[count * CHUNK:]
-        return 0.98 * (samples[:count * CHUNK].view(count, CHUNK).abs().amax(1) > 0.05 if count else torch.zeros(0)).float() + 0.01
+        self.rest = samples[count * CHUNK :]
+        return (
+            0.98
+            * (samples[: count * CHUNK].view(count, CHUNK).abs().amax(1) > 0.05 if count else torch.zeros(0)).float()
+            + 0.01
+        )
 
 
 AROUND = AROUND_SPEECH * CHUNK / SAMPLE_RATE
@@ -195,38 +207,58 @@ AROUND = AROUND_SPEECH * CHUNK / SAMPLE_RATE
 def test_all_speech_is_heard_and_no_cut_goes_through_it(seed):
     rng = np.random.default_rng(seed)
     samples, borders = words(rng, 95, gaps=(0.2, 0.8) if seed % 2 else (0.2, 5.0), noise=0.005)
-    borders = [border for border in borders if border[1] - border[0] > 10 * CHUNK]      # shorter ones may be taken for clicks
+    borders = [
+        border for border in borders if border[1] - border[0] > 10 * CHUNK
+    ]  # shorter ones may be taken for clicks
     windows = list(cut(in_blocks(samples, rng), LENGTH, Loud()))
     place = 0
     for window in windows:
         assert 0 < len(window.samples) <= LENGTH and window.start >= place
-        assert torch.equal(window.samples, samples[window.start:window.start + len(window.samples)])
+        assert torch.equal(window.samples, samples[window.start : window.start + len(window.samples)])
         place = window.start + len(window.samples)
         assert all(0 <= first < last <= len(window.samples) for first, last in window.speech)
     for first, last in borders:
-        (window,) = [window for window in windows if window.start <= first and last <= window.start + len(window.samples)]
+        (window,) = [
+            window for window in windows if window.start <= first and last <= window.start + len(window.samples)
+        ]
         assert any(window.start + begin <= first + 8 and last <= window.start + end for begin, end in window.speech)
     expected = [(window.start, len(window.samples), window.speech) for window in windows]
     for size in (1_600, 160_001, len(samples)):
-        assert [(window.start, len(window.samples), window.speech) for window in cut(in_blocks(samples, size=size), LENGTH, Loud())] == expected
+        assert [
+            (window.start, len(window.samples), window.speech)
+            for window in cut(in_blocks(samples, size=size), LENGTH, Loud())
+        ] == expected
 
 
 def test_a_long_pause_ends_a_window_and_a_short_one_does_not():
     pause = PAUSE * CHUNK / SAMPLE_RATE
-    parts = [(3.0, 0.0), (1.0, 0.5), (1.0, pause - 0.2), (1.0, pause + 0.2), (1.0, 20.0), (1.0, 0.3)]       # of speech, behind a pause
+    parts = [
+        (3.0, 0.0),
+        (1.0, 0.5),
+        (1.0, pause - 0.2),
+        (1.0, pause + 0.2),
+        (1.0, 20.0),
+        (1.0, 0.3),
+    ]  # of speech, behind a pause
     noise = 0.003 * torch.randn(60 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
     samples, begins = noise.clone(), []
     place = 7.0
     for seconds, before in parts:
         begins.append(place := place + before)
         first = round(place * SAMPLE_RATE)
-        samples[first:first + round(seconds * SAMPLE_RATE)] += tone(seconds)
+        samples[first : first + round(seconds * SAMPLE_RATE)] += tone(seconds)
         place += seconds
     windows = list(cut([samples], LENGTH, Loud()))
     assert [window.sound_span()[0] for window in windows] == pytest.approx([begins[0], begins[3], begins[4]], abs=0.04)
-    assert [window.sound_span()[1] for window in windows] == pytest.approx([begins[2] + 1, begins[3] + 1, begins[5] + 1], abs=0.04)
-    assert [window.begin for window in windows] == pytest.approx([begins[number] - AROUND for number in (0, 3, 4)], abs=0.04)
-    assert [window.begin + window.seconds for window in windows] == pytest.approx([begins[number] + 1 + AROUND for number in (2, 3, 5)], abs=0.04)
+    assert [window.sound_span()[1] for window in windows] == pytest.approx(
+        [begins[2] + 1, begins[3] + 1, begins[5] + 1], abs=0.04
+    )
+    assert [window.begin for window in windows] == pytest.approx(
+        [begins[number] - AROUND for number in (0, 3, 4)], abs=0.04
+    )
+    assert [window.begin + window.seconds for window in windows] == pytest.approx(
+        [begins[number] + 1 + AROUND for number in (2, 3, 5)], abs=0.04
+    )
     assert [len(window.speech) for window in windows] == [3, 1, 2]
 
 
@@ -240,7 +272,9 @@ def test_without_speech_there_is_no_window(seconds):
 def test_speech_in_a_recording_of_one_window_is_found_too():
     samples = torch.cat((silence(4), tone(1), silence(4)))
     (window,) = cut([samples], LENGTH, Loud())
-    assert window.begin == pytest.approx(4 - AROUND, abs=0.04) and window.seconds == pytest.approx(1 + 2 * AROUND, abs=0.07)
+    assert window.begin == pytest.approx(4 - AROUND, abs=0.04) and window.seconds == pytest.approx(
+        1 + 2 * AROUND, abs=0.07
+    )
 
 
 def test_speech_without_any_pause_is_cut_all_the_same():

@@ -27,15 +27,28 @@ cli._hold = lambda: (hold(), os.write({held}, b"."))[0]
 sys.argv[0] = "{name}"
 sys.exit(cli.{name}())
 """
-COMMANDS = {"transcribe": [EXAMPLE, "--model", "demo", "--quiet"], "check": ["demo"], "fetch": ["demo"], "quantize": ["demo"]}
+COMMANDS = {
+    "transcribe": [EXAMPLE, "--model", "demo", "--quiet"],
+    "check": ["demo"],
+    "fetch": ["demo"],
+    "quantize": ["demo"],
+}
 
 
 def check(name, delay, folder):
     """Interrupts a command so many seconds after its first line that looks after Ctrl-C; its exit code."""
     held, telling = os.pipe()
-    command = [sys.executable, "-c", ENTRY.format(name=name, held=telling), *COMMANDS[name], *([str(folder / f"out-{delay}")] if name == "quantize" else [])]
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)      # a child would inherit that it is ignored
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, pass_fds=[telling])
+    command = [
+        sys.executable,
+        "-c",
+        ENTRY.format(name=name, held=telling),
+        *COMMANDS[name],
+        *([str(folder / f"out-{delay}")] if name == "quantize" else []),
+    ]
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child would inherit that it is ignored
+    child = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, pass_fds=[telling]
+    )
     signal.signal(signal.SIGINT, handler)
     os.close(telling)
     try:
@@ -47,8 +60,14 @@ def check(name, delay, folder):
         child.kill()
         os.close(held)
     lines = err.splitlines()
-    # 0: it had ended before. Its last act, Python's own, is to give signals back to the system, which then ends it without a word.
-    assert child.returncode == 0 or child.returncode == 130 and lines[-1:] == ["interrupted"] or (child.returncode, lines) == (-signal.SIGINT, []), (child.returncode, lines)
+    # 0: it had ended before. Its last act, Python's own, is to give signals back to the system, which then ends it
+    # without a word.
+    assert (
+        child.returncode == 0
+        or child.returncode == 130
+        and lines[-1:] == ["interrupted"]
+        or (child.returncode, lines) == (-signal.SIGINT, [])
+    ), (child.returncode, lines)
     assert not any("Traceback" in line or "Exception ignored" in line for line in lines), lines
     return child.returncode
 
@@ -82,6 +101,7 @@ def test_within_a_program_that_looks_after_itself():
         def elsewhere():
             with cli.ended_at_once():
                 seen.append(signal.getsignal(signal.SIGINT))
+
         thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
@@ -102,8 +122,14 @@ def test_while_it_imports_and_when_all_is_said(tmp_path, closed):
     for moment in ("", "def main(): return 0"):
         (tmp_path / "module.py").write_text(f"import signal\n{moment or 'signal.raise_signal(signal.SIGINT)'}\n")
         code = "import signal, sys; from glmasr import cli; code = cli._run('module'); signal.raise_signal(signal.SIGINT); sys.exit(code)"
-        done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}, capture_output=True, text=True,
-                              timeout=60, preexec_fn=(lambda: (signal.signal(signal.SIGINT, signal.default_int_handler), closed and os.close(2))))
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            preexec_fn=(lambda: (signal.signal(signal.SIGINT, signal.default_int_handler), closed and os.close(2))),
+        )
         assert (done.returncode, done.stdout, done.stderr) == (130, "", "" if closed else "interrupted\n")
 
 
@@ -112,8 +138,11 @@ def test_each_command_goes_through_it():
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     places = dict(line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].split("\n") if line)
     assert {name: place for name, place in places.items() if name != "glmasr-serve"} == {
-        "glmasr": "glmasr.cli:transcribe", "glmasr-fetch": "glmasr.cli:fetch", "glmasr-check": "glmasr.cli:check",
-        "glmasr-quantize": "glmasr.cli:quantize"}
+        "glmasr": "glmasr.cli:transcribe",
+        "glmasr-fetch": "glmasr.cli:fetch",
+        "glmasr-check": "glmasr.cli:check",
+        "glmasr-quantize": "glmasr.cli:quantize",
+    }
     for module in ("transcribe", "glmasr.tools.fetch", "glmasr.tools.check", "glmasr.tools.quantize"):
         assert callable(import_module(module).main)
 
@@ -128,7 +157,9 @@ def test_no_command_repeats_what_a_terminal_would_obey(module, monkeypatch, caps
     assert (leave.value.code, out) == (2, "") and r"--\x1b]0;owned\x07" in err and "\x1b" not in err
 
 
-@pytest.mark.parametrize("module", ["glmasr.tools.fetch", "glmasr.tools.check", "glmasr.tools.quantize", "glmasr.server.main", "transcribe"])
+@pytest.mark.parametrize(
+    "module", ["glmasr.tools.fetch", "glmasr.tools.check", "glmasr.tools.quantize", "glmasr.server.main", "transcribe"]
+)
 def test_each_command_tells_its_version(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["command", "--version"])
     with pytest.raises(SystemExit) as leave:
@@ -140,18 +171,29 @@ def test_each_command_tells_its_version(module, monkeypatch, capsys):
 def test_the_version_is_told_without_pytorch(place):
     module, _, name = place.rpartition(".")
     code = f"import sys; sys.modules['torch'] = None; from glmasr.{module} import {name}; sys.exit({name}())"
-    done = subprocess.run([sys.executable, "-c", code, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"glmasr {glmasr.__version__}\n", "")
 
 
-@pytest.mark.parametrize("kind, right, wrong, expected", [
-    (cli.positive, {"1": 1, " 20": 20}, ["0", "-1", "1.5", "x", "", "9" * 5000], "a positive integer"),
-    (cli.positive_or_auto, {"auto": None, "3": 3}, ["0", "Auto"], "a positive integer or auto"),
-    (cli.count, {"0": 0, "7": 7}, ["-1", "0.5"], "an integer of 0 or more"),
-    (cli.port, {"0": 0, "65535": 65535}, ["-1", "65536", "http"], "an integer of 0 to 65535"),
-    (cli.seconds, {"0.5": 0.5, "1e3": 1000.0}, ["0", "-1", "inf", "nan", "x"], "a positive number of seconds"),
-    (cli.megabytes, {"100": 100.0}, ["0", "nan", "1 GB"], "a positive number of MiB"),
-    (cli.number_or_language, {"2": 2, "eng": "eng", "zh": "zh"}, ["0", "english", "e", "\u00b2", "-1"], "a number from 1 on or a language, such as eng")])
+@pytest.mark.parametrize(
+    "kind, right, wrong, expected",
+    [
+        (cli.positive, {"1": 1, " 20": 20}, ["0", "-1", "1.5", "x", "", "9" * 5000], "a positive integer"),
+        (cli.positive_or_auto, {"auto": None, "3": 3}, ["0", "Auto"], "a positive integer or auto"),
+        (cli.count, {"0": 0, "7": 7}, ["-1", "0.5"], "an integer of 0 or more"),
+        (cli.port, {"0": 0, "65535": 65535}, ["-1", "65536", "http"], "an integer of 0 to 65535"),
+        (cli.seconds, {"0.5": 0.5, "1e3": 1000.0}, ["0", "-1", "inf", "nan", "x"], "a positive number of seconds"),
+        (cli.megabytes, {"100": 100.0}, ["0", "nan", "1 GB"], "a positive number of MiB"),
+        (
+            cli.number_or_language,
+            {"2": 2, "eng": "eng", "zh": "zh"},
+            ["0", "english", "e", "\u00b2", "-1"],
+            "a number from 1 on or a language, such as eng",
+        ),
+    ],
+)
 def test_what_an_argument_may_be(kind, right, wrong, expected):
     """An error has the value and what is expected."""
     assert {text: kind(text) for text in right} == right

@@ -10,11 +10,13 @@ def voice(*spans, seconds=30.0):
     """Frames of which these seconds are voiced."""
     frames = torch.zeros(round(seconds * 100), dtype=torch.bool)
     for start, end in spans:
-        frames[round(start * 100):round(end * 100)] = True
+        frames[round(start * 100) : round(end * 100)] = True
     return frames
 
 
-@pytest.mark.parametrize("text, letters", [("", 0), ("I'm here.", 6), ("八二三", 9), ("42 次", 9), ("カナ", 4), ("naïve été", 8), ("…!?", 0)])
+@pytest.mark.parametrize(
+    "text, letters", [("", 0), ("I'm here.", 6), ("八二三", 9), ("42 次", 9), ("カナ", 4), ("naïve été", 8), ("…!?", 0)]
+)
 def test_how_much_is_said_with_a_text(text, letters):
     assert spoken(text) == letters
 
@@ -32,15 +34,23 @@ def test_a_text_too_long_for_its_speech():
 
 def test_texts_that_say_the_same():
     again = "Red lorry, yellow lorry. " * 5
-    assert same(again, again.replace(",", "").upper()) and not same(again, again[:100]) and not same("我们今天去看电影", "我们昨天没有去")
+    assert (
+        same(again, again.replace(",", "").upper())
+        and not same(again, again[:100])
+        and not same("我们今天去看电影", "我们昨天没有去")
+    )
 
 
 def test_long_pauses_are_cut_in_their_middle():
-    assert pauses(voice((1, 3), (3.3, 5), (8, 9), seconds=10)) == [649] and pauses(voice((1, 3), (5, 6), (6.6, 8), seconds=10)) == [399]
-    assert pauses(voice((1, 3), (4, 5), (5.5, 7), seconds=10)) == [349, 524]             # half as long
+    assert pauses(voice((1, 3), (3.3, 5), (8, 9), seconds=10)) == [649] and pauses(
+        voice((1, 3), (5, 6), (6.6, 8), seconds=10)
+    ) == [399]
+    assert pauses(voice((1, 3), (4, 5), (5.5, 7), seconds=10)) == [349, 524]  # half as long
     assert pauses(voice(seconds=3)) == [] and pauses(voice((1, 3), (3.3, 5), seconds=6)) == []
-    assert pauses(voice((0, 0.2), (2, 4), (5, 6), (8, 8.4), seconds=10)) == [449]        # not around a cough
-    assert pauses(voice((0, 2), (2.6, 2.9), (3.9, 6), seconds=7)) == [339]               # not the one before it, with too little between
+    assert pauses(voice((0, 0.2), (2, 4), (5, 6), (8, 8.4), seconds=10)) == [449]  # not around a cough
+    assert pauses(voice((0, 2), (2.6, 2.9), (3.9, 6), seconds=7)) == [
+        339
+    ]  # not the one before it, with too little between
     assert pauses(voice((0, 0.5), (1, 1.5), seconds=2)) == [74] and pauses(voice((0, 0.49), (1, 1.5), seconds=2)) == []
 
 
@@ -52,16 +62,22 @@ def test_a_text_with_few_letters_across_a_pause():
     assert not list(stretches(frames, [(0, 10, "x" * 90)])) and not list(stretches(voice((0, 8)), [(0, 10, "x" * 70)]))
 
 
-@pytest.mark.parametrize("spans, covered, expected", [
-    ([(0, 10)], [(0, 10, "x" * 100)], []),
-    ([(0, 10), (12, 28)], [(0, 10, "x" * 100)], [(1000, 3000, 16.0, None)]),                 # a decoder that stopped
-    ([(0, 20)], [(0, 5, "x" * 60), (9, 20, "x" * 100)], [(500, 900, 4.0, None)]),           # one that jumped
-    ([(3, 20)], [(9, 20, "x" * 100)], [(0, 900, 6.0, None)]),                               # one that began late
-    ([(0, 23)], [(0, 23, "x" * 40)], [(0, 2300, 23.0, 0)]),                                 # ten words for 23 seconds
-    ([(0, 30)], [], [(0, 3000, 30.0, None)]),
-    ([(0, 10), (11, 11.4)], [(0, 10, "x" * 100)], []),                                      # a cough
-    ([(0, 20)], [(0, 12, "x" * 100), (10, 20, "x" * 80)], []),                              # times that overlap
-    ([(0, 20)], [(0, 40, "x" * 200)], []),
-])
+@pytest.mark.parametrize(
+    "spans, covered, expected",
+    [
+        ([(0, 10)], [(0, 10, "x" * 100)], []),
+        ([(0, 10), (12, 28)], [(0, 10, "x" * 100)], [(1000, 3000, 16.0, None)]),  # a decoder that stopped
+        ([(0, 20)], [(0, 5, "x" * 60), (9, 20, "x" * 100)], [(500, 900, 4.0, None)]),  # one that jumped
+        ([(3, 20)], [(9, 20, "x" * 100)], [(0, 900, 6.0, None)]),  # one that began late
+        ([(0, 23)], [(0, 23, "x" * 40)], [(0, 2300, 23.0, 0)]),  # ten words for 23 seconds
+        ([(0, 30)], [], [(0, 3000, 30.0, None)]),
+        ([(0, 10), (11, 11.4)], [(0, 10, "x" * 100)], []),  # a cough
+        ([(0, 20)], [(0, 12, "x" * 100), (10, 20, "x" * 80)], []),  # times that overlap
+        ([(0, 20)], [(0, 40, "x" * 200)], []),
+    ],
+)
 def test_stretches_without_text(spans, covered, expected):
-    assert [(found.first, found.last, pytest.approx(found.voice), found.covering) for found in stretches(voice(*spans), covered)] == expected
+    assert [
+        (found.first, found.last, pytest.approx(found.voice), found.covering)
+        for found in stretches(voice(*spans), covered)
+    ] == expected

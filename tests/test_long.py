@@ -22,14 +22,18 @@ RATE = 16_000
 @pytest.fixture(scope="module")
 def demo():
     recognizer = glmasr.load("demo", device="cpu", dtype="float32")
-    recognizer.model.config = replace(recognizer.config, window_seconds=10)     # which the numbers below go by; nothing else does
+    recognizer.model.config = replace(
+        recognizer.config, window_seconds=10
+    )  # which the numbers below go by; nothing else does
     return recognizer
 
 
 def talk(stretches, seconds=8.0, gap=1.0):
     """Stretches of sound with silence between them; one fills a window of 10 s."""
     rng = np.random.default_rng(0)
-    parts = [part for _ in range(stretches) for part in (rng.normal(0, 0.1, int(seconds * RATE)), np.zeros(int(gap * RATE)))]
+    parts = [
+        part for _ in range(stretches) for part in (rng.normal(0, 0.1, int(seconds * RATE)), np.zeros(int(gap * RATE)))
+    ]
     return np.concatenate(parts).astype(np.float32)
 
 
@@ -45,25 +49,27 @@ def answering(monkeypatch, answer):
     def search(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
         calls.append((len(prompts), temperature))
         return answer(len(calls) - 1, temperature, prompts)
+
     monkeypatch.setattr(window_decoder, "search", search)
     return calls
 
 
 # ---- guards while decoding ----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("period", [1, 2, 3, 7, 12, 29, 30])
 def test_a_loop_of_any_period_is_noticed_and_nothing_shorter(period):
     enough = max(24, 4 * period)
     turn = list(range(100, 100 + period))
     sequence = [1, 2, 3] + (turn * (enough // period + 2))
-    assert loops(sequence[:3 + enough]) and loops(sequence[:3 + enough + 1])
-    assert not loops(sequence[:3 + enough - 1])
-    assert not loops(sequence[:3 + enough] + [5])
+    assert loops(sequence[: 3 + enough]) and loops(sequence[: 3 + enough + 1])
+    assert not loops(sequence[: 3 + enough - 1])
+    assert not loops(sequence[: 3 + enough] + [5])
 
 
 def test_what_is_no_loop():
-    assert not loops([]) and not loops([7] * 12)                # twelve equal digits
-    assert not loops(list(range(31)) * 6)                       # a period of 31
+    assert not loops([]) and not loops([7] * 12)  # twelve equal digits
+    assert not loops(list(range(31)) * 6)  # a period of 31
     rng = np.random.default_rng(0)
     assert not any(loops(rng.integers(0, 10, 200).tolist()) for _ in range(50))
 
@@ -80,7 +86,9 @@ class Table:
         class Cache:
             def fork(self, beams): ...
             def reorder(self, rows): ...
-            def keep(self, recordings): model.rows = [model.rows[number] for number in recordings.tolist()]
+            def keep(self, recordings):
+                model.rows = [model.rows[number] for number in recordings.tolist()]
+
         return Cache()
 
     def logits(self, rows, tokens):
@@ -102,18 +110,23 @@ class Table:
 def test_a_loop_ends_there_and_other_rows_go_on(beams):
     def nexts(row, token):
         if row == "loop":
-            return 10 + (token - 9) % 3         # 10 11 12 10 11 12 ...
-        return token + 1 if token < 39 else 0   # 10 11 12 ... 39, then the end
+            return 10 + (token - 9) % 3  # 10 11 12 10 11 12 ...
+        return token + 1 if token < 39 else 0  # 10 11 12 ... 39, then the end
+
     model, prompts = Table(nexts), [[9], [9]]
     how = {"stop": [0], "max_new": 60, "rules": [StopLoops(0)]}
-    found = (decode.greedy(model, ["loop", "count"], prompts, **how) if beams == 1
-             else [some[0] for some in decode.beam(model, ["loop", "count"], prompts, width=beams, **how)])
+    found = (
+        decode.greedy(model, ["loop", "count"], prompts, **how)
+        if beams == 1
+        else [some[0] for some in decode.beam(model, ["loop", "count"], prompts, width=beams, **how)]
+    )
     assert found[1].ids == list(range(10, 40)) and found[1].stopped
-    assert found[0].ids == [10, 11, 12] * 8 and found[0].stopped        # a loop by `loops`, as soon as it is one
+    assert found[0].ids == [10, 11, 12] * 8 and found[0].stopped  # a loop by `loops`, as soon as it is one
 
 
 def test_loops_are_those_of_the_definition():
-    """The last max(24, 4 p) tokens agree with those p before them, as far as both are among them; for a p of 1 to 30."""
+    """The last max(24, 4 p) tokens agree with those p before them, as far as both are among them; for a p of 1 to
+    30."""
     generator, seen = random.Random(0), set()
     for _ in range(4000):
         period, length = generator.randint(1, 32), generator.randint(0, 140)
@@ -121,7 +134,9 @@ def test_loops_are_those_of_the_definition():
         ids = [generator.randint(10, 40) for _ in range(generator.randint(0, 30))] + (once * 200)[:length]
         if generator.random() < 0.3 and ids:
             ids[-generator.randint(1, min(len(ids), 60))] = 9
-        looping = any(len(ids) >= (count := max(24, 4 * p)) and ids[-count:][p:] == ids[-count:][:-p] for p in range(1, 31))
+        looping = any(
+            len(ids) >= (count := max(24, 4 * p)) and ids[-count:][p:] == ids[-count:][:-p] for p in range(1, 31)
+        )
         assert loops(ids) == looping, ids
         seen.add(looping)
     assert seen == {True, False}
@@ -133,11 +148,17 @@ def test_each_recording_has_its_own_budget(beams):
 
     def found(rows, max_new):
         prompts = [[9]] * len(rows)
-        return [decode.greedy(model, rows, prompts, stop=[0], max_new=max_new)] if beams == 1 else decode.beam(
-            model, rows, prompts, stop=[0], max_new=max_new, width=beams)
+        return (
+            [decode.greedy(model, rows, prompts, stop=[0], max_new=max_new)]
+            if beams == 1
+            else decode.beam(model, rows, prompts, stop=[0], max_new=max_new, width=beams)
+        )
+
     together = found("abcdef", limits)
     together = together[0] if beams == 1 else [some[0] for some in together]
-    assert [len(hypothesis.ids) for hypothesis in together] == limits and not any(hypothesis.stopped for hypothesis in together)
+    assert [len(hypothesis.ids) for hypothesis in together] == limits and not any(
+        hypothesis.stopped for hypothesis in together
+    )
     assert together == [found("a", limit)[0][0] for limit in limits]
 
 
@@ -145,20 +166,31 @@ def test_each_recording_has_its_own_budget(beams):
 @pytest.mark.parametrize("beams", [1, 5])
 def test_where_no_guard_fires_the_ids_are_those_without_guards(demo, monkeypatch, name, beams):
     found, search = [], window_decoder.search
-    monkeypatch.setattr(window_decoder, "search", lambda *args, **more: found.append(search(*args, **more)) or found[-1])
+    monkeypatch.setattr(
+        window_decoder, "search", lambda *args, **more: found.append(search(*args, **more)) or found[-1]
+    )
     guarded, bare = (demo.transcribe(f"examples/{name}", beams=beams, guards=guards) for guards in (True, False))
-    assert [hypothesis.ids for hypothesis in found[0]] == [hypothesis.ids for hypothesis in found[1]] and len(found) == 2
+    assert [hypothesis.ids for hypothesis in found[0]] == [hypothesis.ids for hypothesis in found[1]] and len(
+        found
+    ) == 2
     assert guarded == bare and guarded.segments[0].flags == ()
 
 
 # ---- another try, and halves --------------------------------------------------------------------------------------------
 
+
 def test_a_doubtful_answer_is_sampled_and_says_so(demo, monkeypatch):
-    calls = answering(monkeypatch, lambda number, temperature, prompts: [said(demo, "one two", -3.0 if temperature < 0.4 else -0.1)])
+    calls = answering(
+        monkeypatch, lambda number, temperature, prompts: [said(demo, "one two", -3.0 if temperature < 0.4 else -0.1)]
+    )
     transcript = demo.transcribe(talk(1), sample_rate=RATE)
     assert [temperature for _, temperature in calls] == [0.0, 0.2, 0.4]
-    segment, = transcript.segments
-    assert (segment.text, segment.temperature, segment.flags) == ("one two", 0.4, ("sampled",)) and transcript.failed == 0
+    (segment,) = transcript.segments
+    assert (segment.text, segment.temperature, segment.flags) == (
+        "one two",
+        0.4,
+        ("sampled",),
+    ) and transcript.failed == 0
     assert transcript.warnings == [f"0.0 s to 9.0 s: {FLAGS['sampled']}"]
 
 
@@ -170,12 +202,15 @@ def test_what_no_temperature_mends_is_heard_in_halves(demo, monkeypatch):
             halves.append(prompts)
             return [said(demo, "three"), said(demo, "four")]
         return [said(demo, "one " * 40)]
+
     calls = answering(monkeypatch, answer)
     transcript = demo.transcribe(talk(1, 4.0, 0.5), sample_rate=RATE)
     assert [temperature for _, temperature in calls] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 0.0] and len(halves) == 1
     assert transcript.text == "three four" and transcript.failed == 0
     first, second = transcript.segments
-    assert first.flags == second.flags == ("split",) and 0 <= first.start < first.end <= second.start < second.end <= 4.5
+    assert (
+        first.flags == second.flags == ("split",) and 0 <= first.start < first.end <= second.start < second.end <= 4.5
+    )
     assert transcript.warnings == [f"0.0 s to 4.5 s: {FLAGS['split']}"]
 
 
@@ -189,12 +224,18 @@ def test_what_nothing_mends_is_kept_and_named(demo, monkeypatch):
 
 def test_a_text_that_is_given_up_is_told(demo, monkeypatch):
     """The whole window is doubtful at every temperature; in its halves nobody seems to speak."""
+
     def answer(number, temperature, prompts):
         whole = len(prompts) == 1 and number < 6
         return [Hypothesis(said(demo, "一二三").ids, -12.0, True, empty=0.0 if whole else 0.9) for _ in prompts]
+
     answering(monkeypatch, answer)
     transcript = demo.transcribe(talk(1, 4.0, 0.5), sample_rate=RATE)
-    assert (transcript.text, transcript.segments, transcript.failed) == ("", [], 1) and transcript.wordless == pytest.approx(4.5)
+    assert (transcript.text, transcript.segments, transcript.failed) == (
+        "",
+        [],
+        1,
+    ) and transcript.wordless == pytest.approx(4.5)
     [warning] = transcript.warnings
     assert FLAGS["dropped"] in warning
 
@@ -202,16 +243,22 @@ def test_a_text_that_is_given_up_is_told(demo, monkeypatch):
 def test_an_empty_answer_that_is_doubtful_is_told(demo, monkeypatch):
     answering(monkeypatch, lambda number, temperature, prompts: [Hypothesis([], -5.0, True) for _ in prompts])
     transcript = demo.transcribe(talk(1, 1.0, 0.5), sample_rate=RATE)
-    assert transcript.text == "" and transcript.failed == 1 and any(FLAGS["doubtful"] in warning for warning in transcript.warnings)
+    assert (
+        transcript.text == ""
+        and transcript.failed == 1
+        and any(FLAGS["doubtful"] in warning for warning in transcript.warnings)
+    )
 
 
 def test_the_first_text_is_soon_there(demo, monkeypatch):
     calls = answering(monkeypatch, lambda number, temperature, prompts: [said(demo, "一") for _ in prompts])
-    monkeypatch.setattr(demo.model.encoder, "forward", lambda mel: torch.zeros(len(mel), mel.shape[-1] // 2, demo.config.encoder.width))
+    monkeypatch.setattr(
+        demo.model.encoder, "forward", lambda mel: torch.zeros(len(mel), mel.shape[-1] // 2, demo.config.encoder.width)
+    )
     demo.transcribe(talk(30), sample_rate=RATE)
     assert [rows for rows, _ in calls][:3] == [4, 8, 16]
     calls.clear()
-    demo.recognize([torch.from_numpy(talk(1))] * 40, ["auto"] * 40)         # here nobody waits
+    demo.recognize([torch.from_numpy(talk(1))] * 40, ["auto"] * 40)  # here nobody waits
     assert [rows for rows, _ in calls] == [32, 8]
 
 
@@ -223,17 +270,20 @@ def test_a_short_window_is_not_split(demo, monkeypatch):
 
 # ---- long recordings ----------------------------------------------------------------------------------------------------
 
+
 def test_windows_are_decoded_in_batches_and_come_in_order(demo, monkeypatch):
-    calls = answering(monkeypatch, lambda number, temperature, prompts: [said(demo, "one two three".split()[number]) for _ in prompts])
+    calls = answering(
+        monkeypatch, lambda number, temperature, prompts: [said(demo, "one two three".split()[number]) for _ in prompts]
+    )
     parts = demo.stream(talk(5), "en", Options(batch_size=2), sample_rate=RATE)
     first = next(parts)
-    assert [rows for rows, _ in calls] == [2]           # nothing is decoded before it is asked for
+    assert [rows for rows, _ in calls] == [2]  # nothing is decoded before it is asked for
     rest = list(parts)
     assert [rows for rows, _ in calls] == [2, 2, 1]
     segments = [segment for part in [first, *rest] for segment in part.segments]
     assert [segment.text for segment in segments] == ["one", "one", "two", "two", "three"]
     assert [round(segment.start / 9, 1) for segment in segments] == [0, 1, 2, 3, 4]
-    assert all(8.0 <= segment.end - segment.start <= 8.1 for segment in segments)       # tightened to the sound
+    assert all(8.0 <= segment.end - segment.start <= 8.1 for segment in segments)  # tightened to the sound
     assert rest[-1].end == 45.0 and rest[-1].segments == []
 
 
@@ -248,22 +298,36 @@ def test_what_is_covered(demo, monkeypatch):
 def test_silence_costs_nothing_and_says_nothing(demo, monkeypatch):
     calls = answering(monkeypatch, lambda *args: pytest.fail("silence was decoded"))
     transcript = demo.transcribe(np.zeros(60 * RATE, np.float32), sample_rate=RATE)
-    assert (transcript.text, transcript.segments, transcript.heard, transcript.seconds) == ("", [], 0, 60.0) and not calls
+    assert (transcript.text, transcript.segments, transcript.heard, transcript.seconds) == (
+        "",
+        [],
+        0,
+        60.0,
+    ) and not calls
 
 
 def test_whole_is_one_prompt(demo, monkeypatch):
     asked = []
-    answering(monkeypatch, lambda number, temperature, prompts: asked.append(prompts) or [said(demo, "one") for _ in prompts])
+    answering(
+        monkeypatch, lambda number, temperature, prompts: asked.append(prompts) or [said(demo, "one") for _ in prompts]
+    )
     demo.transcribe(talk(3), sample_rate=RATE, long="whole")
     assert len(asked) == 1 and asked[0][0].count(demo.config.audio_token) == 125 + 125 + 87
     limited = demo.transcribe(talk(8), sample_rate=RATE, long="whole")
-    assert "the model takes 60 s at most, 6 whole windows: the last 12.0 s of the recording are left out" in limited.warnings
+    assert (
+        "the model takes 60 s at most, 6 whole windows: the last 12.0 s of the recording are left out"
+        in limited.warnings
+    )
 
 
 def test_a_recording_of_one_window_is_heard_as_it_is(demo, monkeypatch):
     """Silence around it stays, whatever `long` is."""
     heard, hear = [], demo.family.embed_all
-    monkeypatch.setattr(demo.family, "embed_all", lambda recordings, length: heard.extend(map(len, recordings)) or hear(recordings, length))
+    monkeypatch.setattr(
+        demo.family,
+        "embed_all",
+        lambda recordings, length: heard.extend(map(len, recordings)) or hear(recordings, length),
+    )
     sound = np.concatenate([np.zeros(RATE), talk(1)]).astype(np.float32)
     for long in ("cut", "whole"):
         demo.transcribe(sound, sample_rate=RATE, long=long, guards=False)
@@ -274,13 +338,23 @@ def test_several_recordings_share_their_batches(demo):
     recordings = [torch.from_numpy(talk(n, 3.0)) for n in (1, 4, 2)]
     options = Options(max_new_tokens=8, guards=False)
     together = demo.recognize(recordings, ["zh", "auto", "en"], options)
-    assert together == [demo.recognize([samples], [language], options)[0] for samples, language in zip(recordings, ["zh", "auto", "en"])]
+    assert together == [
+        demo.recognize([samples], [language], options)[0] for samples, language in zip(recordings, ["zh", "auto", "en"])
+    ]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"temperatures": 0.0}, "temperatures is 0.0"), ({"temperatures": None}, "temperatures is None"), ({"task": ["x"]}, "task is"),
-    ({"long": "seek"}, "knows 'cut' and 'whole'"), ({"long": "fast"}, "long is 'fast'"), ({"batch_size": 0}, "batch_size is 0"), ({"batch_size": 10 ** 30}, "at most 4096"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"temperatures": 0.0}, "temperatures is 0.0"),
+        ({"temperatures": None}, "temperatures is None"),
+        ({"task": ["x"]}, "task is"),
+        ({"long": "seek"}, "knows 'cut' and 'whole'"),
+        ({"long": "fast"}, "long is 'fast'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 10**30}, "at most 4096"),
+    ],
+)
 def test_wrong_options(demo, arguments, message):
     with pytest.raises(OptionError, match=message):
         demo.transcribe("no such file", **arguments)
@@ -288,6 +362,7 @@ def test_wrong_options(demo, arguments, message):
 
 def test_a_transcript_is_plain_data(demo):
     from dataclasses import asdict
+
     record = json.loads(json.dumps(asdict(demo.transcribe("examples/zh.wav"))))
     assert record["segments"][0]["text"] == record["text"] and record["segments"][0]["flags"] == []
     assert 0 < record["heard"] <= record["seconds"] and -0.5 < record["segments"][0]["mean_logprob"] < 0
@@ -295,20 +370,25 @@ def test_a_transcript_is_plain_data(demo):
 
 # ---- how much of a window is heard --------------------------------------------------------------------------------------
 
+
 def test_padding_to_speech(monkeypatch):
-    """The encoder hears a second behind the last sound, rounded up, and no more than a window; the text is that of less padding."""
+    """The encoder hears a second behind the last sound, rounded up, and no more than a window; the text is that of less
+    padding."""
     demo = glmasr.load("demo", device="cpu")
     frames, encoder = [], demo.model.encoder.forward
     monkeypatch.setattr(demo.model.encoder, "forward", lambda mel: frames.append(mel.shape[-1]) or encoder(mel))
     clip = glmasr.audio.load("examples/zh.wav").numpy()
-    clip = clip[:np.flatnonzero(np.abs(clip) > 0.02)[-1]]
+    clip = clip[: np.flatnonzero(np.abs(clip) > 0.02)[-1]]
     length, whole = len(clip) / RATE, demo.config.window // 160
     late = np.concatenate([clip, np.zeros(demo.config.window - len(clip) - 1000, np.float32)])
     window, speech = (demo.transcribe(late, sample_rate=RATE, pad_to=pad_to) for pad_to in ("window", "speech"))
     assert frames[0] == whole and 100 * (length + 0.9) < frames[1] < whole and frames[1] % 8 == 0
     assert window.text == speech.text != "" and speech.heard == window.heard
     frames.clear()
-    assert demo.transcribe(talk(1, 3.8), sample_rate=RATE, pad_to="speech", guards=False) and frames == [whole, whole][:len(frames)]
+    assert (
+        demo.transcribe(talk(1, 3.8), sample_rate=RATE, pad_to="speech", guards=False)
+        and frames == [whole, whole][: len(frames)]
+    )
     with pytest.raises(OptionError, match="expected 'window' or 'speech'"):
         demo.transcribe(clip, sample_rate=RATE, pad_to="sound")
 

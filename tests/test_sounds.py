@@ -1,4 +1,5 @@
-"""Sounds in which nobody speaks: no text, or one that is flagged. Both demos; and what is said is not taken for a tune."""
+"""Sounds in which nobody speaks: no text, or one that is flagged. Both demos; and what is said is not taken for a
+tune."""
 
 import json
 from pathlib import Path
@@ -38,13 +39,16 @@ def struck(seconds: float, pace: float) -> np.ndarray:
 
 
 HARMONIC = {k: 1 / k for k in range(1, 7)}
-SOUNDS = {                      # of so many seconds
+SOUNDS = {  # of so many seconds
     "a hum of 50 Hz": lambda s: partials(np.full(int(s * RATE), 50.0), HARMONIC),
     "a hum of 60 Hz": lambda s: partials(np.full(int(s * RATE), 60.0), {1: 1, 3: 0.5, 5: 0.3}),
     "the tone A": lambda s: np.sin(2 * np.pi * 440 * times(s)),
     "a whistle": lambda s: partials(1500 + 300 * np.sin(2 * np.pi * 0.7 * times(s)), {1: 1}),
     "a chord": lambda s: sum(np.sin(2 * np.pi * pitch * times(s)) for pitch in (262, 330, 392)),
-    "a chord that swells": lambda s: sum(np.sin(2 * np.pi * pitch * times(s)) for pitch in (220, 277, 330)) * (1 + 0.5 * np.sin(4 * np.pi * times(s))),
+    "a chord that swells": lambda s: (
+        sum(np.sin(2 * np.pi * pitch * times(s)) for pitch in (220, 277, 330))
+        * (1 + 0.5 * np.sin(4 * np.pi * times(s)))
+    ),
     "a flute": lambda s: partials(tune(s, 0.35, 262), {1: 1}),
     "a violin": lambda s: partials(tune(s, 0.5, 294) * (1 + 0.008 * np.sin(2 * np.pi * 6 * times(s))), HARMONIC),
     "an organ": lambda s: sum(partials(tune(s, 0.5, pitch), HARMONIC) for pitch in (262, 330, 392)),
@@ -91,14 +95,14 @@ def window(samples) -> Window:
 @pytest.mark.parametrize("name", TONES)
 def test_tones_are_told_from_a_voice(name):
     assert window(sound(name, 3.5, 0.3, 0.0)).tonal()
-    assert window(sound(name, 3.5, 0.3, 0.0) + 0.4).tonal()         # an offset is no partial
+    assert window(sound(name, 3.5, 0.3, 0.0) + 0.4).tonal()  # an offset is no partial
 
 
 @pytest.mark.parametrize("name", json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")))
 def test_a_voice_is_not_taken_for_tones(name):
     (samples,) = audio.load(EXAMPLES / name)[None]
     assert not window(samples).tonal() and not window(samples + 0.4).tonal()
-    hum = torch.from_numpy(sound("a hum of 50 Hz", len(samples) / RATE + 1, 0.01, 0.0))[:len(samples)]
+    hum = torch.from_numpy(sound("a hum of 50 Hz", len(samples) / RATE + 1, 0.01, 0.0))[: len(samples)]
     assert not window(samples + hum).tonal()
 
 
@@ -118,7 +122,9 @@ def test_only_a_text_that_is_not_sure_is_flagged(monkeypatch):
     melody = sound("a chord", 3.5, 0.3, 0.01)
     found = recognizer.transcribe(melody, sample_rate=RATE)
     bare = recognizer.transcribe(melody, sample_rate=RATE, guards=False)
-    assert [segment.text for segment in bare.segments] == [segment.text for segment in found.segments] and not bare.warnings
+    assert [segment.text for segment in bare.segments] == [
+        segment.text for segment in found.segments
+    ] and not bare.warnings
     assert found.segments
     for segment in found.segments:
         assert segment.flags == ("tones",) and FLAGS["tones"] in found.warnings[0]

@@ -22,7 +22,20 @@ from glmasr.encoder import sinusoids
 from glmasr.tokenizer import time_token
 
 TRAIN = [sys.executable, str(Path(__file__).parent.parent / "training" / "train.py")]
-SMALL = ["--threads", "1", "--batch-seconds", "12", "--warmup", "5", "--rate", "3e-3", "--mean", "0.8", "--eval-every", "1000"]
+SMALL = [
+    "--threads",
+    "1",
+    "--batch-seconds",
+    "12",
+    "--warmup",
+    "5",
+    "--rate",
+    "3e-3",
+    "--mean",
+    "0.8",
+    "--eval-every",
+    "1000",
+]
 SPECIAL = ["<|user|>", "<|assistant|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|pad|>"]
 
 
@@ -34,7 +47,11 @@ def task(tmp_path_factory):
     for number in range(24):
         word, hertz = [("a", 400), ("b", 1800)][number % 2]
         time = np.arange(int(rng.uniform(0.6, 1.2) * 16_000)) / 16_000
-        soundfile.write(folder / f"{number}.wav", 0.4 * np.sin(2 * np.pi * hertz * time) + 0.01 * rng.standard_normal(len(time)), 16_000)
+        soundfile.write(
+            folder / f"{number}.wav",
+            0.4 * np.sin(2 * np.pi * hertz * time) + 0.01 * rng.standard_normal(len(time)),
+            16_000,
+        )
         lines.append(json.dumps({"audio": f"{number}.wav", "text": word, "speaker": f"s{number % 3}"}))
     (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
     model = folder / "model"
@@ -42,12 +59,35 @@ def task(tmp_path_factory):
     step = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     added = [{"id": 256 + i, "content": name, "special": True} for i, name in enumerate(SPECIAL)]
     vocab = {character: number for number, character in enumerate(ALPHABET)}
-    (model / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": vocab, "merges": []}, "pre_tokenizer": step,
-                                                      "decoder": step, "added_tokens": added}), encoding="utf-8")
-    audio_config = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2, "num_mel_bins": 80,
-                    "head_dim": 16}
-    text_config = {"vocab_size": 261, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-                   "num_key_value_heads": 1, "head_dim": 16, "eos_token_id": [256]}
+    (model / "tokenizer.json").write_text(
+        json.dumps(
+            {
+                "model": {"type": "BPE", "vocab": vocab, "merges": []},
+                "pre_tokenizer": step,
+                "decoder": step,
+                "added_tokens": added,
+            }
+        ),
+        encoding="utf-8",
+    )
+    audio_config = {
+        "hidden_size": 32,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_mel_bins": 80,
+        "head_dim": 16,
+    }
+    text_config = {
+        "vocab_size": 261,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "eos_token_id": [256],
+    }
     config = {"model_type": "glmasr", "audio_config": audio_config, "text_config": text_config, "audio_token_id": 260}
     processor = {"feature_extractor": {"chunk_length": 2, "feature_size": 80}, "default_transcription_prompt": "?"}
     for name, values in (("config.json", config), ("processor_config.json", processor)):
@@ -59,13 +99,30 @@ def task(tmp_path_factory):
 @pytest.fixture(scope="module", params=["mel", "waveform"])
 def article(request, task):
     """A directory of the encoder-decoder family, and a manifest with languages and phrases."""
-    names = ["<|endoftext|>", "<|startoftranscript|>", "<|zh|>", "<|en|>", "<|transcribe|>", "<|nospeech|>", "<|notimestamps|>"]
+    names = [
+        "<|endoftext|>",
+        "<|startoftranscript|>",
+        "<|zh|>",
+        "<|en|>",
+        "<|transcribe|>",
+        "<|nospeech|>",
+        "<|notimestamps|>",
+    ]
     names += [time_token(step * 0.02) for step in range(101)]
     convolutions = ((8, 10, 5), (16, 8, 4), (24, 8, 8)) if request.param == "waveform" else ()
     config = EncoderDecoderConfig(
-        SinusoidalEncoderConfig(width=32, layers=1, heads=2, hidden=64, positions=200 if convolutions else 100, convolutions=convolutions),
-        CrossDecoderConfig(vocabulary=256 + len(names), width=32, layers=1, heads=2, hidden=64, positions=32), window_seconds=2, start=257,
-        end=256, languages={"zh": 258, "en": 259}, tasks={"transcribe": 260}, no_timestamps=262, latest_first_time=None)
+        SinusoidalEncoderConfig(
+            width=32, layers=1, heads=2, hidden=64, positions=200 if convolutions else 100, convolutions=convolutions
+        ),
+        CrossDecoderConfig(vocabulary=256 + len(names), width=32, layers=1, heads=2, hidden=64, positions=32),
+        window_seconds=2,
+        start=257,
+        end=256,
+        languages={"zh": 258, "en": 259},
+        tasks={"transcribe": 260},
+        no_timestamps=262,
+        latest_first_time=None,
+    )
     folder = task / request.param
     folder.mkdir()
     for name, values in to_published(config, "bfloat16").items():
@@ -76,7 +133,10 @@ def article(request, task):
     rows = [json.loads(line) for line in (task / "train.jsonl").read_text().splitlines()]
     for row in rows:
         seconds = soundfile.info(task / row["audio"]).duration
-        row |= {"language": {"a": "zh", "b": "en"}[row["text"]], "phrases": [{"start": 0.0, "end": seconds, "text": row["text"]}]}
+        row |= {
+            "language": {"a": "zh", "b": "en"}[row["text"]],
+            "phrases": [{"start": 0.0, "end": seconds, "text": row["text"]}],
+        }
     (task / "article.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return folder
 
@@ -95,62 +155,147 @@ def trained(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [TRAIN[1], *map(str, arguments)])
         trainer.main()
         return capsys.readouterr().out
+
     run.errors = trainer.TrainingError, glmasr.GlmAsrError
     return run
 
 
 def test_a_few_steps_change_all_weights_and_are_resumed(task, trained, tmp_path):
     """Whether it learns by them is told by the slow tests."""
-    start = [task / "model", "--train", task / "train.jsonl", "--eval", task / "train.jsonl", "--out", tmp_path / "run", *SMALL]
+    start = [
+        task / "model",
+        "--train",
+        task / "train.jsonl",
+        "--eval",
+        task / "train.jsonl",
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+    ]
     assert re.search("24 recordings.*steps 0 to 3\n", trained(*start, "--steps", 3))
     first = glmasr.load(tmp_path / "run" / "model", dtype="float32").model
     assert "steps 3 to 5\n" in trained(*start, "--steps", 5)
     second = glmasr.load(tmp_path / "run" / "model", dtype="float32").model
     for (name, before), after in zip(first.named_parameters(), second.parameters(), strict=True):
         assert after.isfinite().all() and not torch.equal(before, after), name
-    said = trained(tmp_path / "run" / "model", "--train", task / "train.jsonl", "--without", "s0", "--out", tmp_path / "tuned", *SMALL,
-                   "--steps", 1, "--rate", "1e-5")
+    said = trained(
+        tmp_path / "run" / "model",
+        "--train",
+        task / "train.jsonl",
+        "--without",
+        "s0",
+        "--out",
+        tmp_path / "tuned",
+        *SMALL,
+        "--steps",
+        1,
+        "--rate",
+        "1e-5",
+    )
     tuned = glmasr.load(tmp_path / "tuned" / "model", dtype="float32").model
     assert "16 recordings" in said and 0 < (tuned.decoder.embed.weight - second.decoder.embed.weight).abs().max() < 1e-3
 
 
 def test_a_few_steps_of_the_encoder_decoder(task, article, trained, tmp_path):
-    said = trained(article, "--train", task / "article.jsonl", "--eval", task / "article.jsonl", "--out", tmp_path / "run", *SMALL,
-                   "--silence", "0.1", "--steps", 2)
+    said = trained(
+        article,
+        "--train",
+        task / "article.jsonl",
+        "--eval",
+        task / "article.jsonl",
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+        "--silence",
+        "0.1",
+        "--steps",
+        2,
+    )
     recognizer = glmasr.load(tmp_path / "run" / "model", dtype="float32")
     assert "steps 0 to 2\n" in said and recognizer.config.languages == {"zh": 258, "en": 259}
     positions = recognizer.model.encoder.positions
-    assert torch.equal(positions, sinusoids(*positions.shape).bfloat16().float())       # not learned
+    assert torch.equal(positions, sinusoids(*positions.shape).bfloat16().float())  # not learned
 
 
 @pytest.mark.slow
 def test_it_learns_resumes_and_writes_a_checkpoint(task):
-    start = [task / "model", "--train", task / "train.jsonl", "--eval", task / "train.jsonl", "--out", task / "run", *SMALL]
+    start = [
+        task / "model",
+        "--train",
+        task / "train.jsonl",
+        "--eval",
+        task / "train.jsonl",
+        "--out",
+        task / "run",
+        *SMALL,
+    ]
     first = train(*start, "--steps", 40)
     assert first.returncode == 0, first.stderr
-    assert "24 recordings" in first.stdout and "steps 0 to 40" in first.stdout and "word errors" in first.stderr + first.stdout
+    assert (
+        "24 recordings" in first.stdout
+        and "steps 0 to 40" in first.stdout
+        and "word errors" in first.stderr + first.stdout
+    )
     second = train(*start, "--steps", 120)
     assert second.returncode == 0, second.stderr
     assert "steps 40 to 120" in second.stdout
     recognizer = glmasr.load(task / "run" / "model", dtype="float32")
     texts = [recognizer.transcribe(task / f"{number}.wav").text for number in range(24)]
     assert sum(text == "ab"[number % 2] for number, text in enumerate(texts)) >= 22, texts
-    tuned = train(task / "run" / "model", "--train", task / "train.jsonl", "--without", "s0", "--out", task / "tuned", *SMALL, "--steps", 2,
-                  "--rate", "1e-5")
+    tuned = train(
+        task / "run" / "model",
+        "--train",
+        task / "train.jsonl",
+        "--without",
+        "s0",
+        "--out",
+        task / "tuned",
+        *SMALL,
+        "--steps",
+        2,
+        "--rate",
+        "1e-5",
+    )
     assert tuned.returncode == 0 and "16 recordings" in tuned.stdout, tuned.stderr
-    before, after = (glmasr.load(task / name / "model", dtype="float32").model.decoder.embed.weight for name in ("run", "tuned"))
-    assert 0 < (before - after).abs().max() < 1e-3      # it went on from the weights
+    before, after = (
+        glmasr.load(task / name / "model", dtype="float32").model.decoder.embed.weight for name in ("run", "tuned")
+    )
+    assert 0 < (before - after).abs().max() < 1e-3  # it went on from the weights
 
 
 @pytest.mark.slow
 def test_the_encoder_decoder_learns_text_language_and_times(task, article):
     run = task / f"{article.name}-run"
-    done = train(article, "--train", task / "article.jsonl", "--eval", task / "article.jsonl", "--out", run, *SMALL, "--silence", "0.1",
-                 "--steps", 150)
+    done = train(
+        article,
+        "--train",
+        task / "article.jsonl",
+        "--eval",
+        task / "article.jsonl",
+        "--out",
+        run,
+        *SMALL,
+        "--silence",
+        "0.1",
+        "--steps",
+        150,
+    )
     assert done.returncode == 0 and "word errors" in done.stdout + done.stderr, done.stderr
     assert json.loads((run / "model" / "config.json").read_text())["model_type"].startswith("whisper")
-    lines = subprocess.run([sys.executable, str(Path(TRAIN[1]).parent / "evaluate.py"), run / "model", task / "article.jsonl", "--language", "auto",
-                            "--timestamps"], capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(
+        [
+            sys.executable,
+            str(Path(TRAIN[1]).parent / "evaluate.py"),
+            run / "model",
+            task / "article.jsonl",
+            "--language",
+            "auto",
+            "--timestamps",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     _, _, _, errors, alike, median, far, _ = lines[2].split("|")
     assert float(errors.strip(" %")) <= 10 and float(alike.strip(" %")) >= 90 and float(median.strip(" s")) < 0.3
     recognizer = glmasr.load(run / "model", dtype="float32")
@@ -158,13 +303,18 @@ def test_the_encoder_decoder_learns_text_language_and_times(task, article):
     right = sum((t.text, t.language) == (("a", "zh"), ("b", "en"))[number % 2] for number, t in enumerate(transcripts))
     assert right >= 22, transcripts
     positions = recognizer.model.encoder.positions
-    assert torch.equal(positions, sinusoids(*positions.shape).bfloat16().float())       # not learned
+    assert torch.equal(positions, sinusoids(*positions.shape).bfloat16().float())  # not learned
 
 
-@pytest.mark.parametrize("content, message", [
-    ("", "no recordings"), ("not json\n", "line 1: expected"), ('{"audio": "0.wav"}\n', "line 1: expected"),
-    ('{"audio": "missing.wav", "text": "a"}\n', "no such file"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "no recordings"),
+        ("not json\n", "line 1: expected"),
+        ('{"audio": "0.wav"}\n', "line 1: expected"),
+        ('{"audio": "missing.wav", "text": "a"}\n', "no such file"),
+    ],
+)
 def test_bad_manifests_are_errors_of_one_line(task, trained, content, message):
     manifest = task / "bad.jsonl"
     manifest.write_text(content, encoding="utf-8")
@@ -179,24 +329,31 @@ def test_an_error_ends_the_trainer(task):
 
 
 def test_joined_recordings(task, monkeypatch):
-    """What `--join` makes: nothing is lost, one language each, not too long, and the phrases are where the sounds are."""
+    """What `--join` makes: nothing is lost, one language each, not too long, and the phrases are where the sounds
+    are."""
     monkeypatch.syspath_prepend(str(Path(TRAIN[1]).parent))
     import train
+
     rows = train.read_manifest(task / "train.jsonl")
     for number, row in enumerate(rows):
-        row |= {"language": ("zh", "en")[number % 2], "phrases": [{"start": 0.1, "end": row["seconds"] - 0.1, "text": row["text"]}]}
+        row |= {
+            "language": ("zh", "en")[number % 2],
+            "phrases": [{"start": 0.1, "end": row["seconds"] - 0.1, "text": row["text"]}],
+        }
     found = train.joined(rows, 0.75, 4.0, random.Random(0))
     parts = [part["audio"] for row in found for part in row.get("parts", [row])]
     assert sorted(parts) == sorted(row["audio"] for row in rows) and max(row["seconds"] for row in found) <= 4.0
     longest = max(found, key=lambda row: len(row.get("parts", [row])))
     assert len(longest["parts"]) > 2 and len({part["language"] for part in longest["parts"]}) == 1
     clip = train.read_clip(longest, 0.0, 0.0, np.random.default_rng(0))
-    cut = sum(2 * (0.1 - train.EDGE) for _ in longest["parts"])         # each is silent for 0.1 s at both ends, as its phrases say
+    cut = sum(
+        2 * (0.1 - train.EDGE) for _ in longest["parts"]
+    )  # each is silent for 0.1 s at both ends, as its phrases say
     assert abs(len(clip.samples) / 16_000 - (longest["seconds"] - cut)) < 0.002 and clip.language == longest["language"]
     assert clip.text.replace(" ", "") == "".join(part["text"] for part in longest["parts"])
     assert "".join(text for _, _, text in clip.phrases).replace(" ", "") == clip.text.replace(" ", "")
     for start, end, _ in clip.phrases:
-        assert clip.samples[round(start * 16_000):round(end * 16_000)].abs().mean() > 0.1
+        assert clip.samples[round(start * 16_000) : round(end * 16_000)].abs().mean() > 0.1
     for (_, end, _), (start, _, _) in zip(clip.phrases, clip.phrases[1:]):
         assert start - end >= train.PAUSE
 
@@ -205,6 +362,7 @@ def test_where_ctc_hears_each_word(monkeypatch):
     """`Labels.places` against the sum over all paths; a word said twice has two places, and an impossible text none."""
     monkeypatch.syspath_prepend(str(Path(TRAIN[1]).parent))
     import train
+
     labels, texts, lengths = train.Labels(8, [[5, 6, 7]], 10), [[5, 5, 6], [], [7], [5, 6, 7, 5]], [6, 5, 4, 3]
     log_probs = torch.randn(6, 4, 4, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     found = labels.places(log_probs, lengths, [torch.tensor(text, dtype=torch.long) for text in texts])
@@ -213,7 +371,12 @@ def test_where_ctc_hears_each_word(monkeypatch):
         total = 0.0
         for path in itertools.product(range(len(text) + 1), repeat=length):
             if [word for word, _ in itertools.groupby(path) if word] == list(range(1, len(text) + 1)):
-                chance = np.prod([log_probs[t, row, labels.label[text[word - 1]] if word else 0].exp().item() for t, word in enumerate(path)])
+                chance = np.prod(
+                    [
+                        log_probs[t, row, labels.label[text[word - 1]] if word else 0].exp().item()
+                        for t, word in enumerate(path)
+                    ]
+                )
                 total += chance
                 for t, word in enumerate(path):
                     wanted[row, word - 1, t] += chance if word else 0.0
@@ -226,35 +389,42 @@ def test_a_time_next_to_the_right_one_is_nearly_right(article, monkeypatch):
     """Its loss grows with the distance, far ones are all alike, and `times` weighs times against words."""
     monkeypatch.syspath_prepend(str(Path(TRAIN[1]).parent))
     import families
+
     config = read_config(article)
     model = weights.build(config)
 
     def loss(token: int, target: int, times: float = 1.0) -> float:
         logits = torch.zeros(2, config.decoder.vocabulary)
-        logits[0, token], logits[1, 65] = 12.0, 12.0            # a time, and a word that is right
+        logits[0, token], logits[1, 65] = 12.0, 12.0  # a time, and a word that is right
         return families.family_of(model, None, times).loss(logits, torch.tensor([target, 65])).item()
 
     first = config.times
     losses = [loss(first + 20 + step, first + 20) for step in range(8)]
-    assert losses[:6] == sorted(losses[:6]) and losses[1] - losses[0] < losses[5] / 4 and losses[6] == pytest.approx(losses[5], abs=1e-5)
-    assert loss(first + 100, first) == pytest.approx(loss(first + 50, first), abs=1e-5)          # at the border too
+    assert (
+        losses[:6] == sorted(losses[:6])
+        and losses[1] - losses[0] < losses[5] / 4
+        and losses[6] == pytest.approx(losses[5], abs=1e-5)
+    )
+    assert loss(first + 100, first) == pytest.approx(loss(first + 50, first), abs=1e-5)  # at the border too
     word = loss(first + 50, first, 0.0)
     time = 2 * loss(first + 50, first) - word
     assert loss(first + 50, first, 0.25) == pytest.approx((word + 0.25 * time) / 1.25, rel=1e-4) and time > 10 > word
 
 
 def test_a_waveform_frontend_begins_as_waves(monkeypatch):
-    """What the first filters let through rises evenly on the mel scale; the four phases of one tell its loudness, whatever its phase."""
+    """What the first filters let through rises evenly on the mel scale; the four phases of one tell its loudness,
+    whatever its phase."""
     monkeypatch.syspath_prepend(str(Path(TRAIN[1]).parent))
     import train
+
     weight = torch.empty(32, 1, 80)
     train.begin_as_waves(weight)
-    spectra = torch.fft.rfft(weight[:, 0], 16_000).abs()                        # one bin is 1 Hz
-    loudest = spectra.argmax(1).view(8, 4).float()[1:]                          # the first is too slow for 5 ms
+    spectra = torch.fft.rfft(weight[:, 0], 16_000).abs()  # one bin is 1 Hz
+    loudest = spectra.argmax(1).view(8, 4).float()[1:]  # the first is too slow for 5 ms
     assert (loudest.amax(1) - loudest.amin(1) < 20).all()
     mel = 2595 * torch.log10(1 + loudest.mean(1) / 700)
     assert (mel.diff() > 200).all() and mel[-1] > 2700
     turns = torch.arange(0, 6.28, 0.1)
     waves = torch.cos(2 * torch.pi * loudest[3, 0] / 16_000 * torch.arange(80) + turns[:, None])
-    loudness = torch.relu(waves @ weight[16:20, 0].T).pow(2).sum(1)             # of the fifth frequency
+    loudness = torch.relu(waves @ weight[16:20, 0].T).pow(2).sum(1)  # of the fifth frequency
     assert loudness.min() > 0.95 * loudness.max()

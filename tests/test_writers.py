@@ -1,4 +1,5 @@
-"""What is written: held against parsers of others, against the slow definition of a layout, and against hostile texts and times."""
+"""What is written: held against parsers of others, against the slow definition of a layout, and against hostile texts
+and times."""
 
 import html
 import io
@@ -51,19 +52,106 @@ often = settings(max_examples=100, deadline=None, derandomize=True, database=Non
 
 def transcript(*segments, seconds=None, **more):
     segments = [Segment(*segment) for segment in segments]
-    return Transcript("".join(segment.text for segment in segments), "zh", segments, segments[-1].end if seconds is None else seconds, **more)
+    return Transcript(
+        "".join(segment.text for segment in segments),
+        "zh",
+        segments,
+        segments[-1].end if seconds is None else seconds,
+        **more,
+    )
 
 
 # ---- what is drawn ----------------------------------------------------------------------------------------------------------
 
-HOSTILE = ["-->", "--->", "- >", "&lt;", "<b>", "</", "\n", "\n\n", "\r\n", "\r", "\t", " ", "\u3000", "\u2028", "\x0b", "\x1c", "\x85", "\0", "\x1b[2J", "\x7f",
-           "\ud800", "\udfff", "\ufeff", "\u200b", "\u0301", "[00:01.00]", "<00:01.00>", "[ar:", "WEBVTT", "NOTE", "STYLE", "\n\n2\n00:00:01,000 --> 00:00:02,000\n",
-           "7", "12:30:45", "00:00:01,000", "1.2.3", "\"", "start\tend", "{\\an8}", "👩‍👩‍👧", "🇨🇳", "ﷺ", "한", "e\u0301", "’", "”", "（", "。"]
-WORDS = ["a", "of", "seven", "don't", "recognition", "GPT-4", "3.14", "“well”", "(so", "on)", "你好", "我们", "的", "，", "。", "“", "”", "《", "》", "！", "……", "——", "ＡＢＣ", "５０％", "é"]
-texts = st.one_of(st.text(max_size=30), st.lists(st.sampled_from(WORDS + [" "]), max_size=40).map("".join),
-                  st.lists(st.sampled_from(HOSTILE + WORDS), max_size=25).map("".join))
-times = st.one_of(st.floats(), st.floats(0, 100), st.integers(0, 40).map(lambda tick: tick / 1000), st.sampled_from([0.0, -0.0, 0.0004999, 1e308, 1e18, -1.0]))
-bounded = st.floats(-1, 1e6) | st.sampled_from([math.nan, math.inf])            # what the parsers of others can hold
+HOSTILE = [
+    "-->",
+    "--->",
+    "- >",
+    "&lt;",
+    "<b>",
+    "</",
+    "\n",
+    "\n\n",
+    "\r\n",
+    "\r",
+    "\t",
+    " ",
+    "\u3000",
+    "\u2028",
+    "\x0b",
+    "\x1c",
+    "\x85",
+    "\0",
+    "\x1b[2J",
+    "\x7f",
+    "\ud800",
+    "\udfff",
+    "\ufeff",
+    "\u200b",
+    "\u0301",
+    "[00:01.00]",
+    "<00:01.00>",
+    "[ar:",
+    "WEBVTT",
+    "NOTE",
+    "STYLE",
+    "\n\n2\n00:00:01,000 --> 00:00:02,000\n",
+    "7",
+    "12:30:45",
+    "00:00:01,000",
+    "1.2.3",
+    '"',
+    "start\tend",
+    "{\\an8}",
+    "👩‍👩‍👧",
+    "🇨🇳",
+    "ﷺ",
+    "한",
+    "e\u0301",
+    "’",
+    "”",
+    "（",
+    "。",
+]
+WORDS = [
+    "a",
+    "of",
+    "seven",
+    "don't",
+    "recognition",
+    "GPT-4",
+    "3.14",
+    "“well”",
+    "(so",
+    "on)",
+    "你好",
+    "我们",
+    "的",
+    "，",
+    "。",
+    "“",
+    "”",
+    "《",
+    "》",
+    "！",
+    "……",
+    "——",
+    "ＡＢＣ",
+    "５０％",
+    "é",
+]
+texts = st.one_of(
+    st.text(max_size=30),
+    st.lists(st.sampled_from(WORDS + [" "]), max_size=40).map("".join),
+    st.lists(st.sampled_from(HOSTILE + WORDS), max_size=25).map("".join),
+)
+times = st.one_of(
+    st.floats(),
+    st.floats(0, 100),
+    st.integers(0, 40).map(lambda tick: tick / 1000),
+    st.sampled_from([0.0, -0.0, 0.0004999, 1e308, 1e18, -1.0]),
+)
+bounded = st.floats(-1, 1e6) | st.sampled_from([math.nan, math.inf])  # what the parsers of others can hold
 layouts = st.builds(Layout, st.integers(2, 50), st.integers(1, 4))
 
 
@@ -93,6 +181,7 @@ def seen(time):
 
 # ---- times ------------------------------------------------------------------------------------------------------------------
 
+
 @often
 @given(transcripts(), layouts)
 def test_cues_are_in_order_apart_within_the_recording_and_complete(t, layout):
@@ -112,32 +201,39 @@ def test_cues_are_in_order_apart_within_the_recording_and_complete(t, layout):
 def test_orderly_segments_keep_their_times_to_the_millisecond(t, layout):
     rows, kept = timed(t), [segment for segment in t.segments if letters(segment.text)]
     for (start, end, text), segment in zip(rows, kept, strict=True):
-        assert abs(start - 1000 * segment.start) <= 1 and abs(end - 1000 * segment.end) <= 1 and letters(text) == letters(segment.text)
+        assert (
+            abs(start - 1000 * segment.start) <= 1
+            and abs(end - 1000 * segment.end) <= 1
+            and letters(text) == letters(segment.text)
+        )
         parts = [cue for cue in cues(t, layout) if start <= cue.start < end]
         assert (parts[0].start, parts[-1].end) == (start, end)
         assert "".join(letters("".join(cue.lines)) for cue in parts) == letters(text)
         total, before = sum(width(line) for cue in parts for line in cue.lines), 0
-        for cue in parts:                                       # in proportion to the text; a millisecond each is the least
+        for cue in parts:  # in proportion to the text; a millisecond each is the least
             assert abs(cue.start - (start + (end - start) * before / max(1, total))) <= len(parts)
             before += sum(map(width, cue.lines))
 
 
-@pytest.mark.parametrize("segments, seconds, expected", [
-    ([(0, 1, "a"), (1, 2.0004, "b")], 2.0004, [(0, 1000), (1000, 2000)]),
-    ([(0, 30, "a"), (10, 20, "b")], 40, [(0, 10000), (10000, 20000)]),            # overlapping: the first ends earlier
-    ([(5, 6, "b"), (1, 2, "a")], 10, [(1000, 2000), (5000, 6000)]),
-    ([(-3, 99, "a")], 10, [(0, 10000)]),
-    ([(20, 30, "a")], 10, [(9999, 10000)]),
-    ([(4, 4, "a"), (4.25, 5, "b")], 9, [(4000, 4250), (4250, 5000)]),             # without a length: as long as there is room
-    ([(4, 2, "a")], 9, [(4000, 5000)]),
-    ([(math.nan, math.inf, "a"), (math.nan, 3, "b")], 9, [(0, 1), (1, 3000)]),
-    ([(0, 5, "a")], math.nan, [(0, 5000)]),
-    ([(0, 0.0009, "a")], 0.0009, []),                                             # no millisecond to show it in
-    ([(0, 5, " \n")], 5, []),
-    ([(1.0004, 1.0016, "a"), (1.0016, 1.0034, "b")], 9, [(1000, 1002), (1002, 1003)]),
-    ([(0, 1.001, "a")], 1.001, [(0, 1001)]),                                      # 1.001 is a little less than 1001 ms
-    ([(0, 8.9996, "a")], 8.9996, [(0, 8999)]),                                    # rounding up would leave the recording
-])
+@pytest.mark.parametrize(
+    "segments, seconds, expected",
+    [
+        ([(0, 1, "a"), (1, 2.0004, "b")], 2.0004, [(0, 1000), (1000, 2000)]),
+        ([(0, 30, "a"), (10, 20, "b")], 40, [(0, 10000), (10000, 20000)]),  # overlapping: the first ends earlier
+        ([(5, 6, "b"), (1, 2, "a")], 10, [(1000, 2000), (5000, 6000)]),
+        ([(-3, 99, "a")], 10, [(0, 10000)]),
+        ([(20, 30, "a")], 10, [(9999, 10000)]),
+        ([(4, 4, "a"), (4.25, 5, "b")], 9, [(4000, 4250), (4250, 5000)]),  # without a length: as long as there is room
+        ([(4, 2, "a")], 9, [(4000, 5000)]),
+        ([(math.nan, math.inf, "a"), (math.nan, 3, "b")], 9, [(0, 1), (1, 3000)]),
+        ([(0, 5, "a")], math.nan, [(0, 5000)]),
+        ([(0, 0.0009, "a")], 0.0009, []),  # no millisecond to show it in
+        ([(0, 5, " \n")], 5, []),
+        ([(1.0004, 1.0016, "a"), (1.0016, 1.0034, "b")], 9, [(1000, 1002), (1002, 1003)]),
+        ([(0, 1.001, "a")], 1.001, [(0, 1001)]),  # 1.001 is a little less than 1001 ms
+        ([(0, 8.9996, "a")], 8.9996, [(0, 8999)]),  # rounding up would leave the recording
+    ],
+)
 def test_times_of_odd_segments(segments, seconds, expected):
     assert [(start, end) for start, end, _ in timed(transcript(*segments, seconds=seconds))] == expected
 
@@ -145,10 +241,13 @@ def test_times_of_odd_segments(segments, seconds, expected):
 def test_more_segments_than_milliseconds_are_shown_as_one():
     assert timed(transcript((0, 1, "a"), (0, 1, "b"), (0, 1, "c"), seconds=0.002)) == [(0, 2, "a b c")]
     assert len(timed(transcript((0, 1, "a"), (0, 1, "b"), (0, 1, "c"), seconds=0.003))) == 3
-    assert list(cues(transcript((0, 0.002, "one two three four five six")), Layout(5, 1))) == [Cue(0, 2, ["one", "two", "three", "four", "five", "six"])]
+    assert list(cues(transcript((0, 0.002, "one two three four five six")), Layout(5, 1))) == [
+        Cue(0, 2, ["one", "two", "three", "four", "five", "six"])
+    ]
 
 
 # ---- layout -----------------------------------------------------------------------------------------------------------------
+
 
 def priced(text, blocks, layout):
     """The price of a layout: what the constants in glmasr/writers/output.py say, line by line."""
@@ -173,7 +272,7 @@ def all_layouts(text, layout):
             lines = [text[start:stop] for start, stop in zip(starts, stops)]
             if any(width(line) > layout.max_line_width for line in lines):
                 continue
-            for kinds in itertools.product((False, True), repeat=count):          # does a cue begin with this line?
+            for kinds in itertools.product((False, True), repeat=count):  # does a cue begin with this line?
                 blocks = [[lines[0]]]
                 for line, new in zip(lines[1:], kinds):
                     blocks.append([line]) if new else blocks[-1].append(line)
@@ -184,13 +283,21 @@ def all_layouts(text, layout):
 def test_the_layout_is_the_cheapest_of_all():
     draw = random.Random(7)
     for _ in range(80):
-        text = subtitles.clean("".join(draw.choice(["one ", "of ", "two, ", "so. ", "你", "好，", "吗？", "（我", "他）", " "]) for _ in range(draw.randrange(4, 10))))
+        text = subtitles.clean(
+            "".join(
+                draw.choice(["one ", "of ", "two, ", "so. ", "你", "好，", "吗？", "（我", "他）", " "])
+                for _ in range(draw.randrange(4, 10))
+            )
+        )
         layout = Layout(draw.randrange(6, 12), draw.randrange(1, 4))
         ways = list(all_layouts(text, layout))
-        ways = [way for way in ways if len(way) == 1] or ways   # what fits into one cue is one
+        ways = [way for way in ways if len(way) == 1] or ways  # what fits into one cue is one
         found = cut(text, layout)
         assert found in ways, (text, layout)
-        assert priced(text, found, layout) == pytest.approx(min(priced(text, way, layout) for way in ways)), (text, layout)
+        assert priced(text, found, layout) == pytest.approx(min(priced(text, way, layout) for way in ways)), (
+            text,
+            layout,
+        )
 
 
 @often
@@ -202,15 +309,23 @@ def test_lines_keep_to_the_layout(t, layout):
             assert line and line == line.strip() and width(line) <= layout.max_line_width
 
 
-words = st.sampled_from([word + mark for word in ("a", "of", "seven", "don't", "x2", "你好", "们", "语音识别", "éa", "iPhone手机") for mark in ("", "", "", "，", "。", ",", ".", "”", "！", "）")]
-                        + ["“", "《", "（", "(so", "…", " ,", " 。", "“ "])
+words = st.sampled_from(
+    [
+        word + mark
+        for word in ("a", "of", "seven", "don't", "x2", "你好", "们", "语音识别", "éa", "iPhone手机")
+        for mark in ("", "", "", "，", "。", ",", ".", "”", "！", "）")
+    ]
+    + ["“", "《", "（", "(so", "…", " ,", " 。", "“ "]
+)
 
 
 @often
-@given(st.lists(words, min_size=1, max_size=40), st.integers(0, 2 ** 9), st.integers(24, 44), st.integers(1, 3))
+@given(st.lists(words, min_size=1, max_size=40), st.integers(0, 2**9), st.integers(24, 44), st.integers(1, 3))
 def test_words_and_punctuation_stay_together(parts, spaces, most, count):
     """Only runs of punctuation longer than a line could break this; there are none that long here."""
-    text = "".join(part + (" " if spaces >> (index % 9) & 1 or part[-1].isascii() else "") for index, part in enumerate(parts))
+    text = "".join(
+        part + (" " if spaces >> (index % 9) & 1 or part[-1].isascii() else "") for index, part in enumerate(parts)
+    )
     text = re.sub(r"([^\w\s]\s*){4,}", "。", text)
     lines = [line for cue in cues(transcript((0, 1000, text)), Layout(most, count)) for line in cue.lines]
     pairs = [(left[-1], right[0]) for left, right in zip(lines, lines[1:])]
@@ -222,24 +337,35 @@ def test_words_and_punctuation_stay_together(parts, spaces, most, count):
     assert [word for line in lines for word in latin.findall(line)] == latin.findall(text)
 
 
-@pytest.mark.parametrize("text, layout, expected", [
-    ("今天天气很好，我们去公园散步吧。", Layout(42, 2), [["今天天气很好，我们去公园散步吧。"]]),
-    ("今天天气很好，我们去公园散步吧。", Layout(20, 2), [["今天天气很好，", "我们去公园散步吧。"]]),
-    ("今天天气很好，我们去公园散步吧。", Layout(20, 1), [["今天天气很好，"], ["我们去公园散步吧。"]]),
-    ("他说“今天天气很好”然后走了", Layout(16, 2), [["他说“今天天气", "很好”然后走了"]]),
-    ("one two three four", Layout(12, 2), [["one two", "three four"]]),          # not "one two" with a lonely rest, but even
-    ("I came. I saw the city of Rome", Layout(24, 2), [["I came.", "I saw the city of Rome"]]),
-    ("it was (as he said) fine", Layout(10, 3), [["it was", "(as he", "said) fine"]]),
-    ("a" * 25, Layout(10, 3), None),
-    ("我用iPhone听", Layout(9, 2), [["我用", "iPhone听"]]),
-    ("ＡＢＣＤ你好", Layout(8, 2), [["ＡＢＣＤ", "你好"]]),                             # wide Latin letters are a word too
-    ("“" * 30, Layout(10, 2), None),                                             # nowhere to cut, and cut all the same
-    ("x" * 42 + " " + "y" * 42, Layout(42, 2), [["x" * 42, "y" * 42]]),          # the space is in no line
-    # What fits into one cue is one, also where two would have better lines; the spaces between lines don't count.
-    ("一二三。一二三。一二三。一二。", Layout(10, 3), [["一二三。一", "二三。一二", "三。一二。"]]),
-    ("aaaaaaa. a bbbbb. aaa bbb. aaaaa b. aaaaaa.", Layout(10, 4), [["aaaaaaa. a", "bbbbb. aaa", "bbb. aaaaa", "b. aaaaaa."]]),
-    ("好" * 5 + "👩‍👩‍👧" * 3, Layout(10, 2), [["好" * 4, "好" + "👩‍👩‍👧" * 3]]),
-])
+@pytest.mark.parametrize(
+    "text, layout, expected",
+    [
+        ("今天天气很好，我们去公园散步吧。", Layout(42, 2), [["今天天气很好，我们去公园散步吧。"]]),
+        ("今天天气很好，我们去公园散步吧。", Layout(20, 2), [["今天天气很好，", "我们去公园散步吧。"]]),
+        ("今天天气很好，我们去公园散步吧。", Layout(20, 1), [["今天天气很好，"], ["我们去公园散步吧。"]]),
+        ("他说“今天天气很好”然后走了", Layout(16, 2), [["他说“今天天气", "很好”然后走了"]]),
+        (
+            "one two three four",
+            Layout(12, 2),
+            [["one two", "three four"]],
+        ),  # not "one two" with a lonely rest, but even
+        ("I came. I saw the city of Rome", Layout(24, 2), [["I came.", "I saw the city of Rome"]]),
+        ("it was (as he said) fine", Layout(10, 3), [["it was", "(as he", "said) fine"]]),
+        ("a" * 25, Layout(10, 3), None),
+        ("我用iPhone听", Layout(9, 2), [["我用", "iPhone听"]]),
+        ("ＡＢＣＤ你好", Layout(8, 2), [["ＡＢＣＤ", "你好"]]),  # wide Latin letters are a word too
+        ("“" * 30, Layout(10, 2), None),  # nowhere to cut, and cut all the same
+        ("x" * 42 + " " + "y" * 42, Layout(42, 2), [["x" * 42, "y" * 42]]),  # the space is in no line
+        # What fits into one cue is one, also where two would have better lines; the spaces between lines don't count.
+        ("一二三。一二三。一二三。一二。", Layout(10, 3), [["一二三。一", "二三。一二", "三。一二。"]]),
+        (
+            "aaaaaaa. a bbbbb. aaa bbb. aaaaa b. aaaaaa.",
+            Layout(10, 4),
+            [["aaaaaaa. a", "bbbbb. aaa", "bbb. aaaaa", "b. aaaaaa."]],
+        ),
+        ("好" * 5 + "👩‍👩‍👧" * 3, Layout(10, 2), [["好" * 4, "好" + "👩‍👩‍👧" * 3]]),
+    ],
+)
 def test_layouts(text, layout, expected):
     found = cut(text, layout)
     assert expected is None or found == expected
@@ -248,15 +374,32 @@ def test_layouts(text, layout, expected):
 
 
 def test_a_word_longer_than_a_line_is_broken_and_no_other():
-    lines = [line for lines in cut("see https://example.com/recordings/2026 for the rest", Layout(16, 2)) for line in lines]
+    lines = [
+        line for lines in cut("see https://example.com/recordings/2026 for the rest", Layout(16, 2)) for line in lines
+    ]
     assert lines[0].startswith("see") and lines[-1].endswith("for the rest")
     assert "".join(lines).replace(" ", "") == "seehttps://example.com/recordings/2026fortherest"
     assert cut("a" * 10 + "。", Layout(10, 2)) in ([["a" * first, "a" * (10 - first) + "。"]] for first in range(1, 10))
-    assert cut("( " + "a" * 9, Layout(10, 2)) == [["(", "a" * 9]]       # the word would fit
+    assert cut("( " + "a" * 9, Layout(10, 2)) == [["(", "a" * 9]]  # the word would fit
 
 
-@pytest.mark.parametrize("text, columns", [("abc", 3), ("你好", 4), ("，", 2), ("ＡＢ", 4), ("ｱｲ", 2), ("e\u0301", 1), ("👩‍👩‍👧", 2), ("🇨🇳", 2), ("한", 2), ("각", 2),
-                                           ("\u200b", 0), ("", 0)])
+@pytest.mark.parametrize(
+    "text, columns",
+    [
+        ("abc", 3),
+        ("你好", 4),
+        ("，", 2),
+        ("ＡＢ", 4),
+        ("ｱｲ", 2),
+        ("e\u0301", 1),
+        ("👩‍👩‍👧", 2),
+        ("🇨🇳", 2),
+        ("한", 2),
+        ("각", 2),
+        ("\u200b", 0),
+        ("", 0),
+    ],
+)
 def test_width(text, columns):
     assert width(text) == columns
 
@@ -274,9 +417,11 @@ LOOKALIKES = str.maketrans("‹{", "<(")
 
 @often
 @given(transcripts(bounded), layouts)
-@example(transcript((0, 9, "one two 7777777 12:30:45")), Layout(8, 4))              # a line of digits before one like a time, for srt's parser
+@example(
+    transcript((0, 9, "one two 7777777 12:30:45")), Layout(8, 4)
+)  # a line of digits before one like a time, for srt's parser
 @example(transcript((0, 9, "a ---> b ----> c")), Layout())
-@example(transcript((0, 400_000, "a")), Layout())                               # more than 99 hours
+@example(transcript((0, 400_000, "a")), Layout())  # more than 99 hours
 def test_srt(t, layout):
     text, shown = WRITERS["srt"](t, layout), list(cues(t, layout))
     text.encode()
@@ -284,11 +429,15 @@ def test_srt(t, layout):
     assert [(seen(cue.start), seen(cue.end)) for cue in found] == [cue[:2] for cue in shown]
     assert [cue.index for cue in found] == list(range(1, len(shown) + 1))
     for cue, (_, _, lines) in zip(found, shown, strict=True):
-        assert letters(cue.content.translate(LOOKALIKES)) == letters(re.sub("-{2,}>", "->", "\n".join(lines))).translate(LOOKALIKES)
+        assert letters(cue.content.translate(LOOKALIKES)) == letters(
+            re.sub("-{2,}>", "->", "\n".join(lines))
+        ).translate(LOOKALIKES)
         assert not re.search(r"</?[a-z]|{\\", cue.content)
         assert all(line.strip() for line in cue.content.split("\n")) and "-->" not in cue.content
     if shown and shown[-1].end < 3_600_000 * 100:
-        assert [cue.raw_text for cue in webvtt.from_buffer(io.StringIO(text), format="srt")] == [cue.content for cue in found]
+        assert [cue.raw_text for cue in webvtt.from_buffer(io.StringIO(text), format="srt")] == [
+            cue.content for cue in found
+        ]
 
 
 @often
@@ -323,12 +472,15 @@ def test_lrc(t, layout):
     shown = list(cues(t, Layout(layout.max_line_width, 1)))
     assert at == sorted(at) and (not shown or at[-1] <= shown[-1].end)
     assert [time for time, tag in zip(at, tags) if tag[4]] == [cue.start // 10 * 10 for cue in shown]
-    assert letters("".join(tag[4] for tag in tags)) == letters("".join("".join(cue.lines) for cue in shown).translate(str.maketrans("[]<>", "［］＜＞")))
+    assert letters("".join(tag[4] for tag in tags)) == letters(
+        "".join("".join(cue.lines) for cue in shown).translate(str.maketrans("[]<>", "［］＜＞"))
+    )
 
 
 def test_lrc_clears_the_screen_in_long_pauses_and_at_the_end():
     assert WRITERS["lrc"](transcript((1, 2, "a"), (3.999, 4, "b"), (6, 71.239, "[c]"))) == (
-        "[00:01.00]a\n[00:03.99]b\n[00:04.00]\n[00:06.00]［c］\n[01:11.23]\n")
+        "[00:01.00]a\n[00:03.99]b\n[00:04.00]\n[00:06.00]［c］\n[01:11.23]\n"
+    )
 
 
 def test_txt():
@@ -338,13 +490,18 @@ def test_txt():
 
 def test_subtitles_by_hand():
     t = transcript((0.5, 3661.25, "三 < 四 & --> 五"), (3700, 3700.5, "{\\b1}<i>six</i>"), seconds=4000)
-    assert WRITERS["srt"](t) == ("1\n00:00:00,500 --> 01:01:01,250\n三 < 四 & -> 五\n\n"
-                                 "2\n01:01:40,000 --> 01:01:40,500\n(\\b1}‹i>six‹/i>\n")
-    assert WRITERS["vtt"](t) == ("WEBVTT\n\n00:00:00.500 --> 01:01:01.250\n三 &lt; 四 &amp; --&gt; 五\n\n"
-                                 "01:01:40.000 --> 01:01:40.500\n{\\b1}&lt;i&gt;six&lt;/i&gt;\n")
+    assert WRITERS["srt"](t) == (
+        "1\n00:00:00,500 --> 01:01:01,250\n三 < 四 & -> 五\n\n2\n01:01:40,000 --> 01:01:40,500\n(\\b1}‹i>six‹/i>\n"
+    )
+    assert WRITERS["vtt"](t) == (
+        "WEBVTT\n\n00:00:00.500 --> 01:01:01.250\n三 &lt; 四 &amp; --&gt; 五\n\n"
+        "01:01:40.000 --> 01:01:40.500\n{\\b1}&lt;i&gt;six&lt;/i&gt;\n"
+    )
 
 
-@pytest.mark.parametrize("format, expected", [("txt", ""), ("srt", ""), ("vtt", "WEBVTT\n"), ("tsv", "start\tend\ttext\n"), ("lrc", "")])
+@pytest.mark.parametrize(
+    "format, expected", [("txt", ""), ("srt", ""), ("vtt", "WEBVTT\n"), ("tsv", "start\tend\ttext\n"), ("lrc", "")]
+)
 def test_nothing_was_said(format, expected):
     for segments in ([], [Segment(0.0, 3.0, "")]):
         assert WRITERS[format](Transcript("", "", segments, 3.0)) == expected
@@ -352,6 +509,7 @@ def test_nothing_was_said(format, expected):
 
 
 # ---- JSON -------------------------------------------------------------------------------------------------------------------
+
 
 def joined(text):
     """With the two halves of a UTF-16 character as that character, which is what JSON makes of them."""
@@ -361,6 +519,7 @@ def joined(text):
 def strictly(text):
     def refuse(constant):
         raise AssertionError(constant)
+
     return json.loads(text.encode().decode(), parse_constant=refuse)
 
 
@@ -373,7 +532,9 @@ def test_json_keeps_everything_and_is_strict(t, name):
     for segment, original in zip(found["segments"], t.segments):
         for key in ("start", "end"):
             assert (segment[key] is None) == (not math.isfinite(getattr(original, key)))
-            assert segment[key] is None or (math.copysign(1, segment[key]) == 1 and round(segment[key], 3) == segment[key])
+            assert segment[key] is None or (
+                math.copysign(1, segment[key]) == 1 and round(segment[key], 3) == segment[key]
+            )
             if math.isfinite(t.seconds) and segment[key] is not None:
                 assert segment[key] <= max(0, t.seconds)
 
@@ -381,7 +542,9 @@ def test_json_keeps_everything_and_is_strict(t, name):
 @often
 @given(orderly(st.sampled_from(["one", "二"])))
 def test_json_and_tables_agree(t):
-    assert [(round(1000 * row["start"]), round(1000 * row["end"]), row["text"]) for row in record(t)["segments"]] == timed(t)
+    assert [
+        (round(1000 * row["start"]), round(1000 * row["end"]), row["text"]) for row in record(t)["segments"]
+    ] == timed(t)
 
 
 def test_json_of_unusual_names_and_numbers():
@@ -389,18 +552,38 @@ def test_json_of_unusual_names_and_numbers():
     text = WRITERS["json"](t, name=os.fsdecode(b"\xff.wav"))
     found = strictly(text)
     [segment] = found.pop("segments")
-    assert found.items() >= {"schema": 1, "audio": "\udcff.wav", "text": "\ud83d\0", "language": "zh", "seconds": None, "warnings": ["\udcff"]}.items()
+    assert (
+        found.items()
+        >= {
+            "schema": 1,
+            "audio": "\udcff.wav",
+            "text": "\ud83d\0",
+            "language": "zh",
+            "seconds": None,
+            "warnings": ["\udcff"],
+        }.items()
+    )
     assert (segment["start"], segment["end"], segment["text"]) == (None, None, "\ud83d\0\u2028")
 
 
 TYPES = {"integer": int, "number": (int, float), "string": str, "boolean": bool, "object": dict, "null": type(None)}
-LISTS = {"list of segments": dict, "list of strings": str, "list of numbers": (int, float), "list of lists": (list, tuple)}
+LISTS = {
+    "list of segments": dict,
+    "list of strings": str,
+    "list of numbers": (int, float),
+    "list of lists": (list, tuple),
+}
 
 
 def is_of(value, kind):
     if kind in LISTS:
         return isinstance(value, list) and all(isinstance(entry, LISTS[kind]) for entry in value)
-    return isinstance(value, tuple(itertools.chain.from_iterable([t] if isinstance(t, type) else t for t in map(TYPES.get, kind.split(" or ")))))
+    return isinstance(
+        value,
+        tuple(
+            itertools.chain.from_iterable([t] if isinstance(t, type) else t for t in map(TYPES.get, kind.split(" or ")))
+        ),
+    )
 
 
 @pytest.mark.parametrize("part, extra", [(Transcript, ["schema", "audio"]), (Segment, [])])
@@ -420,40 +603,58 @@ def test_the_page_describes_each_field(part, extra):
 
 # ---- files: what is read ----------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for name in ("b.wav", "a.MP3", "notes.txt", ".hidden.wav", "._a.MP3", "sub/c.flac", "sub/deep/d.m4a", ".git/e.wav", "empty/readme.md", "talk [1].wav"):
+    for name in (
+        "b.wav",
+        "a.MP3",
+        "notes.txt",
+        ".hidden.wav",
+        "._a.MP3",
+        "sub/c.flac",
+        "sub/deep/d.m4a",
+        ".git/e.wav",
+        "empty/readme.md",
+        "talk [1].wav",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("paths, recursive, expected", [
-    (["b.wav", "-", "notes.txt"], False, ["b.wav", "-", "notes.txt"]),           # what is named is taken, whatever its name
-    (["missing.wav"], False, ["missing.wav"]),                                   # said by audio.blocks, in its turn
-    (["sub"], False, ["sub/c.flac"]),
-    (["sub/"], True, ["sub/c.flac", "sub/deep/d.m4a"]),
-    (["."], True, ["./a.MP3", "./b.wav", "./talk [1].wav", "./sub/c.flac", "./sub/deep/d.m4a"]),
-    (["b.wav", ".", "./b.wav", "sub/../a.MP3", "-", "-"], False, ["b.wav", "./a.MP3", "./talk [1].wav", "-"]),
-    (["*.wav"], False, ["b.wav", "talk [1].wav"]),
-    (["talk [1].wav"], False, ["talk [1].wav"]),
-    (["s*"], False, ["sub/c.flac"]),
-    (["**/*.[mf][l4]*"], False, ["sub/c.flac", "sub/deep/d.m4a"]),
-    (["b.wa?", "b.wav"], False, ["b.wav"]),
-    (["bad\0*.wav"], False, ["bad\0*.wav"]),
-    ([], False, []),
-])
+@pytest.mark.parametrize(
+    "paths, recursive, expected",
+    [
+        (["b.wav", "-", "notes.txt"], False, ["b.wav", "-", "notes.txt"]),  # what is named is taken, whatever its name
+        (["missing.wav"], False, ["missing.wav"]),  # said by audio.blocks, in its turn
+        (["sub"], False, ["sub/c.flac"]),
+        (["sub/"], True, ["sub/c.flac", "sub/deep/d.m4a"]),
+        (["."], True, ["./a.MP3", "./b.wav", "./talk [1].wav", "./sub/c.flac", "./sub/deep/d.m4a"]),
+        (["b.wav", ".", "./b.wav", "sub/../a.MP3", "-", "-"], False, ["b.wav", "./a.MP3", "./talk [1].wav", "-"]),
+        (["*.wav"], False, ["b.wav", "talk [1].wav"]),
+        (["talk [1].wav"], False, ["talk [1].wav"]),
+        (["s*"], False, ["sub/c.flac"]),
+        (["**/*.[mf][l4]*"], False, ["sub/c.flac", "sub/deep/d.m4a"]),
+        (["b.wa?", "b.wav"], False, ["b.wav"]),
+        (["bad\0*.wav"], False, ["bad\0*.wav"]),
+        ([], False, []),
+    ],
+)
 def test_expand(folder, paths, recursive, expected):
     assert expand(paths, recursive) == expected
 
 
-@pytest.mark.parametrize("path, recursive, words", [
-    ("empty", False, "empty: no audio files are in this folder .* --recursive"),
-    ("empty", True, "empty: no audio files are in this folder .* one by one$"),
-    ("*.ogg", False, r"\*\.ogg: the pattern matches no file; check the spelling"),
-    ("emp*", False, "matches no file"),
-])
+@pytest.mark.parametrize(
+    "path, recursive, words",
+    [
+        ("empty", False, "empty: no audio files are in this folder .* --recursive"),
+        ("empty", True, "empty: no audio files are in this folder .* one by one$"),
+        ("*.ogg", False, r"\*\.ogg: the pattern matches no file; check the spelling"),
+        ("emp*", False, "matches no file"),
+    ],
+)
 def test_expand_finds_nothing(folder, path, recursive, words):
     with pytest.raises(AudioError, match=words):
         expand(["b.wav", path], recursive)
@@ -471,9 +672,15 @@ def test_expand_gives_what_it_can_read(folder, monkeypatch):
     for paths in (["."], ["[!n]*", "sub/*", "nothing*"]):
         errors = []
         found = expand(paths, recursive=True, fail=errors.append)
-        assert {os.path.normpath(name) for name in found} == {os.path.normpath(name) for name in everything if "deep" not in name}
+        assert {os.path.normpath(name) for name in found} == {
+            os.path.normpath(name) for name in everything if "deep" not in name
+        }
         assert [str(error).split(": ")[1].split(" (")[0] for error in errors] == (
-            ["the folder cannot be read"] if paths == ["."] else ["the folder cannot be read"] * 2 + ["the pattern matches no file; check the spelling and the current directory"])
+            ["the folder cannot be read"]
+            if paths == ["."]
+            else ["the folder cannot be read"] * 2
+            + ["the pattern matches no file; check the spelling and the current directory"]
+        )
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -484,56 +691,96 @@ def test_expand_leaves_out_what_is_no_file(folder):
     os.symlink("b.wav", "good.wav")
     with socket.socket(socket.AF_UNIX) as place:
         place.bind("socket.wav")
-        expected = {"pipe.wav": "is a pipe, a socket or a device", "socket.wav": "is a pipe, a socket or a device", "link.wav": "cannot be opened (No such file",
-                    "endless.wav": "is a pipe, a socket or a device"}
+        expected = {
+            "pipe.wav": "is a pipe, a socket or a device",
+            "socket.wav": "is a pipe, a socket or a device",
+            "link.wav": "cannot be opened (No such file",
+            "endless.wav": "is a pipe, a socket or a device",
+        }
         for path in (".", "*.wav"):
             errors = []
-            assert [os.path.normpath(name) for name in expand([path], fail=errors.append) if "MP3" not in name] == ["b.wav", "good.wav", "talk [1].wav"]
+            assert [os.path.normpath(name) for name in expand([path], fail=errors.append) if "MP3" not in name] == [
+                "b.wav",
+                "good.wav",
+                "talk [1].wav",
+            ]
             assert {os.path.normpath(str(error).split(": ")[0]) for error in errors} == set(expected)
             assert all(expected[os.path.normpath(str(error).split(": ")[0])] in str(error) for error in errors)
-        assert expand(list(expected)) == list(expected)                # named by itself each is meant
+        assert expand(list(expected)) == list(expected)  # named by itself each is meant
         with pytest.raises(AudioError, match="cannot be opened|is a pipe"):
             expand(["."])
 
 
 def test_extensions_are_those_of_the_formats_that_are_read(tmp_path):
-    for format, extension in (("WAV", "wav"), ("RF64", "rf64"), ("FLAC", "flac"), ("OGG", "ogg"), ("MP3", "mp3"), ("AIFF", "aif"), ("AU", "au"), ("CAF", "caf")):
+    for format, extension in (
+        ("WAV", "wav"),
+        ("RF64", "rf64"),
+        ("FLAC", "flac"),
+        ("OGG", "ogg"),
+        ("MP3", "mp3"),
+        ("AIFF", "aif"),
+        ("AU", "au"),
+        ("CAF", "caf"),
+    ):
         assert format in FORMATS and extension in output.EXTENSIONS
         soundfile.write(tmp_path / f"a.{extension}", [0.0] * 4000, 8000, format=format)
         assert len(audio.load(tmp_path / f"a.{extension}")) == pytest.approx(8000, abs=1200)
-    assert len(expand([str(tmp_path)])) == 8 and set(FORMATS) - {"WAVEX"} == {"WAV", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"}
+    assert len(expand([str(tmp_path)])) == 8 and set(FORMATS) - {"WAVEX"} == {
+        "WAV",
+        "RF64",
+        "FLAC",
+        "OGG",
+        "MP3",
+        "AIFF",
+        "AU",
+        "CAF",
+    }
 
 
 # ---- files: what is written -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("inputs, directory, expected", [
-    (["talk.wav", "x/other.mp3"], "out", ["out/talk", "out/other"]),
-    (["talk.wav", "x/other.mp3"], None, ["talk", "x/other"]),
-    (["a.wav", "a.mp3", "b.wav"], "out", ["out/a.wav", "out/a.mp3", "out/b"]),
-    (["a.wav", "a.mp3"], None, ["a.wav", "a.mp3"]),
-    (["x/a.wav", "y/a.wav", "y/b.wav"], "out", ["out/x/a", "out/y/a", "out/b"]),
-    (["x/a.wav", "y/a.wav"], None, ["x/a", "y/a"]),
-    (["x/a.wav", "x/a.mp3", "y/a.wav", "y/a.mp3"], "out", ["out/x/a.wav", "out/x/a.mp3", "out/y/a.wav", "out/y/a.mp3"]),
-    (["p/x/1/a.wav", "p/y/a.wav"], "out", ["out/x/1/a", "out/y/a"]),
-    (["../x/a.wav", "y/a.wav"], "out", None),
-    (["-"], "out", ["out/stdin"]),
-    (["-"], None, ["stdin"]),
-    (["-", "stdin.wav"], "out", ["out/stdin", "out/stdin.wav"]),
-    (["A.wav", "a.wav"], "out", ["out/A.wav-1", "out/a.wav-2"]),                 # the same file for Windows and macOS
-    (["a.wav", "A.wav"], "out", ["out/a.wav-2", "out/A.wav-1"]),                 # in any order
-    (["caf\u00e9.wav", "cafe\u0301.wav"], None, None),
-    (["a.wav.flac", "a.wav", "a.mp3"], "out", None),
-    (["x/a.wav/", "b.wav/"], None, ["x/a", "b"]),                             # which open as "x/a.wav" does
-    (["a.srt"], None, ["a.srt"]),                                                # "a.srt" is the recording itself
-    (["a.srt", "a.srt.srt"], None, None),
-    (["noextension", ".wav", "..", "/", ""], "out", None),
-    (["talk.wav", "talk.incomplete.wav"], "out", ["out/talk.wav", "out/talk.incomplete.wav"]),      # "talk.incomplete.srt" would be both
-])
+
+@pytest.mark.parametrize(
+    "inputs, directory, expected",
+    [
+        (["talk.wav", "x/other.mp3"], "out", ["out/talk", "out/other"]),
+        (["talk.wav", "x/other.mp3"], None, ["talk", "x/other"]),
+        (["a.wav", "a.mp3", "b.wav"], "out", ["out/a.wav", "out/a.mp3", "out/b"]),
+        (["a.wav", "a.mp3"], None, ["a.wav", "a.mp3"]),
+        (["x/a.wav", "y/a.wav", "y/b.wav"], "out", ["out/x/a", "out/y/a", "out/b"]),
+        (["x/a.wav", "y/a.wav"], None, ["x/a", "y/a"]),
+        (
+            ["x/a.wav", "x/a.mp3", "y/a.wav", "y/a.mp3"],
+            "out",
+            ["out/x/a.wav", "out/x/a.mp3", "out/y/a.wav", "out/y/a.mp3"],
+        ),
+        (["p/x/1/a.wav", "p/y/a.wav"], "out", ["out/x/1/a", "out/y/a"]),
+        (["../x/a.wav", "y/a.wav"], "out", None),
+        (["-"], "out", ["out/stdin"]),
+        (["-"], None, ["stdin"]),
+        (["-", "stdin.wav"], "out", ["out/stdin", "out/stdin.wav"]),
+        (["A.wav", "a.wav"], "out", ["out/A.wav-1", "out/a.wav-2"]),  # the same file for Windows and macOS
+        (["a.wav", "A.wav"], "out", ["out/a.wav-2", "out/A.wav-1"]),  # in any order
+        (["caf\u00e9.wav", "cafe\u0301.wav"], None, None),
+        (["a.wav.flac", "a.wav", "a.mp3"], "out", None),
+        (["x/a.wav/", "b.wav/"], None, ["x/a", "b"]),  # which open as "x/a.wav" does
+        (["a.srt"], None, ["a.srt"]),  # "a.srt" is the recording itself
+        (["a.srt", "a.srt.srt"], None, None),
+        (["noextension", ".wav", "..", "/", ""], "out", None),
+        (
+            ["talk.wav", "talk.incomplete.wav"],
+            "out",
+            ["out/talk.wav", "out/talk.incomplete.wav"],
+        ),  # "talk.incomplete.srt" would be both
+    ],
+)
 def test_plan_outputs(inputs, directory, expected):
     plan = plan_outputs(inputs, ["srt", "json"], directory)
     assert list(plan) == inputs and all(list(files) == ["srt", "json"] for files in plan.values())
     paths = [path for files in plan.values() for path in files.values()]
-    written, read = ([unicodedata.normalize("NFC", os.path.abspath(path)).casefold() for path in some] for some in (paths, inputs))
+    written, read = (
+        [unicodedata.normalize("NFC", os.path.abspath(path)).casefold() for path in some] for some in (paths, inputs)
+    )
     assert len(set(written)) == len(written) and not set(written) & set(read)
     if directory:
         assert all(os.path.abspath(path).startswith(os.path.abspath(directory) + os.sep) for path in paths)
@@ -541,8 +788,20 @@ def test_plan_outputs(inputs, directory, expected):
         assert [str(files["srt"]) for files in plan.values()] == [f"{path}.srt" for path in expected]
 
 
-names = st.lists(st.sampled_from(["a", "A", "a.wav", "a.srt", "b", "x", "-1", "-2", "stdin", ".", "a.wav.srt-1"]), min_size=1, max_size=3).map("".join).filter(lambda name: name.strip("."))
-inputs = st.lists(st.one_of(st.just("-"), st.tuples(st.sampled_from(["", "x/", "y/", "x/y/", "/x/", "../"]), names).map("".join)), max_size=8, unique_by=lambda name: os.path.abspath(name) if name != "-" else "-")
+names = (
+    st.lists(
+        st.sampled_from(["a", "A", "a.wav", "a.srt", "b", "x", "-1", "-2", "stdin", ".", "a.wav.srt-1"]),
+        min_size=1,
+        max_size=3,
+    )
+    .map("".join)
+    .filter(lambda name: name.strip("."))
+)
+inputs = st.lists(
+    st.one_of(st.just("-"), st.tuples(st.sampled_from(["", "x/", "y/", "x/y/", "/x/", "../"]), names).map("".join)),
+    max_size=8,
+    unique_by=lambda name: os.path.abspath(name) if name != "-" else "-",
+)
 
 
 @often
@@ -595,7 +854,9 @@ def test_permissions_are_those_of_the_umask(tmp_path, mask):
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-@pytest.mark.parametrize("error, raised", [(OSError(28, "No space left on device"), OutputError), (KeyboardInterrupt(), KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    "error, raised", [(OSError(28, "No space left on device"), OutputError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch, step, error, raised):
     path = tmp_path / "a.srt"
     path.write_text("old")
@@ -603,17 +864,22 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch, step, error
     def fail(*_):
         assert path.read_text() == "old" and len(os.listdir(tmp_path)) == 2
         raise error
+
     monkeypatch.setattr(os, step, fail)
     with pytest.raises(raised) as caught:
         write_whole(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.srt"]
-    assert raised is KeyboardInterrupt or str(caught.value).startswith(f"{path}: cannot be written (No space left on device); make room")
+    assert raised is KeyboardInterrupt or str(caught.value).startswith(
+        f"{path}: cannot be written (No space left on device); make room"
+    )
 
 
 def test_the_text_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
     done = []
     for step in ("fsync", "replace"):
-        monkeypatch.setattr(os, step, lambda *arguments, step=step, real=getattr(os, step): (done.append(step), real(*arguments)))
+        monkeypatch.setattr(
+            os, step, lambda *arguments, step=step, real=getattr(os, step): (done.append(step), real(*arguments))
+        )
     write_whole(tmp_path / "a.txt", "a")
     assert done == ["fsync", "replace"]
 

@@ -1,6 +1,7 @@
 """Cheap changes to a training clip, different each time it is heard: speed, channel, noise, level; gaps in the log-mel.
 
-They stand for what differs between recordings but not in what is said. Samples are float32 (S,) at 16 kHz, numpy in and out.
+They stand for what differs between recordings but not in what is said. Samples are float32 (S,) at 16 kHz, numpy in and
+out.
 """
 
 import numpy as np
@@ -19,9 +20,10 @@ def augment(samples: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, 
         samples = extend(samples, rng)
     samples = samples / (np.abs(samples).max() + 1e-6)
     changes = [change for change in (color, add_noise) if rng.random() < 0.6]
-    for change in rng.permutation(changes):         # noise in the room goes through the line, noise of the line doesn't
+    for change in rng.permutation(changes):  # noise in the room goes through the line, noise of the line doesn't
         samples = change(samples, rng)
-    # Peaks from full scale down to -30 dB. The features are relative to a window's loudest band, so little depends on it.
+    # Peaks from full scale down to -30 dB. The features are relative to a window's loudest band, so little depends on
+    # it.
     return (samples * 10 ** (-rng.uniform(0, 30) / 20)).astype(np.float32), speed
 
 
@@ -37,7 +39,9 @@ def nothing_said(seconds: float, rng: np.random.Generator) -> np.ndarray:
     elif kind == "tune":
         sound = tune(count, rng)
     else:
-        pitches = rng.choice([50.0, 60.0]) * np.arange(1, 6) if kind == "hum" else rng.uniform(100, 2000, rng.integers(1, 5))
+        pitches = (
+            rng.choice([50.0, 60.0]) * np.arange(1, 6) if kind == "hum" else rng.uniform(100, 2000, rng.integers(1, 5))
+        )
         sound = sum(rng.uniform(0.1, 1) * np.sin(2 * np.pi * pitch * time + rng.uniform(0, 6)) for pitch in pitches)
     sound = sound + noise(count, rng) * 10 ** rng.uniform(-3, -1)
     return (sound / (np.abs(sound).max() + 1e-9) * 10 ** rng.uniform(-3, 0)).astype(np.float32)
@@ -64,8 +68,8 @@ def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
 def extend(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Gives a recording that ends at 4 kHz highs of its own: those below, mirrored (Makhoul and Berouti, 1979).
 
-    TRAP: the recorded English digits were sampled with 8 kHz, the Chinese ones were not. Left so, a telephone turns Chinese
-    people into English ones, and a good microphone the other way round.
+    TRAP: the recorded English digits were sampled with 8 kHz, the Chinese ones were not. Left so, a telephone turns
+    Chinese people into English ones, and a good microphone the other way round.
     """
     spectrum = np.fft.rfft(samples, fast_length(len(samples)))
     hertz = np.linspace(0, RATE / 2, len(spectrum))
@@ -74,7 +78,7 @@ def extend(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return samples
     gain = np.interp(hertz, [3900, 4100, 6000, 6500, 8000], [-80, 0, -6, -25, -35]) - rng.uniform(3, 20)
     spectrum = spectrum + np.conj(spectrum[::-1]) * 10 ** (gain / 20)
-    return np.fft.irfft(spectrum)[:len(samples)].astype(np.float32)
+    return np.fft.irfft(spectrum)[: len(samples)].astype(np.float32)
 
 
 def add_noise(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -83,7 +87,8 @@ def add_noise(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def color(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A microphone and a line: a random smooth gain over frequency, mostly without the highs (telephone), now and then without the lows."""
+    """A microphone and a line: a random smooth gain over frequency, mostly without the highs (telephone), now and then
+    without the lows."""
     spectrum = np.fft.rfft(samples, fast_length(len(samples)))
     hertz = np.linspace(0, RATE / 2, len(spectrum))
     anchors = np.array([0, 250, 500, 1000, 2000, 3000, 4000, 6000, 8000])
@@ -94,7 +99,7 @@ def color(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         gain -= np.clip((hertz - highest) / 300, 0, 1) * 60
     if rng.random() < 0.3:
         gain -= np.clip((rng.uniform(100, 350) - hertz) / 100, 0, 1) * 40
-    return np.fft.irfft(spectrum * 10 ** (gain / 20))[:len(samples)].astype(np.float32)
+    return np.fft.irfft(spectrum * 10 ** (gain / 20))[: len(samples)].astype(np.float32)
 
 
 def noise(count: int, rng: np.random.Generator) -> np.ndarray:
@@ -122,11 +127,11 @@ def mask_mel(mel: Tensor, rng: np.random.Generator, *, bands: int = 14, frames: 
         mean = row.mean()
         width = int(rng.integers(0, min(bands, row.shape[0] // 8) + 1))
         start = int(rng.integers(0, row.shape[0] - width))
-        row[start:start + width] = mean
+        row[start : start + width] = mean
         for _ in range(int(rng.integers(0, 2 + row.shape[1] // 300))):
             width = int(rng.integers(0, frames + 1))
             start = int(rng.integers(0, max(1, row.shape[1] - width)))
-            row[:, start:start + width] = mean
+            row[:, start : start + width] = mean
     return mel
 
 

@@ -5,8 +5,8 @@
 A manifest has a JSON object a line: {"audio": path, beside the manifest, "text": what is said, ...}. An error is a word
 (Chinese: a character) that was put in, left out or replaced; the rate is errors over words said.
 
-For models with language tokens and time tokens: `--language auto` lets the model judge the language, and shows what it took
-for what; `--timestamps` compares the borders of its segments with the `phrases` of the manifest.
+For models with language tokens and time tokens: `--language auto` lets the model judge the language, and shows what it
+took for what; `--timestamps` compares the borders of its segments with the `phrases` of the manifest.
 """
 
 import argparse
@@ -43,8 +43,9 @@ def read_manifest(path) -> list[dict]:
                 row["audio"], row["text"] = str(path.parent / row["audio"]), row["text"].strip()
                 row["seconds"] = row.get("seconds") or len(audio.load(row["audio"])) / audio.SAMPLE_RATE
             except (ValueError, TypeError, KeyError, AttributeError):
-                raise TrainingError(f'{path}, line {number}: expected {{"audio": "a path beside it", "text": "..."}}, '
-                                    f"found {line:.80}") from None
+                raise TrainingError(
+                    f'{path}, line {number}: expected {{"audio": "a path beside it", "text": "..."}}, found {line:.80}'
+                ) from None
             rows.append(row)
     if not rows:
         raise TrainingError(f"{path}: no recordings in it")
@@ -72,9 +73,11 @@ class Score:
 
     wrong: int = 0
     words: int = 0
-    heard: Counter = field(default_factory=Counter)             # (language said, language heard) -> recordings of two words and more
-    borders: list[float] = field(default_factory=list)          # seconds between the borders of segments and of phrases
-    cut_alike: list[bool] = field(default_factory=list)         # whether there are as many segments as phrases
+    heard: Counter = field(
+        default_factory=Counter
+    )  # (language said, language heard) -> recordings of two words and more
+    borders: list[float] = field(default_factory=list)  # seconds between the borders of segments and of phrases
+    cut_alike: list[bool] = field(default_factory=list)  # whether there are as many segments as phrases
 
     @property
     def rate(self) -> float:
@@ -95,14 +98,22 @@ class Score:
         return errors
 
 
-def evaluate(recognizer: Recognizer, rows: list[dict], options: Options = Options(beams=1, temperatures=(0.0,), guards=False), *, language: str = "auto",
-             batch: int = 16, show=None, progress: bool = True) -> Score:
+def evaluate(
+    recognizer: Recognizer,
+    rows: list[dict],
+    options: Options = Options(beams=1, temperatures=(0.0,), guards=False),
+    *,
+    language: str = "auto",
+    batch: int = 16,
+    show=None,
+    progress: bool = True,
+) -> Score:
     """Scores the recordings of a manifest. `language`: "auto", "given" (as the manifest says), or one for all.
     `show(row, text)` is called for each recording with an error."""
     score = Score()
     rows = sorted(rows, key=lambda row: row.get("seconds", 0))
     for start in tqdm(range(0, len(rows), batch), disable=not progress, leave=False):
-        part = rows[start:start + batch]
+        part = rows[start : start + batch]
         languages = [row.get("language", "auto") if language == "given" else language for row in part]
         transcripts = recognizer.recognize([audio.load(row["audio"]) for row in part], languages, options)
         for row, transcript in zip(part, transcripts, strict=True):
@@ -117,8 +128,12 @@ def print_languages(heard: Counter) -> None:
     print(f"\n| said \\ heard | {' | '.join(name or 'none' for name in names)} | right |\n|{'---|' * (len(names) + 2)}")
     for language in said:
         counts = [heard[language, name] for name in names]
-        print(f"| {language} | {' | '.join(map(str, counts))} | {100 * heard[language, language] / sum(counts):.1f} % |")
-    print(f"\nright: {100 * sum(heard[name, name] for name in said) / sum(heard.values()):.2f} % of {sum(heard.values())}")
+        print(
+            f"| {language} | {' | '.join(map(str, counts))} | {100 * heard[language, language] / sum(counts):.1f} % |"
+        )
+    print(
+        f"\nright: {100 * sum(heard[name, name] for name in said) / sum(heard.values()):.2f} % of {sum(heard.values())}"
+    )
 
 
 def main() -> None:
@@ -126,18 +141,31 @@ def main() -> None:
     parser.add_argument("model", help="a model directory, demo or demo-article")
     parser.add_argument("manifests", nargs="+", metavar="MANIFEST")
     parser.add_argument("--beams", type=int, default=1, help="width of the search (default 1, greedy)")
-    parser.add_argument("--language", default="given", choices=["given", "auto", "zh", "yue", "en"],
-                        help="what the model is told: what the manifest says (default; for models without language tokens it is auto), or this")
+    parser.add_argument(
+        "--language",
+        default="given",
+        choices=["given", "auto", "zh", "yue", "en"],
+        help="what the model is told: what the manifest says (default; for models without language tokens it is auto), or this",
+    )
     parser.add_argument("--timestamps", action="store_true", help="with times, and how near they are to the manifest's")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--pad-to", default="window", choices=["window", "speech"], help="what the encoder hears of a window (default: all of it)")
-    parser.add_argument("--errors", action="store_true", help="print each recording that was not recognized without errors")
+    parser.add_argument(
+        "--pad-to",
+        default="window",
+        choices=["window", "speech"],
+        help="what the encoder hears of a window (default: all of it)",
+    )
+    parser.add_argument(
+        "--errors", action="store_true", help="print each recording that was not recognized without errors"
+    )
     args = parser.parse_args()
     recognizer = load(args.model, dtype=args.dtype)
     language = args.language
     if language == "given" and not getattr(recognizer.config, "languages", None):
         language = "auto"
-    options = Options(timestamps=args.timestamps, beams=args.beams, temperatures=(0.0,), guards=False, pad_to=args.pad_to)
+    options = Options(
+        timestamps=args.timestamps, beams=args.beams, temperatures=(0.0,), guards=False, pad_to=args.pad_to
+    )
     total = Score()
 
     def show(row, text):

@@ -1,7 +1,8 @@
 """What differs between the model families in training: what of a clip goes in, and which tokens are to be learned.
 
     GlmAsrFamily            prompt with placeholders, then the text; a recording may have several windows
-    EncoderDecoderFamily    <|startoftranscript|>, language, task; then the text, half of the time with the times of its phrases
+    EncoderDecoderFamily    <|startoftranscript|>, language, task; then the text, half of the time with the times of its
+                            phrases
 
 Both give a Batch, and the decoder's states and the encoder's states for it.
 """
@@ -20,15 +21,18 @@ from glmasr.config import HOP, STRIDE, TIME_STEP
 from glmasr.conv_frontend import audio_rows, conv_frames, mel_frames
 from glmasr.model import GlmAsr
 
-IGNORE = -100                   # a target that has no loss
-SMOOTHING = 0.05                # of the labels
-TIME_WEIGHT = 0.2               # of a time in the loss, where a word has 1; more is right once the words are known (train.py --times)
-TIME_SPREAD = 4                 # steps of 20 ms: a time this near is right as well, the less the farther
+IGNORE = -100  # a target that has no loss
+SMOOTHING = 0.05  # of the labels
+TIME_WEIGHT = (
+    0.2  # of a time in the loss, where a word has 1; more is right once the words are known (train.py --times)
+)
+TIME_SPREAD = 4  # steps of 20 ms: a time this near is right as well, the less the farther
 
 
 @dataclass
 class Clip:
-    """A recording as it is heard once: samples (S,) at 16 kHz, its text, and (start, end, text) of its phrases, in seconds."""
+    """A recording as it is heard once: samples (S,) at 16 kHz, its text, and (start, end, text) of its phrases, in
+    seconds."""
 
     samples: Tensor
     text: str
@@ -38,25 +42,32 @@ class Clip:
 
 @dataclass
 class Batch:
-    features: Tensor            # (windows, ...) what the frontend takes
-    samples: list[list[int]]    # for each recording the samples in each of its windows
-    tokens: Tensor              # (B, T) prompt and text
-    targets: Tensor             # (B, T) the next token where it is to be learned, else IGNORE
-    labels: list[Tensor]        # text ids, for CTC
+    features: Tensor  # (windows, ...) what the frontend takes
+    samples: list[list[int]]  # for each recording the samples in each of its windows
+    tokens: Tensor  # (B, T) prompt and text
+    targets: Tensor  # (B, T) the next token where it is to be learned, else IGNORE
+    labels: list[Tensor]  # text ids, for CTC
 
     def to(self, device: torch.device) -> "Batch":
-        return replace(self, features=self.features.to(device), tokens=self.tokens.to(device), targets=self.targets.to(device),
-                       labels=[label.to(device) for label in self.labels])
+        return replace(
+            self,
+            features=self.features.to(device),
+            tokens=self.tokens.to(device),
+            targets=self.targets.to(device),
+            labels=[label.to(device) for label in self.labels],
+        )
 
 
 def family_of(model, tokenizer, times: float = TIME_WEIGHT) -> "GlmAsrFamily | EncoderDecoderFamily":
     """`times`: the weight of a time in the loss, where a word has 1; GLM-ASR has no times."""
-    return GlmAsrFamily(model, tokenizer) if isinstance(model, GlmAsr) else EncoderDecoderFamily(model, tokenizer, times)
+    return (
+        GlmAsrFamily(model, tokenizer) if isinstance(model, GlmAsr) else EncoderDecoderFamily(model, tokenizer, times)
+    )
 
 
 def misheard(text: Tensor, everything: Tensor, share: float, rng: np.random.Generator) -> Tensor:
-    """The text as the decoder reads it while it learns: with some wrong words, so that it learns to follow the sound even where
-    its own text is wrong. Otherwise one wrong word can begin an answer that never ends."""
+    """The text as the decoder reads it while it learns: with some wrong words, so that it learns to follow the sound
+    even where its own text is wrong. Otherwise one wrong word can begin an answer that never ends."""
     wrong = torch.from_numpy(rng.random(len(text)) < share)
     return torch.where(wrong, everything[torch.from_numpy(rng.integers(0, max(1, len(everything)), len(text)))], text)
 
@@ -66,7 +77,7 @@ def _rows(tokens: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class GlmAsrFamily:
-    longest = float("inf")      # seconds; a long recording has several windows
+    longest = float("inf")  # seconds; a long recording has several windows
 
     def __init__(self, model, tokenizer):
         self.model, self.config, self.tokenizer = model, model.config, tokenizer
@@ -77,7 +88,9 @@ class GlmAsrFamily:
         longest = max(len(clip.samples) for clip in clips)
         step = HOP * STRIDE
         length = config.window if whole or longest > config.window else -(-longest // step) * step
-        counts = [[min(length, len(clip.samples) - start) for start in range(0, len(clip.samples), length)] for clip in clips]
+        counts = [
+            [min(length, len(clip.samples) - start) for start in range(0, len(clip.samples), length)] for clip in clips
+        ]
         mel = audio.log_mel(torch.cat([audio.windows(clip.samples, length) for clip in clips]), config.encoder.bands)
         texts = [torch.tensor(self.tokenizer.encode(clip.text), dtype=torch.long) for clip in clips]
         tokens, targets, everything = [], [], torch.cat(texts)
@@ -92,8 +105,8 @@ class GlmAsrFamily:
         model = self.model
         states = model.encoder(batch.features)
         counts = [count for recording in batch.samples for count in recording]
-        heard = [row[:audio_rows(count, model.config.merge)] for row, count in zip(model.projector(states), counts)]
-        spoken = iter([state[:conv_frames(mel_frames(count))] for state, count in zip(states, counts)])
+        heard = [row[: audio_rows(count, model.config.merge)] for row, count in zip(model.projector(states), counts)]
+        spoken = iter([state[: conv_frames(mel_frames(count))] for state, count in zip(states, counts)])
         joined = [torch.cat([next(spoken) for _ in recording]) for recording in batch.samples]
         return model.decoder(model.embed(batch.tokens, heard)), joined
 
@@ -134,25 +147,29 @@ class EncoderDecoderFamily:
         tokens, targets, everything = [], [], torch.cat(labels)
         for clip in clips:
             prompt, answer, learned = self.answer(clip, rng.random() < 0.5)
-            is_text = answer < self.config.end          # times are never misread: they say where the sound goes on
+            is_text = answer < self.config.end  # times are never misread: they say where the sound goes on
             tokens.append(torch.cat((prompt, torch.where(is_text, misheard(answer, everything, misread, rng), answer))))
             targets.append(learned)
         return Batch(features, [[len(clip.samples)] for clip in clips], *_rows(tokens, targets), labels)
 
     def shifted(self, clip: Clip, whole: bool, rng: np.random.Generator) -> Clip:
-        """Positions are absolute: a part of the clips begins later, or the end of a window would never be heard. Where the
-        batch is padded to its longest clip only, a little later."""
+        """Positions are absolute: a part of the clips begins later, or the end of a window would never be heard. Where
+        the batch is padded to its longest clip only, a little later."""
         room = self.config.window - len(clip.samples)
         if rng.random() > 0.3 or room <= 0:
             return clip
         count = int(rng.uniform(0, room if whole else min(room, audio.SAMPLE_RATE)))
         quiet = clip.samples[:400].std(correction=0) * torch.from_numpy(rng.standard_normal(count)).float()
         later = count / audio.SAMPLE_RATE
-        return replace(clip, samples=torch.cat((quiet, clip.samples)),
-                       phrases=[(start + later, end + later, text) for start, end, text in clip.phrases])
+        return replace(
+            clip,
+            samples=torch.cat((quiet, clip.samples)),
+            phrases=[(start + later, end + later, text) for start, end, text in clip.phrases],
+        )
 
     def answer(self, clip: Clip, timestamps: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Prompt, answer, and the targets for both. Learned are the language (or that nobody speaks), the text, its times, the end."""
+        """Prompt, answer, and the targets for both. Learned are the language (or that nobody speaks), the text, its
+        times, the end."""
         config = self.config
         timestamps &= bool(clip.phrases) and config.no_timestamps is not None
         language = clip.language or next(iter(config.languages))
@@ -178,13 +195,13 @@ class EncoderDecoderFamily:
         """-> the decoder's states (B, T, D), and for each recording the encoder's states (T, D) of its sound."""
         model = self.model
         states = model.encoder(batch.features)
-        spoken = [state[:max(1, -(-count // self.step))] for state, (count,) in zip(states, batch.samples)]
+        spoken = [state[: max(1, -(-count // self.step))] for state, (count,) in zip(states, batch.samples)]
         return model.decoder(batch.tokens, model.decoder.hear(states)), spoken
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits (N, V), ids (N,) -> cross-entropy, in which a time weighs less than a word: nobody can tell it to 20 ms, so its loss
-        stays high, and would drown that of the words. For the same reason the times next to it are right as well; else each of the
-        hundreds of times would have to be learned from its own few examples."""
+        """logits (N, V), ids (N,) -> cross-entropy, in which a time weighs less than a word: nobody can tell it to 20
+        ms, so its loss stays high, and would drown that of the words. For the same reason the times next to it are
+        right as well; else each of the hundreds of times would have to be learned from its own few examples."""
         config = self.config
         if config.no_timestamps is None:
             return F.cross_entropy(logits, targets, label_smoothing=SMOOTHING)

@@ -2,8 +2,8 @@
 
     python training/make_article.py OUT
 
-The article's system in small: hanzi, pinyin and English subwords share one vocabulary, and behind its pieces come the special
-tokens and the times. The same files come out each time, to the byte.
+The article's system in small: hanzi, pinyin and English subwords share one vocabulary, and behind its pieces come the
+special tokens and the times. The same files come out each time, to the byte.
 """
 
 import argparse
@@ -22,11 +22,23 @@ from glmasr.checkpoint.config_json import to_published  # noqa: E402
 from glmasr.config import TIME_STEP, CrossDecoderConfig, EncoderDecoderConfig, SinusoidalEncoderConfig  # noqa: E402
 from glmasr.tokenizer import SentencePieceTokenizer, time_token  # noqa: E402
 
-PIECES = 700                    # 256 of them bytes
-WINDOW_SECONDS = 4              # the last time token; twice as many words in a window take several times as long to learn
-CONVOLUTIONS = (128, 80, 20), (160, 6, 4), (192, 4, 2)      # frames of 10 ms that see 26 ms, with fewer layers than the preset: learned sooner
-SPECIAL = ["<|endoftranscript|>", "<|startoftranscript|>", "<|zh|>", "<|yue|>", "<|en|>", "<|transcribe|>", "<|nospeech|>",
-           "<|notimestamps|>"]  # in this order: the model finds <|nospeech|> before <|notimestamps|> and the times behind it
+PIECES = 700  # 256 of them bytes
+WINDOW_SECONDS = 4  # the last time token; twice as many words in a window take several times as long to learn
+CONVOLUTIONS = (
+    (128, 80, 20),
+    (160, 6, 4),
+    (192, 4, 2),
+)  # frames of 10 ms that see 26 ms, with fewer layers than the preset: learned sooner
+SPECIAL = [
+    "<|endoftranscript|>",
+    "<|startoftranscript|>",
+    "<|zh|>",
+    "<|yue|>",
+    "<|en|>",
+    "<|transcribe|>",
+    "<|nospeech|>",
+    "<|notimestamps|>",
+]  # in this order: the model finds <|nospeech|> before <|notimestamps|> and the times behind it
 
 HANZI = "零一二三四五六七八九"
 WORDS = "zero one two three four five six seven eight nine"
@@ -58,7 +70,8 @@ learned from many thousands of hours. please call me back tomorrow morning, and 
 
 
 def corpus() -> list[str]:
-    """Lines to learn the pieces from: pinyin with tones and without. What shall be one piece comes often enough to win."""
+    """Lines to learn the pieces from: pinyin with tones and without. What shall be one piece comes often enough to
+    win."""
     syllables = [pinyin for _, pinyin in SENTENCES]
     digits, others = ([*lines, *(re.sub("[1-5]", "", line) for line in lines)] for lines in ([PINYIN], syllables))
     return [WORDS, *digits] * 30 + others * 5 + [*"0123456789"] + ENGLISH.split("\n")
@@ -67,46 +80,68 @@ def corpus() -> list[str]:
 def make_model() -> bytes:
     """A SentencePiece model, the content of `tokenizer.model`.
 
-    BPE rather than unigram: its scores are ranks of merges, the same on every machine; those of unigram are floats from an iteration.
-    A Chinese character is one piece wherever it stands: as a user-defined symbol it never joins a neighbor, nor the space in front.
-    With `add_dummy_prefix` an English word is one piece wherever it stands as well; it costs a Chinese text one `▁` at its beginning.
+    BPE rather than unigram: its scores are ranks of merges, the same on every machine; those of unigram are floats from
+    an iteration. A Chinese character is one piece wherever it stands: as a user-defined symbol it never joins a
+    neighbor, nor the space in front. With `add_dummy_prefix` an English word is one piece wherever it stands as well;
+    it costs a Chinese text one `▁` at its beginning.
     """
     characters = dict.fromkeys(HANZI + "".join(text for text, _ in SENTENCES) + CANTONESE)
     model = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus()), model_writer=model, model_type="bpe", vocab_size=PIECES, byte_fallback=True,
-        user_defined_symbols=list(characters), character_coverage=1.0,
-        split_by_number=False,                          # so that a syllable and its tone are one piece
-        normalization_rule_name="identity", add_dummy_prefix=True, remove_extra_whitespaces=True,
-        unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1,      # a transcript begins and ends with special tokens, below
-        num_threads=1, minloglevel=2)
+        sentence_iterator=iter(corpus()),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=PIECES,
+        byte_fallback=True,
+        user_defined_symbols=list(characters),
+        character_coverage=1.0,
+        split_by_number=False,  # so that a syllable and its tone are one piece
+        normalization_rule_name="identity",
+        add_dummy_prefix=True,
+        remove_extra_whitespaces=True,
+        unk_id=0,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,  # a transcript begins and ends with special tokens, below
+        num_threads=1,
+        minloglevel=2,
+    )
     return model.getvalue()
 
 
 def make_added() -> dict[str, int]:
-    """Special token -> id, the content of `added_tokens.json`. None of them is a piece: a text that is encoded by the model alone
-    never becomes one, whatever it spells."""
+    """Special token -> id, the content of `added_tokens.json`. None of them is a piece: a text that is encoded by the
+    model alone never becomes one, whatever it spells."""
     times = [time_token(step * TIME_STEP) for step in range(round(WINDOW_SECONDS / TIME_STEP) + 1)]
     return {token: id for id, token in enumerate([*SPECIAL, *times], start=PIECES)}
 
 
 def make_config(tokenizer: SentencePieceTokenizer, waveform: bool = False) -> EncoderDecoderConfig:
-    """The article's design in small. With `waveform` the article's convolutions stand in front, instead of the log-mel."""
+    """The article's design in small. With `waveform` the article's convolutions stand in front, instead of the
+    log-mel."""
     encoder = SinusoidalEncoderConfig(width=192, layers=6, heads=4, hidden=640, positions=50 * WINDOW_SECONDS)
     if waveform:
         encoder = replace(encoder, positions=100 * WINDOW_SECONDS, convolutions=CONVOLUTIONS)
     name = {token.strip("<|>"): id for token, id in tokenizer.special.items()}
     return EncoderDecoderConfig(
-        encoder, CrossDecoderConfig(vocabulary=tokenizer.size, width=192, layers=2, heads=4, hidden=384, positions=128),
-        window_seconds=WINDOW_SECONDS, start=name["startoftranscript"], end=name["endoftranscript"],
-        languages={language: name[language] for language in ("zh", "yue", "en")}, tasks={"transcribe": name["transcribe"]},
-        no_timestamps=name["notimestamps"], latest_first_time=None)
+        encoder,
+        CrossDecoderConfig(vocabulary=tokenizer.size, width=192, layers=2, heads=4, hidden=384, positions=128),
+        window_seconds=WINDOW_SECONDS,
+        start=name["startoftranscript"],
+        end=name["endoftranscript"],
+        languages={language: name[language] for language in ("zh", "yue", "en")},
+        tasks={"transcribe": name["transcribe"]},
+        no_timestamps=name["notimestamps"],
+        latest_first_time=None,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--waveform", action="store_true", help="with convolutions on the raw waveform in place of the log-mel")
+    parser.add_argument(
+        "--waveform", action="store_true", help="with convolutions on the raw waveform in place of the log-mel"
+    )
     args = parser.parse_args()
     out = args.out
     out.mkdir(parents=True, exist_ok=True)

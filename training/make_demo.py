@@ -2,7 +2,8 @@
 
     python training/make_demo.py OUT
 
-The published design in small: nothing differs from GLM-ASR-Nano-2512 but the sizes and a window of 4 s: twice as many words in a window take several times as long to learn.
+The published design in small: nothing differs from GLM-ASR-Nano-2512 but the sizes and a window of 4 s: twice as many
+words in a window take several times as long to learn.
 """
 
 import argparse
@@ -20,28 +21,53 @@ from glmasr.checkpoint.config_json import to_published  # noqa: E402
 from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig  # noqa: E402
 
 # The added tokens of the published tokenizer, in its order.
-SPECIAL = ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
-           "<|observation|>", "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|pad|>",
-           "<|begin_of_audio|>", "<|end_of_audio|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "[MASK]",
+    "[gMASK]",
+    "[sMASK]",
+    "<sop>",
+    "<eop>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+    "<|begin_of_image|>",
+    "<|end_of_image|>",
+    "<|begin_of_video|>",
+    "<|end_of_video|>",
+    "<|pad|>",
+    "<|begin_of_audio|>",
+    "<|end_of_audio|>",
+]
 WORDS = "zero one two three four five six seven eight nine"
 HANZI = "零一二三四五六七八九"
-SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-         r"|\s+(?!\S)|\s+")
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 # What the processor of Transformers makes the prompt from; the same text as `GlmAsr.prompt`, with one placeholder.
-TEMPLATE = ("{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'audio' %}"
-            "<|user|>\n<|begin_of_audio|><|pad|><|end_of_audio|>{% else %}<|user|>\n{{ part['text'] }}{% endif %}{% endfor %}"
-            "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}")
+TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'audio' %}"
+    "<|user|>\n<|begin_of_audio|><|pad|><|end_of_audio|>{% else %}<|user|>\n{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
 
 
 def make_tokenizer() -> Tokenizer:
     """Byte-level BPE whose merges make each digit, and each word of the instruction, one token."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     corpus = [WORDS, *WORDS.split(), *HANZI, GlmAsrConfig().instruction]
-    trainer = trainers.BpeTrainer(vocab_size=4096, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_special_tokens(SPECIAL)
     return tokenizer
@@ -49,12 +75,24 @@ def make_tokenizer() -> Tokenizer:
 
 def make_config(tokenizer: Tokenizer) -> GlmAsrConfig:
     return GlmAsrConfig(
-        encoder=EncoderConfig(bands=128, width=192, layers=6, heads=4, key_heads=4, head_size=48, hidden=768, rotary=24),
-        decoder=DecoderConfig(vocabulary=tokenizer.get_vocab_size(), width=128, layers=2, heads=4, key_heads=2, head_size=32,
-                              hidden=384, positions=1024),
+        encoder=EncoderConfig(
+            bands=128, width=192, layers=6, heads=4, key_heads=4, head_size=48, hidden=768, rotary=24
+        ),
+        decoder=DecoderConfig(
+            vocabulary=tokenizer.get_vocab_size(),
+            width=128,
+            layers=2,
+            heads=4,
+            key_heads=2,
+            head_size=32,
+            hidden=384,
+            positions=1024,
+        ),
         audio_token=tokenizer.token_to_id("<|pad|>"),
         stop=tuple(tokenizer.token_to_id(name) for name in ("<|endoftext|>", "<|user|>", "<|observation|>")),
-        window_seconds=4, longest_seconds=60)
+        window_seconds=4,
+        longest_seconds=60,
+    )
 
 
 def main() -> None:
@@ -65,8 +103,14 @@ def main() -> None:
     tokenizer = make_tokenizer()
     tokenizer.save(str(out / "tokenizer.json"))
     (out / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>",
-                "padding_side": "left", "clean_up_tokenization_spaces": False, "model_max_length": 1024}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1024,
+    }
     for name, values in {"tokenizer_config.json": settings, **to_published(make_config(tokenizer), "bfloat16")}.items():
         (out / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{out}: a vocabulary of {tokenizer.get_vocab_size()}, ready for training/train.py --from-scratch")

@@ -1,13 +1,16 @@
-"""Make the demo's training data: utterances of one to twelve connected digits in Mandarin, Cantonese and English, from many speakers.
+"""Make the demo's training data: utterances of one to twelve connected digits in Mandarin, Cantonese and English, from
+many speakers.
 
-    python training/make_digits.py OUT --recorded-en DIR --recorded-zh DIR... --recorded-yue DIR... --hold-out-speaker NAME...
+    python training/make_digits.py OUT --recorded-en DIR --recorded-zh DIR... --recorded-yue DIR... --hold-out-speaker
+    NAME...
 
 writes OUT/audio/*/*.wav (mono, 16 kHz, 16 bits), OUT/train.jsonl and OUT/eval_*.jsonl. A line is
     {"audio", "text", "language", "speaker", "seconds", "phrases": [{"start", "end", "text"}]}
 where phrases are the digits between pauses of half a second and more.
 
-Utterance number n depends on --seed and n only: a run that was cut short goes on where it was, a larger --count adds to what is there,
-and any prefix of train.jsonl has the same proportions. What a trainer can do cheaply on the fly (gain, noise, speed) is left to it.
+Utterance number n depends on --seed and n only: a run that was cut short goes on where it was, a larger --count adds to
+what is there, and any prefix of train.jsonl has the same proportions. What a trainer can do cheaply on the fly (gain,
+noise, speed) is left to it.
 """
 
 import argparse
@@ -30,20 +33,22 @@ SOURCES = {
     "yue": {"recorded": 0.50, "espeak": 0.36, "espeak_joined": 0.14},
 }
 REPETITIVE = 0.12
-LONG_SHARE = 0.05        # half of these become longer than USUAL_SECONDS
-PAUSE = 0.5              # seconds; a gap this long ends a phrase
+LONG_SHARE = 0.05  # half of these become longer than USUAL_SECONDS
+PAUSE = 0.5  # seconds; a gap this long ends a phrase
 USUAL_SECONDS = 9.5
 LONGEST_SECONDS = 18.0
-FACES = {"recorded": 500, "espeak_joined": 120}   # imagined speakers of single digits in a language
-HANZI_SHARE = {"cmn": 0.15, "yue": 0.4}      # of espeak-ng's connected speech, read from hanzi: see voices.ACCENTS
-FESTIVAL_PHRASES = 250   # for each voice
+FACES = {"recorded": 500, "espeak_joined": 120}  # imagined speakers of single digits in a language
+HANZI_SHARE = {"cmn": 0.15, "yue": 0.4}  # of espeak-ng's connected speech, read from hanzi: see voices.ACCENTS
+FESTIVAL_PHRASES = 250  # for each voice
 PEAK = 10 ** (-3 / 20)
 NOISE = 10 ** (-40 / 20)
 
 
 @dataclass
 class Plan:
-    """What an utterance shall be like. `hurry` < 1 makes sounds and gaps shorter; it falls until the utterance is short enough."""
+    """What an utterance shall be like. `hurry` < 1 makes sounds and gaps shorter; it falls until the utterance is short
+    enough."""
+
     language: str
     digits: list
     style: str
@@ -75,8 +80,11 @@ def draw_plan(rng, language):
 
 
 def draw_gaps(rng, plan, count):
-    """Seconds of silence (negative: overlap) before each clip but the first; now and then a pause that ends a phrase."""
-    low, high = {"connected": (-0.03, 0.03), "close": (0.0, 0.18), "apart": (0.1, 0.47), "slow": (0.25, 0.47)}[plan.style]
+    """Seconds of silence (negative: overlap) before each clip but the first; now and then a pause that ends a
+    phrase."""
+    low, high = {"connected": (-0.03, 0.03), "close": (0.0, 0.18), "apart": (0.1, 0.47), "slow": (0.25, 0.47)}[
+        plan.style
+    ]
     gaps = rng.uniform(low, high, count) * plan.hurry
     share = 0.35 if plan.is_long else min(0.35, rng.choice([0.0, 0.0, 1.0, 1.5]) / max(1, count))
     pauses = rng.random(count) < share
@@ -101,8 +109,10 @@ def separators(rng, count):
 
 # --- sources: each returns ([(audio, digits)], speaker) ---
 
+
 def recorded_face(seed, language, number):
-    """An imagined speaker: one recorded speaker, disguised (but for a part of the English ones): (name, {digit: [audio, ...]})."""
+    """An imagined speaker: one recorded speaker, disguised (but for a part of the English ones): (name, {digit: [audio,
+    ...]})."""
     rng = np.random.default_rng([seed, 1, *language.encode(), number])
     bank = BANKS["recorded"][language]
     speaker = sorted(bank)[number % len(bank)]
@@ -110,7 +120,7 @@ def recorded_face(seed, language, number):
     for digit, paths in bank[speaker].items():
         chosen = rng.permutation(len(paths))[:2]
         sounds[digit] = [voices.recorded(paths[i]) for i in chosen]
-    if language == "en" and rng.random() < 0.4:                 # see voices.FOREIGN
+    if language == "en" and rng.random() < 0.4:  # see voices.FOREIGN
         foreign = [voices.begin_like(zero, six, rng) for (_, zero), (_, six) in zip(sounds[0], sounds[6])]
         sounds[0] = [(voices.plain(sound), sound) for sound in foreign]
     if rng.random() < (0.25 if language == "en" else 0.02):
@@ -119,7 +129,8 @@ def recorded_face(seed, language, number):
 
 
 def espeak_face(seed, language, number):
-    """An imagined speaker made of the single digits of one espeak-ng voice, mostly disguised: (name, {digit: [audio]})."""
+    """An imagined speaker made of the single digits of one espeak-ng voice, mostly disguised: (name, {digit:
+    [audio]})."""
     rng = np.random.default_rng([seed, 2, *language.encode(), number])
     accent, variant = draw_espeak(rng, language)
     rate, pitch = int(rng.integers(110, 200)), int(rng.integers(15, 85))
@@ -150,12 +161,16 @@ def from_recorded(rng, plan):
 
 
 def from_espeak_joined(rng, plan):
-    """Joined single digits of an espeak-ng voice: as in the recorded ones, so that the joins say nothing about the source."""
-    return from_face(rng, plan, BANKS["faces"]["espeak_joined", plan.language, int(rng.integers(FACES["espeak_joined"]))])
+    """Joined single digits of an espeak-ng voice: as in the recorded ones, so that the joins say nothing about the
+    source."""
+    return from_face(
+        rng, plan, BANKS["faces"]["espeak_joined", plan.language, int(rng.integers(FACES["espeak_joined"]))]
+    )
 
 
 def disguise(rng, plan, sounds):
-    """Render all sounds as one random imagined speaker, with a falling pitch over the utterance in half of the cases."""
+    """Render all sounds as one random imagined speaker, with a falling pitch over the utterance in half of the
+    cases."""
     speaker = replace(Disguise.draw(rng, sounds), pace=math.exp(rng.uniform(math.log(0.8), math.log(1.25))))
     fall = rng.uniform(0.0, 0.3) * (rng.random() < 0.5)
     lifts = np.exp(fall * np.linspace(0.5, -0.5, len(sounds)) + rng.normal(0, 0.03, len(sounds)))
@@ -193,7 +208,10 @@ def from_flite(rng, plan):
     """Connected speech of one flite voice at a random rate."""
     voice = str(rng.choice(voices.FLITE_VOICES))
     stretch = rng.uniform(0.65, 1.5) * plan.hurry
-    clips = [(voices.flite(run, separators(rng, len(run)), voice, stretch), run) for run in split(rng, plan.digits, plan.longest_run)]
+    clips = [
+        (voices.flite(run, separators(rng, len(run)), voice, stretch), run)
+        for run in split(rng, plan.digits, plan.longest_run)
+    ]
     clips, mark = perhaps_disguised(rng, plan, clips, 0.6)
     return clips, f"flite-{voice}{mark}"
 
@@ -212,6 +230,7 @@ def from_festival(rng, plan):
 
 # --- utterances ---
 
+
 def join(clips, gaps, lead, tail, language):
     """Lay clips one after the other. Returns audio and the phrases with their times."""
     starts, place = [], lead
@@ -222,7 +241,7 @@ def join(clips, gaps, lead, tail, language):
     phrases = []
     for start, gap, (audio, digits) in zip(starts, [PAUSE, *gaps], clips):
         first = max(0, round(start * RATE))
-        out[first: first + len(audio)] += audio[: len(out) - first]
+        out[first : first + len(audio)] += audio[: len(out) - first]
         if gap >= PAUSE:
             phrases.append({"start": round(start, 3), "digits": []})
         phrases[-1]["digits"] += digits
@@ -286,8 +305,14 @@ def save(out, name, audio, phrases, language, speaker):
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, audio * (PEAK / (np.abs(audio).max() + 1e-9)), RATE, subtype="PCM_16")
     text = (" " if language == "en" else "").join(phrase["text"] for phrase in phrases)
-    return {"audio": str(path.relative_to(out)), "text": text, "language": language, "speaker": speaker,
-            "seconds": round(len(audio) / RATE, 3), "phrases": phrases}
+    return {
+        "audio": str(path.relative_to(out)),
+        "text": text,
+        "language": language,
+        "speaker": speaker,
+        "seconds": round(len(audio) / RATE, 3),
+        "phrases": phrases,
+    }
 
 
 def make_training(job):
@@ -306,13 +331,16 @@ def make_training(job):
         if len(audio) <= limit * RATE:
             break
         plan.hurry *= max(0.6, 0.9 * limit * RATE / len(audio))
-    return save(out, f"train/{number // 1000:03d}/{number:06d}", through_channel(audio, rng), phrases, language, speaker)
+    return save(
+        out, f"train/{number // 1000:03d}/{number:06d}", through_channel(audio, rng), phrases, language, speaker
+    )
 
 
-BANKS = {}   # set once before the worker processes fork: recorded takes and festival phrases
+BANKS = {}  # set once before the worker processes fork: recorded takes and festival phrases
 
 
 # --- evaluation sets ---
+
 
 def held_out_espeak(rng, language):
     """Ten unseen variants, twelve utterances of 1-12 digits each, at ordinary rates and about the default pitch."""
@@ -320,7 +348,9 @@ def held_out_espeak(rng, language):
         variant, accent = voices.HELD_OUT_VARIANTS[number // 12], str(rng.choice(ACCENTS[language]))
         digits = [int(d) for d in rng.integers(0, 10, number % 12 + 1)]
         rate, pitch = int(rng.integers(130, 201)), int(rng.integers(40, 61))
-        clips = [(espeak(run, separators(rng, len(run)), accent, variant, rate, pitch), run) for run in split(rng, digits, 8)]
+        clips = [
+            (espeak(run, separators(rng, len(run)), accent, variant, rate, pitch), run) for run in split(rng, digits, 8)
+        ]
         yield clips, rng.uniform(0.1, 0.3, len(clips) - 1), f"espeak-{accent}-{variant}"
 
 
@@ -330,7 +360,9 @@ def held_out_phrases(rng, language):
         variant, accent = voices.HELD_OUT_VARIANTS[number // 6], str(rng.choice(ACCENTS[language]))
         phrases = [[int(d) for d in rng.integers(0, 10, rng.integers(1, 5))] for _ in range(2 + number % 2)]
         rate, pitch = int(rng.integers(130, 201)), int(rng.integers(40, 61))
-        clips = [(espeak(phrase, separators(rng, len(phrase)), accent, variant, rate, pitch), phrase) for phrase in phrases]
+        clips = [
+            (espeak(phrase, separators(rng, len(phrase)), accent, variant, rate, pitch), phrase) for phrase in phrases
+        ]
         yield clips, rng.uniform(0.7, 1.5, len(clips) - 1), f"espeak-{accent}-{variant}"
 
 
@@ -361,7 +393,9 @@ def write_evaluation(job):
     for number, (clips, gaps, speaker) in enumerate(utterances):
         audio, phrases = join(clips, gaps, *rng.uniform(0.1, 0.4, 2), language)
         for kind, sound in (("", audio), ("noisy_", noisy(audio, rng))):
-            lines[kind].append(save(out, f"eval_{kind}{name}_{language}/{number:03d}", sound, phrases, language, speaker))
+            lines[kind].append(
+                save(out, f"eval_{kind}{name}_{language}/{number:03d}", sound, phrases, language, speaker)
+            )
     for kind, some in lines.items():
         path = out / f"eval_{kind}{name}_{language}.jsonl"
         path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in some), encoding="utf-8")
@@ -369,14 +403,24 @@ def write_evaluation(job):
 
 # --- command line ---
 
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="folder to write")
     for language, name in (("en", "English"), ("zh", "Mandarin"), ("yue", "Cantonese")):
-        parser.add_argument(f"--recorded-{language}", nargs="+", required=True, metavar="DIR", help=f"folders of recorded {name} digits")
-    parser.add_argument("--hold-out-speaker", nargs="*", default=[], metavar="NAME", help="recorded speakers for evaluation only")
-    parser.add_argument("--evaluate-speaker", nargs="*", default=[], metavar="NAME",
-                        help="recorded speakers for evaluation AND training: leave them out with train.py --without to measure")
+        parser.add_argument(
+            f"--recorded-{language}", nargs="+", required=True, metavar="DIR", help=f"folders of recorded {name} digits"
+        )
+    parser.add_argument(
+        "--hold-out-speaker", nargs="*", default=[], metavar="NAME", help="recorded speakers for evaluation only"
+    )
+    parser.add_argument(
+        "--evaluate-speaker",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        help="recorded speakers for evaluation AND training: leave them out with train.py --without to measure",
+    )
     parser.add_argument("--count", type=int, default=22000, help="training utterances")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
@@ -401,7 +445,9 @@ def recorded_banks(args):
 def check_settings(args):
     """Refuse to go on with a folder that was made with other settings; they are kept beside the data."""
     path = args.out / "settings.json"
-    names = {language: [Path(folder).name for folder in getattr(args, f"recorded_{language}")] for language in LANGUAGES}
+    names = {
+        language: [Path(folder).name for folder in getattr(args, f"recorded_{language}")] for language in LANGUAGES
+    }
     settings = {"seed": args.seed, "hold_out_speakers": sorted(args.hold_out_speaker), "recorded": names}
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
         raise SystemExit(f"error: {path} has other settings than this command: name a new folder, or remove this one")
@@ -412,7 +458,9 @@ def check_settings(args):
 def make_festival(job):
     """(folder, voice, seed) -> (voice, paths)."""
     folder, voice, seed = job
-    return voice, voices.festival_phrases(folder, voice, FESTIVAL_PHRASES, np.random.default_rng([seed, *voice.encode()]))
+    return voice, voices.festival_phrases(
+        folder, voice, FESTIVAL_PHRASES, np.random.default_rng([seed, *voice.encode()])
+    )
 
 
 def main():
@@ -422,17 +470,25 @@ def main():
     voices.espeak_variants()
     BANKS["recorded"], held = recorded_banks(args)
     check_settings(args)
-    evaluations = [(args.out, args.seed, name, language, None) for name in ("espeak", "phrases") for language in LANGUAGES]
+    evaluations = [
+        (args.out, args.seed, name, language, None) for name in ("espeak", "phrases") for language in LANGUAGES
+    ]
     evaluations += [(args.out, args.seed, "recorded", language, bank) for language, bank in held.items() if bank]
     with multiprocessing.get_context("fork").Pool(args.jobs) as pool:
-        phrases = pool.imap(make_festival, [(args.out.resolve() / "festival", voice, args.seed) for voice in voices.FESTIVAL_VOICES])
+        phrases = pool.imap(
+            make_festival, [(args.out.resolve() / "festival", voice, args.seed) for voice in voices.FESTIVAL_VOICES]
+        )
         BANKS["festival"] = dict(tqdm(phrases, "festival phrases", len(voices.FESTIVAL_VOICES)))
         list(tqdm(pool.imap(write_evaluation, evaluations), "evaluation sets", len(evaluations)))
     manifest = args.out / "train.jsonl"
     manifest.touch()
-    lines = [line for line in manifest.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")][: args.count]
-    manifest.write_text("".join(lines), encoding="utf-8")   # drops half a line of a run that was cut short
-    faces = [(args.seed, kind, language, number) for kind in FACES for language in LANGUAGES for number in range(FACES[kind])]
+    lines = [line for line in manifest.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")][
+        : args.count
+    ]
+    manifest.write_text("".join(lines), encoding="utf-8")  # drops half a line of a run that was cut short
+    faces = [
+        (args.seed, kind, language, number) for kind in FACES for language in LANGUAGES for number in range(FACES[kind])
+    ]
     with multiprocessing.get_context("fork").Pool(args.jobs) as pool:
         BANKS["faces"] = dict(tqdm(pool.imap(make_face, faces, 8), "imagined speakers", len(faces)))
     jobs = [(args.out, args.seed, number) for number in range(len(lines), args.count)]

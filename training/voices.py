@@ -1,8 +1,9 @@
 """Speakers for the digit data: synthesizers, recorded takes, and WORLD disguises that make many speakers of one.
 
-Everything here returns mono float64 audio at 16 kHz without silence at its ends. Randomness comes from the caller's generator only.
-Unusual: a disguise moves pitch, pitch range, formants (two independent factors), spectral tilt, breath and timing of a sound, and is drawn
-once an utterance, so that all digits of an utterance still come from one (imagined) person.
+Everything here returns mono float64 audio at 16 kHz without silence at its ends. Randomness comes from the caller's
+generator only. Unusual: a disguise moves pitch, pitch range, formants (two independent factors), spectral tilt, breath
+and timing of a sound, and is drawn once an utterance, so that all digits of an utterance still come from one (imagined)
+person.
 """
 
 import functools
@@ -30,14 +31,25 @@ HANZI = "零一二三四五六七八九"
 HELD_OUT_VARIANTS = ("f2", "f5", "Annie", "linda", "belinda", "m3", "m7", "Andy", "Diogo", "Michael")
 ODD_VARIANTS = re.compile(r"robo|robot|whisper|croak|demonic|announcer|klatt|kaukovalta|fast", re.IGNORECASE)
 ACCENTS = {
-    # TRAP: voice "cmn" of espeak-ng 1.51 reads hanzi as English letters and the number of the tone ("yi one"); ASCII digits
-    # it reads right. Since people will try the demo with what espeak-ng makes of hanzi, a share of the data is like that.
+    # TRAP: voice "cmn" of espeak-ng 1.51 reads hanzi as English letters and the number of the tone ("yi one"); ASCII
+    # digits it reads right. Since people will try the demo with what espeak-ng makes of hanzi, a share of the data is
+    # like that.
     "zh": ("cmn",),
     "yue": ("yue", "yue-latn-jyutping"),
-    "en": ("en-us", "en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc", "en-029"),
+    "en": (
+        "en-us",
+        "en-us",
+        "en-gb",
+        "en-gb-scotland",
+        "en-gb-x-rp",
+        "en-gb-x-gbclan",
+        "en-gb-x-gbcwmd",
+        "en-us-nyc",
+        "en-029",
+    ),
 }
-# For training only, read by en-us: English as those say it who grew up with another language. A "zero" without a voiced z sounds
-# much like "two".
+# For training only, read by en-us: English as those say it who grew up with another language. A "zero" without a voiced
+# z sounds much like "two".
 FOREIGN = {
     "en-german": "tsiro one two tree four fife six seven eight nine".split(),
     "en-latin": "sero one two tree four five six zeven eight nine".split(),
@@ -48,8 +60,8 @@ FESTIVAL_VOICES = {
     "ked": ("voice_ked_diphone", "festvox-kdlpc16k"),
     "slt-hts": ("voice_cmu_us_slt_arctic_hts", "festvox-us-slt-hts"),
 }
-FRAME = 0.005               # seconds a row of a Sound
-SILENCE = math.log(1e-12)   # floor of the log envelope
+FRAME = 0.005  # seconds a row of a Sound
+SILENCE = math.log(1e-12)  # floor of the log envelope
 
 
 def need(program, package):
@@ -67,7 +79,9 @@ def resample(audio, rate, target=RATE):
     """Band-limited resampling by the Fourier transform; right for short clips that start and end near zero."""
     if rate == target:
         return audio
-    audio = np.pad(audio, (0, -len(audio) % (rate // 5)))   # whole fifths of a second: lengths with small prime factors are fast
+    audio = np.pad(
+        audio, (0, -len(audio) % (rate // 5))
+    )  # whole fifths of a second: lengths with small prime factors are fast
     count = len(audio) * target // rate
     spectrum = np.fft.rfft(audio)
     kept = np.zeros(count // 2 + 1, complex)
@@ -84,16 +98,17 @@ def loud_frames(audio, below_peak):
 
 
 def trim(audio, noisy=False):
-    """Cut silence off both ends (30 ms stay), with 5 ms fades. The limit is 38 dB under the peak, in `noisy` rooms up to 27 dB."""
+    """Cut silence off both ends (30 ms stay), with 5 ms fades. The limit is 38 dB under the peak, in `noisy` rooms up
+    to 27 dB."""
     frames = audio[: len(audio) // 160 * 160].reshape(-1, 160)
     power = np.convolve(np.square(frames).mean(1), np.ones(3) / 3, "same")
     peak = power.max(initial=1e-12)
     noise = np.percentile(power, 25) * 8 if noisy else 0.0
-    limit = np.clip(noise, peak * 10 ** -3.8, peak * 10 ** -2.7)
+    limit = np.clip(noise, peak * 10**-3.8, peak * 10**-2.7)
     loud = np.flatnonzero(power > limit)
     if not len(loud):
         return audio
-    audio = audio[max(0, loud[0] * 160 - 320): (loud[-1] + 1) * 160 + 320].copy()
+    audio = audio[max(0, loud[0] * 160 - 320) : (loud[-1] + 1) * 160 + 320].copy()
     fade = np.linspace(0, 1, 80)
     audio[:80] *= fade
     audio[-80:] *= fade[::-1]
@@ -106,7 +121,7 @@ def shorten_pauses(audio, longest=0.4):
     edges = np.flatnonzero(quiet[1:] != quiet[:-1]).reshape(-1, 2) * 160
     keep = np.ones(len(audio), bool)
     for start, end in edges:
-        keep[start + int(longest * RATE): end] = False
+        keep[start + int(longest * RATE) : end] = False
     return audio[keep]
 
 
@@ -125,8 +140,10 @@ def read(path):
 
 # --- synthesizers ---
 
+
 def synthesize(command):
-    """Run a synthesizer that writes a WAV to the file name appended to `command`; returns the trimmed, levelled audio."""
+    """Run a synthesizer that writes a WAV to the file name appended to `command`; returns the trimmed, levelled
+    audio."""
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
         done = subprocess.run([*command, file.name], capture_output=True, text=True)
         if done.returncode:
@@ -149,7 +166,8 @@ def espeak_variants():
 
 
 def espeak(digits, separators, accent, variant, rate, pitch, hanzi=False):
-    """One espeak-ng clip. Digits go in as ASCII for Chinese, or as `hanzi` (see ACCENTS); separators (" ", ", " or "; ") stand between.
+    """One espeak-ng clip. Digits go in as ASCII for Chinese, or as `hanzi` (see ACCENTS); separators (" ", ", " or ";
+    ") stand between.
 
     A separator always holds a space or a comma, so that no two digits are read as one number or one word.
     """
@@ -166,7 +184,8 @@ def flite(digits, separators, voice, stretch):
 
 
 def festival_phrases(folder, voice, count, rng):
-    """Fill `folder` with `count` phrases of 1-6 digits in one run of festival (a run for each phrase would take 0.4 s); returns their paths.
+    """Fill `folder` with `count` phrases of 1-6 digits in one run of festival (a run for each phrase would take 0.4 s);
+    returns their paths.
 
     The digits are in the file name: `ked_12_0451.wav` says 0 4 5 1.
     """
@@ -178,11 +197,13 @@ def festival_phrases(folder, voice, count, rng):
         paths.append(folder / f"{voice}_{number}_{''.join(map(str, digits))}.wav")
         text = "".join(WORDS[d] + rng.choice([" ", " ", ", "]) for d in digits).strip(", ")
         script.append(f"(Parameter.set 'Duration_Stretch {rng.uniform(0.65, 1.4):.2f})")
-        script.append(f"(utt.save.wave (utt.synth (Utterance Text \"{text}\")) \"{paths[-1]}\" 'riff)")
+        script.append(f'(utt.save.wave (utt.synth (Utterance Text "{text}")) "{paths[-1]}" \'riff)')
     if not all(path.exists() for path in paths):
         done = subprocess.run(["festival", "--pipe"], input="\n".join(script), capture_output=True, text=True)
         if not all(path.exists() for path in paths):
-            raise SystemExit(f"error: festival voice {voice} failed: apt-get install {package} ({done.stderr.strip()[:200]})")
+            raise SystemExit(
+                f"error: festival voice {voice} failed: apt-get install {package} ({done.stderr.strip()[:200]})"
+            )
     return paths
 
 
@@ -196,8 +217,10 @@ def festival_clip(path):
 
 # --- recorded takes ---
 
+
 def recorded_takes(folders):
-    """{speaker: {digit: [paths]}} from files `{digit}_{speaker}_{n}.*`, or `{digit}.*` where the folder's name is the speaker."""
+    """{speaker: {digit: [paths]}} from files `{digit}_{speaker}_{n}.*`, or `{digit}.*` where the folder's name is the
+    speaker."""
     speakers = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
@@ -226,16 +249,21 @@ def undisguised(sounds):
 
 
 def disguised(rng, sounds):
-    """All takes of {digit: [(audio, Sound), ...]} as one imagined speaker: {digit: [audio, ...]}. Which digits are long and which
-    short is the speaker's own way too: with one recorded speaker it would soon be taken for the digits' nature."""
+    """All takes of {digit: [(audio, Sound), ...]} as one imagined speaker: {digit: [audio, ...]}. Which digits are long
+    and which short is the speaker's own way too: with one recorded speaker it would soon be taken for the digits'
+    nature."""
     speaker = Disguise.draw(rng, [sound for takes in sounds.values() for _, sound in takes])
     hurry = {digit: math.exp(rng.normal(0, 0.25)) for digit in sounds}
-    return {d: [speaker.render(sound, rng, math.exp(rng.normal(0, 0.04)), hurry[d]) for _, sound in takes] for d, takes in sounds.items()}
+    return {
+        d: [speaker.render(sound, rng, math.exp(rng.normal(0, 0.04)), hurry[d]) for _, sound in takes]
+        for d, takes in sounds.items()
+    }
 
 
 def begin_like(sound, other, rng):
-    """A Sound that begins with what `other` has before its vowel, in place of its own first consonant: of "zero" and "six" a
-    "sero", as those say it who grew up with another language."""
+    """A Sound that begins with what `other` has before its vowel, in place of its own first consonant: of "zero" and
+    "six" a "sero", as those say it who grew up with another language."""
+
     def above(s, decibels):
         """The first frame that is at most so far below the loudest."""
         level = np.log(np.exp(s.envelope).sum(axis=1))
@@ -250,9 +278,12 @@ def begin_like(sound, other, rng):
 
 # --- disguises ---
 
+
 @dataclass(frozen=True)
 class Sound:
-    """WORLD's parts of a sound, one row each FRAME: pitch in Hz (T,), 0 where unvoiced; log power envelope and noise share (T, 513)."""
+    """WORLD's parts of a sound, one row each FRAME: pitch in Hz (T,), 0 where unvoiced; log power envelope and noise
+    share (T, 513)."""
+
     pitch: np.ndarray
     envelope: np.ndarray
     noise: np.ndarray
@@ -282,7 +313,9 @@ def median_pitch(sound):
 
 @dataclass(frozen=True)
 class Disguise:
-    """One imagined speaker: how to change a Sound. Factors; 1 leaves things alone; `tilt` in dB at 8 kHz, `breath` as exponent on the noise share."""
+    """One imagined speaker: how to change a Sound. Factors; 1 leaves things alone; `tilt` in dB at 8 kHz, `breath` as
+    exponent on the noise share."""
+
     pitch: float
     span: float
     low_formants: float
@@ -293,7 +326,8 @@ class Disguise:
 
     @classmethod
     def draw(cls, rng, sounds):
-        """A random speaker for the voice of these sounds; pitch stays in 70-340 Hz, the sounds' mean length goes to 0.22-0.85 s a digit.
+        """A random speaker for the voice of these sounds; pitch stays in 70-340 Hz, the sounds' mean length goes to
+        0.22-0.85 s a digit.
 
         `sounds` are single digits; for phrases the caller replaces `pace`.
         """
@@ -303,12 +337,16 @@ class Disguise:
         low, high = max(0.6, 70 / natural_pitch), min(1.7, 340 / natural_pitch)
         pitch = math.exp(rng.uniform(math.log(min(low, high)), math.log(high)))
         # Higher voices come from shorter vocal tracts, loosely: half of the formant shift follows the pitch.
-        formants = np.clip(pitch ** 0.2 * math.exp(rng.normal(0, 0.07)), 0.82, 1.22)
+        formants = np.clip(pitch**0.2 * math.exp(rng.normal(0, 0.07)), 0.82, 1.22)
         bend = math.exp(rng.normal(0, 0.04))
         return cls(
-            pitch=pitch, span=math.exp(rng.normal(0, 0.25)), low_formants=float(np.clip(formants * bend, 0.8, 1.25)),
-            high_formants=float(np.clip(formants / bend, 0.8, 1.25)), tilt=rng.normal(0, 5.0),
-            breath=math.exp(rng.normal(0, 0.3)), pace=float(np.clip(seconds / natural_seconds, 0.35, 1.6)),
+            pitch=pitch,
+            span=math.exp(rng.normal(0, 0.25)),
+            low_formants=float(np.clip(formants * bend, 0.8, 1.25)),
+            high_formants=float(np.clip(formants / bend, 0.8, 1.25)),
+            tilt=rng.normal(0, 5.0),
+            breath=math.exp(rng.normal(0, 0.3)),
+            pace=float(np.clip(seconds / natural_seconds, 0.35, 1.6)),
         )
 
     def render(self, sound, rng, lift=1.0, hurry=1.0):
@@ -317,7 +355,9 @@ class Disguise:
         pitch = sound.pitch[rows]
         voiced, middle = pitch > 0, median_pitch(sound)
         slope = np.linspace(1, -1, len(rows)) * rng.normal(0, 0.04)
-        pitch = np.where(voiced, middle * self.pitch * lift * (np.maximum(pitch, 1) / middle) ** self.span * np.exp(slope), 0)
+        pitch = np.where(
+            voiced, middle * self.pitch * lift * (np.maximum(pitch, 1) / middle) ** self.span * np.exp(slope), 0
+        )
         envelope = warp(sound.envelope[rows], self.low_formants, self.high_formants)
         envelope += np.linspace(0, self.tilt * math.log(10) / 10, envelope.shape[1], dtype=np.float32)
         envelope = np.ascontiguousarray(np.exp(np.maximum(envelope, SILENCE), dtype=np.float64))
@@ -338,7 +378,9 @@ def warp(envelope, low, high):
     """Move what lies at 1.5 kHz to `low` times that, and what lies at 4.5 and 8 kHz to `high` times; linear between."""
     bins = envelope.shape[1]
     nyquist = RATE / 2
-    source = np.interp(np.linspace(0, nyquist, bins), [0, 1500 * low, 4500 * high, nyquist * high], [0, 1500, 4500, nyquist])
+    source = np.interp(
+        np.linspace(0, nyquist, bins), [0, 1500 * low, 4500 * high, nyquist * high], [0, 1500, 4500, nyquist]
+    )
     place = source / nyquist * (bins - 1)
     left = np.minimum(place.astype(int), bins - 2)
     share = (place - left).astype(np.float32)

@@ -1,7 +1,7 @@
 """A process that reads hostile files, one case after the other, and says what came of it. One that dies is a finding.
 
-Limits: MEMORY bytes beyond what the program itself takes, SECONDS of processor time a case. Breaking either ends the process
-or raises what is none of the package's own exceptions.
+Limits: MEMORY bytes beyond what the program itself takes, SECONDS of processor time a case. Breaking either ends the
+process or raises what is none of the package's own exceptions.
 """
 
 import os
@@ -10,11 +10,12 @@ import traceback
 import warnings
 from pathlib import Path
 
-MEMORY, SECONDS, PATIENCE = 2 * 2 ** 30, 10, 60         # PATIENCE: seconds of the clock, for what waits instead of computing
+MEMORY, SECONDS, PATIENCE = 2 * 2**30, 10, 60  # PATIENCE: seconds of the clock, for what waits instead of computing
 
 
 class Worker:
-    """The process, as the tests see it. It is started at the first case, and again after one that it did not survive."""
+    """The process, as the tests see it. It is started at the first case, and again after one that it did not
+    survive."""
 
     def __init__(self, folder: Path, seconds: float = SECONDS):
         self.folder, self.seconds, self.process = folder, seconds, None
@@ -23,13 +24,14 @@ class Worker:
         """What became of `content` as a file of this kind: "read", the name of one of the package's exceptions, or a
         finding, which is of several words."""
         import multiprocessing
+
         context = multiprocessing.get_context("spawn")  # TRAP: a fork would inherit the locks of PyTorch's threads
         if self.process is None:
             self.pipe, theirs = context.Pipe()
             self.process = context.Process(target=serve, args=(theirs, self.folder, self.seconds), daemon=True)
             self.process.start()
             theirs.close()
-            self.pipe.recv()                            # it has imported everything
+            self.pipe.recv()  # it has imported everything
         try:
             self.pipe.send((kind, content))
             if self.pipe.poll(PATIENCE):
@@ -38,7 +40,11 @@ class Worker:
         except (EOFError, ConnectionError):
             self.process.join(PATIENCE)
             code = self.process.exitcode
-            outcome = f"takes more than {self.seconds} s" if code == -signal.SIGPROF else f"the process died of signal or code {code}"
+            outcome = (
+                f"takes more than {self.seconds} s"
+                if code == -signal.SIGPROF
+                else f"the process died of signal or code {code}"
+            )
         self.stop()
         return outcome
 
@@ -52,14 +58,16 @@ class Worker:
 
 def serve(pipe, folder: Path, seconds: float) -> None:
     import resource
-    os.environ["PATH"] = ""                             # no ffmpeg: it is another program's affair, and slow to start
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)        # libraries complain there
+
+    os.environ["PATH"] = ""  # no ffmpeg: it is another program's affair, and slow to start
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries complain there
     temporary = folder / "temporary"
     temporary.mkdir(exist_ok=True)
     os.environ["TMPDIR"] = str(temporary)
     import torch
 
     from glmasr.errors import GlmAsrError
+
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with open("/proc/self/statm") as file:
@@ -69,12 +77,16 @@ def serve(pipe, folder: Path, seconds: float) -> None:
     pipe.send("ready")
     while True:
         kind, content = pipe.recv()
-        signal.setitimer(signal.ITIMER_PROF, seconds)   # nobody handles SIGPROF: it ends the process
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # nobody handles SIGPROF: it ends the process
         try:
             read(kind, content, folder)
             outcome = "read"
         except GlmAsrError as error:
-            outcome = type(error).__name__ if str(error) and len(str(error)) < 2000 else f"an empty or endless message: {error!s:.2000}"
+            outcome = (
+                type(error).__name__
+                if str(error) and len(str(error)) < 2000
+                else f"an empty or endless message: {error!s:.2000}"
+            )
         except BaseException:
             outcome = f"none of the package's exceptions:\n{traceback.format_exc()[-3000:]}"
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -103,15 +115,26 @@ def endless() -> None:
 
 
 # What a reader must not do, to try the worker.
-FAULTS = {"crash": lambda: os.kill(os.getpid(), signal.SIGSEGV), "memory": lambda: bytearray(MEMORY), "time": endless, "error": lambda: {}["key"]}
+FAULTS = {
+    "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "memory": lambda: bytearray(MEMORY),
+    "time": endless,
+    "error": lambda: {}["key"],
+}
 
 
 def read_audio(content: bytes) -> None:
     import torch
 
     from glmasr import audio
+
     for block in audio.blocks(content, max_duration=3600):
-        assert block.dtype == torch.float32 and block.dim() == 1 and 0 < len(block) <= 30 * 16_000 and block.isfinite().all()
+        assert (
+            block.dtype == torch.float32
+            and block.dim() == 1
+            and 0 < len(block) <= 30 * 16_000
+            and block.isfinite().all()
+        )
 
 
 def read_checkpoint(directory: Path) -> None:
@@ -119,8 +142,9 @@ def read_checkpoint(directory: Path) -> None:
 
     from glmasr import weights
     from glmasr.model import GlmAsr
+
     model = weights.load(directory)
-    with torch.inference_mode():                        # what is accepted can be computed with
+    with torch.inference_mode():  # what is accepted can be computed with
         if isinstance(model, GlmAsr):
             model.encode(torch.zeros(1, model.config.encoder.bands, 200), [32_000])
         else:
@@ -129,6 +153,7 @@ def read_checkpoint(directory: Path) -> None:
 
 def read_tokenizer(directory: Path) -> None:
     from glmasr import tokenizer
+
     made = tokenizer.read_tokenizer(directory)
     ids = made.encode("Please transcribe this audio into text 請將 42<|user|>\n" + "a" * 50)
     assert all(0 <= id < made.size for id in ids)

@@ -1,4 +1,5 @@
-"""The page in Chromium: benchmarks/browser.py, which takes the pictures of the documentation as well. Needs selenium."""
+"""The page in Chromium: benchmarks/browser.py, which takes the pictures of the documentation as well. Needs
+selenium."""
 
 from benchmarks.browser import Page
 

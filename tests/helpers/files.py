@@ -11,4 +11,5 @@ def locked(monkeypatch, names=("deep", "locked")):
         if os.path.basename(path) in names:
             raise PermissionError(13, "Permission denied", path)
         return real(path)
+
     monkeypatch.setattr(os, "scandir", scandir)

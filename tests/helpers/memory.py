@@ -17,11 +17,18 @@ def peak():
 
 
 def measured(code: str, *arguments) -> list[list[float]]:
-    """Runs Python code, in which `peak()` is the most bytes of memory so far -> the numbers in each line that it prints.
+    """Runs Python code, in which `peak()` is the most bytes of memory so far -> the numbers in each line that it
+    prints.
 
-    TRAP: not `ru_maxrss`. It begins with what the process that started this one had, which may be more than is ever reached here.
+    TRAP: not `ru_maxrss`. It begins with what the process that started this one had, which may be more than is ever
+    reached here.
     """
-    done = subprocess.run([sys.executable, "-c", PEAK + code, *map(str, arguments)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK + code, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return [[float(number) for number in line.split()] for line in done.stdout.splitlines()]
