@@ -334,8 +334,8 @@ def beam(
         done = done | (running.score[:, 0] / t**length_penalty <= finished.rank[:, -1]) | (limit == t)
         if watch is not None:
             going_on = running._replace(score=running.score.masked_fill(done[:, None], -math.inf))
-            ended = finished._replace(score=finished.score.masked_fill(finished.rank.isneginf(), -math.inf))
-            kept = going_on.join(ended)
+            complete = finished._replace(score=finished.score.masked_fill(finished.rank.isneginf(), -math.inf))
+            kept = going_on.join(complete)
             watch(batch, kept.ids, kept.score, kept.length, kept.stopped)
 
         # 6. Those that are done leave; the others take over what their parents had in the cache.

@@ -176,7 +176,7 @@ class Family(Protocol):
 
 
 def padded_to_speech(window: Window, full: int, step: int) -> int:
-    """Samples up to a second after the last sound, a multiple of `step` (few lengths, larger batches), at most `full`."""
+    """Samples up to a second after the last sound, a multiple of `step`: few lengths, large batches. At most `full`."""
     _, end = window.sound_span()
     samples = round((end - window.begin + AFTER_SPEECH) * SAMPLE_RATE)
     return min(full, -(-samples // step) * step)
