@@ -17,6 +17,7 @@ __all__ = [
     "OptionError",
     "Options",
     "OutputError",
+    "Part",
     "Recognizer",
     "Segment",
     "ShortMemoryError",
@@ -28,7 +29,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Everything else needs torch, which takes a second to import: wait until it is asked for.
-    if name in ("load", "Options", "Recognizer", "Segment", "Transcript"):
+    if name in ("load", "Options", "Part", "Recognizer", "Segment", "Transcript"):
         from . import pipeline
 
         return getattr(pipeline, name)

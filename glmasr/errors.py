@@ -5,6 +5,8 @@ traceback. Any other exception is a defect of this package.
 """
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 LONGEST = 1000  # characters of a message
 # What PyTorch and oneDNN say.
@@ -21,7 +23,11 @@ class GlmAsrError(Exception):
 
     A message may quote a hostile file: control characters but line breaks are escaped, and the middle of an endless one
     is left out.
+
+    transcripts     where a list of recordings was transcribed: those of the others, None of those that failed
     """
+
+    transcripts: Sequence[Any] = ()
 
     def __str__(self) -> str:
         text = super().__str__()

@@ -12,13 +12,13 @@ The way of a recording, and where its steps are:
     transcription.window_decoder    a batch -> parts: encode, search, checks and retries, what no text covers
     transcription.results           parts -> Transcript
 
-What differs between GLM-ASR and the encoder-decoder is in the adapters `transcription.glm_asr` and
-`transcription.encoder_decoder`. An answer that fails the checks is retried at higher temperatures, then in two halves;
-what remains doubtful stands in the flags of a segment and in the warnings, and no text is dropped silently.
+The two adapters, `transcription.glm_asr` and `.encoder_decoder`, have what differs. An answer that fails the checks is
+retried; what remains doubtful is flagged and reported, and no text is dropped silently.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from . import audio as sound
 from .audio_files.reader import may_wait
+from .audio_files.sound_files import stated_duration
 from .checkpoint import hub as hubs
 from .checkpoint.whisper_json import check_steering
 from .config import EncoderDecoderConfig, GlmAsrConfig
@@ -38,32 +39,22 @@ from .model import EncoderDecoder, GlmAsr
 from .observing import stage
 from .tokenizer import read_tokenizer, tokenizer_file
 from .transcription import chinese_script
-from .transcription.batcher import Batcher, Item
+from .transcription.batcher import Batcher
 from .transcription.encoder_decoder import EncoderDecoderFamily
 from .transcription.fallback import TEMPERATURES
 from .transcription.families import Job, LanguageState, RecordingState
 from .transcription.glm_asr import GlmAsrFamily
 from .transcription.language import LANGUAGES, AnyTokenizer, canonical
-from .transcription.long_form import Reader, cut_jobs, seek, untimed, whole_job
+from .transcription.long_form import Reader, Reading, cut_jobs, items, untimed
 from .transcription.memory import batch_size
 from .transcription.options import Options
 from .transcription.results import FLAGS, Part, Segment, Transcript
 from .transcription.window_decoder import WindowDecoder
 
-__all__ = [
-    "FLAGS",
-    "LanguageState",
-    "Options",
-    "Part",
-    "Reader",
-    "Recognizer",
-    "Segment",
-    "Transcript",
-    "load",
-    "make_recognizer",
-]
+__all__ = ["FLAGS", "Options", "Part", "Recognizer", "Segment", "Transcript", "load", "make_recognizer"]
 
 DEFAULTS = Options()
+Progress = Callable[[float, float | None], None]  # seconds that are done, and in all
 
 
 def load(
@@ -116,16 +107,6 @@ def make_recognizer(model: AnyModel, tokenizer: AnyTokenizer, runtime: Runtime =
     return Recognizer(model, tokenizer, runtime)
 
 
-@dataclass
-class Reading:
-    """A recording while it is read: warnings that no part has carried yet, those that parts of an earlier run have
-    carried (what is read again says the same again), and whether it has failed."""
-
-    warnings: list[str] = field(default_factory=list)
-    told: set[str] = field(default_factory=set)
-    failed: bool = False
-
-
 class Recognizer:
     """A model with its tokenizer. `transcribe` is what it is for; `.model`, `.tokenizer` and `.config` are there to
     look at."""
@@ -140,6 +121,11 @@ class Recognizer:
         else:  # a `GraphedModel` is one of GLM-ASR's
             self.family = GlmAsrFamily(model, tokenizer)
         self.windows = WindowDecoder(model, self.family, self.batch_size)
+
+    def __repr__(self) -> str:
+        kind, count = type(self.config).__name__.removesuffix("Config"), prepare.num_parameters(self.model) / 1e6
+        how = self.how()
+        return f"<Recognizer {kind}, {count:,.1f} M parameters, {how['dtype']} on {how['device']}, {how['linears']}>"
 
     @property
     def config(self) -> GlmAsrConfig | EncoderDecoderConfig:
@@ -181,17 +167,22 @@ class Recognizer:
         track: int | str | None = None,
         languages: tuple[str, ...] = (),
         vad: str = "auto",
-    ) -> Transcript:
-        """Recognizes one recording.
+        progress: Progress | None = None,
+    ) -> Any:
+        """Recognizes one recording, or a list of them in common batches.
 
-        audio       path, "-" (standard input), bytes, binary file, or an array (S,) or (S, channels) with its
-                    `sample_rate` in Hz: see `audio.blocks`
+        audio       path, "-" (standard input), bytes, binary file, an array (S,) or (S, channels) with its
+                    `sample_rate`, a pair (rate, array), or a dictionary of Hugging Face's datasets: see `audio.blocks`;
+                    or a list of these
         language    "auto", "zh", "yue", "en", or another name of one, such as "zh-CN" or "Cantonese". The
                     encoder-decoder is told it by a token, or detects it; of GLM-ASR, which has no such tokens, letters
                     that the language is not written in are forbidden
+        progress    called with the seconds that are done, and those that there are in all, or None where no file says
+                    so
         task, ...   what `Options` says
 
-        Raises AudioError for a recording that can't be used, OptionError for an argument out of range.
+        Raises AudioError for a recording that can't be used, OptionError for an argument out of range. Of a list all
+        others are recognized before; the error of the first that failed has their transcripts in `transcripts`.
         """
         options = Options(
             task=task,
@@ -210,8 +201,31 @@ class Recognizer:
             languages=tuple(languages or ()),
             vad=vad,
         )
-        parts = list(self.stream(audio, language, options, sample_rate=sample_rate))
-        return Transcript.of(parts, self.how(options))
+        recordings = audio if isinstance(audio, list) else [audio]
+        transcripts = self._transcribe(recordings, language, options, sample_rate, progress)
+        return transcripts if isinstance(audio, list) else transcripts[0]
+
+    def _transcribe(
+        self, recordings: list[Any], language: str, options: Options, sample_rate: int | None, progress: Progress | None
+    ) -> list[Transcript]:
+        parts: list[list[Part]] = [[] for _ in recordings]
+        errors: dict[int, GlmAsrError] = {}
+        lengths = [stated_duration(audio) if isinstance(audio, str | Path) else None for audio in recordings]
+        total = None if None in lengths else sum(filter(None, lengths))
+        for index, part in self.streams(recordings, language, options, sample_rate=sample_rate):
+            if isinstance(part, GlmAsrError):
+                errors[index] = part
+                continue
+            parts[index].append(part)
+            if progress is not None:
+                progress(sum(some[-1].end for some in parts if some), total)
+        how = self.how(options)
+        done = [None if index in errors else Transcript.of(some, how) for index, some in enumerate(parts)]
+        if errors:
+            first = errors[min(errors)]
+            first.transcripts = done
+            raise first
+        return [transcript for transcript in done if transcript is not None]
 
     def stream(
         self,
@@ -277,7 +291,17 @@ class Recognizer:
                 yield from told(batcher.flush())  # what came before must not wait with it
             before = done.get(index, [])
             reading = readings[index] = Reading(told={warning for part in before for warning in part.warnings})
-            for item in self._items(audio, sample_rate, language, options, reading.warnings, before):
+            state = before[-1].language_state if before else None
+            recording = RecordingState(state or LanguageState(language))
+            blocks = partial(
+                sound.blocks,
+                audio,
+                sample_rate,
+                track=options.track,
+                max_duration=options.max_duration,
+                warn=reading.warnings.append,
+            )
+            for item in items(blocks, self.config, recording, options, reading.warnings, before, self.decode_together):
                 yield from told(batcher.add(index, item))
                 if reading.failed:  # the rest of it would be in vain
                     break
@@ -367,34 +391,3 @@ class Recognizer:
     def batch_size(self, options: Options) -> int:
         """Windows that are decoded together, at most; `options` as `check` gives them."""
         return options.batch_size or batch_size(self.model, self.family, options)
-
-    def _items(
-        self,
-        audio: Any,
-        sample_rate: int | None,
-        language: str,
-        options: Options,
-        warnings: list[str],
-        done: list[Part],
-    ) -> Iterator[Item]:
-        """What is to be decoded of a recording after the parts that are `done`, or was decoded already, because what
-        follows depends on it; then its end, or its error."""
-        try:
-            blocks = sound.blocks(
-                audio, sample_rate, track=options.track, max_duration=options.max_duration, warn=warnings.append
-            )
-            reader, window = Reader(blocks, self.config.window), self.config.window
-            state = done[-1].language_state if done else None
-            recording = RecordingState(state or LanguageState(language))
-            if options.long == "seek" and not reader.fits:
-                yield from seek(
-                    reader, window, recording, options, done, lambda job, how: self.decode_together([job], how)[0]
-                )
-            elif options.long == "whole" and not reader.fits and isinstance(self.config, GlmAsrConfig):
-                job = whole_job(reader, window, self.config.longest_windows, recording, warnings)
-                yield from [] if done else [job]
-            else:
-                yield from cut_jobs(reader, window, recording, options, len(done))
-            yield Part(reader.seconds - reader.left_out, reader.seconds, "", [], [], last=True)
-        except GlmAsrError as error:
-            yield error

@@ -29,9 +29,9 @@ LAYERS = [
     "tokenizer",
     "weights",
     "kernels",
+    "writers",
     "transcription",
     "pipeline",
-    "writers",
     "tools",
     "server",
 ]

@@ -235,7 +235,7 @@ def test_a_text_that_is_given_up_is_told(demo, monkeypatch):
         "",
         [],
         1,
-    ) and transcript.wordless == pytest.approx(4.5)
+    ) and transcript.no_speech_seconds == pytest.approx(4.5)
     [warning] = transcript.warnings
     assert FLAGS["dropped"] in warning
 
@@ -291,14 +291,14 @@ def test_what_is_covered(demo, monkeypatch):
     answering(monkeypatch, lambda number, temperature, prompts: [said(demo, "one") for _ in prompts])
     sound = np.concatenate([talk(2), np.zeros(100 * RATE, np.float32), talk(1)])
     transcript = demo.transcribe(sound, sample_rate=RATE)
-    assert transcript.seconds == 127.0 and 24.0 < transcript.heard < 27.0
+    assert transcript.seconds == 127.0 and 24.0 < transcript.decoded_seconds < 27.0
     assert len(transcript.segments) == 3
 
 
 def test_silence_costs_nothing_and_says_nothing(demo, monkeypatch):
     calls = answering(monkeypatch, lambda *args: pytest.fail("silence was decoded"))
     transcript = demo.transcribe(np.zeros(60 * RATE, np.float32), sample_rate=RATE)
-    assert (transcript.text, transcript.segments, transcript.heard, transcript.seconds) == (
+    assert (transcript.text, transcript.segments, transcript.decoded_seconds, transcript.seconds) == (
         "",
         [],
         0,
@@ -365,7 +365,7 @@ def test_a_transcript_is_plain_data(demo):
 
     record = json.loads(json.dumps(asdict(demo.transcribe("examples/zh.wav"))))
     assert record["segments"][0]["text"] == record["text"] and record["segments"][0]["flags"] == []
-    assert 0 < record["heard"] <= record["seconds"] and -0.5 < record["segments"][0]["mean_logprob"] < 0
+    assert 0 < record["decoded_seconds"] <= record["seconds"] and -0.5 < record["segments"][0]["mean_logprob"] < 0
 
 
 # ---- how much of a window is heard --------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ def test_padding_to_speech(monkeypatch):
     late = np.concatenate([clip, np.zeros(demo.config.window - len(clip) - 1000, np.float32)])
     window, speech = (demo.transcribe(late, sample_rate=RATE, pad_to=pad_to) for pad_to in ("window", "speech"))
     assert frames[0] == whole and 100 * (length + 0.9) < frames[1] < whole and frames[1] % 8 == 0
-    assert window.text == speech.text != "" and speech.heard == window.heard
+    assert window.text == speech.text != "" and speech.decoded_seconds == window.decoded_seconds
     frames.clear()
     assert (
         demo.transcribe(talk(1, 3.8), sample_rate=RATE, pad_to="speech", guards=False)

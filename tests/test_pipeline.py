@@ -1,8 +1,10 @@
 """From a recording to a Transcript, with a tiny random checkpoint: what does not depend on how well a model hears."""
 
+import doctest
 import inspect
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from glmasr.checkpoint.config_json import read_config
 from glmasr.decode import Hypothesis
 from glmasr.transcription import window_decoder
 from glmasr.transcription.language import forbidden_ids, join
+from glmasr.writers.formats import WRITERS
 
 FOREIGN = {
     "zh": r"(?=\p{L})[^\p{Han}\p{Latin}]",
@@ -262,7 +265,9 @@ def test_transcript(recognizer, says):
         compression_ratio=round(9 / len(zlib.compress("零一 ok".encode())), 3),
         language="zh",
     )
-    assert transcript == glmasr.Transcript("零一 ok", "zh", [segment], 0.5, [], heard=0.5, how=recognizer.how())
+    assert transcript == glmasr.Transcript(
+        "零一 ok", "zh", [segment], 0.5, [], decoded_seconds=0.5, how=recognizer.how()
+    )
 
 
 def test_no_rounding_makes_more_heard_than_there_is():
@@ -270,7 +275,10 @@ def test_no_rounding_makes_more_heard_than_there_is():
         transcript = glmasr.Transcript.of(
             [pipeline.Part(0.0, seconds, "", [], []), pipeline.Part(seconds, seconds, "", [], [])]
         )
-        assert max(transcript.heard, transcript.wordless) <= transcript.seconds == seconds and transcript.silent == 0
+        assert (
+            max(transcript.decoded_seconds, transcript.no_speech_seconds) <= transcript.seconds == seconds
+            and transcript.skipped_seconds == 0
+        )
 
 
 @pytest.mark.parametrize(
@@ -387,7 +395,12 @@ def test_more_than_the_model_takes(recognizer):
     whole = recognizer.transcribe(sound[: 4 * RATE], **options)
     assert not any("left out" in warning for warning in whole.warnings)
     longer = recognizer.transcribe(sound, **options)
-    assert (longer.text, longer.seconds, longer.heard, longer.segments) == (whole.text, 6.5, 4.0, whole.segments)
+    assert (longer.text, longer.seconds, longer.decoded_seconds, longer.segments) == (
+        whole.text,
+        6.5,
+        4.0,
+        whole.segments,
+    )
     (warning,) = (warning for warning in longer.warnings if "left out" in warning)
     assert "4 s" in warning and "2 whole windows" in warning and "2.5 s" in warning
     assert any("left out" in warning for warning in recognizer.transcribe(sound[: 5 * RATE], **options).warnings)
@@ -421,3 +434,61 @@ def test_calls_do_not_influence_each_other(recognizer):
 def test_absurd_arguments_are_named(recognizer, options, message):
     with pytest.raises(glmasr.OptionError, match=message):
         recognizer.transcribe(np.zeros(16_000, np.float32), sample_rate=16_000, **options)
+
+
+# ---- the public interface ------------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_recordings_gives_what_each_gives_alone(recognizer):
+    sounds = [melody(seconds) for seconds in (0.5, 2.5, 1.0)]
+    alone = [recognizer.transcribe(samples, sample_rate=RATE, max_new_tokens=8) for samples in sounds]
+    calls = []
+    found = recognizer.transcribe(sounds, sample_rate=RATE, max_new_tokens=8, progress=lambda *call: calls.append(call))
+    assert found == alone and isinstance(found, list) and recognizer.transcribe([]) == []
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls) and calls[-1] == (4.0, None)
+
+
+def test_a_bad_recording_of_a_list_loses_nothing_of_the_others(recognizer):
+    sounds = [melody(0.5), np.full(800, np.nan, np.float32), melody(1.0)]
+    with pytest.raises(glmasr.AudioError, match="NaN") as caught:
+        recognizer.transcribe(sounds, sample_rate=RATE, max_new_tokens=8)
+    alone = [recognizer.transcribe(sounds[index], sample_rate=RATE, max_new_tokens=8) for index in (0, 2)]
+    assert caught.value.transcripts == [alone[0], None, alone[1]] and glmasr.AudioError("x").transcripts == ()
+
+
+def test_progress_knows_how_long_a_file_is(recognizer, tmp_path):
+    soundfile.write(tmp_path / "a.wav", melody(2.5), RATE)
+    calls = []
+    recognizer.transcribe(tmp_path / "a.wav", max_new_tokens=4, progress=lambda *call: calls.append(call))
+    assert calls[-1] == (2.5, 2.5) and len(calls) > 2
+
+
+def test_what_they_say_of_themselves(recognizer):
+    assert re.fullmatch(r"<Recognizer GlmAsr, [0-9.]+ M parameters, float32 on cpu, plain>", repr(recognizer))
+    transcript = glmasr.Transcript("x" * 100, "", [], 2.0)
+    assert repr(transcript) == f"<Transcript without a language, 2.0 s, 0 segments: '{'x' * 57}...'>"
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_a_transcript_saves_itself(tmp_path, form):
+    transcript = glmasr.Transcript("one 二", "zh", [glmasr.Segment(0.2, 1.0, "one 二")], 1.5)
+    transcript.save(tmp_path / "new" / f"talk.{form.upper()}")
+    assert (tmp_path / "new" / f"talk.{form.upper()}").read_text(encoding="utf-8") == WRITERS[form](transcript)
+    assert (
+        transcript.to_srt() == WRITERS["srt"](transcript)
+        and json.loads(WRITERS["json"](transcript)) == transcript.to_dict()
+    )
+
+
+def test_a_name_that_says_no_format(tmp_path):
+    with pytest.raises(glmasr.OptionError, match=r"talk.doc.*expected a name that ends in one of \.txt, \.srt"):
+        glmasr.Transcript("", "", [], 1.0).save(tmp_path / "talk.doc")
+    with pytest.raises(glmasr.OutputError):
+        (tmp_path / "a").write_text("")
+        glmasr.Transcript("", "", [], 1.0).save(tmp_path / "a" / "b.txt")
+
+
+def test_the_examples_in_docstrings():
+    from glmasr.transcription import results
+
+    assert doctest.testmod(results).attempted >= 3 and doctest.testmod(results).failed == 0

@@ -19,14 +19,16 @@ from helpers import ROOT
 
 import glmasr
 import transcribe
-from glmasr import audio, pipeline
+from glmasr import audio
 from glmasr.errors import OptionError, ShortMemoryError
-from glmasr.pipeline import LanguageState, Options, Part, Segment
-from glmasr.tools import journals
-from glmasr.transcription.families import RecordingState
-from glmasr.writers import journal, output
+from glmasr.pipeline import Options, Part, Segment
+from glmasr.tools import journal, journals
+from glmasr.tools.journal import Journal
+from glmasr.transcription import long_form
+from glmasr.transcription.families import LanguageState, RecordingState
+from glmasr.transcription.long_form import Reader
+from glmasr.writers import output
 from glmasr.writers.formats import WRITERS
-from glmasr.writers.journal import Journal
 
 RATE = 16_000
 MODEL = ["--model", "demo-article", "--device", "cpu", "--dtype", "float32", "--batch-size", "1", "--beams", "1"]
@@ -148,9 +150,7 @@ def parts_of(whole):
     """The windows of the recording, by the library."""
     recognizer = glmasr.load("demo-article", device="cpu", dtype="float32")
     return list(
-        recognizer.jobs(
-            pipeline.Reader(audio.blocks(whole / "talk.wav"), recognizer.config.window), RecordingState.of("auto")
-        )
+        recognizer.jobs(Reader(audio.blocks(whole / "talk.wav"), recognizer.config.window), RecordingState.of("auto"))
     )
 
 
@@ -318,7 +318,7 @@ def test_an_error_keeps_its_part_and_the_others_are_done(run, whole, recognizer,
             else decode(jobs, options)
         )
 
-    first, work = [], pipeline.cut_jobs
+    first, work = [], long_form.cut_jobs
 
     def noting(reader, window, recording, *more):
         first.append(recording)
@@ -326,7 +326,7 @@ def test_an_error_keeps_its_part_and_the_others_are_done(run, whole, recognizer,
 
     with monkeypatch.context() as patch:
         patch.setattr(recognizer.windows, "decode", starved)
-        patch.setattr(pipeline, "cut_jobs", noting)
+        patch.setattr(long_form, "cut_jobs", noting)
         code, err, _ = run(names=("talk.wav", "other.wav"))
     assert code == 1 and "error: talk.wav: no memory" in err and "1 done, 0 skipped, 1 failed" in err
     assert sorted(found(tmp_path)) == sorted([*INCOMPLETE, *(f"other.{form}" for form in WRITERS)])

@@ -38,10 +38,10 @@ KEYS = [
     "segments",
     "seconds",
     "warnings",
-    "heard",
-    "silent",
+    "decoded_seconds",
+    "skipped_seconds",
     "failed",
-    "wordless",
+    "no_speech_seconds",
     "how",
     "uncovered",
     "incomplete",
@@ -145,7 +145,12 @@ def test_json(call, texts):
             found["text"],
             ["incomplete"],
         )
-        assert (found["heard"], found["silent"], found["failed"], found["schema"]) == (found["seconds"], 0.0, 0, 1)
+        assert (found["decoded_seconds"], found["skipped_seconds"], found["failed"], found["schema"]) == (
+            found["seconds"],
+            0.0,
+            0,
+            2,
+        )
         assert len(found["warnings"]) == 1 and "incomplete" in found["warnings"][0]
     assert "\\u" not in out[0]  # letters, not escapes, where the terminal can show them
 

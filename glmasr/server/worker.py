@@ -27,9 +27,10 @@ from .. import audio as sound
 from ..audio_files import sound_files
 from ..errors import Cancelled, GlmAsrError, OptionError
 from ..kernels import prepare
-from ..pipeline import Options, Part, Reader, Recognizer, load
+from ..pipeline import Options, Part, Recognizer, load
 from ..transcription.families import Job, RecordingState
 from ..transcription.language import LANGUAGES, join, spaced
+from ..transcription.long_form import Reader
 from .messages import Batch, Began, Broken, Cancel, Done, Failed, FromWorker, PartReady, Ready, Recording
 
 IDLE = 2.0  # seconds without work after which memory is given back

@@ -24,6 +24,7 @@ from ..decode import Hypothesis
 from ..layers import CrossAttention, SelfAttention, rotate
 from ..model import EncoderDecoder
 from ..transcription.families import RecordingState
+from ..transcription.long_form import Reader
 
 HEADS = 4  # that are averaged
 
@@ -74,7 +75,7 @@ def first_window(recognizer: Any, recording: Any, options: pipeline.Options) -> 
     """Samples (S,) of the first window of a recording that isn't silent, cut as `recognizer` cuts it, and the second at
     which it begins. `options` as `recognizer.check` gives them. No samples where all is silent. Raises AudioError."""
     blocks = sound.blocks(recording, track=options.track, max_duration=options.max_duration, warn=lambda _: None)
-    reader = pipeline.Reader(blocks, recognizer.config.window)
+    reader = Reader(blocks, recognizer.config.window)
     if options.long == "whole":
         return reader.take(recognizer.config.longest_windows * recognizer.config.window), 0.0
     if options.long == "seek":

@@ -81,7 +81,7 @@ class Summary:
         recognized."""
         self.done += 1
         self.seconds += transcript.seconds - before
-        self.silent += transcript.silent
+        self.silent += transcript.skipped_seconds
         self.doubtful += transcript.failed
         self.spent = spent
 

@@ -8,10 +8,11 @@ from typing import Any
 from .. import __version__
 from ..errors import GlmAsrError, OutputError
 from ..pipeline import Options, Part, Recognizer
-from ..writers import journal, output
+from ..writers import output
 from ..writers.formats import WRITERS
-from ..writers.journal import Journal
+from . import journal
 from .console import Messages, clock
+from .journal import Journal
 
 Outputs = dict[str, Path]  # format -> the file of a recording
 

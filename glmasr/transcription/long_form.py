@@ -6,21 +6,32 @@ seek    as openai/whisper, transcribe.py: each window begins where the last comp
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from ..audio import HOP, SAMPLE_RATE
-from ..config import TIME_STEP
+from ..config import TIME_STEP, EncoderDecoderConfig, GlmAsrConfig
 from ..errors import GlmAsrError
 from . import vad
+from .batcher import Item
 from .chunking import Window, cut
 from .families import Job, RecordingState
 from .language import join
 from .options import Options
 from .results import Part, Segment
+
+
+@dataclass
+class Reading:
+    """A recording while it is read: warnings that no part has carried yet, those that parts of an earlier run have
+    carried (what is read again says the same again), and whether it has failed."""
+
+    warnings: list[str] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
+    failed: bool = False
 
 
 class Reader:
@@ -69,6 +80,31 @@ class Reader:
             self._fill(1)
             if not len(self._buffer):
                 return
+
+
+def items(
+    blocks: Callable[[], Iterable[Tensor]],
+    config: GlmAsrConfig | EncoderDecoderConfig,
+    recording: RecordingState,
+    options: Options,
+    warnings: list[str],
+    done: list[Part],
+    decode: Callable[[list[Job], Options], list[Part | GlmAsrError]],
+) -> Iterator[Item]:
+    """What is to be decoded of a recording after the parts that are `done`, or was decoded already, because what
+    follows depends on it; then its end, or its error."""
+    try:
+        reader, window = Reader(blocks(), config.window), config.window
+        if options.long == "seek" and not reader.fits:
+            yield from seek(reader, window, recording, options, done, lambda job, how: decode([job], how)[0])
+        elif options.long == "whole" and not reader.fits and isinstance(config, GlmAsrConfig):
+            job = whole_job(reader, window, config.longest_windows, recording, warnings)
+            yield from [] if done else [job]
+        else:
+            yield from cut_jobs(reader, window, recording, options, len(done))
+        yield Part(reader.seconds - reader.left_out, reader.seconds, "", [], [], last=True)
+    except GlmAsrError as error:
+        yield error
 
 
 def cut_jobs(reader: Reader, window: int, recording: RecordingState, options: Options, done: int = 0) -> Iterator[Job]:

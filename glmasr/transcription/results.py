@@ -1,8 +1,14 @@
 """What is recognized of a recording: segments, parts as they come, and the whole transcript."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ..errors import OptionError
+from ..writers.formats import WRITERS, record
+from ..writers.line_breaks import Layout
+from ..writers.output import write_whole
 from .language import join, name_language
 
 if TYPE_CHECKING:
@@ -62,17 +68,25 @@ class Part:
     language_state: "LanguageState | None" = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Transcript:
     """What was recognized.
+
+    >>> said = Transcript("Good morning.", "en", [Segment(0.5, 1.7, "Good morning.")], 2.0)
+    >>> said
+    <Transcript en, 2.0 s, 1 segment: 'Good morning.'>
+    >>> print(said.to_srt(), end="")
+    1
+    00:00:00,500 --> 00:00:01,700
+    Good morning.
 
     language    as it was asked for; for "auto" the one that is detected in most of it, of those that the model has
                 tokens for; where it has none, the one that the text is written in: "zh", "yue", "en". "" where that
                 says nothing
     seconds     length of the recording; of an incomplete transcript, up to where it was recognized
-    heard       seconds of it that were decoded, at most `seconds`
-    silent      seconds of it that were skipped as silent; what is neither is named in the warnings
-    wordless    seconds that were decoded, and in which nobody speaks
+    decoded_seconds    of it that were decoded, at most `seconds`
+    skipped_seconds    of it that were skipped as silent; what is neither is named in the warnings
+    no_speech_seconds  of it that were decoded, and in which nobody speaks
     failed      stretches whose every attempt failed the checks
     uncovered   from where to where, in seconds, somebody speaks and there is no text, or too little of it
     how         what it was computed on: device, type of the numbers, kind of linears and of steps, padding (`pad_to`)
@@ -85,10 +99,10 @@ class Transcript:
     segments: list[Segment]
     seconds: float
     warnings: list[str] = field(default_factory=list)
-    heard: float = 0.0
-    silent: float = 0.0
+    decoded_seconds: float = 0.0
+    skipped_seconds: float = 0.0
     failed: int = 0
-    wordless: float = 0.0
+    no_speech_seconds: float = 0.0
     how: dict[str, str] = field(default_factory=dict)
     uncovered: list[tuple[float, float]] = field(default_factory=list)
     incomplete: bool = False
@@ -128,3 +142,25 @@ class Transcript:
         end = parts[-1].end
         rest = Part(end, end, "", [], [f"it was stopped at {end:.1f} s, so the text is incomplete"], last=True)
         return replace(cls.of([*parts, rest], how), incomplete=True)
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
+        count = f"{len(self.segments)} segment{'' if len(self.segments) == 1 else 's'}"
+        return f"<Transcript {self.language or 'without a language'}, {self.seconds:.1f} s, {count}: {text!r}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `.save("talk.json")` writes (docs/JSON.md): dictionaries, lists, strings, finite numbers."""
+        return record(self)
+
+    def to_srt(self, max_line_width: int = 42, max_line_count: int = 2) -> str:
+        """SubRip subtitles; a Chinese character takes two columns of a line."""
+        return WRITERS["srt"](self, Layout(max_line_width, max_line_count))
+
+    def save(self, path: str | PathLike[str], max_line_width: int = 42, max_line_count: int = 2) -> None:
+        """Writes a file, whole or not at all, in the format that its name ends in: .txt, .srt, .vtt, .tsv, .json, .lrc.
+        Raises OptionError for another ending, OutputError where it can't be written."""
+        form = Path(path).suffix[1:].lower()
+        if form not in WRITERS:
+            endings = ", ".join(f".{name}" for name in WRITERS)
+            raise OptionError(f"path is {str(path)!r}, expected a name that ends in one of {endings}")
+        write_whole(path, WRITERS[form](self, Layout(max_line_width, max_line_count), ""))

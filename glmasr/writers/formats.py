@@ -10,21 +10,18 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import regex
 
 from .line_breaks import DEFAULT, Layout
-from .subtitles import clean, cues, length, milliseconds, timed
+from .subtitles import Transcript, clean, cues, length, milliseconds, timed
 
-if TYPE_CHECKING:  # needs torch, which takes a second to import
-    from ..pipeline import Transcript
-
-SCHEMA = 1  # of the JSON; docs/JSON.md says when it changes
+SCHEMA = 2  # of the JSON; docs/JSON.md says when it changes
 PAUSE = 2000  # ms without a cue, after which LRC takes the last line off the screen
 
 
-def as_txt(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -> str:
+def as_txt(transcript: Transcript, layout: Layout = DEFAULT, name: str = "") -> str:
     """One line for each segment."""
     return "".join(f"{text}\n" for segment in transcript.segments if (text := clean(segment.text)))
 
@@ -37,7 +34,7 @@ _TAG = regex.compile(r"<(?=/?[a-zA-Z])|\{(?=\\)")
 _HEAD = regex.compile(r"\n(-?[0-9]+\.?[0-9]*)\n(?=[0-9]+[,.:，．。：][0-9])")
 
 
-def as_srt(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -> str:
+def as_srt(transcript: Transcript, layout: Layout = DEFAULT, name: str = "") -> str:
     """SubRip: numbered cues. --> becomes ->, <b> becomes ‹b>, {\\b1} becomes (\\b1}."""
     blocks = []
     for number, cue in enumerate(cues(transcript, layout), 1):
@@ -47,7 +44,7 @@ def as_srt(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -
     return "\n".join(blocks)
 
 
-def as_vtt(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -> str:
+def as_vtt(transcript: Transcript, layout: Layout = DEFAULT, name: str = "") -> str:
     """WebVTT (https://www.w3.org/TR/webvtt1/), with &, < and > as entities, and so no arrow in a text."""
     blocks = ["WEBVTT\n"]
     if transcript.incomplete:
@@ -58,7 +55,7 @@ def as_vtt(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -
     return "\n".join(blocks)
 
 
-def as_tsv(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -> str:
+def as_tsv(transcript: Transcript, layout: Layout = DEFAULT, name: str = "") -> str:
     """A table of segments with openai-whisper's columns: start and end in milliseconds, text. Quotes in it mean nothing
     special."""
     return "".join(["start\tend\ttext\n", *(f"{start}\t{end}\t{text}\n" for start, end, text in timed(transcript))])
@@ -67,7 +64,7 @@ def as_tsv(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -
 _BRACKETS = str.maketrans("[]<>", "［］＜＞")  # LRC has no escapes, and these would begin a tag
 
 
-def as_lrc(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -> str:
+def as_lrc(transcript: Transcript, layout: Layout = DEFAULT, name: str = "") -> str:
     """Lyrics: a line each with its start, and an empty one where nothing follows for a while; in hundredths, rounded
     down."""
     shown = list(cues(transcript, replace(layout, max_line_count=1)))
@@ -81,7 +78,7 @@ def as_lrc(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -
     )
 
 
-def as_json(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") -> str:
+def as_json(transcript: Transcript, layout: Layout = DEFAULT, name: str = "") -> str:
     """`record`, as indented JSON (RFC 8259)."""
     text = json.dumps(record(transcript, name), ensure_ascii=False, allow_nan=False, indent=2)
     # Half a UTF-16 character, which may stand in the name of a file, can be escaped in JSON but not written in UTF-8.
@@ -89,7 +86,7 @@ def as_json(transcript: "Transcript", layout: Layout = DEFAULT, name: str = "") 
     return escaped + "\n"
 
 
-def record(transcript: "Transcript", name: str = "") -> dict[str, Any]:
+def record(transcript: Any, name: str = "") -> dict[str, Any]:
     """All that is known of a transcript, as docs/JSON.md describes it: dictionaries, lists, strings, numbers that are
     finite."""
     fields = asdict(transcript)

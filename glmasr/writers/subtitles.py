@@ -5,22 +5,42 @@ so no rounding can make cues overlap or run beyond the recording.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import regex
 
 from .line_breaks import DEFAULT, Layout, cut, width
 
-if TYPE_CHECKING:  # needs torch, which takes a second to import
-    from ..pipeline import Transcript
+
+class Segment(Protocol):
+    """What a writer asks of a segment: seconds from the start of the recording, and what was said there."""
+
+    @property
+    def start(self) -> float: ...
+    @property
+    def end(self) -> float: ...
+    @property
+    def text(self) -> str: ...
+
+
+class Transcript(Protocol):
+    """What a writer asks of a transcript."""
+
+    @property
+    def segments(self) -> Sequence[Segment]: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def incomplete(self) -> bool: ...
+
 
 UNTIMED = 1000  # ms that a segment whose end is not after its start is shown, if there is room
 
 
-def timed(transcript: "Transcript") -> list[tuple[int, int, str]]:
+def timed(transcript: Transcript) -> list[tuple[int, int, str]]:
     """The segments that have a text, as (start, end, text): in milliseconds, the text on one line.
 
     0 <= start < end <= the next start, and the last end is not beyond the recording, whatever the segments say. Where
@@ -43,7 +63,7 @@ def timed(transcript: "Transcript") -> list[tuple[int, int, str]]:
     ]
 
 
-def length(transcript: "Transcript") -> int:
+def length(transcript: Transcript) -> int:
     """Milliseconds of the recording, rounded down; without a finite length, those up to the end of the last segment."""
     known = milliseconds(transcript.seconds, -1)
     if known < 0:
@@ -70,7 +90,7 @@ class Cue(NamedTuple):
     lines: list[str]
 
 
-def cues(transcript: "Transcript", layout: Layout = DEFAULT) -> Iterator[Cue]:
+def cues(transcript: Transcript, layout: Layout = DEFAULT) -> Iterator[Cue]:
     """The subtitles of a recording: those of a segment share its time in proportion to their width. Times as in
     `timed`."""
     for start, end, text in timed(transcript):

@@ -21,8 +21,9 @@ from typing import Any
 
 from ..checkpoint import hub_cache
 from ..errors import OutputError
-from ..pipeline import LanguageState, Options, Part, Recognizer, Segment
+from ..pipeline import Options, Part, Recognizer, Segment
 from ..transcription import vad
+from ..transcription.families import LanguageState
 
 try:
     import fcntl
