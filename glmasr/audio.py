@@ -138,8 +138,9 @@ def blocks(
     """Yield a recording as float32 blocks (S,), mono, 16 kHz: each `seconds` long, the last one at most that.
 
     `source` is one of
-    - a path, `"-"` for standard input, bytes, or a binary file object: WAV, FLAC, OGG, MP3, AIFF, AU and CAF are
-      decoded by libsndfile, everything else (m4a, mp4, webm, ...) by ffmpeg if it is on the PATH;
+    - a path, an address (`https://`, `http://`), `"-"` for standard input, bytes, or a binary file object: WAV, FLAC,
+      OGG, MP3, AIFF, AU and CAF are decoded by libsndfile, everything else (m4a, mp4, webm, ...) by ffmpeg if it is on
+      the PATH;
     - an array or tensor (S,), (S, channels) or (channels, S), with its `sample_rate` in Hz: floats of about -1..1, or
       int16, int32 or uint8 (whose 128 is silence), which are divided by their full scale. The shorter axis is the
       channels, the second one where both are equal;

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..cli import is_address
 from ..errors import AudioError, Cancelled
-from . import sound_files
+from . import sound_files, web
 from .limits import MOST_BYTES, MOST_CHANNELS, VALUES, IsCancelled, Warn, checked_rate, too_long, until
 from .tracks import only_track
 
@@ -55,8 +56,10 @@ def read(
 
 
 def may_wait(source: Any) -> bool:
-    """Whether reading may block: standard input, a pipe, a file object that is not in memory."""
+    """Whether reading may block: standard input, a pipe, an address, a file object that is not in memory."""
     if isinstance(source, str | os.PathLike):
+        if isinstance(source, str) and is_address(source):
+            return True
         return source == "-" or os.path.exists(source) and not os.path.isfile(source)
     return hasattr(source, "read") and not isinstance(source, io.BytesIO)
 
@@ -164,6 +167,8 @@ def _as_file(source: Any, stack: ExitStack, cancelled: IsCancelled) -> tuple[str
         if sys.stdin is None:
             raise AudioError("standard input: is closed; expected a recording: pipe one into it, or name a file")
         return _spooled(getattr(sys.stdin, "buffer", sys.stdin), "standard input", stack, cancelled)
+    if isinstance(source, str) and is_address(source):
+        return _spooled(web.opened(source, stack), source, stack, cancelled)
     if hasattr(source, "read"):
         return _spooled(source, str(getattr(source, "name", "the file object")), stack, cancelled)
     if not isinstance(source, str | os.PathLike):

@@ -3,6 +3,7 @@ not at all."""
 
 import glob
 import os
+import re
 import secrets
 import stat
 import unicodedata
@@ -10,7 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+from ..cli import is_address
 from ..errors import AudioError, OptionError, OutputError
 from .formats import WRITERS
 
@@ -44,7 +47,7 @@ def expand(paths: Iterable[str], recursive: bool = False, fail: Callable[[AudioE
     found: dict[str, str] = {}
     for path in paths:
         for name in _expanded(path, recursive, fail):
-            found.setdefault(name if name == "-" else os.path.normcase(os.path.abspath(name)), name)
+            found.setdefault(name if name == "-" or is_address(name) else os.path.normcase(os.path.abspath(name)), name)
     return list(found.values())
 
 
@@ -56,7 +59,7 @@ def _expanded(path: str, recursive: bool, fail: Callable[[AudioError], None]) ->
             "" if recursive else ", or search its folders as well with --recursive"
         )
     # TRAP: a file can be called "talk [1].wav".
-    elif set("*?[").isdisjoint(path) or os.path.lexists(path) or "\0" in path:
+    elif is_address(path) or set("*?[").isdisjoint(path) or os.path.lexists(path) or "\0" in path:
         return [path]
     else:
         matches = sorted(glob.glob(path, recursive=True))
@@ -108,7 +111,7 @@ def plan_outputs(
     inputs: list[str], formats: Iterable[str], output_dir: str | os.PathLike[str] | None = None
 ) -> dict[str, dict[str, Path]]:
     """{input: {format: file}}: where the results go, in `output_dir`, or without one beside each input. "-" is called
-    stdin.
+    stdin; a recording on the web goes into the current folder, by the last part of its address.
 
     A file is named after its input: `talk.wav` makes `talk.srt`. Inputs that would share a name get the first of these
     that tells them apart: `talk.wav.srt`, `monday/talk.srt` (the folders below those that all inputs have in common),
@@ -128,7 +131,8 @@ def plan_outputs(
         folder, name = os.path.split(path)
         return unicodedata.normalize("NFC", os.path.join(real(folder), name)).casefold()
 
-    places = {name: Path(os.path.abspath(name)) for name in inputs if name != "-"}
+    local = {name: _local_name(name) for name in inputs}
+    places = {name: Path(os.path.abspath(local[name])) for name in inputs if name != "-"}
     common = len(os.path.commonprefix([place.parent.parts for place in places.values()]))
     numbers = {name: number for number, name in enumerate(sorted(inputs), 1)}
 
@@ -138,7 +142,7 @@ def plan_outputs(
 
     def files(name: str, attempt: int) -> dict[str, Path]:
         place = places.get(name, Path("stdin"))
-        top, inner = str(Path(name).parent), ""  # of "talk.wav/" too, which opens as "talk.wav" does
+        top, inner = str(Path(local[name]).parent), ""  # of "talk.wav/" too, which opens as "talk.wav" does
         if output_dir is not None:
             # TRAP: on Windows the first part may be a drive, and to join it would lead out of the folder.
             top, inner = os.fspath(output_dir), os.path.join("", *place.parent.parts[max(1, common) :])
@@ -158,6 +162,15 @@ def plan_outputs(
             return plan
         for name in clashing:
             attempts[name] += 1
+
+
+def _local_name(name: str) -> str:
+    """The name in the current folder that a recording on the web would have; that of others as it is."""
+    if not is_address(name):
+        return name
+    parts = urlsplit(name)
+    last = re.sub(r"[^\w .()-]", "_", unquote(parts.path).rstrip("/").rpartition("/")[2]).strip(" .")
+    return last or parts.hostname or "recording"
 
 
 def incomplete(path: Path) -> Path:
