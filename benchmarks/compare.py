@@ -83,7 +83,8 @@ class Clock:
 
 class Ours:
     def __init__(self, directory: Path, device: str, dtype: str):
-        from glmasr import audio, decode, load, pipeline
+        from glmasr import audio, decode, load
+        from glmasr.transcription import glm_asr
 
         self.audio, self.decode = audio, decode
         start = time.perf_counter()  # imports are not counted, here and there
@@ -92,7 +93,7 @@ class Ours:
         self.model, self.device, self.most = (
             self.recognizer.model,
             device,
-            pipeline.MOST_HEARD[torch.device(device).type],
+            glm_asr.ENCODER_BATCH[torch.device(device).type],
         )
 
     def features(self, recordings: list[Tensor]):

@@ -60,7 +60,7 @@ def decode_rows(counts: list[int], args) -> list[tuple[float, float, float]]:
     for count in [min(counts), *counts]:  # the first one warms up
         moments.clear()
         start = time.perf_counter()
-        if hasattr(recognizer, "hear"):
+        if hasattr(recognizer.family, "embed"):
             heard = [recognizer.family.embed(samples) for _ in range(count)]
             prompts = [recognizer.model.prompt(recognizer.tokenizer, len(rows)) for rows in heard]
         else:

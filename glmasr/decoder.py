@@ -150,8 +150,8 @@ class CrossDecoder(nn.Module):
             device=weight.device,
         )
 
-    @stage("decoder.hear")
-    def hear(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
+    @stage("decoder.cross_kv")
+    def cross_kv(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Encoder states (A, S, D) -> for each layer the keys and values (A, H, S, K) of its cross-attention."""
         return [cast(CrossBlock, block).cross.project(states) for block in self.blocks]
 

@@ -192,7 +192,7 @@ class EncoderDecoder(nn.Module):
     def prefill(
         self, audio: Tensor | list[tuple[Tensor, Tensor]], prompt: Sequence[Sequence[int]], cache: Cache
     ) -> Tensor:
-        """Reads the prompts for encoder states (A, T, D), or for what `decoder.hear` made of them, which can serve
+        """Reads the prompts for encoder states (A, T, D), or for what `decoder.cross_kv` made of them, which can serve
         several searches; returns the logits (A, V) of the first answer token.
 
         Learned positions can't be shifted, so the prompts of a batch are equally long. ValueError if they aren't.
@@ -201,7 +201,7 @@ class EncoderDecoder(nn.Module):
             raise ValueError(
                 f"prompts of {sorted({len(ids) for ids in prompt})} tokens in one batch; expected equal lengths"
             )
-        cache.cross = self.decoder.hear(audio) if isinstance(audio, Tensor) else audio
+        cache.cross = self.decoder.cross_kv(audio) if isinstance(audio, Tensor) else audio
         return self._read(torch.tensor([list(ids) for ids in prompt], device=self.device), cache)
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
@@ -213,8 +213,8 @@ class EncoderDecoder(nn.Module):
 
     @stage("language")
     @torch.inference_mode()
-    def judge(self, audio: Tensor | list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Encoder states (A, T, D), or what `decoder.hear` made of them -> the probability of each language of
+    def detect_language(self, audio: Tensor | list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Encoder states (A, T, D), or what `decoder.cross_kv` made of them -> the probability of each language of
         `config.languages` (A, L), and that nobody speaks (A,).
 
         One throw-away step behind <|startoftranscript|>. Languages share what they have among them; the probability

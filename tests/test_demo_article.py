@@ -170,7 +170,7 @@ def test_transformers_computes_the_same_logits_and_judges_the_same_language(demo
         assert (demo.model.features(audio.windows(samples, demo.config.window)) - mel).abs().max() < 1e-5
         tokens = torch.tensor([demo.model.prompt("zh", timestamps=True) + demo.tokenizer.encode("三一四")])
         states = demo.family.encode_windows([samples])
-        logits = demo.model.decoder.head(demo.model.decoder(tokens, demo.model.decoder.hear(states)))
+        logits = demo.model.decoder.head(demo.model.decoder(tokens, demo.model.decoder.cross_kv(states)))
         assert (logits - models[torch.float32](input_features=mel, decoder_input_ids=tokens).logits).abs().max() < 1e-3
         judged = models[torch.float32].detect_language(input_features=mel)
         assert judged.tolist() == [demo.config.languages[demo.transcribe(EXAMPLES / name).language]]

@@ -225,7 +225,7 @@ def test_the_way_of_the_data():
             said(name, heard.shape)
             logits = m.decoder.head(m.decoder(heard)[:, -1])
         else:
-            heard = m.decoder.hear(states)
+            heard = m.decoder.cross_kv(states)
             assert len(heard) == m.config.decoder.layers
             said(name, heard[0][0].shape)
             logits = m.decoder.head(m.decoder(torch.zeros(1, 4, dtype=torch.long, device="meta"), heard)[:, -1])

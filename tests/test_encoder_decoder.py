@@ -127,7 +127,7 @@ def test_every_stage_equals_transformers(pair):
         if isinstance(module, (nn.Conv1d, type(ours.encoder.blocks[0]), type(ours.decoder.blocks[0]))):
             module.register_forward_hook(lambda _module, _args, output, name=name: seen.update({name: output}))
     states = ours.encode(mel)
-    hidden = ours.decoder(tokens, ours.decoder.hear(states))
+    hidden = ours.decoder(tokens, ours.decoder.cross_kv(states))
 
     conv1 = theirs.model.encoder.conv1(mel)
     near(seen["encoder.frontend.conv1"], conv1)
@@ -210,8 +210,11 @@ def test_ids_of_five_beams_equal_transformers(pair, timestamps):
 def test_the_judged_language_equals_transformers(pair):
     theirs, ours, case = pair
     mel = features(case, rows=8, seed=3)
-    likely, no_speech = ours.judge(ours.encode(mel))
-    assert all(torch.equal(x, y) for x, y in zip(ours.judge(ours.decoder.hear(ours.encode(mel))), (likely, no_speech)))
+    likely, no_speech = ours.detect_language(ours.encode(mel))
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(ours.detect_language(ours.decoder.cross_kv(ours.encode(mel))), (likely, no_speech))
+    )
     ids = torch.tensor(list(ours.config.languages.values()))
     assert ids[likely.argmax(-1)].tolist() == theirs.detect_language(mel).tolist()
     with torch.inference_mode():
@@ -230,7 +233,7 @@ def test_cached_equals_uncached(pair):
         ours.encode(features(case)),
         torch.randint(0, PIECES, (2, 10), generator=torch.Generator().manual_seed(4)),
     )
-    whole = ours.decoder.head(ours.decoder(tokens, ours.decoder.hear(states)))
+    whole = ours.decoder.head(ours.decoder(tokens, ours.decoder.cross_kv(states)))
     cache = ours.new_cache(2, 10)
     near(ours.prefill(states, tokens[:, :4].tolist(), cache), whole[:, 3])
     for place in range(4, 10):
@@ -252,7 +255,7 @@ def test_reordered_beams_equal_recomputation_and_share_what_was_heard(pair):
         logits = ours.step(tokens, cache)
         rows = [[*row, token] for row, token in zip(rows, tokens.tolist())]
         expected = ours.decoder.head(
-            ours.decoder(torch.tensor(rows), ours.decoder.hear(states.repeat_interleave(3, 0)))
+            ours.decoder(torch.tensor(rows), ours.decoder.cross_kv(states.repeat_interleave(3, 0)))
         )[:, -1]
         near(logits, expected)
         parents = torch.cat(
@@ -427,7 +430,7 @@ def test_the_article_trains_saves_loads_and_decodes(request, tmp_path, config, s
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2 / config.encoder.width)
     losses = []
     for _ in range(steps):
-        hidden = model.decoder(tokens[:, :-1], model.decoder.hear(model.encode(model.features(windows))))
+        hidden = model.decoder(tokens[:, :-1], model.decoder.cross_kv(model.encode(model.features(windows))))
         loss = F.cross_entropy(model.decoder.head(hidden).flatten(0, 1), tokens[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()

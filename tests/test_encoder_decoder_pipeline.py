@@ -164,7 +164,7 @@ def test_languages_are_given_or_judged_also_in_a_batch(recognizer, monkeypatch):
     likely = torch.tensor([[0.1, 0.2, 0.7], [0.9, 0.1, 0.0], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
     monkeypatch.setattr(
         EncoderDecoder,
-        "judge",
+        "detect_language",
         lambda self, audio: (likely[: len(audio[0][0])], torch.tensor([0.0, 0.2, 0.9, 0.1])[: len(audio[0][0])]),
     )
     asked = answering(monkeypatch, [said("x") for _ in range(4)])
@@ -190,7 +190,7 @@ def test_languages_are_given_or_judged_also_in_a_batch(recognizer, monkeypatch):
 def test_a_window_in_two_languages(recognizer, monkeypatch, how, languages):
     """What isn't written in the language that was heard is in another, unless it was asked for."""
     monkeypatch.setattr(
-        EncoderDecoder, "judge", lambda self, audio: (torch.tensor([[0.9, 0.1, 0.0]]), torch.tensor([0.0]))
+        EncoderDecoder, "detect_language", lambda self, audio: (torch.tensor([[0.9, 0.1, 0.0]]), torch.tensor([0.0]))
     )
     monkeypatch.setattr(EncoderDecoder, "prompt", lambda self, *asked: [0])
     answering(monkeypatch, [said(at(0), "一二三四五", at(0.5), at(0.5), " one two three four", at(1.0))])
@@ -228,7 +228,7 @@ def test_seeking_goes_on_where_the_last_complete_sentence_ended(recognizer, monk
     follows."""
     starts = []
     monkeypatch.setattr(
-        EncoderDecoder, "judge", lambda self, audio: (torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.0]))
+        EncoderDecoder, "detect_language", lambda self, audio: (torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.0]))
     )
     encode = recognizer.family.encode_windows
     monkeypatch.setattr(
@@ -263,7 +263,7 @@ def test_seeking_goes_on_where_the_last_complete_sentence_ended(recognizer, monk
 
 def test_a_silent_recording_has_a_language_still(recognizer, monkeypatch):
     monkeypatch.setattr(
-        EncoderDecoder, "judge", lambda self, audio: (torch.tensor([[0.2, 0.2, 0.6]]), torch.tensor([0.99]))
+        EncoderDecoder, "detect_language", lambda self, audio: (torch.tensor([[0.2, 0.2, 0.6]]), torch.tensor([0.99]))
     )
     answering(monkeypatch, [said("x", logprob=-5.0)])
     transcript = recognizer.transcribe(sound(1), sample_rate=16_000)
@@ -378,8 +378,8 @@ def test_a_file_that_lost_its_steering_ids(folder, tmp_path, key):
 
 def test_what_was_heard_is_projected_once(recognizer, monkeypatch):
     """Whatever is done with a window: judging its language, searching, trying again."""
-    calls, hear = [], recognizer.model.decoder.hear
-    monkeypatch.setattr(recognizer.model.decoder, "hear", lambda states: calls.append(len(states)) or hear(states))
+    calls, hear = [], recognizer.model.decoder.cross_kv
+    monkeypatch.setattr(recognizer.model.decoder, "cross_kv", lambda states: calls.append(len(states)) or hear(states))
     recognizer.recognize(
         [torch.from_numpy(sound(1)), torch.from_numpy(sound(1))],
         ["auto", "zh"],
@@ -803,7 +803,7 @@ def judging(monkeypatch, rows):
     left = list(rows)
     monkeypatch.setattr(
         EncoderDecoder,
-        "judge",
+        "detect_language",
         lambda self, audio: (torch.tensor([left.pop(0) for _ in audio[0][0]]), torch.zeros(len(audio[0][0]))),
     )
 
@@ -837,7 +837,7 @@ def in_turns(monkeypatch, slices):
         )  # windows, or slices
         return torch.tensor([rows[sign] for sign in signs]), torch.zeros(count)
 
-    monkeypatch.setattr(EncoderDecoder, "judge", judge)
+    monkeypatch.setattr(EncoderDecoder, "detect_language", judge)
 
 
 def test_a_window_is_cut_where_the_language_changes(recognizer, monkeypatch, all_voice):

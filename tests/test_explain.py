@@ -189,7 +189,7 @@ FRONT = {
 @pytest.mark.parametrize("rate", [RATE, 24_000])
 def test_the_stages_are_in_the_order_of_the_data(recognizers, kind, rate):
     run, _ = explained(recognizers[kind], rate=rate)
-    between = ["projector", "audio rows"] if kind == "glm" else ["decoder.hear", "language"]
+    between = ["projector", "audio rows"] if kind == "glm" else ["decoder.cross_kv", "language"]
     places = [] if kind == "glm" else ["decoder.positions"]
     assert list(table(run)) == [
         "read",
@@ -263,7 +263,7 @@ def test_the_parameters_of_a_stage_are_those_of_its_modules(recognizers):
         assert rows[name][2] == count(model.get_submodule(name)) > 0, name
     model, rows = recognizers["waveform"].model, table(explained(recognizers["waveform"])[0])
     crossed = [part for block in model.decoder.blocks for part in (block.cross.key, block.cross.value)]
-    assert rows["decoder.hear"][2] == count(*crossed) > 0 and rows["decoder.blocks"][2] == count(
+    assert rows["decoder.cross_kv"][2] == count(*crossed) > 0 and rows["decoder.blocks"][2] == count(
         model.decoder.blocks
     ) - count(*crossed)
     assert rows["encoder.positions"][2] == model.encoder.positions.numel() and rows["decoder.head"][2] == 0
@@ -294,7 +294,7 @@ def test_shapes_of_the_encoder_decoder(tmp_path, kind, more):
         "encoder.blocks": f"(2, 100, {width})",
         "encoder.norm": f"(2, 100, {width})",
         "language": "(2, 3)",
-        "decoder.hear": f"(2, 4, 100, {key})",
+        "decoder.cross_kv": f"(2, 4, 100, {key})",
         "decoder.embed": f"(2, 4, {width})",
         "decoder.positions": f"(4, {width})",
         "decoder.blocks": f"(2, 4, {width})",
@@ -324,7 +324,7 @@ def test_shapes_of_the_encoder_decoder(tmp_path, kind, more):
         rows["encoder.blocks"][4] == f"encoder.py, {encoder}EncoderBlock"
         and rows["decoder.blocks"][4] == f"decoder.py, {decoder}CrossBlock"
     )
-    assert rows["windows"][4] == "2 of 2 s" and rows["decoder.hear"][4] == "decoder.py, CrossDecoder.hear"
+    assert rows["windows"][4] == "2 of 2 s" and rows["decoder.cross_kv"][4] == "decoder.py, CrossDecoder.cross_kv"
 
 
 @pytest.mark.parametrize("seconds, windows", [(1.5, ""), (3.1, "2 x ")])
@@ -354,7 +354,8 @@ def test_types_are_those_of_the_results(tmp_path):
     rows = table(explained(recognizer)[0])
     assert {rows[name][1] for name in ("read", "windows", "log-mel", "language")} == {"float32"}
     assert {
-        rows[name][1] for name in ("encoder.frontend.conv1", "encoder.blocks", "decoder.hear", "decoder.head", "step")
+        rows[name][1]
+        for name in ("encoder.frontend.conv1", "encoder.blocks", "decoder.cross_kv", "decoder.head", "step")
     } == {"bfloat16"}
 
 
@@ -458,7 +459,7 @@ def test_the_first_tokens_are_those_of_prefill(recognizer, options):
         wish not in ids.tolist()
     )
     if not glm:
-        likely, no_speech = recognizer.model.judge(audio)
+        likely, no_speech = recognizer.model.detect_language(audio)
         order = sorted(zip(recognizer.config.languages, likely[0].tolist()), key=lambda item: -item[1])
         line = "judged: " + ", ".join(
             [*(f"{name} {value:.3f}" for name, value in order), f"that nobody speaks {no_speech[0]:.3f}"]

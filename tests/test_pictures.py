@@ -114,7 +114,7 @@ def test_the_encoder_decoder_has_the_shapes_of_its_modules(texts):
         features = torch.zeros(shape, device="meta")
         fronted, states = model.encoder.frontend(features), model.encoder(features)
         inner = model.encoder.frontend.layers(features).mT if waveform else model.encoder.frontend.conv1(features)
-        heard = model.decoder.hear(states)
+        heard = model.decoder.cross_kv(states)
         logits = model.decoder.head(model.decoder(torch.zeros(1, 3, dtype=torch.long, device="meta"), heard)[:, -1])
         for letter, shape in (("A", features.shape), ("A", inner.shape), ("A", fronted.shape), ("B", logits.shape)):
             assert f"({', '.join(map(str, (letter, *shape[1:])))})" in found, shape

@@ -74,7 +74,7 @@ def test_the_weights_are_those_that_the_modules_mix_with(explained):
             lambda module, args, result: seen.append((attention.crossed(module, *args), args[2], result))
         )
         with torch.inference_mode():
-            model.decoder(tokens, model.decoder.hear(torch.randn(1, 40, recognizer.config.encoder.width)))
+            model.decoder(tokens, model.decoder.cross_kv(torch.randn(1, 40, recognizer.config.encoder.width)))
     module._forward_hooks.clear()
     weights, value, result = seen[0]
     mixed = weights @ value[0].repeat_interleave(len(weights) // value.shape[1], dim=0)

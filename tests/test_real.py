@@ -276,7 +276,7 @@ def test_logits(directory, ours, theirs, states, their_states):
         prompt = ours.prompt(language_of(batch, ours))
         for place in range(batch.places.start, batch.places.stop):
             tokens = torch.tensor([[*prompt, *tokenizer.encode(" " + CLIPS[place].text)]])
-            found = ours.decoder.head(ours.decoder(tokens, ours.decoder.hear(states[place : place + 1])))
+            found = ours.decoder.head(ours.decoder(tokens, ours.decoder.cross_kv(states[place : place + 1])))
             expected = theirs(encoder_outputs=(their_states[place : place + 1],), decoder_input_ids=tokens).logits
             assert (found - expected).abs().max() < NEAR, CLIPS[place].path.name
 
@@ -366,7 +366,7 @@ def test_ids_equal_transformers(ours, theirs, found, their_states, beams, timest
 def test_languages_equal_the_others(ours, theirs, openai, states, their_states):
     if not ours.config.languages:
         pytest.skip("this model knows one language")
-    likely, no_speech = ours.judge(states)
+    likely, no_speech = ours.detect_language(states)
     ids = torch.tensor(list(ours.config.languages.values()))
     logits = theirs(
         encoder_outputs=(their_states,), decoder_input_ids=torch.full((len(CLIPS), 1), ours.config.start)

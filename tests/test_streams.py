@@ -127,7 +127,7 @@ def judging(article, monkeypatch):
             )
 
         ids = article.tokenizer.encode("一" * 40)
-        monkeypatch.setattr(article.model, "judge", judged, raising=False)
+        monkeypatch.setattr(article.model, "detect_language", judged, raising=False)
 
         def search(model, audio, prompts, *more):
             if alone and len(prompts) > 1:

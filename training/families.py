@@ -196,7 +196,7 @@ class EncoderDecoderFamily:
         model = self.model
         states = model.encoder(batch.features)
         spoken = [state[: max(1, -(-count // self.step))] for state, (count,) in zip(states, batch.samples)]
-        return model.decoder(batch.tokens, model.decoder.hear(states)), spoken
+        return model.decoder(batch.tokens, model.decoder.cross_kv(states)), spoken
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """logits (N, V), ids (N,) -> cross-entropy, in which a time weighs less than a word: nobody can tell it to 20

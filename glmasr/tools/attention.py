@@ -95,7 +95,7 @@ def read_again(recognizer: Any, samples: Tensor, search: Search) -> Reading:
     if isinstance(model, EncoderDecoder):
         tokens = torch.tensor([search.prompt + ids], device=model.device)
         seconds = recognizer.family.samples_per_state / SAMPLE_RATE
-        heard = model.decoder.hear(recognizer.family.encode_windows([samples]))
+        heard = model.decoder.cross_kv(recognizer.family.encode_windows([samples]))
         columns = slice(0, -(-len(samples) // recognizer.family.samples_per_state))
         with noted((block.cross for block in model.decoder.blocks), crossed) as weights:
             states = model.decoder(tokens, heard)

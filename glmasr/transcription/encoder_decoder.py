@@ -102,8 +102,8 @@ class EncoderDecoderFamily:
         """In a recording whose language is "auto" each window's is detected, and `LanguageState.choose` says what
         counts. What isn't speech, or sounds like tones, says nothing about the windows after it."""
         encoded = self.encode_windows([job.window.samples for job in jobs], length)
-        cross = self.model.decoder.hear(encoded)  # once, for all that follows
-        likely, no_speech = self.model.judge(cross)
+        cross = self.model.decoder.cross_kv(encoded)  # once, for all that follows
+        likely, no_speech = self.model.detect_language(cross)
         known, among = list(self.config.languages), options.languages or tuple(self.config.languages)
         languages, runners_up, pieces, states = [], [], [], dict(states)
         for row, (job, silence) in enumerate(zip(jobs, no_speech.tolist(), strict=True)):
@@ -136,7 +136,7 @@ class EncoderDecoderFamily:
         columns = [list(self.config.languages).index(name) for name in names]
 
         def detect(slices: list[tuple[Tensor, Tensor]]) -> Tensor:
-            return self.model.judge(slices)[0][:, columns]
+            return self.model.detect_language(slices)[0][:, columns]
 
         return language_turns(window, cross, self.samples_per_state, names, detect)
 

@@ -148,7 +148,7 @@ def read_checkpoint(directory: Path) -> None:
         if isinstance(model, GlmAsr):
             model.encode(torch.zeros(1, model.config.encoder.bands, 200), [32_000])
         else:
-            model.judge(model.encode(model.features(torch.zeros(1, model.config.window))))
+            model.detect_language(model.encode(model.features(torch.zeros(1, model.config.window))))
 
 
 def read_tokenizer(directory: Path) -> None:
