@@ -13,7 +13,7 @@ from ..transcription.fallback import Limits
 from ..writers.line_breaks import width as columns
 from .explain import Observation, Search, Stage, observed
 
-WIDTH = 112  # columns of a report
+WIDTH = 118  # columns of a report
 LIKELIEST = 5  # first tokens in it
 TOKENS, STEPS = 24, 10  # steps in it of a search without beams and of one with them; the last step is besides
 ABREAST = 3  # beams in it
