@@ -43,16 +43,19 @@ if TYPE_CHECKING:  # they need torch: `Work.load` imports it once the arguments 
 
 
 def device(text: str) -> str:
+    """The type of an argument that is auto, cpu, cuda or cuda:N. Raises ArgumentTypeError."""
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
     return text
 
 
 def names(text: str) -> tuple[str, ...]:
+    """The type of an argument that lists names between commas: each once, without empty ones."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def formats(text: str) -> list[str]:
+    """The type of an argument that lists names of WRITERS between commas, or has `all`. Raises ArgumentTypeError."""
     names = list(dict.fromkeys(text.split(",")))
     if "all" in names:
         names = list(WRITERS)
@@ -124,6 +127,7 @@ def make_parser() -> Parser:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of the command line, checked against each other. Wrong usage ends the process, with exit code 2."""
     parser = make_parser()
     # Options may stand between recordings. TRAP: with `--`, after which a name may begin with a dash, they may not.
     dashes = "--" in (sys.argv[1:] if argv is None else argv)
@@ -375,6 +379,7 @@ class Work:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the command line. -> exit code, as said at the top."""
     try:
         args = arguments(argv)
         if sys.stdout is None and not args.files:

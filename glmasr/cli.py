@@ -67,18 +67,22 @@ def _run(module: str) -> int:
 
 
 def transcribe() -> int:
+    """Runs the command `glmasr` and returns its exit code."""
     return _run("transcribe")
 
 
 def fetch() -> int:
+    """Runs the command `glmasr-fetch` and returns its exit code."""
     return _run("glmasr.tools.fetch")
 
 
 def check() -> int:
+    """Runs the command `glmasr-check` and returns its exit code."""
     return _run("glmasr.tools.check")
 
 
 def quantize() -> int:
+    """Runs the command `glmasr-quantize` and returns its exit code."""
     return _run("glmasr.tools.quantize")
 
 
@@ -118,6 +122,7 @@ def _number(text: str, kind: Callable[[str], Number], fits: Callable[[Number], b
 
 
 def positive(text: str) -> int:
+    """The type of an argument that is an integer of 1 or more. Raises ArgumentTypeError."""
     return _number(text, int, lambda number: number >= 1, "a positive integer")
 
 
@@ -127,18 +132,22 @@ def positive_or_auto(text: str) -> int | None:
 
 
 def count(text: str) -> int:
+    """The type of an argument that is an integer of 0 or more. Raises ArgumentTypeError."""
     return _number(text, int, lambda number: number >= 0, "an integer of 0 or more")
 
 
 def port(text: str) -> int:
+    """The type of an argument that is a port, an integer of 0 to 65535. Raises ArgumentTypeError."""
     return _number(text, int, lambda number: 0 <= number <= 65535, "an integer of 0 to 65535")
 
 
 def seconds(text: str) -> float:
+    """The type of an argument that is a positive, finite number of seconds. Raises ArgumentTypeError."""
     return _number(text, float, lambda number: 0 < number < float("inf"), "a positive number of seconds")
 
 
 def megabytes(text: str) -> float:
+    """The type of an argument that is a positive, finite number of MiB. Raises ArgumentTypeError."""
     return _number(text, float, lambda number: 0 < number < float("inf"), "a positive number of MiB")
 
 

@@ -197,6 +197,7 @@ def is_integer(value: object) -> TypeGuard[int]:
 
 
 def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is an int or a float, and finite. A bool is not a number here, nor is anything of 1e300 or more."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 

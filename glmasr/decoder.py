@@ -34,6 +34,8 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
+    """The gated MLP, down(silu(gate(x)) * up(x)), on x (..., D) without biases (Shazeer, 2020)."""
+
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.gate = nn.Linear(width, hidden, bias=False)
@@ -45,6 +47,8 @@ class SwiGLU(nn.Module):
 
 
 class LlamaBlock(nn.Module):
+    """Self-attention, then SwiGLU, each after an RMSNorm and added to x (B, T, D); with `last`, -> (B, 1, D)."""
+
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.attn_norm = RMSNorm(config.width, config.eps)
@@ -63,6 +67,8 @@ class LlamaBlock(nn.Module):
 
 
 class LlamaDecoder(nn.Module):
+    """GLM-ASR's text decoder: embeddings (B, T, D) -> states (B, T, D); its `head` makes them logits (..., V)."""
+
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
@@ -111,6 +117,8 @@ class LlamaDecoder(nn.Module):
 
 
 class CrossBlock(nn.Module):
+    """Self-attention, cross-attention, then the MLP, each after a LayerNorm and added to x (B, T, D)."""
+
     def __init__(self, config: CrossDecoderConfig):
         super().__init__()
         self.attn_norm = nn.LayerNorm(config.width, eps=config.eps)
@@ -130,6 +138,8 @@ class CrossBlock(nn.Module):
 
 
 class CrossDecoder(nn.Module):
+    """Whisper's and the article's text decoder: ids (B, T) and heard keys and values -> states (B, T, D)."""
+
     def __init__(self, config: CrossDecoderConfig):
         super().__init__()
         self.config = config

@@ -19,6 +19,8 @@ from .layers import MLP, Rope, SelfAttention, rope_table
 
 
 class EncoderBlock(nn.Module):
+    """Self-attention without a mask, then the MLP, each after a LayerNorm and added to x (B, T, D)."""
+
     def __init__(self, config: EncoderConfig | SinusoidalEncoderConfig):
         super().__init__()
         self.attn_norm = nn.LayerNorm(config.width, eps=config.eps)
@@ -33,6 +35,8 @@ class EncoderBlock(nn.Module):
 
 
 class RotaryEncoder(nn.Module):
+    """GLM-ASR's audio encoder: log-mel (B, bands, frames) -> states (B, frames / 2, D), with rotary positions."""
+
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.config = config
@@ -59,6 +63,8 @@ def sinusoids(length: int, width: int) -> Tensor:
 
 
 class SinusoidalEncoder(nn.Module):
+    """Whisper's and the article's audio encoder: log-mel or samples -> states (B, T, D), with sinusoids added once."""
+
     def __init__(self, config: SinusoidalEncoderConfig):
         super().__init__()
         self.config = config

@@ -35,6 +35,8 @@ class TextEncoder(Protocol):
 
 
 class GlmAsr(nn.Module):
+    """GLM-ASR as published: an audio encoder, a projector, and a Llama that reads the audio inside a chat prompt."""
+
     def __init__(self, config: GlmAsrConfig):
         super().__init__()
         self.config = config
@@ -115,6 +117,8 @@ NO_TIMES = "this model has no time tokens (no_timestamps_token_id in generation_
 
 
 class EncoderDecoder(nn.Module):
+    """The article's system and Whisper: an audio encoder, and a decoder that hears it through cross-attention."""
+
     def __init__(self, config: EncoderDecoderConfig):
         super().__init__()
         self.config = config

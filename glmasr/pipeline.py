@@ -104,6 +104,7 @@ PLAIN = Runtime()
 
 
 def make_recognizer(model: AnyModel, tokenizer: AnyTokenizer, runtime: Runtime = PLAIN) -> "Recognizer":
+    """A recognizer from a model and a tokenizer that are already in memory."""
     return Recognizer(model, tokenizer, runtime)
 
 

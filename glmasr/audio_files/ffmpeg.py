@@ -93,6 +93,7 @@ def least(length: float) -> float:
 
 
 def damage(name: str, seconds: float, trouble: str) -> str:
+    """The warning about a recording that breaks off: after how many seconds, and what the decoder said ("trouble")."""
     return f"{name}: breaks off after {seconds:.1f} s ({trouble.rstrip('.')}); what comes before is used"
 
 

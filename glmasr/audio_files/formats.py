@@ -90,6 +90,7 @@ def _tag_length(head: bytes) -> int:
 
 
 def read_at(file: BinaryIO, place: int, count: int) -> bytes:
+    """Up to `count` bytes of the file from byte `place` on: fewer at its end."""
     file.seek(place)
     return file.read(count)
 

@@ -49,6 +49,7 @@ def checked_rate(rate: object, name: str) -> int:
 
 
 def too_long(name: str, max_duration: float) -> AudioError:
+    """The error of a recording that is longer than `max_duration` seconds."""
     return AudioError(
         f"{name}: is longer than {max_duration:g} s (max_duration); expected at most that: cut the recording, or raise "
         "the limit with --max-duration"

@@ -1,0 +1,1 @@
+"""Published files of a model: finding, fetching and checking them, and reading what they say."""

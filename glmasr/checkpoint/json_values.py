@@ -13,6 +13,7 @@ from .json_file import Json
 
 
 def check_known(name: str, part: Json, known: Iterable[str]) -> None:
+    """Raises CheckpointError for a key of `part` that is not in `known`. `name`: the file, as the message calls it."""
     unknown = sorted(set(part).difference(known))
     if unknown:
         raise CheckpointError(
@@ -53,6 +54,7 @@ def log_mel_settings(name: str, features: Any) -> Json:
 
 
 def check_bands(name: str, features: Json, bands: int) -> None:
+    """Raises CheckpointError if the log-mel settings have another number of bands than the encoder takes."""
     found = features.get("feature_size", bands)
     if found != bands:
         raise CheckpointError(f"{name}: feature_size is {found!r}, but the encoder takes {bands} bands")

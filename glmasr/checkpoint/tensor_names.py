@@ -69,6 +69,8 @@ def _whisper_table(prefix: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Format:
+    """A layout of published files. `table`: our names -> theirs; `ignored`: those of theirs that aren't used."""
+
     table: dict[str, str]
     ignored: tuple[str, ...] = ()
     interleaved: bool = False  # the encoder's rotary dims lie as pairs (0, 1), (2, 3), ...: see `_half_split`

@@ -48,10 +48,12 @@ def utf8(text: str) -> bytes:
 
 
 def to_alphabet(text: str) -> str:
+    """The UTF-8 bytes of a text, each as its character of the byte alphabet. Raises TokenizerError as `utf8`."""
     return utf8(text).decode("latin-1").translate(_TO_ALPHABET)
 
 
 def to_bytes(token: str) -> bytes:
+    """The bytes that a token in the byte alphabet stands for. Raises TokenizerError as `utf8`."""
     # TRAP: an added token such as "<|大|>" is not written in the alphabet; then the whole token is its own UTF-8.
     try:
         return bytes([BYTE[character] for character in token])
@@ -78,6 +80,7 @@ def get(part: Any, key: str, kind: type[T], where: str, default: T = _REQUIRED) 
 
 
 def check_id(number: Any, token: str) -> int:
+    """The id of a token, which has to be an int from 0 to HIGHEST_ID. Raises TokenizerError."""
     if type(number) is not int or not 0 <= number <= HIGHEST_ID:
         raise TokenizerError(
             f"the token {token!r:.60} has the id {number!r:.40}; expected an integer from 0 to {HIGHEST_ID}"

@@ -31,6 +31,7 @@ WARM_UP = 3  # runs before a capture, in which libraries choose their kernels
 
 
 def capture(run: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
+    """`run` as a CUDA graph of this device, after WARM_UP runs of it. It has to use the same memory each time."""
     with torch.cuda.device(device):  # TRAP: streams and captures are those of the current device
         stream = torch.cuda.Stream()  # TRAP: what runs before a capture must not run on the default stream
         stream.wait_stream(torch.cuda.current_stream())

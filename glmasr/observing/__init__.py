@@ -19,6 +19,8 @@ R = TypeVar("R")
 
 
 class Observer(Protocol):
+    """What `observing` takes: it is called in place of each stage, and has to call the function itself."""
+
     def call(self, name: str, function: Callable[..., R], /, *args: Any, **more: Any) -> R:
         """The stage `name`: what the function gives."""
 

@@ -18,6 +18,7 @@ from .request_queue import Event, Finished
 
 
 def answer(finished: Finished, task: str, response_format: str) -> Response:
+    """The response to a recording in one of OpenAI's formats: json, verbose_json, text, or one of WRITERS."""
     if response_format == "json":
         return JSONResponse(as_json(finished))
     if response_format == "verbose_json":
@@ -28,6 +29,7 @@ def answer(finished: Finished, task: str, response_format: str) -> Response:
 
 
 def as_json(finished: Finished) -> dict[str, Any]:
+    """OpenAI's format json: the text and the seconds of sound, rounded up; and the warnings, where there are any."""
     transcript = finished.transcript
     warnings = {"warnings": transcript.warnings} if transcript.warnings else {}
     usage = {"type": "duration", "seconds": math.ceil(transcript.seconds)}
@@ -111,6 +113,8 @@ class Failure(BaseModel):
     """What is answered where something went wrong, as OpenAI has it: `problems.Problem`."""
 
     class Error(BaseModel):
+        """The error itself: `type` and `code` are for programs, `message` is for people, `param` is the field."""
+
         message: str
         type: str
         param: str | None

@@ -86,6 +86,8 @@ class Application(FastAPI):
 
 
 def add_error_handlers(app: FastAPI) -> None:
+    """Makes Problems, and the errors of this package and of FastAPI, answers in OpenAI's shape."""
+
     @app.exception_handler(Problem)
     @app.exception_handler(GlmAsrError)
     @app.exception_handler(HTTPException)
@@ -135,6 +137,7 @@ class Service:
 
 
 def add_recognition(app: FastAPI, service: Service) -> None:
+    """Adds the routes that take recordings: transcriptions and translations."""
     forms = APIRouter(route_class=FormRoute)
     texts: dict[str, Any] = {"text/plain": {}}
     events: dict[str, Any] = {"text/event-stream": {}}
@@ -157,6 +160,7 @@ def add_recognition(app: FastAPI, service: Service) -> None:
 
 
 async def last(events: AsyncGenerator[Event, None]) -> Finished:
+    """The Finished that the events of a recording end with; its parts are passed over."""
     async for event in events:
         if isinstance(event, Finished):
             return event
@@ -187,6 +191,8 @@ async def unless_gone(request: Request, task: asyncio.Future[Result]) -> Result:
 
 
 def add_models(app: FastAPI, service: Service) -> None:
+    """Adds the routes that list the names of the model."""
+
     def described(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": service.began, "owned_by": "glmasr"}
 
@@ -205,6 +211,7 @@ def add_models(app: FastAPI, service: Service) -> None:
 
 
 def add_operation(app: FastAPI, queue: RequestQueue) -> None:
+    """Adds the routes for those who run the server: health and metrics."""
     closed: dict[int | str, dict[str, Any]] = {503: {"description": "it can't work, or is about to end"}}
 
     @app.head(HEALTH, include_in_schema=False)
@@ -223,6 +230,8 @@ def add_operation(app: FastAPI, queue: RequestQueue) -> None:
 
 
 def add_manual(app: FastAPI, service: Service, has_key: bool, most_bytes: int) -> None:
+    """Adds /docs, the page that describes the API. It is made once, at the first request."""
+
     @cache
     def html() -> str:
         facts = service.queue.facts

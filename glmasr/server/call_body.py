@@ -71,6 +71,8 @@ async def pieces(receive: Receive) -> AsyncIterator[bytes]:
 
 
 def parsed(text: bytes) -> dict[str, Any]:
+    """The JSON object that the body of a call is. Raises InvalidValue for anything else, NaN and Infinity included."""
+
     def no_number(name: str) -> None:
         raise ValueError(f"{name} is not JSON")
 
@@ -130,6 +132,7 @@ class Payload:
 
 
 def damaged() -> Problem:
+    """The error of a data URI whose base64 is broken or cut off."""
     return InvalidValue(
         "the recording isn't base64 to its end; expected a data URI, data:audio/wav;base64,..., or an uploaded file"
     )

@@ -22,14 +22,17 @@ MOST_BEAMS = 10  # of the page
 
 
 def is_truth(value: Any) -> bool:
+    """Whether it is True or False."""
     return isinstance(value, bool)
 
 
 def is_beams(value: Any) -> bool:
+    """Whether it is a number of 0 to MOST_BEAMS; the page's slider sends 0 for the model's own choice."""
     return type(value) in (int, float) and 0 <= value <= MOST_BEAMS
 
 
 def is_script(value: Any) -> bool:
+    """Whether it is a Chinese script, "simplified" or "traditional", or "" for what the model writes."""
     return value in ("", "simplified", "traditional")
 
 

@@ -41,6 +41,8 @@ class Parser(h11.Connection):
 
 
 class Connection(H11Protocol):
+    """uvicorn's connection, closed where the client is too slow to send a request or take an answer, or has left."""
+
     def __init__(self, config: Config, *args: Any, **more: Any):
         super().__init__(config, *args, **more)
         self.conn = Parser(h11.SERVER)

@@ -63,6 +63,7 @@ UNREAD = 8  # calls of a session whose events nobody has asked for
 
 
 def allowed(scope: Scope) -> Route | None:
+    """The route of ROUTES that a request is for, or None. HEAD goes where GET goes."""
     if (
         scope["type"] != "http" or b"deep_link" in scope["query_string"]
     ):  # which would show what a file of Gradio's says

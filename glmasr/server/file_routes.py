@@ -82,6 +82,7 @@ def add_file_routes(app: FastAPI, uploads: Uploads, ended: asyncio.Event) -> Non
 
 
 async def pulse(uploads: Uploads, session: str, ended: asyncio.Event) -> AsyncIterator[str]:
+    """Events for an open page, one every PULSE seconds, until it leaves or the server ends."""
     uploads.page_opened(session)
     try:
         while not ended.is_set():
@@ -93,5 +94,6 @@ async def pulse(uploads: Uploads, session: str, ended: asyncio.Event) -> AsyncIt
 
 
 def media_type(path: str) -> str:
+    """The media type by the suffix of a path if it is sound or video; anything else is application/octet-stream."""
     kind = mimetypes.guess_type(path)[0] or ""
     return kind if kind.startswith(("audio/", "video/")) else "application/octet-stream"

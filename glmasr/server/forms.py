@@ -130,6 +130,7 @@ class FormRoute(APIRoute):
 
 
 def too_many_bytes() -> Problem:
+    """The error of a form with more than SLACK bytes beside its file."""
     return TooLarge(f"the fields beside the file have more than {SLACK // 1024} KiB together, which is the limit")
 
 

@@ -23,18 +23,21 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tupl
 
 
 def origin(text: str) -> str:
+    """The type of an argument that is an origin, scheme://host[:port], or *. Raises ArgumentTypeError."""
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+|\*", text):
         raise refused(text, "an origin such as https://example.org")
     return text
 
 
 def host(text: str) -> str:
+    """The type of an argument that is the name or address of a host, in lower case. Raises ArgumentTypeError."""
     if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", text):
         raise refused(text, "the name of a host, without a port")
     return text.lower()
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of the server's command line, checked. Wrong usage ends the process, with exit code 2."""
     parser = Parser(description="Recognizes speech: a web page, and an API like OpenAI's.")
     parser.add_argument(
         "--model",
@@ -148,6 +151,7 @@ class Escaping(logging.Formatter):
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the server. -> exit code: 0, 1 for an error, 2 for a wrong option, 130 for Ctrl-C before it listens."""
     args = arguments(argv)
     start_log(args.quiet)
     for number in ends():
@@ -178,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def start_log(quiet: bool) -> None:
+    """Sends the log to standard error, escaped for terminals; with `quiet`, warnings and errors only."""
     handler = logging.StreamHandler()
     handler.setFormatter(Escaping("%(asctime)s %(levelname)s %(message)s"))
     # Any client could have that logged as often as it likes: that its bytes are no HTTP, that it wants a WebSocket.

@@ -287,10 +287,12 @@ class Handlers:
 
 
 def extended(text: str, event: PartReady) -> str:
+    """The text so far, and that of the part which has just been recognized."""
     return join([text, *(segment.text for segment in event.part.segments)])
 
 
 def refused(message: str) -> Exception:
+    """The error that the page shows to its user and that isn't logged."""
     return gr.Error(message, print_exception=False)  # the log is not for what users send
 
 

@@ -49,10 +49,12 @@ def result(finished: Finished, name: str, say: Callable[[str], str]) -> tuple[st
 
 
 def alert(text: str) -> str:
+    """A message about what went wrong, as HTML that screen readers announce at once."""
     return f'<div class="glm-alert" role="alert">{html.escape(text)}</div>'
 
 
 def progress(text: str, share: float | None) -> str:
+    """A status line with a bar, as HTML. `share`: how much is done, from 0 to 1; None where nobody knows."""
     value = "" if share is None else f' value="{min(1.0, share):.3f}"'
     return f'<div class="glm-status" role="status">{html.escape(text)}<progress{value}></progress></div>'
 
@@ -92,6 +94,7 @@ def mark(segment: Segment, scale: float, index: int) -> str:
 
 
 def table(segments: list[Segment], say: Callable[[str], str]) -> str:
+    """The segments of a recording as an HTML table: start, end, text."""
     rows = "".join(map(row, segments))
     return (
         f'<div class="glm-table"><table><thead><tr><th>{say("start")}</th><th>{say("end")}</th><th>{say("text")}</th>'
@@ -100,6 +103,7 @@ def table(segments: list[Segment], say: Callable[[str], str]) -> str:
 
 
 def row(segment: Segment) -> str:
+    """A segment as a row of the table; one with flags is marked, and its tooltip says what they mean."""
     doubt = " class=doubt" if segment.flags else ""
     title = html.escape("; ".join(FLAGS[flag] for flag in segment.flags))
     return (

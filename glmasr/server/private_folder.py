@@ -36,6 +36,7 @@ def lock(folder: str) -> Iterator[None]:
 
 
 def remove_leftovers() -> None:
+    """Removes this user's folders of servers that were killed: those that no living process has locked."""
     try:
         import fcntl
     except ImportError:

@@ -75,6 +75,8 @@ class InvalidValue(Problem):
 
 
 class MissingParameter(Problem):
+    """A field that the form needs isn't there, or there is no form."""
+
     status, code = 400, "missing_required_parameter"
 
 
@@ -91,6 +93,8 @@ class UnsupportedValue(Problem):
 
 
 class InvalidKey(Problem):
+    """The API key is missing or wrong."""
+
     status, code = 401, "invalid_api_key"
 
 
@@ -107,10 +111,14 @@ class ForeignOrigin(Problem):
 
 
 class ModelNotFound(Problem):
+    """The request asks for a model that this server doesn't have."""
+
     status, code = 404, "model_not_found"
 
 
 class UnknownUrl(Problem):
+    """There is no such route, or no such file."""
+
     status, code = 404, "unknown_url"
 
 
@@ -121,6 +129,8 @@ class MethodNotAllowed(Problem):
 
 
 class UploadTimeout(Problem):
+    """The body came too slowly, or stopped coming."""
+
     status, code = 408, "upload_timeout"
 
 
@@ -131,6 +141,8 @@ class Gone(Problem):
 
 
 class TooLarge(Problem):
+    """The body, or a part of it, has more bytes than it may have."""
+
     status, code = 413, "too_large"
 
 
@@ -186,6 +198,8 @@ class NoSpace(Problem):
 
 
 class NoMemory(Problem):
+    """The memory of the server's device doesn't hold the work."""
+
     status, code = 507, "no_memory"
 
 

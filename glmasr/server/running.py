@@ -91,10 +91,12 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
 
 
 def most_bytes(args: argparse.Namespace) -> int:
+    """The size in bytes that an upload may have; `--max-upload` is in MiB."""
     return round(float(args.max_upload) * 2**20)
 
 
 def import_page() -> None:
+    """Imports the page, and Gradio with it. Raises OptionError where a package is missing."""
     try:
         importlib.import_module(".page", __package__)
     except ImportError as error:

@@ -64,6 +64,8 @@ def work(pipe: "Connection[Any, Any]", model: dict[str, Any]) -> None:
 
 
 class Worker:
+    """What the process does: it takes requests from a pipe, decodes windows of all in turn, and sends the parts."""
+
     def __init__(self, recognizer: Recognizer, pipe: "Connection[Any, Any]"):
         self.recognizer, self.pipe = recognizer, pipe
         self.readers: dict[int, ReaderThread] = {}  # by the number of the recording, in the order of their turns
@@ -264,6 +266,7 @@ class Peaks:
 
 
 def languages(recognizer: Recognizer) -> list[str]:
+    """What may be asked for as the language: "auto", then those of LANGUAGES that the model knows, then its others."""
     known = getattr(recognizer.config, "languages", None)
     if known is None:
         return list(LANGUAGES)

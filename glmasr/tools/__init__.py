@@ -1,0 +1,1 @@
+"""The commands beside the command line, and what it says and draws: reports, journals, progress, explanations."""

@@ -44,6 +44,8 @@ SHOWN = 5  # names of a list
 
 @dataclass
 class Report:
+    """The lines of a report as they are found, and what was wrong in any of them."""
+
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 

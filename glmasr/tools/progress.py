@@ -12,6 +12,8 @@ from ..errors import printable
 
 
 class Progress:
+    """A bar for one recording after the other; `next` goes on to the next. Without a terminal nothing is drawn."""
+
     def __init__(self, names: list[str], quiet: bool, begun: Mapping[str, float]):
         """`begun`: seconds of recordings that are recognized already."""
         self.names, self.begun, self.number = names, begun, -1

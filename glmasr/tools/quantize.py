@@ -41,6 +41,7 @@ def quantize_directory(directory: Path, out: Path) -> None:
 
 
 def main() -> int:
+    """The command `glmasr-quantize DIR OUT`. -> exit code: 0, or 1 for an error that the user is told."""
     parser = Parser(description="A checkpoint -> the same with int8 weights, half as large.")
     parser.add_argument("directory", type=Path, metavar="DIR", help="a checkpoint, or a name such as demo")
     parser.add_argument(

@@ -20,6 +20,8 @@ PAD_STEP = 12_800  # samples, 0.8 s, to about a multiple of which a window is pa
 
 
 class EncoderDecoderFamily:
+    """The `Family` of an `EncoderDecoder`: windows of samples -> encoder states, a prompt for each, ids -> segments."""
+
     long_form: tuple[str, ...] = ("cut", "seek")
 
     def __init__(self, model: EncoderDecoder, tokenizer: AnyTokenizer):

@@ -23,6 +23,8 @@ UNLIMITED = 2**31
 
 
 class GlmAsrFamily:
+    """The `Family` of a `GlmAsr`: windows of samples -> audio embeddings and prompts; ids -> a segment for each."""
+
     long_form: tuple[str, ...] = ("cut", "whole")
     detects_language = False
 

@@ -92,10 +92,12 @@ class Options:
 
 
 def is_integer(value: object) -> bool:
+    """Whether it is an int; a bool is not one here."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
+    """Whether it is an int or a float; a bool is not one here."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

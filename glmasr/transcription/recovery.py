@@ -63,6 +63,7 @@ def lost_stretches(job: Job, part: Part, number: int, nested: bool) -> tuple[Par
 
 
 def halves_of(window: Window) -> list[Window]:
+    """A window as two, cut at the quietest place of its middle third."""
     half = window.middle_cut()
     return [window.part(0, half), window.part(half, len(window.samples))]
 

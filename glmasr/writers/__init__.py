@@ -1,0 +1,1 @@
+"""Transcript -> subtitles, tables and JSON; and the files that they go into."""
