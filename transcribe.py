@@ -28,7 +28,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import glmasr
-from glmasr.cli import INTERRUPTED, Parser, ended_at_once, number_or_language, positive, positive_or_auto, seconds
+from glmasr.cli import (
+    INTERRUPTED,
+    Parser,
+    ended_at_once,
+    is_address,
+    number_or_language,
+    positive,
+    positive_or_auto,
+    seconds,
+)
 from glmasr.errors import GlmAsrError, OptionError, OutputError, printable
 from glmasr.tools.console import Messages, Summary, as_line, clock, put, writable
 from glmasr.writers import output
@@ -135,7 +144,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args.files = args.format is not None or args.output_dir is not None
     if args.explain and (len(args.audio) > 1 or args.json or args.files):
         parser.error("--explain takes one recording at a time, and goes without --json and without files")
-    if args.plot is not None and (not args.explain or args.audio == ["-"]):
+    once = args.audio[0] == "-" or is_address(args.audio[0]) or Path(args.audio[0]).is_fifo()
+    if args.plot is not None and (once or not args.explain):
         parser.error("--plot goes with --explain, and with a file, which is read twice")
     if args.json and args.files:
         parser.error("--json goes to standard output; for files use --format json")
@@ -296,18 +306,17 @@ class Work:
             yield from ((index, part) for _, part in parts)
 
     def plot(self, name: str, run: "Observation") -> None:
-        """What was explained, as a picture. If it can't be written, that is an error, and the text comes all the
-        same."""
+        """What was explained, as a picture. If that fails, the text comes all the same."""
         if self.args.plot is None:
             return
         from glmasr.tools import plot
 
         options = self.recognizer.check(self.args.lang, self.options)
-        samples, begin = plot.first_window(self.recognizer, name, options)
         try:
+            samples, begin = plot.first_window(self.recognizer, name, options)
             for warning in plot.draw(self.recognizer, samples, run.attempts, self.args.plot, begin=begin):
                 self.messages.say(f"warning: {warning}")
-        except OutputError as error:
+        except GlmAsrError as error:  # such as a recording on the web that is gone
             self.fail(error)
 
     def tell(self, name: str, part: "Part") -> None:
@@ -358,7 +367,11 @@ class Work:
                 self.write(name, transcript, {form: output.incomplete(path) for form, path in outputs.items()})
             except OutputError as error:
                 self.messages.complain(str(error))
-            more = "; the same command with --resume goes on there" if self.journals.close(name) else ""
+            more = (
+                "; the same command with --resume goes on there"
+                if self.journals.close(name) and os.path.isfile(name)
+                else ""
+            )
         self.messages.say(f"{name}: incomplete, recognized up to {clock(transcript.seconds)}{more}")
 
     def write(self, name: str, transcript: "Transcript", outputs: dict[str, Path]) -> None:

@@ -211,7 +211,8 @@ class Recognizer:
     ) -> list[Transcript]:
         parts: list[list[Part]] = [[] for _ in recordings]
         errors: dict[int, GlmAsrError] = {}
-        lengths = [stated_duration(audio) if isinstance(audio, str | Path) else None for audio in recordings]
+        files = [audio if progress and isinstance(audio, str | Path) else None for audio in recordings]
+        lengths = [stated_duration(file) if file else None for file in files]
         total = None if None in lengths else sum(filter(None, lengths))
         for index, part in self.streams(recordings, language, options, sample_rate=sample_rate):
             if isinstance(part, GlmAsrError):

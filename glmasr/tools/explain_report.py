@@ -33,7 +33,7 @@ def explained(
 def report(run: Observation) -> str:
     """What was observed, on a screen."""
     if not run.searches:
-        return "\n".join([*_stages(run), "", "all of it is silent: nothing was heard, and no text searched for"])
+        return "\n".join([*_stages(run), "", "all of it is silent: nothing was decoded"])
     search, tokenizer = run.attempts[-1], run.recognizer.tokenizer
     lines = [*_stages(run), "", *_prompt(tokenizer, search)]
     if run.judged:

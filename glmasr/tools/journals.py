@@ -54,9 +54,9 @@ class Journals:
         """Goes on with a journal, or says why not."""
         say = self.messages.say
         other = sorted(key for key in run if run[key] != left.run.get(key))
-        if run["recording"] is None:
-            other = ["recording, which can't be read again"]
         place = f"at {clock(left.parts[-1].end)}, where it was stopped" if left.parts else ""
+        if run["recording"] is None:
+            other = ["recording"]
         if self.resume and left.parts and not other:
             self._open[name], left.begun = left, True
             say(f"{name}: goes on {place}")
@@ -65,6 +65,8 @@ class Journals:
             say(f"{name}: begins anew; with --resume it goes on {place}")
         elif self.resume:
             changed = f"the run that was stopped had another {', '.join(other)}"
+            if run["recording"] is None:
+                changed = "it can't be read a second time"
             say(f"{name}: begins anew, because {changed if other and left.run else 'nothing was recognized of it'}")
         left.close()
 

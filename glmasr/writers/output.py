@@ -170,7 +170,7 @@ def _local_name(name: str) -> str:
         return name
     parts = urlsplit(name)
     last = re.sub(r"[^\w .()-]", "_", unquote(parts.path).rstrip("/").rpartition("/")[2]).strip(" .")
-    return last or parts.hostname or "recording"
+    return last[-100:] or parts.hostname or "recording"  # the end has the kind of file, and files have short names
 
 
 def incomplete(path: Path) -> Path:
