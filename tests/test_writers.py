@@ -527,7 +527,7 @@ def strictly(text):
 @given(transcripts(), st.text())
 def test_json_keeps_everything_and_is_strict(t, name):
     found = strictly(WRITERS["json"](t, name=name))
-    assert list(found) == list(record(t, name)) and found["schema"] == 1 and (found["audio"] or "") == joined(name)
+    assert list(found) == list(record(t, name)) and found["schema"] == 2 and (found["audio"] or "") == joined(name)
     assert [segment["text"] for segment in found["segments"]] == [joined(segment.text) for segment in t.segments]
     for segment, original in zip(found["segments"], t.segments):
         for key in ("start", "end"):
@@ -555,7 +555,7 @@ def test_json_of_unusual_names_and_numbers():
     assert (
         found.items()
         >= {
-            "schema": 1,
+            "schema": 2,
             "audio": "\udcff.wav",
             "text": "\ud83d\0",
             "language": "zh",
