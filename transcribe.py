@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import glmasr
+from glmasr.audio_files.address import is_address
 from glmasr.cli import (
     INTERRUPTED,
     Parser,
     ended_at_once,
-    is_address,
     number_or_language,
     positive,
     positive_or_auto,

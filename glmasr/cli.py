@@ -86,11 +86,6 @@ def quantize() -> int:
     return _run("glmasr.tools.quantize")
 
 
-def is_address(name: str) -> bool:
-    """Of a recording: on the web, not on this machine."""
-    return name.lower().startswith(("http://", "https://"))
-
-
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 

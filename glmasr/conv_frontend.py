@@ -53,7 +53,7 @@ class WaveformFrontend(nn.Module):
         super().__init__()
         channels = [1] + [channels for channels, _, _ in convolutions]
         self.layers = nn.Sequential(
-            *(WaveformLayer(before, *layer) for before, layer in zip(channels, convolutions, strict=False))
+            *(WaveformLayer(before, *layer) for before, layer in zip(channels[:-1], convolutions, strict=True))
         )
         self.project = nn.Linear(channels[-1], width, bias=False) if channels[-1] != width else nn.Identity()
 

@@ -113,11 +113,9 @@ class Drawing:
     def path(self, *points: tuple[float, float], head: bool = True, kind: str = "line") -> None:
         """A line through points, with round corners, and the head of an arrow at its end."""
         parts = [f"M{points[0][0]:g} {points[0][1]:g}"]
-        for before, here, behind in zip(points, points[1:], points[2:], strict=False):
+        for before, here, after in zip(points[:-2], points[1:-1], points[2:], strict=True):
             turn = [
-                (here[axis] + max(-8, min(8, other[axis] - here[axis])))
-                for other in (before, behind)
-                for axis in (0, 1)
+                (here[axis] + max(-8, min(8, other[axis] - here[axis]))) for other in (before, after) for axis in (0, 1)
             ]
             parts.append("L{:g} {:g} Q{:g} {:g} {:g} {:g}".format(*turn[:2], *here, *turn[2:]))
         end = points[-1]

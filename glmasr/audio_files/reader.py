@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..cli import is_address
 from ..errors import AudioError, Cancelled
 from . import sound_files, web
+from .address import is_address
 from .limits import MOST_BYTES, MOST_CHANNELS, VALUES, IsCancelled, Warn, checked_rate, too_long, until
 from .tracks import only_track
 

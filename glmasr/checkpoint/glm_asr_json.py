@@ -6,10 +6,10 @@ Two layouts: that of Transformers, with `audio_config` and `text_config`, and th
 
 from typing import Any
 
-from ..config import HOP, LARGEST, SAMPLE_RATE, DecoderConfig, EncoderConfig, GlmAsrConfig, is_integer, is_number
+from ..config import HOP, LARGEST, DecoderConfig, EncoderConfig, GlmAsrConfig, is_integer, is_number
 from ..errors import CheckpointError
 from .json_file import Json
-from .json_values import as_ids, check_bands, check_known, check_required, log_mel_settings, values
+from .json_values import as_ids, check_bands, check_known, check_required, feature_extractor, log_mel_settings, values
 
 # Ours -> theirs.
 _ENCODER = {
@@ -211,20 +211,7 @@ def to_published(config: GlmAsrConfig, dtype: str) -> dict[str, Json]:
         "tie_word_embeddings": decoder.tied,
         "dtype": dtype,
     }
-    features = {
-        "feature_extractor_type": "WhisperFeatureExtractor",
-        "feature_size": encoder.bands,
-        "chunk_length": config.window_seconds,
-        "n_samples": config.window,
-        "nb_max_frames": config.window // HOP,
-        "sampling_rate": SAMPLE_RATE,
-        "hop_length": HOP,
-        "n_fft": 400,
-        "dither": 0.0,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": False,
-    }
+    features = feature_extractor(encoder.bands, config) | {"dither": 0.0}
     processor = {
         "processor_class": "GlmAsrProcessor",
         "audio_token": "<|pad|>",

@@ -7,7 +7,7 @@ is computed differently from how it was trained would still talk, only wrongly.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..config import HOP, SAMPLE_RATE
+from ..config import HOP, SAMPLE_RATE, EncoderDecoderConfig, GlmAsrConfig
 from ..errors import CheckpointError
 from .json_file import Json
 
@@ -58,3 +58,20 @@ def check_bands(name: str, features: Json, bands: int) -> None:
     found = features.get("feature_size", bands)
     if found != bands:
         raise CheckpointError(f"{name}: feature_size is {found!r}, but the encoder takes {bands} bands")
+
+
+def feature_extractor(bands: int, config: GlmAsrConfig | EncoderDecoderConfig) -> Json:
+    """The feature extractor of Transformers that computes `audio.log_mel`."""
+    return {
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "feature_size": bands,
+        "chunk_length": config.window_seconds,
+        "n_samples": config.window,
+        "nb_max_frames": config.window // HOP,
+        "sampling_rate": SAMPLE_RATE,
+        "hop_length": HOP,
+        "n_fft": 400,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+    }

@@ -6,7 +6,6 @@ The article's system is written in the same layout; with the waveform frontend i
 from typing import Any
 
 from ..config import (
-    HOP,
     SAMPLE_RATE,
     Convolution,
     CrossDecoderConfig,
@@ -16,7 +15,7 @@ from ..config import (
 )
 from ..errors import CheckpointError
 from .json_file import Json
-from .json_values import as_ids, check_bands, check_known, check_required, log_mel_settings, values
+from .json_values import as_ids, check_bands, check_known, check_required, feature_extractor, log_mel_settings, values
 
 # Ours -> theirs.
 _ENCODER = {
@@ -165,20 +164,7 @@ def to_published(config: EncoderDecoderConfig, dtype: str) -> dict[str, Json]:
         "decoder_start_token_id": config.start,
         "dtype": dtype,
     }
-    features = {
-        "feature_extractor_type": "WhisperFeatureExtractor",
-        "processor_class": "WhisperProcessor",
-        "feature_size": encoder.bands,
-        "chunk_length": config.window_seconds,
-        "n_samples": config.window,
-        "nb_max_frames": config.window // HOP,
-        "sampling_rate": SAMPLE_RATE,
-        "hop_length": HOP,
-        "n_fft": 400,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": False,
-    }
+    features = feature_extractor(encoder.bands, config) | {"processor_class": "WhisperProcessor"}
     generation = {
         "bos_token_id": config.end,
         "eos_token_id": config.end,

@@ -9,10 +9,10 @@ Unusual:
     the alignment heads of Whisper are; which ones is a property of the weights, so they are looked for each time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,36 +20,13 @@ from torch import Tensor, nn
 from .. import audio as sound
 from .. import pipeline
 from ..config import HOP, SAMPLE_RATE
-from ..decode import Hypothesis
 from ..layers import CrossAttention, SelfAttention, rotate
 from ..model import EncoderDecoder
 from ..transcription.families import RecordingState
 from ..transcription.long_form import Reader
+from .explain import Search
 
 HEADS = 4  # that are averaged
-
-
-class Kept(Protocol):
-    """A sequence that a search has: its new ids, the stop id included, and a sum of log-probabilities."""
-
-    @property
-    def ids(self) -> list[int]: ...
-
-    @property
-    def score(self) -> float: ...
-
-
-class Search(Protocol):
-    """A search of the first window, as `explain` observes it. `steps`: what was kept in each, the best first."""
-
-    @property
-    def prompt(self) -> list[int]: ...
-
-    @property
-    def steps(self) -> Sequence[Sequence[Kept]]: ...
-
-    @property
-    def result(self) -> Hypothesis | None: ...
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from ..errors import GlmAsrError
 from ..kernels import prepare
 from ..pipeline import Options, Part, Recognizer
-from ..tokenizer import SentencePieceTokenizer, Tokenizer, TokenList
 from ..transcription.fallback import Limits
+from ..transcription.language import AnyTokenizer
 from ..writers.line_breaks import width as columns
 from .explain import Observation, Search, Stage, observed
 
@@ -17,8 +17,6 @@ WIDTH = 118  # columns of a report
 LIKELIEST = 5  # first tokens in it
 TOKENS, STEPS = 24, 10  # steps in it of a search without beams and of one with them; the last step is besides
 ABREAST = 3  # beams in it
-
-AnyTokenizer = Tokenizer | SentencePieceTokenizer | TokenList
 
 
 def explained(

@@ -22,7 +22,8 @@ from .. import audio as sound
 from ..config import HOP, SAMPLE_RATE
 from ..errors import OptionError
 from ..writers.output import write_whole
-from .attention import Reading, Search, first_window, read_again
+from .attention import Reading, first_window, read_again
+from .explain import Search
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

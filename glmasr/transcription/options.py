@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ..audio import MAX_DURATION
 from ..audio_files.tracks import check_track
+from ..config import is_integer, is_number
 from ..errors import OptionError
 from . import chinese_script
 from .fallback import TEMPERATURES
@@ -89,16 +90,6 @@ class Options:
         _require(self.long in ("cut", "whole", "seek"), "long", self.long, "'cut', 'whole' or 'seek'")
         _require(self.vad in ("auto", "off"), "vad", self.vad, "'auto' or 'off'")
         _require(self.pad_to in ("window", "speech"), "pad_to", self.pad_to, "'window' or 'speech'")
-
-
-def is_integer(value: object) -> bool:
-    """Whether it is an int; a bool is not one here."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: object) -> bool:
-    """Whether it is an int or a float; a bool is not one here."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _require(good: bool, name: str, value: object, expected: str) -> None:

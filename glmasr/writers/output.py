@@ -3,7 +3,6 @@ not at all."""
 
 import glob
 import os
-import re
 import secrets
 import stat
 import unicodedata
@@ -11,9 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from ..cli import is_address
+from ..audio_files.address import is_address, local_name
 from ..errors import AudioError, OptionError, OutputError
 from .formats import WRITERS
 
@@ -131,7 +129,7 @@ def plan_outputs(
         folder, name = os.path.split(path)
         return unicodedata.normalize("NFC", os.path.join(real(folder), name)).casefold()
 
-    local = {name: _local_name(name) for name in inputs}
+    local = {name: local_name(name) for name in inputs}
     places = {name: Path(os.path.abspath(local[name])) for name in inputs if name != "-"}
     common = len(os.path.commonprefix([place.parent.parts for place in places.values()]))
     numbers = {name: number for number, name in enumerate(sorted(inputs), 1)}
@@ -162,15 +160,6 @@ def plan_outputs(
             return plan
         for name in clashing:
             attempts[name] += 1
-
-
-def _local_name(name: str) -> str:
-    """The name in the current folder that a recording on the web would have; that of others as it is."""
-    if not is_address(name):
-        return name
-    parts = urlsplit(name)
-    last = re.sub(r"[^\w .()-]", "_", unquote(parts.path).rstrip("/").rpartition("/")[2]).strip(" .")
-    return last[-100:] or parts.hostname or "recording"  # the end has the kind of file, and files have short names
 
 
 def incomplete(path: Path) -> Path:
