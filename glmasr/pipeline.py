@@ -51,7 +51,7 @@ from .transcription.options import Options
 from .transcription.results import FLAGS, Part, Segment, Transcript
 from .transcription.window_decoder import WindowDecoder
 
-__all__ = ["FLAGS", "Options", "Part", "Recognizer", "Segment", "Transcript", "load", "make_recognizer"]
+__all__ = ["FLAGS", "Options", "Part", "Recognizer", "Segment", "Transcript", "load"]
 
 DEFAULTS = Options()
 Progress = Callable[[float, float | None], None]  # seconds that are done, and in all
@@ -91,7 +91,7 @@ def load(
             check_steering(model.config)
         except CheckpointError as error:
             raise CheckpointError(f"{directory}: {error}") from None
-    recognizer = make_recognizer(model, tokenizer, runtime)
+    recognizer = Recognizer(model, tokenizer, runtime)
     try:
         recognizer.family.check_tokenizer()
     except CheckpointError as error:
@@ -101,11 +101,6 @@ def load(
 
 AnyModel = GlmAsr | EncoderDecoder | GraphedModel
 PLAIN = Runtime()
-
-
-def make_recognizer(model: AnyModel, tokenizer: AnyTokenizer, runtime: Runtime = PLAIN) -> "Recognizer":
-    """A recognizer from a model and a tokenizer that are already in memory."""
-    return Recognizer(model, tokenizer, runtime)
 
 
 class Recognizer:

@@ -391,7 +391,7 @@ def test_what_was_heard_is_projected_once(recognizer, monkeypatch):
 def test_a_model_of_one_language_needs_no_language(recognizer, monkeypatch):
     model = EncoderDecoder(replace(recognizer.config, languages={}, tasks={}))
     model.load_state_dict(recognizer.model.state_dict())
-    single = pipeline.make_recognizer(model, recognizer.tokenizer)
+    single = pipeline.Recognizer(model, recognizer.tokenizer)
     asked = answering(monkeypatch, [said(" one two"), said(" 5, 5, 0")])
     transcript = single.transcribe(sound(1), sample_rate=16_000)
     assert asked[0]["prompts"] == [[257]] and transcript.language == "en"

@@ -7,7 +7,7 @@ import glmasr
 from glmasr import decode, weights
 from glmasr.kernels import cuda_graphs
 from glmasr.kernels.prepare import Runtime
-from glmasr.pipeline import make_recognizer
+from glmasr.pipeline import Recognizer
 
 EXAMPLES = ["examples/zh.wav", "examples/yue.flac", "examples/en.mp3"]
 
@@ -130,7 +130,7 @@ def captures(monkeypatch):
 
 def test_captured_steps_and_encoder_give_the_same(captures):
     plain, below = (glmasr.load("demo", device="cpu", dtype="float32") for _ in range(2))
-    captured = make_recognizer(
+    captured = Recognizer(
         cuda_graphs.GraphedModel(below.model, captured=True), below.tokenizer, Runtime(steps="captured")
     )
     assert captured.how()["steps"] == "captured"

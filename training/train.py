@@ -52,7 +52,7 @@ from glmasr.errors import GlmAsrError  # noqa: E402
 from glmasr.kernels import devices
 from glmasr.layers import CrossAttention, SelfAttention, rotate  # noqa: E402
 from glmasr.model import EncoderDecoder, GlmAsr  # noqa: E402
-from glmasr.pipeline import make_recognizer  # noqa: E402
+from glmasr.pipeline import Recognizer  # noqa: E402
 from glmasr.tokenizer import read_tokenizer  # noqa: E402
 from glmasr.transcription.language import join  # noqa: E402
 
@@ -389,7 +389,7 @@ def report(model, tokenizer, mean, args, step: int) -> None:
     ):
         if (args.model / name).is_file():
             shutil.copy(args.model / name, args.out / "model" / name)
-    recognizer = make_recognizer(model.eval(), tokenizer)
+    recognizer = Recognizer(model.eval(), tokenizer)
     language = "given" if getattr(model.config, "languages", None) else "auto"
     for manifest in args.eval:
         rows = read_manifest(manifest)[: args.eval_count]
