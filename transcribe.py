@@ -19,7 +19,6 @@ if __name__ == "__main__":  # before all imports: it makes one of this file as w
 
 import argparse
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from glmasr.audio_files.address import is_address
 from glmasr.cli import (
     INTERRUPTED,
     Parser,
+    device,
     ended_at_once,
     number_or_language,
     positive,
@@ -49,13 +49,6 @@ if TYPE_CHECKING:  # they need torch: `Work.load` imports it once the arguments 
     from glmasr.tools.explain import Observation
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
-
-
-def device(text: str) -> str:
-    """The type of an argument that is auto, cpu, cuda or cuda:N. Raises ArgumentTypeError."""
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
-    return text
 
 
 def names(text: str) -> tuple[str, ...]:

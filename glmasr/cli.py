@@ -146,6 +146,14 @@ def megabytes(text: str) -> float:
     return _number(text, float, lambda number: 0 < number < float("inf"), "a positive number of MiB")
 
 
+def device(text: str) -> str:
+    """The type of an argument that is auto, cpu, cuda or cuda:N. Raises ArgumentTypeError."""
+    number = text.removeprefix("cuda:")
+    if text not in ("auto", "cpu", "cuda") and (number == text or not (number.isascii() and number.isdecimal())):
+        raise refused(text, "auto, cpu, cuda, or cuda:0, cuda:1 and so on")
+    return text
+
+
 def number_or_language(text: str) -> int | str:
     """Of a track."""
     expected = "a number from 1 on or a language, such as eng"

@@ -909,6 +909,7 @@ def test_a_missing_package_names_the_extra(package):
 
 def test_arguments(capsys):
     assert main.arguments([]).host == "127.0.0.1" and main.arguments([]).port == 7860 and main.arguments([]).queue == 20
+    assert main.arguments(["--device", "cuda:1"]).device == "cuda:1"
     assert main.arguments(["--cors", "*", "--cors", "https://example.org:8000"]).cors == [
         "*",
         "https://example.org:8000",
@@ -920,6 +921,7 @@ def test_arguments(capsys):
         ["--port", "x"],
         ["--port", "99999"],
         ["--cors", "example.org"],
+        ["--device", "cuda:x"],
     ):
         with pytest.raises(SystemExit):
             main.arguments(wrong)

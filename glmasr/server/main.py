@@ -13,7 +13,7 @@ import sys
 import tempfile
 from types import TracebackType
 
-from ..cli import Parser, count, megabytes, port, refused, seconds
+from ..cli import Parser, count, device, megabytes, port, refused, seconds
 from ..errors import GlmAsrError, OptionError, printable
 from .extra import missing
 from .private_folder import private_folder
@@ -52,7 +52,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         choices=["huggingface", "modelscope"],
         help="where the model comes from (default: huggingface, or what GLMASR_HUB says)",
     )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, or cuda:1 and so on")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32", "int8"])
     parser.add_argument(
         "--host",
