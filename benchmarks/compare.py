@@ -2,9 +2,10 @@
 numbers.
 
     python benchmarks/make_checkpoint.py full
-    python benchmarks/compare.py full                   a Markdown table: medians (least-greatest) of runs turn about;
-    25 minutes python benchmarks/compare.py full --device cuda     the same on a GPU python benchmarks/compare.py full
-    --check           float32: the same encoder output, the same greedy ids
+    python benchmarks/compare.py full                   a Markdown table: medians (least-greatest) of runs turn about,
+                                                        which take 25 minutes
+    python benchmarks/compare.py full --device cuda     the same on a GPU
+    python benchmarks/compare.py full --check           float32: the same encoder output, the same greedy ids
 
 "8 windows at once" are 8 recordings of that length: encoded, and decoded as one batch.
 Both do what their users do: `greedy` and `beam` here, there `generate` with its key-value cache and

@@ -1,7 +1,7 @@
 """Many requests at once: are all answered, and rightly, how long does it take, and does the memory stay as it is?
 
-    python benchmarks/load.py                           # the tables of docs/SERVER.md, in float32: 200 clips at 1, 4,
-    16 and 64 at once; 2,000 more
+    python benchmarks/load.py       the tables of docs/SERVER.md, in float32: 200 clips at 1, 4, 16 and 64 at once, and
+                                    2,000 more
 
 Starts a server on loopback (needs the extra [test]). Clips are the examples and pairs of them, so there are twenty
 texts; right is what the same clip gave alone. A 429 is an answer too; it is counted. Exit code 1 if any other answer

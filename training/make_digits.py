@@ -1,8 +1,8 @@
 """Make the demo's training data: utterances of one to twelve connected digits in Mandarin, Cantonese and English, from
 many speakers.
 
-    python training/make_digits.py OUT --recorded-en DIR --recorded-zh DIR... --recorded-yue DIR... --hold-out-speaker
-    NAME...
+    python training/make_digits.py OUT --recorded-en DIR --recorded-zh DIR... --recorded-yue DIR...
+        --hold-out-speaker NAME...
 
 writes OUT/audio/*/*.wav (mono, 16 kHz, 16 bits), OUT/train.jsonl and OUT/eval_*.jsonl. A line is
     {"audio", "text", "language", "speaker", "seconds", "phrases": [{"start", "end", "text"}]}

@@ -1,9 +1,9 @@
 """Damaged sound files and checkpoints: each is read, or refused by one of the package's own exceptions, within 2 GiB
 and 10 s.
 
-    python -m pytest tests/fuzz             100 of each sound format and of each file of a checkpoint, always the same
-    ones python -m pytest -m fuzz                20,000 sound files and 20,000 files of checkpoints, always the same
-    ones GLMASR_FUZZ_SEED=7 python -m pytest -m fuzz                     others
+    python -m pytest tests/fuzz                     100 of each sound format and of each file of a checkpoint
+    python -m pytest -m fuzz                        20,000 sound files and 20,000 files of checkpoints
+    GLMASR_FUZZ_SEED=7 python -m pytest -m fuzz     others; without a seed they are always the same ones
 
 A finding is shown in its smallest form, and its file is kept: the last lines of the failure name it.
 """
