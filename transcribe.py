@@ -95,6 +95,7 @@ def make_parser() -> Parser:
         "--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English"
     )
     add.add_argument("--timestamps", action=argparse.BooleanOptionalAction, help="segments with the model's times")
+    add.add_argument("--words", action="store_true", help="times of each word, in srt, vtt, lrc, tsv and json")
     add.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="if it's longer than a window")
     add.add_argument("--vad", default="auto", choices=["auto", "off"], help="auto: only speech, with the extra [vad]")
     add.add_argument(
@@ -153,7 +154,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def recognition_options(args: argparse.Namespace, recognizer: "Recognizer") -> "Options":
     """Files of cues show the times that a model writes, even if they weren't asked for."""
-    asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad".split()
+    asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad words".split()
     options = {name: getattr(args, name) for name in asked}
     options["languages"] = args.languages or ()
     if args.timestamps is None and TIMED.intersection(args.format or ()) and recognizer.timed(glmasr.Options()):

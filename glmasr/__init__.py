@@ -23,13 +23,14 @@ __all__ = [
     "ShortMemoryError",
     "TokenizerError",
     "Transcript",
+    "Word",
     "load",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # Everything else needs torch, which takes a second to import: wait until it is asked for.
-    if name in ("load", "Options", "Part", "Recognizer", "Segment", "Transcript"):
+    if name in ("load", "Options", "Part", "Recognizer", "Segment", "Transcript", "Word"):
         from . import pipeline
 
         return getattr(pipeline, name)

@@ -67,6 +67,7 @@ class GlmAsrConfig:
     longest_seconds: int = 655  # as published; what counts is the whole windows in it: 21, or 630 s
     instruction: str = "Please transcribe this audio into text"
     beams: int = 1  # of a search, if the caller doesn't say: the published model is used greedily
+    alignment_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) of the decoder that follow the sound, from 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -158,6 +159,7 @@ class EncoderDecoderConfig:
     suppress_first: tuple[int, ...] = ()  # ids that don't come first
     latest_first_time: int | None = 50  # in time steps: speech begins within the first second
     beams: int = 5
+    alignment_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) of cross-attention that follow the sound, from 0
 
     def __post_init__(self) -> None:
         check_encoder_decoder(self)
@@ -282,7 +284,15 @@ def check_encoder_decoder(config: EncoderDecoderConfig) -> None:
 
 def _check_numbers(config: GlmAsrConfig | EncoderDecoderConfig) -> None:
     """Raises CheckpointError for values that no memory holds."""
-    parts: dict[str, Any] = {"encoder": config.encoder, "decoder": config.decoder, "model": config}
+    decoder = config.decoder
+    for pair in config.alignment_heads:
+        good = len(pair) == 2 and all(map(is_integer, pair)) and 0 <= pair[0] < decoder.layers
+        if not (good and 0 <= pair[1] < decoder.heads):
+            raise CheckpointError(
+                f"alignment_heads has {list(pair)!r}, expected a layer below {decoder.layers} and a head below "
+                f"{decoder.heads}"
+            )
+    parts: dict[str, Any] = {"encoder": config.encoder, "decoder": decoder, "model": config}
     for name, part in parts.items():
         for entry in fields(part):
             value = getattr(part, entry.name)

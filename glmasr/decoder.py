@@ -7,6 +7,7 @@ CrossDecoder    Whisper's and the article's: each block looks at the text so far
                 LayerNorm, GELU, learned positions, biases (but for keys); the head is the embedding.
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from .config import CrossDecoderConfig, DecoderConfig
 from .layers import MLP, Cache, CrossAttention, LayerCache, Rope, SelfAttention, causal_mask, rope_table
 from .observing import stage
+
+Look = Callable[[int, Tensor], None]
+"""look(layer, x (B, T, D)): called with what each layer's attention to the sound is given; the alignment takes it."""
 
 # -- GLM-ASR -----------------------------------------------------------------------------------------------------------
 
@@ -57,9 +61,19 @@ class LlamaBlock(nn.Module):
         self.mlp = SwiGLU(config.width, config.hidden)
 
     def forward(
-        self, x: Tensor, rope: Rope, cache: LayerCache | None, layer: int, mask: Tensor | None, last: bool = False
+        self,
+        x: Tensor,
+        rope: Rope,
+        cache: LayerCache | None,
+        layer: int,
+        mask: Tensor | None,
+        last: bool = False,
+        look: Look | None = None,
     ) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), rope, cache, layer, mask)
+        normed = self.attn_norm(x)
+        if look is not None:
+            look(layer, normed)
+        x = x + self.attn(normed, rope, cache, layer, mask)
         if last:
             x = x[:, -1:]
         x = x + self.mlp(self.mlp_norm(x))
@@ -95,7 +109,9 @@ class LlamaDecoder(nn.Module):
             device=weight.device,
         )
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None, *, last: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: LayerCache | None = None, *, last: bool = False, look: Look | None = None
+    ) -> Tensor:
         """Embeddings (B, T, D) -> normed states (B, T, D). Without a cache (training) the T tokens see each other only.
 
         With `last`, only the state of the last position is wanted, (B, 1, D). Then the others are done once the last
@@ -109,7 +125,7 @@ class LlamaDecoder(nn.Module):
             mask = causal_mask(positions, x.shape[1])
         rope = rope_table(positions, self.config.head_size, self.config.theta, x.dtype)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rope, cache, layer, mask, last and layer == len(self.blocks) - 1)
+            x = block(x, rope, cache, layer, mask, last and layer == len(self.blocks) - 1, look)
         return self.norm(x)
 
 
@@ -129,10 +145,19 @@ class CrossBlock(nn.Module):
         self.mlp = MLP(config.width, config.hidden)
 
     def forward(
-        self, x: Tensor, heard: tuple[Tensor, Tensor], cache: LayerCache | None, layer: int, mask: Tensor | None
+        self,
+        x: Tensor,
+        heard: tuple[Tensor, Tensor],
+        cache: LayerCache | None,
+        layer: int,
+        mask: Tensor | None,
+        look: Look | None = None,
     ) -> Tensor:
         x = x + self.attn(self.attn_norm(x), None, cache, layer, mask)
-        x = x + self.cross(self.cross_norm(x), *heard)
+        normed = self.cross_norm(x)
+        if look is not None:
+            look(layer, normed)
+        x = x + self.cross(normed, *heard)
         x = x + self.mlp(self.mlp_norm(x))
         return x
 
@@ -165,7 +190,14 @@ class CrossDecoder(nn.Module):
         """Encoder states (A, S, D) -> for each layer the keys and values (A, H, S, K) of its cross-attention."""
         return [cast(CrossBlock, block).cross.project(states) for block in self.blocks]
 
-    def forward(self, tokens: Tensor, heard: list[tuple[Tensor, Tensor]], cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        heard: list[tuple[Tensor, Tensor]],
+        cache: LayerCache | None = None,
+        *,
+        look: Look | None = None,
+    ) -> Tensor:
         """Ids (B, T), for A recordings that were heard -> normed states (B, T, D); B is A, or A * beams.
 
         Without a cache (training) the T tokens see each other only. IndexError beyond the positions that were learned.
@@ -178,7 +210,7 @@ class CrossDecoder(nn.Module):
             mask = causal_mask(positions, tokens.shape[1])
         x = self.embed(tokens) + self.positions(positions)
         for layer, block in enumerate(self.blocks):
-            x = block(x, heard[layer], cache, layer, mask)
+            x = block(x, heard[layer], cache, layer, mask, look)
         return self.norm(x)
 
     @stage("decoder.head")

@@ -48,10 +48,11 @@ from .transcription.language import LANGUAGES, AnyTokenizer, canonical
 from .transcription.long_form import Reader, Reading, cut_jobs, items, untimed
 from .transcription.memory import batch_size
 from .transcription.options import Options
-from .transcription.results import FLAGS, Part, Segment, Transcript
+from .transcription.results import FLAGS, Part, Segment, Transcript, Word
 from .transcription.window_decoder import WindowDecoder
+from .transcription.word_times import timed_by_words, with_text
 
-__all__ = ["FLAGS", "Options", "Part", "Recognizer", "Segment", "Transcript", "load"]
+__all__ = ["FLAGS", "Options", "Part", "Recognizer", "Segment", "Transcript", "Word", "load"]
 
 DEFAULTS = Options()
 Progress = Callable[[float, float | None], None]  # seconds that are done, and in all
@@ -163,6 +164,7 @@ class Recognizer:
         track: int | str | None = None,
         languages: tuple[str, ...] = (),
         vad: str = "auto",
+        words: bool = False,
         progress: Progress | None = None,
     ) -> Any:
         """Recognizes one recording, or a list of them in common batches.
@@ -196,6 +198,7 @@ class Recognizer:
             track=track,
             languages=tuple(languages or ()),
             vad=vad,
+            words=words,
         )
         recordings = audio if isinstance(audio, list) else [audio]
         transcripts = self._transcribe(recordings, language, options, sample_rate, progress)
@@ -377,7 +380,9 @@ class Recognizer:
                 segments = part.segments
                 if not options.timestamps and self.family.timed(options):
                     segments = untimed(job.window, segments)
-                segments = [replace(segment, text=convert(segment.text)) for segment in segments]
+                if options.long != "seek":  # which goes by the model's times until it knows what to keep
+                    segments = timed_by_words(segments)
+                segments = [with_text(segment, convert) for segment in segments]
                 parts[index] = replace(part, segments=segments)
         return parts
 

@@ -23,6 +23,7 @@ LAYERS = [
     "conv_frontend",
     "encoder",
     "decoder",
+    "alignment",
     "decode",
     "model",
     "checkpoint",

@@ -321,6 +321,7 @@ def _steering(
         "no_timestamps_token_id": no_timestamps,
         "max_initial_timestamp_index": 50,  # of openai/whisper: a second
         "suppress_tokens": suppress,
+        "alignment_heads": config.get("alignment_heads"),
         "begin_suppress_tokens": suppress_first,
     }
 

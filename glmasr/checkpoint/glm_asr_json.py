@@ -9,7 +9,16 @@ from typing import Any
 from ..config import HOP, LARGEST, DecoderConfig, EncoderConfig, GlmAsrConfig, is_integer, is_number
 from ..errors import CheckpointError
 from .json_file import Json
-from .json_values import as_ids, check_bands, check_known, check_required, feature_extractor, log_mel_settings, values
+from .json_values import (
+    alignment_heads,
+    as_ids,
+    check_bands,
+    check_known,
+    check_required,
+    feature_extractor,
+    log_mel_settings,
+    values,
+)
 
 # Ours -> theirs.
 _ENCODER = {
@@ -82,7 +91,8 @@ def from_published(config: Json, processor: Json | None = None, generation: Json
     processor, generation = processor or {}, generation or {}
     parts = _original(config) if is_original(config) else _transformers(config)
     stop = generation.get("eos_token_id", parts.pop("stop"))
-    result = GlmAsrConfig(stop=as_ids(stop), **parts, **_processor(processor))
+    heads = alignment_heads(generation)
+    result = GlmAsrConfig(stop=as_ids(stop), **parts, **_processor(processor), alignment_heads=heads)
     check_bands("processor_config.json", processor.get("feature_extractor", {}), result.encoder.bands)
     return result
 
@@ -219,5 +229,7 @@ def to_published(config: GlmAsrConfig, dtype: str) -> dict[str, Json]:
         "default_transcription_prompt": config.instruction,
         "feature_extractor": features,
     }
-    generation = {"eos_token_id": list(config.stop), "pad_token_id": config.stop[0]}
+    generation: Json = {"eos_token_id": list(config.stop), "pad_token_id": config.stop[0]}
+    if config.alignment_heads:
+        generation["alignment_heads"] = list(map(list, config.alignment_heads))
     return {"config.json": model, "processor_config.json": processor, "generation_config.json": generation}

@@ -11,6 +11,8 @@ from ..config import HOP, SAMPLE_RATE, EncoderDecoderConfig, GlmAsrConfig
 from ..errors import CheckpointError
 from .json_file import Json
 
+MOST_HEADS = 10_000
+
 
 def check_known(name: str, part: Json, known: Iterable[str]) -> None:
     """Raises CheckpointError for a key of `part` that is not in `known`. `name`: the file, as the message calls it."""
@@ -41,6 +43,18 @@ def values(part: Json, table: Mapping[str, str]) -> Json:
 def as_ids(value: Any) -> tuple[int, ...]:
     """One id, or a list of them. They are checked where the configuration is made."""
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def alignment_heads(generation: Json) -> tuple[tuple[int, int], ...]:
+    """Of a `generation_config.json`: (layer, head) of the heads that follow the sound; () where it doesn't say so.
+    Their range is checked where the configuration is made."""
+    found = generation.get("alignment_heads") or []
+    good = isinstance(found, list) and len(found) <= MOST_HEADS
+    if not (good and all(isinstance(pair, list) and len(pair) == 2 for pair in found)):
+        raise CheckpointError(
+            f"alignment_heads is {found!r:.100}, expected a list of at most {MOST_HEADS} pairs [layer, head]"
+        )
+    return tuple((layer, head) for layer, head in found)
 
 
 def log_mel_settings(name: str, features: Any) -> Json:

@@ -15,7 +15,16 @@ from ..config import (
 )
 from ..errors import CheckpointError
 from .json_file import Json
-from .json_values import as_ids, check_bands, check_known, check_required, feature_extractor, log_mel_settings, values
+from .json_values import (
+    alignment_heads,
+    as_ids,
+    check_bands,
+    check_known,
+    check_required,
+    feature_extractor,
+    log_mel_settings,
+    values,
+)
 
 # Ours -> theirs.
 _ENCODER = {
@@ -39,7 +48,7 @@ _DECODER = {
 # Of `generation_config.json`: ids that steer the search.
 _STEERING = """
     decoder_start_token_id eos_token_id no_timestamps_token_id max_initial_timestamp_index suppress_tokens
-    begin_suppress_tokens
+    begin_suppress_tokens alignment_heads
 """.split()
 
 # Keys that change what is computed, with the values that this package computes.
@@ -57,7 +66,7 @@ _IGNORED = """
     dropout encoder_layerdrop decoder_layerdrop init_std apply_spec_augment mask_feature_length mask_feature_min_masks
     mask_feature_prob mask_time_length mask_time_min_masks mask_time_prob classifier_proj_size use_weighted_layer_sum
     use_cache bos_token_id pad_token_id forced_decoder_ids max_length median_filter_width num_hidden_layers
-    alignment_heads lang_ids return_timestamps _attn_implementation_autoset
+    lang_ids return_timestamps _attn_implementation_autoset
 """.split()
 
 _ENGLISH_WHISPER = 51_864  # vocabulary of Whisper for English alone; the others have more
@@ -101,6 +110,7 @@ def from_published(config: Json, processor: Json | None = None, generation: Json
         latest_first_time=steering["max_initial_timestamp_index"],
         suppress=as_ids(steering["suppress_tokens"] or ()),
         suppress_first=as_ids(steering["begin_suppress_tokens"] or ()),
+        alignment_heads=alignment_heads(steering),
     )
     check_bands("preprocessor_config.json", features, result.encoder.bands)
     return result
@@ -179,6 +189,7 @@ def to_published(config: EncoderDecoderConfig, dtype: str) -> dict[str, Json]:
         "suppress_tokens": list(config.suppress),
         "begin_suppress_tokens": list(config.suppress_first),
         "return_timestamps": False,
+        "alignment_heads": list(map(list, config.alignment_heads)) or None,
     }
     generation = {key: value for key, value in generation.items() if value is not None}
     return {"config.json": model, "preprocessor_config.json": features, "generation_config.json": generation}

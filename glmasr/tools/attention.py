@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from .. import audio as sound
 from .. import pipeline
+from ..alignment.heads import steadiest
 from ..config import HOP, SAMPLE_RATE
 from ..layers import CrossAttention, SelfAttention, rotate
 from ..model import EncoderDecoder
 from ..transcription.families import RecordingState
 from ..transcription.long_form import Reader
 from .explain import Search
-
-HEADS = 4  # that are averaged
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,8 @@ def read_again(recognizer: Any, samples: Tensor, search: Search) -> Reading:
             states = model.decoder(model.embed(tokens, [rows]))
     behind = slice(tokens.shape[1] - len(ids) - 1, tokens.shape[1] - 1)  # the positions that chose the ids
     looked = torch.stack(weights)[:, :, behind, columns].float().cpu()  # (layers, H, T, S)
-    heads = steadiest(looked)
+    numbers = steadiest(looked.flatten(0, 1))
+    heads = [divmod(number, looked.shape[1]) for number in numbers]
     chosen = torch.stack([looked[layer, head] for layer, head in heads]).mean(0)
     share = float(chosen.sum(-1).mean())
     logprobs = model.decoder.head(states[0, behind]).float().log_softmax(-1).cpu()
@@ -126,18 +126,3 @@ def causal(module: SelfAttention, x: Tensor, rope: Any, _cache: Any, _layer: int
     )  # query heads that share a key head are neighbors
     scores: Tensor = query @ key.mT / module.head_size**0.5
     return scores.float().masked_fill(~mask, -torch.inf)[0].softmax(-1)
-
-
-def steadiest(looked: Tensor) -> list[tuple[int, int]]:
-    """Of weights (layers, H, T, S) the heads, as (layer, head), that go from left to right along the sound: the middle
-    of what a token looks at grows with its place in the text, and little lies far from it. The steadiest first."""
-    layers, heads, tokens, columns = looked.shape
-    share = looked / looked.sum(-1, keepdim=True).clamp(min=1e-9)
-    places = torch.linspace(0, 1, columns) if columns > 1 else torch.zeros(1)
-    middle = share @ places  # (layers, H, T)
-    spread = (share @ places.square() - middle.square()).clamp(min=0).sqrt().mean(-1)
-    along = torch.linspace(-1, 1, tokens) if tokens > 1 else torch.zeros(1)
-    away = middle - middle.mean(-1, keepdim=True)
-    steady = (away @ along) / (away.norm(dim=-1) * along.norm()).clamp(min=1e-9)
-    score = (steady - 2 * spread).flatten()
-    return [divmod(place, heads) for place in score.topk(min(HEADS, layers * heads)).indices.tolist()]

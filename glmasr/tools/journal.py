@@ -21,7 +21,7 @@ from typing import Any
 
 from ..checkpoint import hub_cache
 from ..errors import OutputError
-from ..pipeline import Options, Part, Recognizer, Segment
+from ..pipeline import Options, Part, Recognizer, Segment, Word
 from ..transcription import vad
 from ..transcription.families import LanguageState
 
@@ -176,11 +176,16 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
+def _segment(fields: Fields) -> Segment:
+    words = tuple(Word(**word) for word in fields.get("words", ()))
+    return Segment(**{**fields, "flags": tuple(fields["flags"]), "words": words})
+
+
 def _part(fields: Fields) -> Part:
     return Part(
         **{
             **fields,
-            "segments": [Segment(**{**segment, "flags": tuple(segment["flags"])}) for segment in fields["segments"]],
+            "segments": list(map(_segment, fields["segments"])),
             "uncovered": tuple(map(tuple, fields["uncovered"])),
             "language_state": LanguageState(**fields["language_state"]) if fields.get("language_state") else None,
         }

@@ -1,9 +1,12 @@
 """The encoder-decoder as a family, the article's and Whisper: language tokens and time tokens."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..alignment.reading import Reading, all_heads, read_cross
 from ..audio import SAMPLE_RATE
 from ..config import TIME_STEP, EncoderDecoderConfig
 from ..errors import CheckpointError, OptionError
@@ -12,7 +15,7 @@ from ..rules import Rule
 from .chunking import Window
 from .code_switching import language_turns
 from .fallback import Limits
-from .families import SURE, EncodedBatch, Job, States, after_speech, padded_to_speech, whole_text
+from .families import SURE, EncodedBatch, Job, Piece, States, after_speech, padded_to_speech, whole_text
 from .language import LANGUAGES, AnyTokenizer, alike, canonical
 from .options import Options
 
@@ -151,10 +154,10 @@ class EncoderDecoderFamily:
     def text(self, ids: list[int]) -> str:
         return self.tokenizer.decode([id_ for id_ in ids if not self._is_time(id_)]).strip()
 
-    def segments(self, window: Window, ids: list[int]) -> list[tuple[float, float, str]]:
+    def segments(self, window: Window, ids: list[int]) -> list[Piece]:
         """Cuts an answer at its times. Without any it is one segment."""
         if not any(map(self._is_time, ids)):
-            return whole_text(window, self.text(ids))
+            return whole_text(window, self.text(ids), ids)
         pieces: list[tuple[float, float, list[int]]] = []
         words: list[int] = []
         since = 0.0
@@ -170,10 +173,26 @@ class EncoderDecoderFamily:
         if window.speech:  # TRAP: a model's first time is often 0, whatever the silence before the first word
             first = window.speech[0][0] / SAMPLE_RATE
             pieces = [(max(start, first), max(end, first), words) for start, end, words in pieces]
-        texts = [(start, end, self.text(words)) for start, end, words in pieces]
         return [
-            (round(window.begin + start, 3), round(window.begin + end, 3), text) for start, end, text in texts if text
+            Piece(round(window.begin + start, 3), round(window.begin + end, 3), text, words)
+            for start, end, words in pieces
+            if (text := self.text(words))
         ]
+
+    @torch.inference_mode()
+    def read_again(
+        self, window: Window, audio: list[tuple[Tensor, Tensor]], prompt: list[int], ids: list[int]
+    ) -> Reading:
+        """After a prompt that asks for no times, as the text has none."""
+        config = self.config
+        if config.no_timestamps is not None and prompt[-1] != config.no_timestamps:
+            prompt = [*prompt, config.no_timestamps]
+        ids = ids[: config.decoder.positions - len(prompt) - 1]
+        heads = config.alignment_heads or all_heads(config.decoder.layers, config.decoder.heads)
+        reading = read_cross(self.model.decoder, prompt, ids, config.end, audio, heads)
+        # TRAP: frames of padding have to go before the softmax, which would give them a share.
+        frames = -(-len(window.samples) // self.samples_per_state)
+        return replace(reading, scores=reading.scores[..., :frames])
 
     def resume(self, window: Window, ids: list[int]) -> float:
         """As openai/whisper, transcribe.py: after `<|2.40|><|2.40|>`, a sentence ended there and another began. If the

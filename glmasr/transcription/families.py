@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from ..alignment.reading import Reading
 from ..audio import SAMPLE_RATE
 from ..config import EncoderDecoderConfig, GlmAsrConfig
 from ..rules import Rule
@@ -118,6 +119,16 @@ class EncodedBatch:
         )
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What an answer says between two of its times, or all of it: seconds of the recording, text and its ids."""
+
+    start: float
+    end: float
+    text: str
+    ids: list[int]
+
+
 class Family(Protocol):
     """What differs between GLM-ASR and the encoder-decoder."""
 
@@ -166,8 +177,13 @@ class Family(Protocol):
 
     def text(self, ids: list[int]) -> str: ...
 
-    def segments(self, window: Window, ids: list[int]) -> list[tuple[float, float, str]]:
-        """(start, end, text) in seconds of the recording."""
+    def segments(self, window: Window, ids: list[int]) -> list[Piece]:
+        """An answer, cut at its times; no piece is without a text."""
+        ...
+
+    def read_again(self, window: Window, audio: Any, prompt: list[int], ids: list[int]) -> Reading:
+        """A text's ids, without times, read once more in one pass; `audio` as `EncodedBatch.rows` gives it of one
+        window."""
         ...
 
     def resume(self, window: Window, ids: list[int]) -> float:
@@ -182,10 +198,10 @@ def padded_to_speech(window: Window, full: int, step: int) -> int:
     return min(full, -(-samples // step) * step)
 
 
-def whole_text(window: Window, text: str) -> list[tuple[float, float, str]]:
-    """One segment for all that a window's sound says; none without a text."""
+def whole_text(window: Window, text: str, ids: list[int]) -> list[Piece]:
+    """One piece for all that a window's sound says; none without a text."""
     start, end = window.sound_span()
-    return [(round(start, 3), round(end, 3), text)] if text else []
+    return [Piece(round(start, 3), round(end, 3), text, ids)] if text else []
 
 
 def after_speech(state: LanguageState, language: str, window: Window) -> LanguageState:

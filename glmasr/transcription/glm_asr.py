@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..alignment.reading import Reading, all_heads, read_prompted
 from ..audio import HOP, log_mel, windows
 from ..config import GlmAsrConfig
 from ..errors import CheckpointError, OptionError
@@ -11,7 +12,7 @@ from ..kernels.cuda_graphs import GraphedModel
 from ..model import GlmAsr
 from ..rules import Forbid, Rule
 from .chunking import Window
-from .families import EncodedBatch, Job, States, padded_to_speech, whole_text
+from .families import EncodedBatch, Job, Piece, States, padded_to_speech, whole_text
 from .language import LANGUAGES, AnyTokenizer, alike, canonical, forbidden_ids
 from .options import Options
 
@@ -132,8 +133,17 @@ class GlmAsrFamily:
     def text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids).strip()
 
-    def segments(self, window: Window, ids: list[int]) -> list[tuple[float, float, str]]:
-        return whole_text(window, self.text(ids))
+    def segments(self, window: Window, ids: list[int]) -> list[Piece]:
+        return whole_text(window, self.text(ids), ids)
+
+    @torch.inference_mode()
+    def read_again(self, window: Window, audio: list[Tensor], prompt: list[int], ids: list[int]) -> Reading:
+        config, model = self.config, self.model.model if isinstance(self.model, GraphedModel) else self.model
+        heads = config.alignment_heads or all_heads(config.decoder.layers, config.decoder.heads)
+        tokens = torch.tensor([[*prompt, *ids, config.stop[0]]], device=model.device)
+        first = prompt.index(config.audio_token)
+        sound = slice(first, first + len(audio[0]))
+        return read_prompted(model.decoder, model.embed(tokens, audio), len(prompt), ids, sound, heads)
 
     def resume(self, window: Window, ids: list[int]) -> float:
         return window.begin + window.seconds

@@ -22,6 +22,7 @@ from .families import Job, RecordingState
 from .language import join
 from .options import Options
 from .results import Part, Segment
+from .word_times import timed_by_words
 
 
 @dataclass
@@ -155,6 +156,7 @@ def seek(
             segments = part.segments
             if not options.timestamps:
                 segments = untimed(Window(place, samples[:count]), segments)
+            segments = timed_by_words(segments)
             yield replace(part, segments=segments, language_state=recording.language)
         reader.skip(count)
         place += count
@@ -178,6 +180,7 @@ def untimed(window: Window, segments: list[Segment]) -> list[Segment]:
             flags=tuple(dict.fromkeys(before.flags + segment.flags)),
             mean_logprob=min(before.mean_logprob, segment.mean_logprob),
             no_speech=max(before.no_speech, segment.no_speech),
+            words=before.words + segment.words,
             compression_ratio=max(before.compression_ratio, segment.compression_ratio),
             temperature=max(before.temperature, segment.temperature),
         )

@@ -36,6 +36,7 @@ class Options:
     vad             "auto": where the extra [vad] is installed, only what it takes for speech is decoded; "off": all
                     that isn't silent
     languages       what `language` "auto" may choose among; empty: all languages of the model
+    words           times of each word, by aligning the text with the sound; segments then begin and end with a word
     script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
     max_duration    seconds that a recording may have at most
     track           of a file with several tracks of sound: a number, from 1, or a language ("eng"); by default the one
@@ -57,6 +58,7 @@ class Options:
     track: int | str | None = None
     languages: tuple[str, ...] = ()
     vad: str = "auto"
+    words: bool = False
 
     @property
     def temperature_schedule(self) -> tuple[float, ...]:
@@ -69,6 +71,7 @@ class Options:
             value = getattr(self, name)
             _require(value is None or is_integer(value) and value > 0, name, value, "a positive integer")
         _require(isinstance(self.guards, bool), "guards", self.guards, "True or False")
+        _require(isinstance(self.words, bool), "words", self.words, "True or False")
         good = self.timestamps is None or isinstance(self.timestamps, bool)
         _require(good, "timestamps", self.timestamps, "True, False or None")
         _require((self.batch_size or 0) <= MOST_BATCH, "batch_size", self.batch_size, f"at most {MOST_BATCH}")

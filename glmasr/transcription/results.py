@@ -22,8 +22,23 @@ FLAGS = {  # of a segment -> what the warning says
     "sampled": "the first answer couldn't be right; this one was sampled",
     "split": "no answer could be right; the halves were recognized separately",
     "dropped": "no answer could be right, and in its halves nobody seems to speak; there is no text",
+    "interpolated": "the words couldn't be found in the sound, so their times are estimates",
     "uncovered": "somebody speaks here, and there is no text, or too little",
 }
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a segment, with its punctuation; of Chinese and other scripts without spaces, a character.
+
+    start, end    seconds from the start of the recording; words of a recording never overlap, and none has no length
+    probability   the mean of those of its tokens, given the sound and what was said before
+    """
+
+    text: str
+    start: float
+    end: float
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,7 @@ class Segment:
     temperature         0: searched, above: sampled
     language            as asked for, as detected, or what the text is written in
     flags               names of FLAGS: what is doubtful
+    words               with times, where `Options.words` asks for them
     """
 
     start: float
@@ -48,6 +64,7 @@ class Segment:
     temperature: float = 0.0
     flags: tuple[str, ...] = ()
     language: str = ""
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from .families import EncodedBatch, Family, Job, RecordingState, States
 from .language import join, written_in
 from .options import Options
 from .recovery import Lost, fuller, halves_of, lacking, lost_stretches, patched
-from .results import FLAGS, Part, Segment
+from .results import FLAGS, Part, Segment, Word
+from .word_times import timed_words
 
 TOKENS_A_SECOND, TOKENS_AT_LEAST = 16, 32  # in the answer of a window; fast speech is about 8 tokens a second
 BEST_OF = 5  # samples of a window at temperatures above 0; the likeliest counts
@@ -216,19 +217,26 @@ class WindowDecoder:
         sampled = temperature > options.temperature_schedule[0]
         more = {"tones": tonal, "incomplete": not hypothesis.stopped, "sampled": sampled}
         flags = (*failed, *(name for name, holds in more.items() if holds))
+        pieces = [] if silent else self.family.segments(window, hypothesis.ids)
+        words: list[tuple[Word, ...]] = [() for _ in pieces]
+        if options.words and pieces:
+            audio, [prompt] = checks.encoded.rows([index])
+            words, found = timed_words(self.family, window, audio, prompt, pieces)
+            flags = flags if found else (*flags, "interpolated")
         segments = [
             Segment(
-                start,
-                end,
-                said,
+                piece.start,
+                piece.end,
+                piece.text,
                 round(hypothesis.mean_logprob, 4),
                 round(compression_ratio(text), 3),
                 round(checks.no_speech(index, hypothesis), 4),
                 float(temperature),
                 flags,
-                _segment_language(said, language, job, options),
+                _segment_language(piece.text, language, job, options),
+                said,
             )
-            for start, end, said in ([] if silent else self.family.segments(window, hypothesis.ids))
+            for piece, said in zip(pieces, words, strict=True)
         ]
         part = make_part(window, language, segments, bool(failed), options, () if silent else flags)
         return replace(part, resume=part.end if silent else self.family.resume(window, hypothesis.ids))

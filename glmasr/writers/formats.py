@@ -92,6 +92,8 @@ def record(transcript: Any, name: str = "") -> dict[str, Any]:
     fields = asdict(transcript)
     limit = length(transcript)
     for segment in fields["segments"]:
+        if not segment.get("words"):
+            segment.pop("words", None)
         for key in ("start", "end"):
             if math.isfinite(segment[key]):
                 segment[key] = min(milliseconds(segment[key], limit), limit) / 1000

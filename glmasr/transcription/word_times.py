@@ -1,0 +1,80 @@
+"""Words of a window's text, with times: the text is read once more with the sound, and aligned with it.
+
+    ids -> Family.read_again -> scores of attention -> alignment.align -> the frame of each token -> words
+
+Words are attached where a window is decoded. Segments take their times from them where they are given away: until then
+the times that the model wrote say what is covered.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..alignment import align
+from ..alignment.heads import steadiest
+from ..alignment.times import in_order, word_spans
+from ..alignment.words import Spelled, spell
+from ..audio import SAMPLE_RATE
+from .chunking import Window
+from .families import Family, Piece
+from .results import Segment, Word
+
+
+@torch.inference_mode()
+def timed_words(
+    family: Family, window: Window, audio: Any, prompt: list[int], pieces: list[Piece]
+) -> tuple[list[tuple[Word, ...]], bool]:
+    """The words of each piece of a window's text; and whether they were found in the sound. `audio` and `prompt`: those
+    that the text was decoded with."""
+    ids = [number for piece in pieces for number in piece.ids]
+    reading = family.read_again(window, audio, prompt, ids)
+    scores = reading.scores
+    if not family.config.alignment_heads:
+        scores = scores[steadiest(scores.softmax(-1))]
+    starts = (align.starts(align.agreement(scores)) * family.samples_per_state / SAMPLE_RATE).tolist()
+    probabilities = reading.logprobs.exp().tolist()
+    place, texts, found = 0, [], []
+    for piece in pieces:
+        text, spelled = spell(piece.ids, family.tokenizer.decoder())
+        spelled = [replace(word, begins=place + word.begins, ends=place + word.ends) for word in spelled]
+        place += len(piece.ids)
+        texts.append((text, spelled))
+        found += spelled
+    spans = iter(in_order(word_spans(found, starts), 0.0, window.seconds))
+
+    def made(text: str, word: Spelled) -> Word:
+        begin, end = (round(window.begin + seconds, 3) for seconds in next(spans))
+        tokens = probabilities[int(word.begins) : max(int(word.begins) + 1, math.ceil(word.ends))]
+        probability = sum(tokens) / max(1, len(tokens))  # none: it is beyond what the model could read again
+        return Word(text[word.first : word.last], begin, end, round(probability, 4))
+
+    return [tuple(made(text, word) for word in spelled) for text, spelled in texts], True
+
+
+def timed_by_words(segments: list[Segment]) -> list[Segment]:
+    """The segments, each from its first word to its last; those without words as they are."""
+    return [
+        replace(segment, start=segment.words[0].start, end=segment.words[-1].end) if segment.words else segment
+        for segment in segments
+    ]
+
+
+def with_text(segment: Segment, convert: Callable[[str], str]) -> Segment:
+    """The segment with its text converted, and its words, which share the new text as they shared the old."""
+    text = convert(segment.text)
+    if text == segment.text:
+        return segment
+    return replace(segment, text=text, words=tuple(_converted(segment, text, convert)))
+
+
+def _converted(segment: Segment, text: str, convert: Callable[[str], str]) -> Iterator[Word]:
+    place = 0
+    for word in segment.words:
+        place = segment.text.index(word.text, place)
+        end = place + len(word.text)
+        # What a character becomes may depend on its neighbors, so it is taken from the whole text where it can be.
+        yield replace(word, text=text[place:end] if len(text) == len(segment.text) else convert(word.text))
+        place = end
