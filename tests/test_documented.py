@@ -17,6 +17,7 @@ import transcribe
 from glmasr.checkpoint import hub
 from glmasr.checkpoint.hub_model import HubModel
 from glmasr.transcription.language import LANGUAGES, canonical
+from glmasr.transcription.options import Options
 
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
@@ -154,8 +155,10 @@ def test_every_option_of_the_command_line_is_explained(page):
                 assert f"`{option} {action.metavar}`".replace("|", "\\|") in cells[0]
             for choice in action.choices or ():
                 assert f"`{choice}`" in cells[1], (option, choice)
-            if action.nargs != 0 and isinstance(action.default, (str, int)):
-                assert re.search(rf"(?<!\w){re.escape(str(action.default))}(?!\w)", cells[2]), (option, action.default)
+            default = getattr(Options, action.dest, None) if action.default is None else action.default
+            if action.nargs != 0 and isinstance(default, (str, int, float)):
+                shown = default if isinstance(default, str) else f"{default:g}"
+                assert re.search(rf"(?<!\w){re.escape(shown)}(?!\w)", cells[2]), (option, default)
     assert {option for option in rows if option.startswith("--")} == seen - {"--language"}
 
 
