@@ -68,6 +68,7 @@ class GlmAsrConfig:
     instruction: str = "Please transcribe this audio into text"
     beams: int = 1  # of a search, if the caller doesn't say: the published model is used greedily
     alignment_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) of the decoder that follow the sound, from 0
+    alignment_lead: float = 0.06  # seconds by which they look at a sound too soon
 
     def __post_init__(self) -> None:
         check(self)
@@ -160,6 +161,7 @@ class EncoderDecoderConfig:
     latest_first_time: int | None = 50  # in time steps: speech begins within the first second
     beams: int = 5
     alignment_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) of cross-attention that follow the sound, from 0
+    alignment_lead: float = 0.06  # seconds by which they look at a sound too soon
 
     def __post_init__(self) -> None:
         check_encoder_decoder(self)
@@ -285,6 +287,8 @@ def check_encoder_decoder(config: EncoderDecoderConfig) -> None:
 def _check_numbers(config: GlmAsrConfig | EncoderDecoderConfig) -> None:
     """Raises CheckpointError for values that no memory holds."""
     decoder = config.decoder
+    if not (is_number(config.alignment_lead) and 0 < config.alignment_lead <= 1):
+        raise CheckpointError(f"alignment_lead is {config.alignment_lead!r}, expected seconds, above 0 and at most 1")
     for pair in config.alignment_heads:
         good = len(pair) == 2 and all(map(is_integer, pair)) and 0 <= pair[0] < decoder.layers
         if not (good and 0 <= pair[1] < decoder.heads):

@@ -14,6 +14,7 @@ is where a word ends, and where exactly a token begins between two pauses is dec
 its neighbors; that is exact to half as many milliseconds, but where a pause belongs it often doesn't know.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
@@ -29,22 +30,32 @@ AMID = 20.0  # cost of a pause amid a word: as much as ten frames at a wrong tok
 Path = NDArray[np.int64]
 
 
-def agreement(scores: Tensor, width: int = WIDTH) -> Tensor:
+def agreement(scores: Tensor, smooth: float = 0.0, width: int = WIDTH) -> Tensor:
     """Scores (N, T, S) before the softmax, of frames that hold sound -> (T, S) float32: how much more than the other
-    tokens each looks at a frame, in standard deviations, in the mean of the heads.
+    tokens each looks at a frame, in standard deviations, in the mean of the heads. `smooth`: see `smoothed`.
 
     TRAP: frames of padding have to be cut off before, or the softmax gives them a share.
     """
-    weights = scores.float().softmax(-1)
+    weights = smoothed(scores.float().softmax(-1), smooth)
     std, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
     return median_filter((weights - mean) / std.clamp(min=1e-12), width).mean(0)
 
 
-def shares(scores: Tensor) -> Tensor:
+def shares(scores: Tensor, smooth: float = 0.0) -> Tensor:
     """The same scores -> (T, S) float32: which part of all that looks at a frame is each token's; columns add up to
     1."""
-    weights = scores.float().softmax(-1).mean(0)
-    return weights / weights.sum(0, keepdim=True).clamp(min=1e-12)
+    weights = smoothed(scores.float().softmax(-1).mean(0), smooth)
+    return weights / weights.sum(0, keepdim=True).clamp(min=1e-30)
+
+
+def smoothed(x: Tensor, deviation: float) -> Tensor:
+    """x (..., S), each spread over its neighbors by a Gaussian of this standard deviation in frames. A head may look at
+    the middle of a word only; then the border to the next is amid the two."""
+    if not deviation:
+        return x
+    reach = math.ceil(4 * deviation)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=x.device) / deviation).square())
+    return F.conv1d(x.reshape(-1, 1, x.shape[-1]), (kernel / kernel.sum())[None, None], padding=reach).reshape(x.shape)
 
 
 def median_filter(x: Tensor, width: int) -> Tensor:

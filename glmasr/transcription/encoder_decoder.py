@@ -181,14 +181,20 @@ class EncoderDecoderFamily:
 
     @torch.inference_mode()
     def read_again(
-        self, window: Window, audio: list[tuple[Tensor, Tensor]], prompt: list[int], ids: list[int]
+        self,
+        window: Window,
+        audio: list[tuple[Tensor, Tensor]],
+        prompt: list[int],
+        ids: list[int],
+        every_head: bool = False,
     ) -> Reading:
         """After a prompt that asks for no times, as the text has none."""
         config = self.config
         if config.no_timestamps is not None and prompt[-1] != config.no_timestamps:
             prompt = [*prompt, config.no_timestamps]
         ids = ids[: config.decoder.positions - len(prompt) - 1]
-        heads = config.alignment_heads or all_heads(config.decoder.layers, config.decoder.heads)
+        heads = () if every_head else config.alignment_heads
+        heads = heads or all_heads(config.decoder.layers, config.decoder.heads)
         reading = read_cross(self.model.decoder, prompt, ids, config.end, audio, heads)
         # TRAP: frames of padding have to go before the softmax, which would give them a share.
         frames = -(-len(window.samples) // self.samples_per_state)

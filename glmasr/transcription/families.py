@@ -181,9 +181,11 @@ class Family(Protocol):
         """An answer, cut at its times; no piece is without a text."""
         ...
 
-    def read_again(self, window: Window, audio: Any, prompt: list[int], ids: list[int]) -> Reading:
-        """A text's ids, without times, read once more in one pass; `audio` as `EncodedBatch.rows` gives it of one
-        window."""
+    def read_again(
+        self, window: Window, audio: Any, prompt: list[int], ids: list[int], every_head: bool = False
+    ) -> Reading:
+        """A text's ids, without times, read once more in one pass, with the alignment heads, or with all where none are
+        known; `audio` as `EncodedBatch.rows` gives it of one window."""
         ...
 
     def resume(self, window: Window, ids: list[int]) -> float:

@@ -137,9 +137,12 @@ class GlmAsrFamily:
         return whole_text(window, self.text(ids), ids)
 
     @torch.inference_mode()
-    def read_again(self, window: Window, audio: list[Tensor], prompt: list[int], ids: list[int]) -> Reading:
+    def read_again(
+        self, window: Window, audio: list[Tensor], prompt: list[int], ids: list[int], every_head: bool = False
+    ) -> Reading:
         config, model = self.config, self.model.model if isinstance(self.model, GraphedModel) else self.model
-        heads = config.alignment_heads or all_heads(config.decoder.layers, config.decoder.heads)
+        heads = () if every_head else config.alignment_heads
+        heads = heads or all_heads(config.decoder.layers, config.decoder.heads)
         tokens = torch.tensor([[*prompt, *ids, config.stop[0]]], device=model.device)
         first = prompt.index(config.audio_token)
         sound = slice(first, first + len(audio[0]))
