@@ -183,6 +183,7 @@ class Work:
         self.start = 0.0
 
     def run(self) -> int:
+        """Everything; returns the exit code: 1 if a recording or the model failed, 2 for an unusable option."""
         names = self.recordings()
         if self.args.files:
             self.outputs = output.plan_outputs(names, self.args.format or ["txt"], self.args.output_dir)
@@ -252,6 +253,7 @@ class Work:
             self.messages.say(", ".join(f"{name} {value}" for name, value in self.how.items()))
 
     def fail(self, error: Exception, name: str = "") -> None:
+        """Prints an error and counts it; the other recordings go on."""
         text, name = printable(str(error)), printable(name)
         if name and not text.startswith(f"{name}: "):  # such as an error of the model: it doesn't know the recording
             text = f"{name}: {text}"
@@ -259,6 +261,7 @@ class Work:
         self.summary.failures.append(text)
 
     def report(self) -> None:
+        """Prints the summary to standard error."""
         for line in self.summary.lines():
             self.messages.say(line)
 
@@ -320,6 +323,7 @@ class Work:
             self.fail(error)
 
     def tell(self, name: str, part: "Part") -> None:
+        """Prints a part: warnings to standard error, text to standard output unless it goes to files or JSON."""
         for warning in part.warnings:
             self.messages.say(f"warning: {name}: {warning.removeprefix(f'{name}: ')}")
         if self.args.files or self.args.json:

@@ -98,6 +98,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"glmasr {__version__}")
 
     def error(self, message: str) -> NoReturn:
+        """Prints usage and message, control characters escaped, and exits with status 2."""
         super().error(printable(message))
 
 

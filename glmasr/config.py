@@ -78,6 +78,7 @@ class GlmAsrConfig:
 
     @property
     def longest_windows(self) -> int:
+        """Windows in one prompt at most, for `--long whole`: whole ones that fit into `longest_seconds`."""
         return self.longest_seconds // self.window_seconds
 
 
@@ -116,10 +117,12 @@ class SinusoidalEncoderConfig:
 
     @property
     def head_size(self) -> int:
+        """K, the width of each head."""
         return self.width // self.heads
 
     @property
     def key_heads(self) -> int:
+        """G. It equals H: no key head is shared by several query heads."""
         return self.heads
 
 
@@ -137,6 +140,7 @@ class CrossDecoderConfig:
 
     @property
     def head_size(self) -> int:
+        """K, the width of each head, in self-attention and cross-attention."""
         return self.width // self.heads
 
 
@@ -169,6 +173,7 @@ class EncoderDecoderConfig:
 
     @property
     def stop(self) -> tuple[int, ...]:
+        """The ids that end an answer, a single one here; named as in `GlmAsrConfig`."""
         return (self.end,)
 
     @property

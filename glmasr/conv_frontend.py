@@ -42,6 +42,7 @@ class WaveformLayer(nn.Module):
         )  # frame t is centered on its own stretch of `stride` samples
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, T) -> (B, channels, T / stride): pad, convolve, normalize, SiLU."""
         return F.silu(self.norm(self.conv(F.pad(x, self.padding))))
 
 

@@ -29,6 +29,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) -> (..., D), in the type of x."""
         wide = x.float()
         return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
@@ -43,6 +44,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) -> (..., D)."""
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
@@ -59,6 +61,7 @@ class LlamaBlock(nn.Module):
     def forward(
         self, x: Tensor, rope: Rope, cache: LayerCache | None, layer: int, mask: Tensor | None, last: bool = False
     ) -> Tensor:
+        """x (B, T, D) -> (B, T, D). With `last` -> (B, 1, D): the MLP skips positions that nothing reads."""
         x = x + self.attn(self.attn_norm(x), rope, cache, layer, mask)
         if last:
             x = x[:, -1:]
@@ -84,6 +87,7 @@ class LlamaDecoder(nn.Module):
             self.head.weight = self.embed.weight
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
+        """An empty cache of up to `capacity` tokens for each row, with the dtype and device of the weights."""
         weight = self.embed.weight
         return Cache(
             self.config.layers,
@@ -131,6 +135,7 @@ class CrossBlock(nn.Module):
     def forward(
         self, x: Tensor, heard: tuple[Tensor, Tensor], cache: LayerCache | None, layer: int, mask: Tensor | None
     ) -> Tensor:
+        """x (B, T, D), `cross_kv` of this layer, (A, H, S, K) each -> (B, T, D); B is A, or A * beams."""
         x = x + self.attn(self.attn_norm(x), None, cache, layer, mask)
         x = x + self.cross(self.cross_norm(x), *heard)
         x = x + self.mlp(self.mlp_norm(x))
@@ -149,6 +154,7 @@ class CrossDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
+        """An empty cache of up to `capacity` tokens for each row; its `cross` is for the caller to fill."""
         weight = self.embed.weight
         return Cache(
             self.config.layers,
@@ -183,4 +189,5 @@ class CrossDecoder(nn.Module):
 
     @stage("decoder.head")
     def head(self, x: Tensor) -> Tensor:
+        """States (..., D) -> logits (..., V), with the weight of the embedding."""
         return F.linear(x, self.embed.weight)

@@ -31,7 +31,8 @@ from .rules import Forbid, ForbidFirst, Rule, TimestampRule
 class TextEncoder(Protocol):
     """What a prompt asks of a tokenizer."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text in which special tokens such as `<|user|>` count as such."""
 
 
 class GlmAsr(nn.Module):
@@ -46,10 +47,12 @@ class GlmAsr(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights; inputs are moved to it."""
         return self.decoder.embed.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the decoder's weights, and so of embeddings, keys and values."""
         return self.decoder.embed.weight.dtype
 
     @stage("audio rows")
@@ -88,6 +91,7 @@ class GlmAsr(nn.Module):
         return x.masked_scatter(places[..., None], heard)
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
+        """An empty cache of up to `capacity` tokens, prompt and audio embeddings included, for each row."""
         return self.decoder.new_cache(rows, capacity)
 
     def prefill(self, audio: list[Tensor], prompt: Sequence[Sequence[int]], cache: PromptCache) -> Tensor:
@@ -127,10 +131,12 @@ class EncoderDecoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights; inputs are moved to it."""
         return self.decoder.embed.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the weights; features are cast to it."""
         return self.decoder.embed.weight.dtype
 
     @stage("samples")
@@ -191,6 +197,7 @@ class EncoderDecoder(nn.Module):
         return rules
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
+        """An empty cache of up to `capacity` tokens for each row; `prefill` puts the cross keys and values into it."""
         return self.decoder.new_cache(rows, capacity)
 
     def prefill(

@@ -125,6 +125,7 @@ class Recognizer:
 
     @property
     def config(self) -> GlmAsrConfig | EncoderDecoderConfig:
+        """The model's configuration; its class tells the two families apart."""
         return self.model.config
 
     def how(self, options: Options = DEFAULTS) -> dict[str, str]:

@@ -156,9 +156,11 @@ class IncrementalDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, number: int) -> str:
+        """The characters that the next id completes; "" if it ends within one."""
         return self._utf8.decode(self._spell(number))
 
     def finish(self) -> str:
+        """The rest: U+FFFD for an incomplete character, else ""."""
         return self._utf8.decode(b"", final=True)
 
 

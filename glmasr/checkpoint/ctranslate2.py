@@ -196,6 +196,7 @@ class Mapped:
         return data.view(TORCH[entry.get("stored", entry["dtype"])]).view(entry["shape"])
 
     def get_tensor(self, name: str) -> Tensor:
+        """A copy of the tensor, dequantized to float32 if it has scales. CheckpointError for scales <= 0 or inf."""
         entry = self._entries[name]
         tensor = self._copy(entry)
         if entry.get("inverse"):

@@ -206,11 +206,14 @@ class Vocabulary(Protocol):
     """What is asked of a tokenizer here."""
 
     @property
-    def special(self) -> Mapping[str, int]: ...
+    def special(self) -> Mapping[str, int]:
+        """Special token -> id; languages and tasks are found among them."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, to find those that Whisper suppresses."""
 
-    def id(self, token: str) -> int: ...
+    def id(self, token: str) -> int:
+        """The id of a token. Raises TokenizerError if there is none."""
 
 
 def read_config(

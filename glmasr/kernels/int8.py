@@ -73,6 +73,7 @@ class Int8Linear(nn.Module):
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out) in the type of x, ROWS at a time to bound the memory for float32 products."""
         product = self._step if x.dim() == 2 or x.shape[-2] == 1 else self._prompt
         y = x.new_empty(*x.shape[:-1], self.out_features)
         pieces = x.reshape(-1, self.in_features).split(ROWS), y.view(-1, self.out_features).split(ROWS)

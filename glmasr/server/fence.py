@@ -83,6 +83,7 @@ class Fence:
         self.turn = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on allowed requests, with known queries and headers only. Raises Problem, UnknownUrl for others."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return

@@ -90,6 +90,7 @@ class Transcription(Translation):
     stream: bool = Field(False, description="events as soon as part of the recording is recognized; of json only")
 
     def options(self, facts: Ready, max_duration: float) -> Options:
+        """The options that the fields ask for. Raises Problem, for a combination that isn't supported as well."""
         self.check_granularities()
         if self.stream and self.response_format != "json":
             raise UnsupportedValue(
@@ -99,6 +100,7 @@ class Transcription(Translation):
         return replace(super().options(facts, max_duration), track=track)
 
     def check_granularities(self) -> None:
+        """Raises Problem unless there are none, or "segment" alone with verbose_json."""
         name = "timestamp_granularities[]"
         granularities = set(self.timestamp_granularities)
         if "word" in granularities:
@@ -114,6 +116,7 @@ class FormRoute(APIRoute):
     thousand fields of a megabyte each into memory."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, called once the form is parsed. Beyond the limits: TooLarge or HTTPException."""
         handle = super().get_route_handler()
 
         async def bounded(request: Request) -> Response:

@@ -139,6 +139,7 @@ class Uploads:
                     self.drop(path)
 
     def page_opened(self, session: str) -> None:
+        """A page of this session connected: the session's files are kept until its last page has left."""
         self.pages[session] += 1
 
     def page_left(self, session: str) -> None:

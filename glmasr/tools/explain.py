@@ -96,6 +96,7 @@ class Search:
             self.before = logits[0].log_softmax(-1).cpu()
 
     def last_rule(self, logits: Tensor, new_tokens: Tensor) -> None:
+        """A `decode.Rule` that changes nothing: records `after` at the first token."""
         if new_tokens.shape[1] == 0:
             self.after = logits[0].log_softmax(-1).cpu()
 
@@ -208,6 +209,7 @@ class Observation:
         return self._open[-1]
 
     def begin(self, name: str) -> None:
+        """A stage begins. Time until now goes to the stage around it, if any."""
         if not self._open:
             self._since = time.perf_counter()
         elif WHOLE.isdisjoint(self._open):
@@ -215,6 +217,7 @@ class Observation:
         self._open.append(name)
 
     def end(self, name: str, where: str, result: Any = None, blocks: int = 1) -> None:
+        """The innermost stage ends with `result`, from so many `blocks`; not recorded within a stage of WHOLE."""
         self._open.pop()
         if WHOLE.isdisjoint(self._open):
             self._tick(name)

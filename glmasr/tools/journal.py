@@ -124,6 +124,7 @@ class Journal:
 
     @property
     def count(self) -> int:
+        """Parts in the file: its complete lines but the first, which describes the run."""
         return max(0, len(self._ends) - 1)
 
     def _read(self) -> None:
@@ -172,6 +173,7 @@ class Journal:
             pass
 
     def remove(self) -> None:
+        """Closes and deletes the file, once all outputs of the run are written."""
         self.close()
         self.path.unlink(missing_ok=True)
 

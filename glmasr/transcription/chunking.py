@@ -53,6 +53,7 @@ class Window:
 
     @property
     def seconds(self) -> float:
+        """Length of the samples, without padding."""
         return len(self.samples) / SAMPLE_RATE
 
     def sound_span(self) -> tuple[float, float]:

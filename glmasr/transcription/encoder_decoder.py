@@ -31,18 +31,22 @@ class EncoderDecoderFamily:
 
     @property
     def config(self) -> EncoderDecoderConfig:
+        """The model's configuration."""
         return self.model.config
 
     @property
     def detects_language(self) -> bool:
+        """Whether there are language tokens; English-only Whispers have none."""
         return bool(self.config.languages)
 
     @property
     def languages(self) -> tuple[str, ...]:
+        """Languages with a token; English for a model without language tokens."""
         return tuple(self.config.languages) or ("en",)  # a Whisper of one language knows English
 
     @property
     def samples_per_state(self) -> int:
+        """Samples per encoder state: cross-attention reads every one of them."""
         return self.config.encoder.stride
 
     def check_tokenizer(self) -> None:
@@ -65,6 +69,7 @@ class EncoderDecoderFamily:
                 )
 
     def timed(self, options: Options) -> bool:
+        """What the options say; by default, whether the model has time tokens."""
         return bool(options.timestamps) or options.timestamps is None and self.config.no_timestamps is not None
 
     def rules(self, language: str, options: Options) -> list[Rule]:
@@ -86,6 +91,7 @@ class EncoderDecoderFamily:
         return self._rules[timed]
 
     def padded_length(self, window: Window, options: Options) -> int:
+        """A full window, as in training; with `pad_to` "speech", about a multiple of PAD_STEP."""
         full = self.config.window
         return (
             full
@@ -143,12 +149,15 @@ class EncoderDecoderFamily:
         return language_turns(window, cross, self.samples_per_state, names, detect)
 
     def prompt(self, language: str, options: Options) -> list[int]:
+        """Special tokens for language, task and times, so a window can be decoded again in another language."""
         return self.model.prompt(language, options.task, self.timed(options))
 
     def token_limit(self, prompt: int) -> int:
+        """Learned positions that the prompt leaves free."""
         return self.config.decoder.positions - prompt
 
     def text(self, ids: list[int]) -> str:
+        """The decoded text without time tokens."""
         return self.tokenizer.decode([id_ for id_ in ids if not self._is_time(id_)]).strip()
 
     def segments(self, window: Window, ids: list[int]) -> list[tuple[float, float, str]]:

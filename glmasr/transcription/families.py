@@ -35,6 +35,7 @@ class LanguageState:
 
     @property
     def auto(self) -> bool:
+        """Whether the language is to be detected."""
         return self.requested == "auto"
 
     def choose(self, probabilities: dict[str, float], begin: float, speech: bool) -> str:
@@ -54,6 +55,7 @@ class RecordingState:
 
     @classmethod
     def of(cls, language: str, detected: str = "", until: float = 0.0) -> "RecordingState":
+        """`language`: as requested, or "auto"; `detected` up to second `until`: what an interrupted run had found."""
         return cls(LanguageState(language, detected, until))
 
 
@@ -124,10 +126,12 @@ class Family(Protocol):
     long_form: tuple[str, ...]  # values of `Options.long` that it knows
 
     @property
-    def config(self) -> GlmAsrConfig | EncoderDecoderConfig: ...
+    def config(self) -> GlmAsrConfig | EncoderDecoderConfig:
+        """The model's configuration."""
 
     @property
-    def detects_language(self) -> bool: ...
+    def detects_language(self) -> bool:
+        """Whether the model gives a probability for each language; else the language is inferred from the text."""
 
     @property
     def samples_per_state(self) -> int:
@@ -154,7 +158,8 @@ class Family(Protocol):
         """Samples that a window is padded to before it is encoded."""
         ...
 
-    def encode(self, jobs: list[Job], length: int, options: Options, states: States) -> EncodedBatch: ...
+    def encode(self, jobs: list[Job], length: int, options: Options, states: States) -> EncodedBatch:
+        """Encodes the windows of some jobs, padded to `length` samples. `states`: the languages so far; not changed."""
 
     def prompt(self, language: str, options: Options) -> list[int]:
         """The prompt of a window in this language; only asked for where `EncodedBatch.runners_up` has one."""
@@ -164,7 +169,8 @@ class Family(Protocol):
         """Tokens that an answer to a prompt of this length may have."""
         ...
 
-    def text(self, ids: list[int]) -> str: ...
+    def text(self, ids: list[int]) -> str:
+        """The text of an answer, stripped, without special tokens."""
 
     def segments(self, window: Window, ids: list[int]) -> list[tuple[float, float, str]]:
         """(start, end, text) in seconds of the recording."""

@@ -45,6 +45,7 @@ class Reader:
 
     @property
     def seconds(self) -> float:
+        """Length of what was read so far, the buffer included."""
         return self._read / SAMPLE_RATE
 
     def _fill(self, count: int) -> None:
@@ -63,6 +64,7 @@ class Reader:
         return self._buffer[:count]
 
     def skip(self, count: int) -> None:
+        """Drops the next `count` samples, which `peek` has read."""
         self._buffer = self._buffer[count:]
 
     def take(self, most: int) -> Tensor:
