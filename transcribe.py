@@ -266,7 +266,7 @@ class Work:
             self.messages.say(line)
 
     def recognize(self, names: list[str]) -> None:
-        """The recordings, told as soon as a part of them is recognized, and written as soon as they are."""
+        """Prints each part as soon as it is recognized, and writes files as soon as a recording is complete."""
         self.start = time.perf_counter()
         done = {index: parts for index, name in enumerate(names) if (parts := self.journals.parts(name))}
         before = {names[index]: parts[-1].end for index, parts in done.items()}
@@ -341,7 +341,7 @@ class Work:
         if args.json:
             put(as_line(record(transcript, name)))
         elif not (transcript.segments or args.files):
-            put("")  # a line for each recording, even if nobody speaks
+            put("")  # a line for each recording, even without speech
         if not args.files:
             sys.stdout.flush()
         else:

@@ -184,7 +184,7 @@ class EncoderDecoderConfig:
 
     @property
     def no_speech(self) -> int:
-        """The id that says that nobody speaks, of a model that has times."""
+        """The id of <|nospeech|>, of a model that has times."""
         assert self.no_timestamps is not None
         return self.no_timestamps - 1
 

@@ -1,9 +1,9 @@
 """Ids or embeddings -> states (B, T, D) -> logits (B, V): the two text decoders.
 
 LlamaDecoder    GLM-ASR's: grouped-query attention (several query heads share a key head), RMSNorm, SwiGLU, rotary
-                positions over the whole head, no biases. It doesn't know about sound: audio rows come to it as
-                embeddings, laid over the placeholders of the prompt.
-CrossDecoder    Whisper's and the article's: each block looks at the text so far, then at what the encoder heard.
+                positions over the whole head, no biases. It knows nothing of audio: audio embeddings take the place of
+                placeholders in its prompt.
+CrossDecoder    Whisper's and the article's: each block attends to the text so far, then to the encoder states.
                 LayerNorm, GELU, learned positions, biases (but for keys); the head is the embedding.
 """
 
@@ -30,8 +30,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) -> (..., D), in the type of x."""
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        x32 = x.float()
+        return self.weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
 class SwiGLU(nn.Module):
@@ -133,17 +133,17 @@ class CrossBlock(nn.Module):
         self.mlp = MLP(config.width, config.hidden)
 
     def forward(
-        self, x: Tensor, heard: tuple[Tensor, Tensor], cache: LayerCache | None, layer: int, mask: Tensor | None
+        self, x: Tensor, cross_kv: tuple[Tensor, Tensor], cache: LayerCache | None, layer: int, mask: Tensor | None
     ) -> Tensor:
         """x (B, T, D), `cross_kv` of this layer, (A, H, S, K) each -> (B, T, D); B is A, or A * beams."""
         x = x + self.attn(self.attn_norm(x), None, cache, layer, mask)
-        x = x + self.cross(self.cross_norm(x), *heard)
+        x = x + self.cross(self.cross_norm(x), *cross_kv)
         x = x + self.mlp(self.mlp_norm(x))
         return x
 
 
 class CrossDecoder(nn.Module):
-    """Whisper's and the article's text decoder: ids (B, T) and heard keys and values -> states (B, T, D)."""
+    """Whisper's and the article's text decoder: ids (B, T) and cross keys and values -> states (B, T, D)."""
 
     def __init__(self, config: CrossDecoderConfig):
         super().__init__()
@@ -171,8 +171,8 @@ class CrossDecoder(nn.Module):
         """Encoder states (A, S, D) -> for each layer the keys and values (A, H, S, K) of its cross-attention."""
         return [cast(CrossBlock, block).cross.project(states) for block in self.blocks]
 
-    def forward(self, tokens: Tensor, heard: list[tuple[Tensor, Tensor]], cache: LayerCache | None = None) -> Tensor:
-        """Ids (B, T), for A recordings that were heard -> normed states (B, T, D); B is A, or A * beams.
+    def forward(self, tokens: Tensor, cross_kv: list[tuple[Tensor, Tensor]], cache: LayerCache | None = None) -> Tensor:
+        """Ids (B, T), `cross_kv` of A recordings -> normed states (B, T, D); B is A, or A * beams.
 
         Without a cache (training) the T tokens see each other only. IndexError beyond the positions that were learned.
         """
@@ -184,7 +184,7 @@ class CrossDecoder(nn.Module):
             mask = causal_mask(positions, tokens.shape[1])
         x = self.embed(tokens) + self.positions(positions)
         for layer, block in enumerate(self.blocks):
-            x = block(x, heard[layer], cache, layer, mask)
+            x = block(x, cross_kv[layer], cache, layer, mask)
         return self.norm(x)
 
     @stage("decoder.head")

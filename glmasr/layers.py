@@ -42,7 +42,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     """softmax(q k' / sqrt(K)) v for query (B, H, T, K) and key, value (B, G, S, K) -> (B, T, H * K).
 
     Grouped heads: the H / G queries that share a key head are laid one after the other on the time axis, so that the
-    keys are read once and never copied. `mask` (1 or B, 1, T, S) is True where a query may look.
+    keys are read once and never copied. `mask` (1 or B, 1, T, S) is True where a query may attend.
     """
     batch, heads, time, size = query.shape
     shared = heads // key.shape[1]
@@ -72,7 +72,7 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """x (B, T, D) looks at itself and, with a cache, at what came before it -> (B, T, D)."""
+    """x (B, T, D) attends to itself and, with a cache, to what came before it -> (B, T, D)."""
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query (B, H, T, K), key and value (B, G, T, K)."""
@@ -103,7 +103,7 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """x (B, T, D) looks at what an encoder heard -> (B, T, D)."""
+    """x (B, T, D) attends to encoder states -> (B, T, D)."""
 
     def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (A, H, S, K) of encoder states (A, S, D): once for a recording, whatever is decoded."""
@@ -193,7 +193,7 @@ class Cache:
         self.shared = 0  # slots that all beams of a recording have in common: the prompt
         self.padding: Tensor | None = None  # (B,) slots at the left that hold nothing, or None
         self.mask: Tensor | None = None
-        # For each layer of a decoder with cross-attention, the keys and values (A, H, S, K) of what was heard. Beams
+        # For each layer of a decoder with cross-attention, the keys and values (A, H, S, K) of encoder states. Beams
         # share them: neither `fork` nor `reorder` touches them.
         self.cross: list[tuple[Tensor, Tensor]] = []
 
@@ -230,7 +230,7 @@ class Cache:
         self.beams, self.shared = beams, self.length
 
     def keep(self, recordings: Tensor) -> None:
-        """The rows of these recordings (M,) stay, in this order, and what was heard of them."""
+        """The rows of these recordings (M,) stay, in this order, and so do their cross keys and values."""
         beams = torch.arange(self.beams, device=recordings.device)
         self._pick((recordings[:, None] * self.beams + beams).flatten())
         self.cross = [(key[recordings], value[recordings]) for key, value in self.cross]

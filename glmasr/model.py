@@ -4,10 +4,10 @@
     new_cache(rows, capacity)           prefill(audio, prompt, cache) -> logits         step(tokens, cache) -> logits
 
 `GlmAsr`, as published under that name: the decoder is a chat model, which reads a prompt whose placeholders `<|pad|>`
-were replaced by what the encoder heard, and writes the transcript as the answer. There is no cross-attention.
+were replaced by audio embeddings, and writes the transcript as the answer. There is no cross-attention.
 
-`EncoderDecoder`, as the article describes it, and Whisper (Radford et al., 2022): the decoder looks at what the encoder
-heard through cross-attention; its prompt are three or four special tokens that say language and task. It can write
+`EncoderDecoder`, as the article describes it, and Whisper (Radford et al., 2022): the decoder attends to the encoder
+states through cross-attention; its prompt is three or four special tokens that say language and task. It can write
 times.
 """
 
@@ -72,9 +72,9 @@ class GlmAsr(nn.Module):
         return [window[: audio_rows(count, self.config.merge)] for window, count in zip(rows, samples, strict=True)]
 
     def prompt(self, tokenizer: TextEncoder, rows: int) -> list[int]:
-        """The ids of the prompt that the model was trained with, for `rows` audio rows.
+        """The ids of the prompt that the model was trained with, for `rows` audio embeddings.
 
-        TRAP: the second `<|user|>` behind the audio. Other ports leave it out, or the instruction, and the model drifts
+        TRAP: the second `<|user|>` after the audio. Other ports leave it out, or the instruction, and the model drifts
         or repeats itself.
         """
         before = tokenizer.encode("<|user|>\n<|begin_of_audio|>")
@@ -82,13 +82,13 @@ class GlmAsr(nn.Module):
         return before + [self.config.audio_token] * rows + after
 
     def embed(self, tokens: Tensor, audio: list[Tensor]) -> Tensor:
-        """Token ids (B, T) -> embeddings (B, T, D), audio rows laid on the placeholders in reading order."""
+        """Token ids (B, T) -> embeddings (B, T, D), with audio embeddings in place of the placeholders, in order."""
         x = self.decoder.embed(tokens)
-        heard = torch.cat(audio).to(x.dtype)
+        embeddings = torch.cat(audio).to(x.dtype)
         places = tokens == self.config.audio_token
-        if x.device.type != "cuda" and int(places.sum()) != len(heard):
-            raise ValueError(f"{int(places.sum())} placeholders for {len(heard)} audio rows")
-        return x.masked_scatter(places[..., None], heard)
+        if x.device.type != "cuda" and int(places.sum()) != len(embeddings):
+            raise ValueError(f"{int(places.sum())} placeholders for {len(embeddings)} audio embeddings")
+        return x.masked_scatter(places[..., None], embeddings)
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
         """An empty cache of up to `capacity` tokens, prompt and audio embeddings included, for each row."""
@@ -121,7 +121,7 @@ NO_TIMES = "this model has no time tokens (no_timestamps_token_id in generation_
 
 
 class EncoderDecoder(nn.Module):
-    """The article's system and Whisper: an audio encoder, and a decoder that hears it through cross-attention."""
+    """The article's system and Whisper: an audio encoder, and a decoder that reads it through cross-attention."""
 
     def __init__(self, config: EncoderDecoderConfig):
         super().__init__()
@@ -226,10 +226,10 @@ class EncoderDecoder(nn.Module):
     @torch.inference_mode()
     def detect_language(self, audio: Tensor | list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Encoder states (A, T, D), or what `decoder.cross_kv` made of them -> the probability of each language of
-        `config.languages` (A, L), and that nobody speaks (A,).
+        `config.languages` (A, L), and of no speech (A,).
 
-        One throw-away step behind <|startoftranscript|>. Languages share what they have among them; the probability
-        that nobody speaks is that of all tokens (openai/whisper, decoding.py: detect_language, no_speech_prob).
+        One throw-away step after <|startoftranscript|>. The languages are normalized among themselves; the probability
+        of no speech is relative to all tokens (openai/whisper, decoding.py: detect_language, no_speech_prob).
         """
         A = len(audio) if isinstance(audio, Tensor) else len(audio[0][0])
         logits = self.prefill(audio, [[self.config.start]] * A, self.new_cache(A, 1)).float()

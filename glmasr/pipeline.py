@@ -7,7 +7,7 @@
 The way of a recording, and where its steps are:
 
     audio.blocks                    any file -> samples at 16 kHz, block by block
-    transcription.long_form         -> windows, cut where nobody speaks (chunking, vad)
+    transcription.long_form         -> windows, cut where there is no speech (chunking, vad)
     transcription.batcher           windows of several recordings -> batches
     transcription.window_decoder    a batch -> parts: encode, search, checks and retries, what no text covers
     transcription.results           parts -> Transcript
@@ -105,7 +105,7 @@ PLAIN = Runtime()
 
 class Recognizer:
     """A model with its tokenizer. `transcribe` is what it is for; `.model`, `.tokenizer` and `.config` are there to
-    look at."""
+    inspect."""
 
     def __init__(self, model: AnyModel, tokenizer: AnyTokenizer, runtime: Runtime = PLAIN):
         self.model = model
@@ -172,7 +172,7 @@ class Recognizer:
                     `sample_rate`, a pair (rate, array), or a dictionary of Hugging Face's datasets: see `audio.blocks`;
                     or a list of these
         language    "auto", "zh", "yue", "en", or another name of one, such as "zh-CN" or "Cantonese". The
-                    encoder-decoder is told it by a token, or detects it; of GLM-ASR, which has no such tokens, letters
+                    encoder-decoder takes it as a token, or detects it; of GLM-ASR, which has no such tokens, letters
                     that the language is not written in are forbidden
         progress    called with the seconds that are done, and those that there are in all, or None where no file says
                     so
@@ -270,7 +270,7 @@ class Recognizer:
         )
         readings: dict[int, Reading] = {}
 
-        def told(parts: Iterable[tuple[int, Part | GlmAsrError]]) -> Iterator[tuple[int, Part | GlmAsrError]]:
+        def reported(parts: Iterable[tuple[int, Part | GlmAsrError]]) -> Iterator[tuple[int, Part | GlmAsrError]]:
             """The parts with the warnings of reading; none of a recording that has failed."""
             for index, part in parts:
                 reading = readings[index]
@@ -280,15 +280,15 @@ class Recognizer:
                     reading.failed = True
                     yield index, part
                     continue
-                new = [warning for warning in reading.warnings if warning not in reading.told]
+                new = [warning for warning in reading.warnings if warning not in reading.reported]
                 reading.warnings.clear()
                 yield index, replace(part, warnings=new + part.warnings)
 
         for index, audio in enumerate(recordings):
             if may_wait(audio):
-                yield from told(batcher.flush())  # what came before must not wait with it
+                yield from reported(batcher.flush())  # what came before must not wait with it
             before = done.get(index, [])
-            reading = readings[index] = Reading(told={warning for part in before for warning in part.warnings})
+            reading = readings[index] = Reading(reported={warning for part in before for warning in part.warnings})
             state = before[-1].language_state if before else None
             recording = RecordingState(state or LanguageState(language))
             blocks = partial(
@@ -300,10 +300,10 @@ class Recognizer:
                 warn=reading.warnings.append,
             )
             for item in items(blocks, self.config, recording, options, reading.warnings, before, self.decode_together):
-                yield from told(batcher.add(index, item))
+                yield from reported(batcher.add(index, item))
                 if reading.failed:  # the rest of it would be in vain
                     break
-        yield from told(batcher.flush())
+        yield from reported(batcher.flush())
 
     def recognize(
         self, recordings: list[Tensor], languages: list[str], options: Options = DEFAULTS
@@ -365,7 +365,7 @@ class Recognizer:
         return replace(options, beams=options.beams or self.config.beams, languages=languages)
 
     def jobs(self, reader: Reader, recording: RecordingState, options: Options = DEFAULTS) -> Iterator[Job]:
-        """The windows of a recording, cut where nobody speaks or it is quiet."""
+        """The windows of a recording, cut where there is no speech or it is quiet."""
         return cut_jobs(reader, self.config.window, recording, options)
 
     def decode_together(self, jobs: list[Job], options: Options) -> list[Part | GlmAsrError]:

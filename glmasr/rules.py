@@ -112,7 +112,7 @@ class TimestampRule:
 # ---- texts that go into a loop ---------------------------------------------------------------------------------------
 
 LONGEST_PERIOD = 30  # tokens; a longer text that comes again and again is found by how well it compresses
-REPEATED = 24  # tokens at least, and four periods: nobody says one word so often; twelve equal digits are possible
+REPEATED = 24  # tokens at least, and four periods: no word is said so often; twelve equal digits are possible
 
 
 class StopLoops:

@@ -329,7 +329,7 @@ def _steering(
 
 
 def not_speech(tokenizer: Vocabulary) -> list[int]:
-    """The ids of what nobody says, notes and brackets, and of the special tokens that are no answer (openai/whisper,
+    """The ids of what isn't speech, notes and brackets, and of the special tokens that are no answer (openai/whisper,
     tokenizer.py: non_speech_tokens; decoding.py: _get_suppress_tokens)."""
     notes = "♩♪♫♬♭♮♯"
     marks = [

@@ -8,7 +8,7 @@
 Written from the package `modelscope_hub` (0.5), which does the same and needs more; the hub itself was not at hand.
 `download` does the rest, the same for both hubs: which files, where they go, going on after a cut, checksums, locks.
 
-Unusual: a revision's commit isn't told. What a model is at a revision is named by the checksums of its files instead:
+Unusual: a revision's commit isn't known. What a model is at a revision is named by the checksums of its files instead:
 see `_listing`.
 """
 
@@ -187,8 +187,7 @@ def _listing(repository: str, revision: str) -> tuple[str, dict[str, Remote]]:
         ) from None
     if len(files) >= MOST_FILES:
         raise CheckpointError(
-            f"{url} lists {len(files):,} files or more; expected fewer than {MOST_FILES:,}, the most that the "
-            "hub tells of"
+            f"{url} lists {len(files):,} files or more; expected fewer than {MOST_FILES:,}, the most that the hub lists"
         )
     listed: dict[str, Remote] = {}
     for name, size, checksum in entries:

@@ -226,7 +226,7 @@ class Captured(nn.Module):
         super().__init__()
         self.module, self.frames = module, frames
         self._graphs: dict[torch.Size, _Capture] = {}
-        self._lock = threading.Lock()  # from `given` to the copy of what was found nobody else may come in
+        self._lock = threading.Lock()  # held from the copy into `given` to the copy of the output
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, M, T) -> the module's output, as a copy: the next replay overwrites the graph's own."""

@@ -1,7 +1,7 @@
 """What programs may ask for: the forms of OpenAI's transcriptions and translations, checked.
 
 What is unusual here: whatever this server can't do is an error that says so. No field is accepted and ignored, not even
-one that it has never heard of.
+an unknown one.
 """
 
 import os

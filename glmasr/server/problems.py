@@ -209,7 +209,7 @@ class NoMemory(Problem):
 
 
 def as_problem(error: BaseException) -> Problem:
-    """What an exception is answered with. Logs the place of one that nobody expected."""
+    """What an exception is answered with. Logs the place of an unexpected one."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, HTTPException):

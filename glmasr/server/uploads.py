@@ -6,7 +6,7 @@
     uploads.find(text)                                      # the path, if it is one of ours
 
 What is unusual here: a path that a client names is only ever looked up in a table of the paths that were given out,
-never on the disk. They are random, so whoever knows one was given it, or was told it by somebody who was.
+never on the disk. They are random, so whoever knows one got it from this server, or from another client that did.
 
 A file goes when its page is closed, when another recording takes its place there, or when it was not used for KEEP
 seconds.

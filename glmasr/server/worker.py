@@ -132,7 +132,7 @@ class Worker:
 
     def take_batch(self) -> "list[tuple[ReaderThread, Job]]":
         """The next batch: a window of each recording in turn, as many as may be decoded together. All have the same
-        options as the recording whose turn it is; those that got theirs go behind the others."""
+        options as the recording whose turn it is; those served move to the end of the line."""
         ready = [reader for reader in self.readers.values() if reader.windows]
         if not ready:
             return []
@@ -307,7 +307,7 @@ def give_memory_back() -> None:
 
 
 def give_up(error: BaseException) -> NoReturn:
-    """Ends the process. TRAP: the message of an error may quote a recording or its text, so only its place is told."""
+    """Ends the process. TRAP: the message of an error may quote a recording or its text, so its place is logged."""
     place = "".join(traceback.format_tb(error.__traceback__))
     print(f"worker: {type(error).__name__}\n{place}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -81,7 +81,7 @@ class Search:
     (V,) of the first token without the rules and with them; `steps` says for each step what was kept, the best first.
     """
 
-    heard: Tensor
+    audio: Tensor  # of the first recording: audio embeddings, or cross keys of the first layer
     prompt: list[int]
     beams: int
     temperature: float
@@ -119,7 +119,7 @@ class Observation:
     parameters      of a stage, without those that a stage before used
     seconds         of a stage, without those of stages within
     searches        in their order
-    judged          probability of each language of an encoder-decoder, and that nobody speaks
+    judged          probability of each language of an encoder-decoder, and of no speech
     rate, windows   of the recording: samples a second, and windows of the model
     """
 
@@ -140,7 +140,7 @@ class Observation:
         """The searches in the first window: more than one where a text failed the checks. The last one counts."""
         found = self.searches[:1]
         for search in self.searches[1:]:
-            if search.temperature <= found[-1].temperature or not torch.equal(search.heard, found[0].heard):
+            if search.temperature <= found[-1].temperature or not torch.equal(search.audio, found[0].audio):
                 break
             found.append(search)
         return found
@@ -193,7 +193,9 @@ class Observation:
 
     def _search(self, function: Callable[..., Any], /, model: Any, audio: Any, prompt: Any, **more: Any) -> Any:
         """`decode.sample` or `decode.beam`."""
-        first = audio[0][0][0] if isinstance(audio[0], tuple) else audio[0]  # keys of the first layer; else audio rows
+        first = (
+            audio[0][0][0] if isinstance(audio[0], tuple) else audio[0]
+        )  # cross keys of the first layer; else embeddings
         search = Search(first, prompt[0], more.get("width", 1), more.get("temperature", 0.0))
         self.searches.append(search)
         more |= {"rules": [search.first_rule, *more.get("rules", ()), search.last_rule], "watch": search.watch}

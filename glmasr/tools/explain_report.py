@@ -36,7 +36,7 @@ def report(run: Observation) -> str:
     lines = [*_stages(run), "", *_prompt(tokenizer, search)]
     if run.judged:
         likely = sorted(run.judged[0].items(), key=lambda item: -item[1])[:3]
-        cells = [f"{name} {value:.3f}" for name, value in likely] + [f"that nobody speaks {run.judged[1]:.3f}"]
+        cells = [f"{name} {value:.3f}" for name, value in likely] + [f"no speech {run.judged[1]:.3f}"]
         lines.append("judged: " + ", ".join(cells))
     return "\n".join([*lines, *_first_token(tokenizer, search), *_kept(tokenizer, search), *_results(run)])
 

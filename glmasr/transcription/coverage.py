@@ -1,4 +1,4 @@
-"""Is speech lost? Stretches of a window in which somebody speaks and that no text covers, and texts too short for the
+"""Is speech lost? Stretches of speech in a window that no text covers, and texts too short for the
 speech under them.
 
 A decoder can stop in the middle of a window, jump over a sentence, or write a sentence once that was said three times,

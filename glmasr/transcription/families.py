@@ -17,7 +17,7 @@ from .language import canonical
 from .options import Options
 
 AFTER_SPEECH = 1.0  # seconds that are encoded after the last sound, where a window is not encoded to its end
-LONG_PAUSE = 10.0  # seconds, after which somebody else may speak, in another language
+LONG_PAUSE = 10.0  # seconds, after which another speaker, in another language, is likely
 SURE = 0.8  # probability with which a window changes the language of a recording
 
 
@@ -85,7 +85,7 @@ class EncodedBatch:
                 layer
     prompts     ids of each window's prompt
     languages   of each window; "" where nothing says so
-    no_speech   probability that nobody speaks; None: the search finds out
+    no_speech   probability of no speech; None: the search finds out
     runners_up  where the language isn't sure, the next likely one; else ""
     pieces      of a window in several languages, each with its own; else []
     states      the languages of the recordings after these windows
@@ -195,5 +195,5 @@ def whole_text(window: Window, text: str) -> list[tuple[float, float, str]]:
 
 
 def after_speech(state: LanguageState, language: str, window: Window) -> LanguageState:
-    """The language of a recording after a window in which somebody spoke."""
+    """The language of a recording after a window with speech."""
     return replace(state, detected=language, until=window.begin + window.seconds)

@@ -1,6 +1,6 @@
 """A recording -> what is to be decoded of it, in the three ways of `Options.long`.
 
-cut     windows that are cut where nobody speaks or it is quiet; they don't depend on each other
+cut     windows that are cut where there is no speech or it is quiet; they don't depend on each other
 whole   one job with all windows, as the published GLM-ASR was used
 seek    as openai/whisper, transcribe.py: each window begins where the last complete sentence of the one before ended
 """
@@ -30,7 +30,7 @@ class Reading:
     carried (what is read again says the same again), and whether it has failed."""
 
     warnings: list[str] = field(default_factory=list)
-    told: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
     failed: bool = False
 
 

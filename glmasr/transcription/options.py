@@ -9,7 +9,7 @@ from ..errors import OptionError
 from . import chinese_script
 from .fallback import TEMPERATURES
 
-MOST_BEAMS = 64  # memory and time grow with them; nobody has seen a gain beyond ten
+MOST_BEAMS = 64  # memory and time grow with them; no gain is known beyond ten
 MOST_BATCH = 4096
 
 
