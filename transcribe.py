@@ -213,7 +213,7 @@ class Work:
         return 1 if self.summary.failures else 0
 
     def recordings(self) -> list[str]:
-        """Folders and patterns opened up. One that gives nothing doesn't stop the others."""
+        """Folders and patterns opened up. One that matches nothing doesn't stop the others."""
         names = []
         for path in self.args.audio:
             names += output.expand([path], self.args.recursive, self.fail)

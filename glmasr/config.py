@@ -56,7 +56,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class GlmAsrConfig:
-    """GLM-ASR as published: encoder, projector, decoder, and what the prompt and the search need to know."""
+    """GLM-ASR as published: encoder, projector, decoder, and the settings of prompt and search."""
 
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()

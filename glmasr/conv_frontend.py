@@ -64,7 +64,7 @@ class WaveformFrontend(nn.Module):
 
 
 def receptive_field(convolutions: tuple[Convolution, ...]) -> int:
-    """Samples that a frame is made of, not counting what the norms know of all of them."""
+    """Samples that a frame is made of, not counting the norms, which see all of them."""
     field, step = 1, 1
     for _, kernel, stride in convolutions:
         field += (kernel - 1) * step

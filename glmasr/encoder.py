@@ -1,6 +1,6 @@
 """Log-mel (B, bands, frames) -> audio states (B, T, D), and of GLM-ASR -> rows for the decoder (B, T / 4, its width).
 
-    SinusoidalEncoder   Whisper's and the article's: sinusoids are added to what the frontend gives
+    SinusoidalEncoder   Whisper's and the article's: sinusoids are added to the frontend's output
     RotaryEncoder       GLM-ASR's: the same blocks, but rotary positions in each attention instead
 
 Unusual:

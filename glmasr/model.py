@@ -102,7 +102,7 @@ class GlmAsr(nn.Module):
         """
         longest = max(map(len, prompt))
         padding = [longest - len(ids) for ids in prompt]
-        # A padding id must not be the placeholder; what it is otherwise doesn't matter, nobody sees it.
+        # A padding id must not be the placeholder; what it is otherwise doesn't matter, it is masked.
         filler = 0 if self.config.audio_token else 1
         tokens = torch.tensor(
             [[filler] * pad + list(ids) for pad, ids in zip(padding, prompt, strict=True)], device=self.device
@@ -156,7 +156,7 @@ class EncoderDecoder(nn.Module):
     def prompt(self, language: str | None = None, task: str = "transcribe", timestamps: bool = False) -> list[int]:
         """<|startoftranscript|><|zh|><|transcribe|><|notimestamps|>, the last one only without `timestamps`.
 
-        A checkpoint that knows one language has no tokens for language and task, and is asked for neither. Raises
+        A checkpoint for one language has no tokens for language and task, and is asked for neither. Raises
         OptionError.
         """
         config = self.config
@@ -168,7 +168,7 @@ class EncoderDecoder(nn.Module):
                     raise OptionError(f"{kind} is {name!r}; this model has tokens for {', '.join(some)} only")
                 ids.append(known[name])
         elif task != "transcribe":
-            raise OptionError(f"task is {task!r}; this model knows 'transcribe' only")
+            raise OptionError(f"task is {task!r}; this model supports 'transcribe' only")
         if config.no_timestamps is None:
             if timestamps:
                 raise OptionError(NO_TIMES)

@@ -348,7 +348,7 @@ class Recognizer:
             raise OptionError(
                 f"languages is {options.languages!r}, expected names of languages, such as ('zh', 'yue', 'en')"
             )
-        # Of Mandarin, Cantonese and English those that the model knows: most Whispers have no token for Cantonese.
+        # Of Mandarin, Cantonese and English those that the model supports: most Whispers have no token for Cantonese.
         named = tuple(map(canonical, options.languages))
         languages = tuple(name for name in named if name in family.languages or name not in LANGUAGES) or named
         for name in languages:
@@ -356,7 +356,7 @@ class Recognizer:
         family.rules(language, options)
         if options.long not in family.long_form:
             known = " and ".join(map(repr, family.long_form))
-            raise OptionError(f"long is {options.long!r}; this model knows {known}")
+            raise OptionError(f"long is {options.long!r}; this model supports {known}")
         if options.long == "seek" and not family.timed(options):
             raise OptionError(
                 "long is 'seek', which goes by the model's time tokens; it needs them "
@@ -369,7 +369,7 @@ class Recognizer:
         return cut_jobs(reader, self.config.window, recording, options)
 
     def decode_together(self, jobs: list[Job], options: Options) -> list[Part | GlmAsrError]:
-        """The parts of some windows, of one recording or of several, decoded together; `options` as `check` gives them.
+        """The parts of some windows, of one recording or of several, decoded together; `options` are those of `check`.
         What the model can't answer is an error in place of its part."""
         convert = chinese_script.converter(options.script)
         parts = self.windows.decode(jobs, options)
@@ -387,5 +387,5 @@ class Recognizer:
         return self.family.timed(options)
 
     def batch_size(self, options: Options) -> int:
-        """Windows that are decoded together, at most; `options` as `check` gives them."""
+        """Windows that are decoded together, at most; `options` as `check` returns them."""
         return options.batch_size or batch_size(self.model, self.family, options)

@@ -59,7 +59,7 @@ def assign(
     dtype: torch.dtype | None,
     without: Collection[str] = (),
 ) -> GlmAsr | EncoderDecoder:
-    """The model, with the tensors that `source` gives for its parameters. Those `without` stay on the meta device."""
+    """The model, with the tensors that `source` returns for its parameters. Those `without` stay on the meta device."""
     # Built on the meta device: shapes without memory.
     model = contents.model
 
@@ -298,7 +298,7 @@ def save(
     """Writes the model as Transformers would: `model.safetensors`, `config.json`, `generation_config.json` and
     what the processor wants. The tokenizer's files are the caller's. With `dtype` None each tensor keeps its type.
 
-    With `quantize` (`kernels.int8.quantize`) the weights of linears are written as the int8 numbers that it gives, and
+    With `quantize` (`kernels.int8.quantize`) the weights of linears are written as the int8 numbers it returns, and
     beside each its scales: this package alone reads that. Raises OptionError for a model with the faster modules.
     """
     with torch.device("meta"), _NoInit():

@@ -461,7 +461,7 @@ def test_the_first_tokens_are_those_of_prefill(recognizer, options):
     if not glm:
         likely, no_speech = recognizer.model.detect_language(audio)
         order = sorted(zip(recognizer.config.languages, likely[0].tolist()), key=lambda item: -item[1])
-        line = "judged: " + ", ".join(
+        line = "language: " + ", ".join(
             [*(f"{name} {value:.3f}" for name, value in order), f"no speech {no_speech[0]:.3f}"]
         )
         assert line in report(run).splitlines()

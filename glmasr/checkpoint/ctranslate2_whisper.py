@@ -164,7 +164,7 @@ def _cut(entry: Entry, part: int, count: int) -> Entry:
 
 
 def ignored(names: Iterable[str]) -> set[str]:
-    """Those of some tensors that this package has no parameter for; `check_values` knows what they must be."""
+    """Those of some tensors that this package has no parameter for; `check_values` checks their values."""
     return {name for name in names if name == HEAD or _KEY_BIAS.fullmatch(name)}
 
 
@@ -219,7 +219,7 @@ class Vocabulary(Protocol):
 def read_config(
     directory: Path, header: Header, special: Callable[[], Mapping[str, int]], tokenizer: Callable[[], Vocabulary]
 ) -> EncoderDecoderConfig:
-    """The configuration of a directory, as `config.read_config` gives it of others. Raises CheckpointError.
+    """The configuration of a directory, as `config.read_config` returns it for others. Raises CheckpointError.
 
     special     reads the special tokens and their ids
     tokenizer   reads the whole tokenizer, which takes a second: only where `config.json` leaves suppressed ids out

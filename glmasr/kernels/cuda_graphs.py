@@ -1,7 +1,7 @@
 """The step of a token on a GPU, captured as a CUDA graph, and the encoder likewise.
 
-A token costs an H100 a millisecond, and the processor twenty times as much to say what is to be done for it, kernel by
-kernel. A graph is said once and replayed. For that shapes and addresses have to stay the same from step to step:
+A token costs an H100 a millisecond, and the CPU twenty times as much to launch its kernels one by one. A graph is
+captured once and replayed. For that, shapes and addresses have to stay the same from step to step:
 
     Memory          keys and values of so many rows and slots, taken once; a step reads all slots, and a mask hides the
                     empty ones
@@ -85,7 +85,7 @@ class Memory:
         decoder = self._decoder
         self._logits = decoder.head(decoder(decoder.embed(self.tokens[:, None]), self)[:, -1])
 
-    # What the decoder asks of a cache. No number here is known to the processor, so a capture fixes none.
+    # What the decoder asks of a cache. No number here is read on the CPU, so a capture fixes none.
 
     def begin(self, count: int) -> Tensor:
         """The position (1,) of the one new token. Sets `mask` (rows, 1, 1, capacity), which hides empty slots, too."""

@@ -52,7 +52,7 @@ def quantize(weight: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Ten
 
 
 class Int8Linear(nn.Module):
-    """x (B, T, in) -> (B, T, out), for what `quantize` gives; (B, in) is B single steps.
+    """x (B, T, in) -> (B, T, out), for the output of `quantize`; (B, in) is B single steps.
 
     The kernel multiplies 8-bit numbers and adds up exactly, so x has to be rounded too: each of its rows to 8 bits by a
     scale of its own, so that a result doesn't depend on the other rows of its batch. Of a single step (T = 1), where

@@ -22,7 +22,7 @@ class PackedLinear(nn.Module):
     """x (..., in) -> (..., out), for weights (out, in) of one or more linears that take the same x, and their bias
     (out,) or None.
 
-    Read and laid out when first called: all weights of a large model take seconds. `read`: functions that give the
+    Read and laid out when first called: all weights of a large model take seconds. `read`: functions that return the
     weights.
     """
 

@@ -32,7 +32,7 @@ TIMED = ("srt", "vtt", "verbose_json")  # formats with times
 
 
 class Translation(BaseModel):
-    """The fields of OpenAI's translation that this server knows."""
+    """The fields of OpenAI's translation that this server supports."""
 
     model_config = ConfigDict(extra="forbid")
     task: ClassVar[str] = "translate"
@@ -69,14 +69,14 @@ class Translation(BaseModel):
 
 
 class Transcription(Translation):
-    """The fields of OpenAI's transcription that this server knows."""
+    """The fields of OpenAI's transcription that this server supports."""
 
     task: ClassVar[str] = "transcribe"
 
     language: str = Field(
         "auto",
         max_length=40,
-        description="zh, yue, en, or what the model knows besides; by default it is detected",
+        description="zh, yue, en, or what the model supports besides; by default it is detected",
     )
     timestamp_granularities: list[str] = Field(
         [], alias="timestamp_granularities[]", description="segment; of verbose_json only"

@@ -195,7 +195,7 @@ class Plain(ComponentMeta):
 
 
 class Input(gr.Audio, metaclass=Plain):
-    """`gr.Audio` whose value is the path that `calls.checked_recording` gives, and stays it."""
+    """`gr.Audio` whose value is the path that `calls.checked_recording` returns, unchanged."""
 
     is_template = True  # the same for the browser
     data_model = None  # type: ignore[assignment]  # of Gradio's components most have none

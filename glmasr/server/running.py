@@ -37,7 +37,7 @@ LAST = 6.0  # seconds until the process ends after that, whatever is under way
 async def serve(args: argparse.Namespace, folder: str) -> None:
     """Runs until a signal comes. Raises GlmAsrError where it can't start.
 
-    args     as `main.arguments` gives them
+    args     as `main.arguments` returns them
     folder   private, for uploads
     """
     if not args.no_page and importlib.util.find_spec("gradio") is None:

@@ -273,7 +273,7 @@ class Peaks:
 
 
 def languages(recognizer: Recognizer) -> list[str]:
-    """What may be asked for as the language: "auto", then those of LANGUAGES that the model knows, then its others."""
+    """What may be asked for as the language: "auto", then the model's that are in LANGUAGES, then its others."""
     known = getattr(recognizer.config, "languages", None)
     if known is None:
         return list(LANGUAGES)

@@ -50,7 +50,7 @@ class Reading:
 
 def first_window(recognizer: Any, recording: Any, options: pipeline.Options) -> tuple[Tensor, float]:
     """Samples (S,) of the first window of a recording that isn't silent, cut as `recognizer` cuts it, and the second at
-    which it begins. `options` as `recognizer.check` gives them. No samples where all is silent. Raises AudioError."""
+    which it begins. `options` as `recognizer.check` returns them. No samples where all is silent. Raises AudioError."""
     blocks = sound.blocks(recording, track=options.track, max_duration=options.max_duration, warn=lambda _: None)
     reader = Reader(blocks, recognizer.config.window)
     if options.long == "whole":

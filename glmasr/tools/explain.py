@@ -119,7 +119,7 @@ class Observation:
     parameters      of a stage, without those that a stage before used
     seconds         of a stage, without those of stages within
     searches        in their order
-    judged          probability of each language of an encoder-decoder, and of no speech
+    detected        probability of each language of an encoder-decoder, and of no speech
     rate, windows   of the recording: samples a second, and windows of the model
     """
 
@@ -129,7 +129,7 @@ class Observation:
         self.parameters: Counter[str] = Counter()
         self.seconds: dict[str, float] = {}
         self.searches: list[Search] = []
-        self.judged: tuple[dict[str, float], float] | None = None
+        self.detected: tuple[dict[str, float], float] | None = None
         self.rate, self.windows = 0, 0
         self._used: set[Tensor] = set()
         self._open: list[str] = []  # stages at work, the innermost last
@@ -165,10 +165,10 @@ class Observation:
         if isgeneratorfunction(function):
             return self._each(name, function, *args, **more)
         result = self._timed(name, function, *args, **more)
-        if name == "language" and self.judged is None:
+        if name == "language" and self.detected is None:
             languages, no_speech = result
             named = zip(args[0].config.languages, languages[0].tolist(), strict=True)
-            self.judged = dict(named), float(no_speech[0])
+            self.detected = dict(named), float(no_speech[0])
         return result
 
     def _timed(self, name: str, function: Callable[..., Any], /, *args: Any, **more: Any) -> Any:

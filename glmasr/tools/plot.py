@@ -69,7 +69,7 @@ def check(path: str, recordings: Sequence[str] = ()) -> None:
 
 
 def draw(recognizer: Any, samples: Tensor, searches: Sequence[Search], path: str, *, begin: float = 0.0) -> list[str]:
-    """Writes the picture of a window, whole or not at all, in the format that the file's name says; gives warnings.
+    """Writes the picture of a window, whole or not at all, in the format that the file's name says; returns warnings.
 
     recognizer  with its modules as they are to be read (`load(plain=True)`), or with 8-bit linears
     samples     (S,) at 16 kHz of the window; none where all is silent
@@ -90,7 +90,7 @@ def draw(recognizer: Any, samples: Tensor, searches: Sequence[Search], path: str
     said = "".join(label(recognizer.tokenizer, number) for number in reading.ids) if reading else ""
     lacking = chinese is None and any("\u2e80" <= letter <= "\uffdc" for letter in said)
     style: dict[Any, Any] = {"font.family": ["DejaVu Sans", chinese] if chinese else ["DejaVu Sans"], "font.size": 9}
-    style |= {"svg.hashsalt": "glmasr"}  # with this and without the moment, the same recording gives the same file
+    style |= {"svg.hashsalt": "glmasr"}  # with this and without the moment, the same recording makes the same file
     with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the one warning below says it
         tokens = len(reading.ids) if reading else 0

@@ -15,7 +15,7 @@ Item = (
 
 
 class Batcher:
-    """Takes what is to be decoded by `add` and gives parts in the order in which it came: as many windows at a time as
+    """Takes what is to be decoded by `add` and yields parts in the order in which it came: as many windows at a time as
     `most`.
 
     `soon`: fewer at first, and each time twice as many: the first text comes soon.

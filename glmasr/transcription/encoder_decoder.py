@@ -42,7 +42,7 @@ class EncoderDecoderFamily:
     @property
     def languages(self) -> tuple[str, ...]:
         """Languages with a token; English for a model without language tokens."""
-        return tuple(self.config.languages) or ("en",)  # a Whisper of one language knows English
+        return tuple(self.config.languages) or ("en",)  # a Whisper of one language is English-only
 
     @property
     def samples_per_state(self) -> int:
@@ -82,7 +82,7 @@ class EncoderDecoderFamily:
             some = ", ".join([*ours, *others[:8], *["..."] * (len(others) > 8)])
             way = "; for Cantonese take zh" if language == "yue" and "zh" in known else alike(asked, known)
             several = f"this model has tokens for {some}, and 'auto' lets it judge{way}"
-            one = "this model knows one language only and has no tokens for others; expected 'auto' or 'en'"
+            one = "this model supports one language only and has no tokens for others; expected 'auto' or 'en'"
             raise OptionError(f"language is {asked!r}; {several if known else one}")
         timed = self.timed(options)
         self.model.prompt(next(iter(known), None), options.task, timed)

@@ -123,7 +123,7 @@ class EncodedBatch:
 class Family(Protocol):
     """What differs between GLM-ASR and the encoder-decoder."""
 
-    long_form: tuple[str, ...]  # values of `Options.long` that it knows
+    long_form: tuple[str, ...]  # values of `Options.long` that it supports
 
     @property
     def config(self) -> GlmAsrConfig | EncoderDecoderConfig:

@@ -70,7 +70,7 @@ class GlmAsrFamily:
             expected = f"expected one of {', '.join(LANGUAGES)}{alike(asked, LANGUAGES)}"
             raise OptionError(f"language is {asked!r}, {expected}")
         if options.task != "transcribe":
-            raise OptionError(f"task is {options.task!r}; this model knows 'transcribe' only")
+            raise OptionError(f"task is {options.task!r}; this model supports 'transcribe' only")
         if options.timestamps:
             raise OptionError(
                 "this model has no time tokens; models of the encoder-decoder family have "
