@@ -55,7 +55,7 @@ class GlmAsr(nn.Module):
         """The dtype of the decoder's weights, and so of embeddings, keys and values."""
         return self.decoder.embed.weight.dtype
 
-    @stage("audio rows")
+    @stage("audio embeddings")
     def encode(self, mel: Tensor, samples: Sequence[int]) -> list[Tensor]:
         """Windows of log-mel (B, bands, frames) -> the audio embeddings (N, D) of each window.
 
@@ -95,7 +95,7 @@ class GlmAsr(nn.Module):
         return self.decoder.new_cache(rows, capacity)
 
     def prefill(self, audio: list[Tensor], prompt: Sequence[Sequence[int]], cache: PromptCache) -> Tensor:
-        """Reads the prompts of A recordings with their audio rows; returns the logits (A, V) of the first answer token.
+        """Reads the prompts of A recordings with their audio embeddings; returns the logits (A, V) of the first token.
 
         Prompts of different lengths are padded at the left. Rotary attention sees differences of positions only, so a
         shifted prompt needs nothing more than a mask over the padding.

@@ -189,7 +189,7 @@ FRONT = {
 @pytest.mark.parametrize("rate", [RATE, 24_000])
 def test_the_stages_are_in_the_order_of_the_data(recognizers, kind, rate):
     run, _ = explained(recognizers[kind], rate=rate)
-    between = ["projector", "audio rows"] if kind == "glm" else ["decoder.cross_kv", "language"]
+    between = ["projector", "audio embeddings"] if kind == "glm" else ["decoder.cross_kv", "language"]
     places = [] if kind == "glm" else ["decoder.positions"]
     assert list(table(run)) == [
         "read",
@@ -338,7 +338,7 @@ def test_shapes_of_glm(recognizers, seconds, windows):
         "encoder.frontend.conv2": f"{windows}(1, 16, 100)",
         "encoder.blocks": f"{windows}(1, 100, 16)",
         "projector": f"{windows}(1, 25, 24)",
-        "audio rows": f"{windows}({first}, 24)",
+        "audio embeddings": f"{windows}({first}, 24)",
         "decoder.embed": f"(1, {prompt}, 24)",
         "decoder.blocks": f"(1, {prompt}, 24)",
         "decoder.norm": "(1, 1, 24)",
