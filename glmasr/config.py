@@ -56,7 +56,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class GlmAsrConfig:
-    """GLM-ASR as published: encoder, projector, decoder, and what the prompt and the search need to know."""
+    """GLM-ASR as published: encoder, projector, decoder, and the settings of prompt and search."""
 
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
@@ -80,6 +80,7 @@ class GlmAsrConfig:
 
     @property
     def longest_windows(self) -> int:
+        """Windows in one prompt at most, for `--long whole`: whole ones that fit into `longest_seconds`."""
         return self.longest_seconds // self.window_seconds
 
 
@@ -118,10 +119,12 @@ class SinusoidalEncoderConfig:
 
     @property
     def head_size(self) -> int:
+        """K, the width of each head."""
         return self.width // self.heads
 
     @property
     def key_heads(self) -> int:
+        """G. It equals H: no key head is shared by several query heads."""
         return self.heads
 
 
@@ -139,6 +142,7 @@ class CrossDecoderConfig:
 
     @property
     def head_size(self) -> int:
+        """K, the width of each head, in self-attention and cross-attention."""
         return self.width // self.heads
 
 
@@ -173,6 +177,7 @@ class EncoderDecoderConfig:
 
     @property
     def stop(self) -> tuple[int, ...]:
+        """The ids that end an answer, a single one here; named as in `GlmAsrConfig`."""
         return (self.end,)
 
     @property
@@ -183,7 +188,7 @@ class EncoderDecoderConfig:
 
     @property
     def no_speech(self) -> int:
-        """The id that says that nobody speaks, of a model that has times."""
+        """The id of <|nospeech|>, of a model that has times."""
         assert self.no_timestamps is not None
         return self.no_timestamps - 1
 

@@ -1,7 +1,5 @@
 """Words and their times: the path, the words of a text, and what both make of a recording."""
 
-import random
-
 import numpy as np
 import pytest
 import torch

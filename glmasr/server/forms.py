@@ -1,7 +1,7 @@
 """What programs may ask for: the forms of OpenAI's transcriptions and translations, checked.
 
 What is unusual here: whatever this server can't do is an error that says so. No field is accepted and ignored, not even
-one that it has never heard of.
+an unknown one.
 """
 
 import os
@@ -32,7 +32,7 @@ TIMED = ("srt", "vtt", "verbose_json")  # formats with times
 
 
 class Translation(BaseModel):
-    """The fields of OpenAI's translation that this server knows."""
+    """The fields of OpenAI's translation that this server supports."""
 
     model_config = ConfigDict(extra="forbid")
     task: ClassVar[str] = "translate"
@@ -69,14 +69,14 @@ class Translation(BaseModel):
 
 
 class Transcription(Translation):
-    """The fields of OpenAI's transcription that this server knows."""
+    """The fields of OpenAI's transcription that this server supports."""
 
     task: ClassVar[str] = "transcribe"
 
     language: str = Field(
         "auto",
         max_length=40,
-        description="zh, yue, en, or what the model knows besides; by default it is detected",
+        description="zh, yue, en, or what the model supports besides; by default it is detected",
     )
     timestamp_granularities: list[str] = Field(
         [], alias="timestamp_granularities[]", description="segment; of verbose_json only"
@@ -90,6 +90,7 @@ class Transcription(Translation):
     stream: bool = Field(False, description="events as soon as part of the recording is recognized; of json only")
 
     def options(self, facts: Ready, max_duration: float) -> Options:
+        """The options that the fields ask for. Raises Problem, for a combination that isn't supported as well."""
         self.check_granularities()
         if self.stream and self.response_format != "json":
             raise UnsupportedValue(
@@ -99,6 +100,7 @@ class Transcription(Translation):
         return replace(super().options(facts, max_duration), track=track)
 
     def check_granularities(self) -> None:
+        """Raises Problem unless there are none, or "segment" alone with verbose_json."""
         name = "timestamp_granularities[]"
         granularities = set(self.timestamp_granularities)
         if "word" in granularities:
@@ -114,6 +116,7 @@ class FormRoute(APIRoute):
     thousand fields of a megabyte each into memory."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, called once the form is parsed. Beyond the limits: TooLarge or HTTPException."""
         handle = super().get_route_handler()
 
         async def bounded(request: Request) -> Response:
