@@ -223,6 +223,7 @@ def main() -> None:
     from evaluate import edits, words
 
     import glmasr
+    from glmasr import weights
     from glmasr.pipeline import Options
     from glmasr.transcription.chinese_script import converter
 
@@ -300,7 +301,11 @@ def main() -> None:
     if args.peer:
         alone = [stretch for stretch in stretches(args.stretches, clips) if stretch.clip is None]
         alone = [alone[len(alone) * number // args.peer] for number in range(args.peer)]
-        seconds, peer, spent = sum(len(stretch.samples) for stretch in alone) / RATE, openai(recognizer.model), {}
+        seconds, peer, spent = (
+            sum(len(stretch.samples) for stretch in alone) / RATE,
+            openai(weights.load(args.model)),
+            {},
+        )
         for vad in args.vad:
             spent[f"glmasr, `--vad {vad}`"] = sum(recognize(stretch.samples, "auto", vad)[1] for stretch in alone)
         began = time.process_time()

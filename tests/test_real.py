@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,8 @@ import torch
 from helpers.real import Errors, openai_checkpoint
 
 from glmasr import audio, decode, weights
+from glmasr.alignment import align
+from glmasr.alignment.reading import read_cross
 from glmasr.checkpoint import ctranslate2_whisper
 from glmasr.checkpoint.config_json import to_published
 from glmasr.kernels import prepare
@@ -407,6 +410,51 @@ def test_ids_equal_openai_whisper(ours, openai, found, states, timestamps):
         )
         expected += [result.tokens for result in decoding.decode(openai, states[batch.places], options)]
     assert not different(found(1, timestamps), expected)
+
+
+@torch.inference_mode()
+def test_words_equal_openai_whisper(directory, ours, openai, found, states):
+    """The frame at which each word begins, with the same heads, plain: what alignment.times adds is left out. Theirs is
+    asked for the same encoder states; it takes the rows of all tokens into account, so they are read as the text."""
+    timing, tokenizers = pytest.importorskip("whisper.timing"), pytest.importorskip("whisper.tokenizer")
+    mask = torch.zeros(ours.config.decoder.layers, ours.config.decoder.heads, dtype=torch.bool)
+    for layer, head in ours.config.alignment_heads:
+        mask[layer, head] = True
+    openai.register_buffer("alignment_heads", mask.to_sparse(), persistent=False)
+    heads = [tuple(pair) for pair in mask.nonzero().tolist()]
+    compared, ids = 0, iter(found(1, False))
+    for batch in BATCHES:
+        language = language_of(batch, ours)
+        tokenizer = tokenizers.get_tokenizer(openai.is_multilingual, language=language or "en", task="transcribe")
+        for place in range(len(CLIPS))[batch.places]:
+            text = next(ids)
+            frames = round(CLIPS[place].seconds * 50)
+            if not text or not frames:
+                continue
+            forced = [*tokenizer.sot_sequence, tokenizer.no_timestamps, *text, tokenizer.eot]
+            cross = ours.decoder.cross_kv(states[place : place + 1])
+            reading = read_cross(ours.decoder, forced[:1], forced[1:], tokenizer.eot, cross, heads)
+            score = align.agreement(reading.scores[..., :frames])[len(tokenizer.sot_sequence) : -1]
+            starts = align.starts(score)
+            with encoder_states(openai, states[place]):
+                theirs = timing.find_alignment(openai, tokenizer, text, torch.zeros(80, 3000), 2 * frames)
+            token = 0
+            for word in theirs:
+                assert abs(word.start * 50 - starts[token]) <= 1, (CLIPS[place].path.name, word)
+                token += len(word.tokens)
+                compared += 1
+    assert compared > 400
+
+
+@contextmanager
+def encoder_states(model, states: torch.Tensor):
+    """An openai/whisper whose encoder gives these (T, D)."""
+    forward = model.encoder.forward
+    model.encoder.forward = lambda mel: states[None]
+    try:
+        yield
+    finally:
+        model.encoder.forward = forward
 
 
 # ---- bfloat16 and int8 ----------------------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ def read_cross(
 ) -> Reading:
     """With an encoder-decoder; `cross`: of one recording, each layer's keys and values (1, H, S, K)."""
     tokens = torch.tensor([[*prompt, *ids, end]], device=decoder.embed.weight.device)
-    chosen, found = slice(len(prompt) - 1, -1), {}
+    chosen = slice(len(prompt) - 1, -1)
+    found: dict[tuple[int, int], Tensor] = {}
 
     def look(layer: int, x: Tensor) -> None:
         if wanted := [head for of, head in heads if of == layer]:
@@ -59,7 +60,8 @@ def read_prompted(decoder: LlamaDecoder, x: Tensor, first: int, ids: list[int], 
     those of the `sound` are audio embeddings. Of all scores of a head, those with the audio embeddings count only."""
     config = decoder.config
     rope = rope_table(torch.arange(x.shape[1], device=x.device), config.head_size, config.theta, x.dtype)
-    chosen, found = slice(first - 1, -1), {}
+    chosen = slice(first - 1, -1)
+    found: dict[tuple[int, int], Tensor] = {}
 
     def look(layer: int, normed: Tensor) -> None:
         if wanted := [head for of, head in heads if of == layer]:

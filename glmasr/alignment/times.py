@@ -109,7 +109,7 @@ def token_seconds(
     coarse = align.delayed(coarse, round((lead + MORE_SOON) / frame))[:, places]
     fine = align.delayed(align.shares(scores, within), round(lead / frame))[:, places]
     path = align.refined(fine, align.starts(coarse, edges, begins), edges)
-    return (places.numpy()[path] * frame).tolist()
+    return [float(place) * frame for place in places.numpy()[path]]
 
 
 def _at(seconds: Sequence[float], place: float) -> float:

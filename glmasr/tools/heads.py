@@ -18,14 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import glmasr
-
 from .. import audio as sound
 from ..alignment.times import token_seconds
 from ..alignment.words import Spelled, spell
 from ..cli import Parser
 from ..config import EncoderDecoderConfig
 from ..errors import GlmAsrError, OptionError, printable
+from ..pipeline import Recognizer, load
 from ..transcription.chunking import Window
 from ..transcription.families import Job, RecordingState
 from ..transcription.window_decoder import search
@@ -56,7 +55,7 @@ class Join:
     clips: list[tuple[int, int, float, float]]
 
 
-def recognized(recognizer: "glmasr.Recognizer", path: str) -> Clip | None:
+def recognized(recognizer: Recognizer, path: str) -> Clip | None:
     """None where nothing is recognized, or the recording doesn't fit a window."""
     window = Window(0, sound.load(path))
     begin, end = (round(second * sound.SAMPLE_RATE) for second in window.sound_span())
@@ -67,18 +66,19 @@ def recognized(recognizer: "glmasr.Recognizer", path: str) -> Clip | None:
     return Clip(window.samples, language, ids) if ids else None
 
 
-def _decoded(recognizer: "glmasr.Recognizer", window: Window) -> tuple[list[int], str]:
+def _decoded(recognizer: Recognizer, window: Window) -> tuple[list[int], str]:
     family, options = recognizer.family, recognizer.check()
     job = Job(window, RecordingState.of("auto"))
     length = family.padded_length(window, options)
     encoded = family.encode([job], length, options, {job.recording: job.recording.language})
     limit = min(family.token_limit(len(encoded.prompts[0])), 200)
     rules = family.rules("auto", options)
-    [answer] = search(recognizer.model, *encoded.rows([0]), family.config.stop, [limit], options, rules)
+    audio, prompts = encoded.rows([0])
+    [answer] = search(recognizer.model, audio, prompts, family.config.stop, [limit], options, rules)
     return [number for piece in family.segments(window, answer.ids) for number in piece.ids], encoded.languages[0]
 
 
-def joined(recognizer: "glmasr.Recognizer", clips: list[Clip]) -> Join:
+def joined(recognizer: Recognizer, clips: list[Clip]) -> Join:
     """Clips of one language, which fit a window together."""
     family, options = recognizer.family, recognizer.check()
     gap, noise = round(GAP * sound.SAMPLE_RATE), torch.Generator().manual_seed(0)
@@ -102,7 +102,7 @@ def joined(recognizer: "glmasr.Recognizer", clips: list[Clip]) -> Join:
     return Join(family.read_again(window, audio, prompt, ids, every_head=True).scores, words, places)
 
 
-def joins(recognizer: "glmasr.Recognizer", clips: list[Clip]) -> list[Join]:
+def joins(recognizer: Recognizer, clips: list[Clip]) -> list[Join]:
     """The clips of each language, in order, as many to a join as fit a window."""
     found, room = [], recognizer.config.window / sound.SAMPLE_RATE
     for _, alike in itertools.groupby(sorted(clips, key=lambda clip: clip.language), key=lambda clip: clip.language):
@@ -131,7 +131,7 @@ def masses(join: Join, frame: float) -> Tensor:
     return torch.cat(found, 1).mean(1)
 
 
-def calibrate(recognizer: "glmasr.Recognizer", recordings: list[str]) -> tuple[list[tuple[int, int]], float, float]:
+def calibrate(recognizer: Recognizer, recordings: list[str]) -> tuple[list[tuple[int, int]], float, float]:
     """(layer, head) of the heads to take, the best first; their lead in seconds; and how far, in seconds, they are from
     where first words begin, in the mean. Raises AudioError, and OptionError where too little is recognized."""
     clips = [clip for path in recordings if (clip := recognized(recognizer, path))]
@@ -153,7 +153,8 @@ def calibrate(recognizer: "glmasr.Recognizer", recordings: list[str]) -> tuple[l
             late += [abs(seconds[first] - begin) for first, _, begin, _ in join.clips[1:]]
         return sum(late) / len(late)
 
-    chosen, error = [], float("inf")
+    chosen: list[int] = []
+    error = float("inf")
     while left and len(chosen) < MOST:
         best = min(left, key=lambda head: away([*chosen, head]))
         if (found_error := away([*chosen, best])) > HELPS * error:
@@ -177,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
         path = Path(args.model) / "generation_config.json"
         if args.write and not Path(args.model).is_dir():
             raise OptionError(f"--write: {args.model!r} is no directory; expected that of a checkpoint")
-        recognizer = glmasr.load(args.model, device="cpu", dtype="float32", plain=True)
+        recognizer = load(args.model, device="cpu", dtype="float32", plain=True)
         heads, lead, error = calibrate(recognizer, args.recordings)
         found = {"alignment_heads": list(map(list, heads)), "alignment_lead": lead}
         print(json.dumps(found))
