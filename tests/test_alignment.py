@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import glmasr
-from glmasr.alignment import align
+from glmasr.alignment import align, times
 from glmasr.alignment.times import in_order
 from glmasr.alignment.words import spans, spell
+from glmasr.transcription.word_times import with_text
 
 
 def plain_path(cost: np.ndarray) -> list[int]:
@@ -169,3 +170,56 @@ def test_words_of_a_recording(recognizer, sound):
         for word in segment.words:
             assert place <= word.start < word.end <= found.seconds and 0 < word.probability <= 1
             place = word.end
+
+
+def test_words_begin_and_end_where_the_speech_does(recognizer, sound):
+    """Two recordings with a second of silence between them: where each begins and ends is known from the samples."""
+    words = said(recognizer.transcribe(sound, sample_rate=16_000, words=True))
+    loud = (sound.unfold(0, 160, 160).abs().amax(-1) > 0.004).nonzero().flatten() / 100
+    gap = int(loud.diff().argmax())
+    before, after = float(loud[gap]), float(loud[gap + 1])
+    last = max(number for number, word in enumerate(words) if word.start < (before + after) / 2)
+    assert words[0].start == pytest.approx(float(loud[0]), abs=0.15)
+    assert words[last].end == pytest.approx(before, abs=0.15)
+    assert words[last + 1].start == pytest.approx(after, abs=0.15)
+    assert words[-1].end == pytest.approx(float(loud[-1]), abs=0.2)  # it fades
+    assert all(word.end <= before + 0.15 or word.start >= after - 0.15 for word in words)
+
+
+def test_a_text_that_is_not_found_in_the_sound_is_spread_over_it():
+    _, words = spell([0, 1, 2, 3], Pieces([" one", " two", " three", " four"]))
+    flat = torch.zeros(1, 5, 100)
+    flat[:, :, 0] = 9.0  # all look at one place
+    found = times.word_times(words, flat, 0.02, 0.06, [(0.5, 1.0)], 2.0)
+    assert not found.found
+    assert found.spans[0][0] == 0.0 and found.spans[-1][1] == 2.0
+    assert all(end - begin > 0.2 for begin, end in found.spans)
+
+
+def test_pauses_are_found_by_loudness():
+    levels = torch.full((300,), -60.0)
+    levels[50:120] = -20.0
+    levels[124:200] = -25.0  # 40 ms are no pause
+    found = times.pauses(levels, 0.01)
+    assert np.array(found) == pytest.approx(np.array([(0.0, 0.5), (2.0, 3.0)]), abs=0.011)
+    assert times.pauses(torch.full((300,), -20.0), 0.01) == []
+    assert times.pauses(torch.zeros(0), 0.01) == []
+
+
+def test_a_word_next_to_a_pause_begins_or_ends_there():
+    """Two words, of which the attention to the second one begins before the pause is over."""
+    _, words = spell([0, 1], Pieces([" one", " two"]))
+    scores = torch.full((1, 3, 100), -4.0)
+    scores[0, 0, 5:35] = scores[0, 1, 50:90] = scores[0, 2, 95:] = 4.0
+    [first, second] = times.word_times(words, scores, 0.02, 0.06, [(0.0, 0.1), (0.7, 1.2), (1.8, 2.0)], 2.0).spans
+    assert first == (0.1, 0.7) and second == (1.2, 1.8)
+
+
+def test_a_segment_keeps_its_words_when_its_script_is_converted():
+    words = (glmasr.Word("汉", 0, 1, 0.5), glmasr.Word("字。", 1, 2, 0.5))
+    segment = glmasr.Segment(0, 2, "汉字。", words=words)
+    table = str.maketrans("汉", "漢")
+    found = with_text(segment, lambda text: text.translate(table))
+    assert found.text == "漢字。" and [word.text for word in found.words] == ["漢", "字。"]
+    longer = with_text(segment, lambda text: text.replace("汉", "ha"))
+    assert [word.text for word in longer.words] == ["ha", "字。"]

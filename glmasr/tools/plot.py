@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["check", "draw", "first_window"]
 
 ENDINGS = (".png", ".svg", ".pdf")
-# Fonts with Chinese characters, in the order in which they are attended for.
+# Fonts with Chinese characters, in the order in which they are looked for.
 CHINESE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
