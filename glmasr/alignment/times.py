@@ -77,7 +77,7 @@ def word_times(
     seconds = token_seconds(words, scores, frame, lead, silent)
     spans = [(_at(seconds, word.begins), _at(seconds, word.ends)) for word in words]
     spans = [(begin, max(begin, end)) for begin, end in spans]
-    spans = _beside_pauses(spans, silent)
+    spans = _beside_pauses(spans, silent, last)
     lost = sum(end - begin < LEAST / 2 for begin, end in spans)
     if lost > max(1, COLLAPSED * len(spans)):
         return Timed(in_order(_spread(words, silent, last), 0.0, last), False)
@@ -91,8 +91,8 @@ def token_seconds(
     frames = scores.shape[-1]
     heard, breaks = torch.ones(frames, dtype=torch.bool), []
     for begin, end in silent:
-        # Half a frame stays on both sides: a frame at the edge holds some of a word.
-        first, last = int(np.ceil(begin / frame + 0.5)), int(end / frame - 0.5)
+        # Half a frame stays on both sides: a frame at the edge holds some of a word. But at the start there is none.
+        first, last = int(np.ceil(begin / frame + 0.5)) if begin > 0.0 else 0, int(end / frame - 0.5)
         heard[first : max(first, last)] = False
         if end - begin >= BREAK:
             breaks.append(max(first, last))
@@ -119,7 +119,7 @@ def _at(seconds: Sequence[float], place: float) -> float:
     return seconds[token] + (following - seconds[token]) * (place - int(place))
 
 
-def _beside_pauses(spans: list[Span], silent: Sequence[Span]) -> list[Span]:
+def _beside_pauses(spans: list[Span], silent: Sequence[Span], last: float) -> list[Span]:
     """The border nearest to each pause moves to it: one word ends when it begins, the next begins when it ends. Then
     what still goes on over a long pause is cut."""
     begins, ends = [begin for begin, _ in spans], [end for _, end in spans]
@@ -134,12 +134,16 @@ def _beside_pauses(spans: list[Span], silent: Sequence[Span]) -> list[Span]:
             touched = min(right, end) - max(left, begin)
             return max(0.0, -touched), -touched
 
-        word = min(range(-1, count), key=away)
-        if away(word)[0] <= NEAR:
-            if word >= 0 and begin > begins[word] + LEAST:
-                ends[word] = begin
-            if word + 1 < count and end < ends[word + 1] - LEAST:
-                begins[word + 1] = end
+        if begin <= 0.0 or end >= last:  # before the first word, or after the last one
+            word = -1 if begin <= 0.0 else count - 1
+        else:
+            word = min(range(-1, count), key=away)
+            if away(word)[0] > NEAR:
+                continue
+        if word >= 0 and begin > begins[word] + LEAST:
+            ends[word] = begin
+        if word + 1 < count and end < ends[word + 1] - LEAST:
+            begins[word + 1] = end
     for begin, end in silent:
         for word in range(count):
             if end - begin >= BREAK and begins[word] < begin and end < ends[word]:
