@@ -11,7 +11,7 @@ frame s with token t:
 It knows heads, tokens and frames, but neither family of models. The path is dynamic time warping (Sakoe and Chiba 1978)
 over the attention of a few heads that follow the sound, as in openai/whisper, timing.py. Two things are added: a pause
 is where a word ends, and where exactly a token begins between two pauses is decided by how it shares each frame with
-its neighbors; that is exact to half as many milliseconds, but where a pause belongs it often doesn't know.
+its neighbors; that is more exact, but doesn't say to which word a pause belongs.
 """
 
 import math
