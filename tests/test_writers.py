@@ -428,7 +428,7 @@ def test_srt(t, layout):
     found = list(srt.parse(text))
     assert [(seen(cue.start), seen(cue.end)) for cue in found] == [cue[:2] for cue in shown]
     assert [cue.index for cue in found] == list(range(1, len(shown) + 1))
-    for cue, (_, _, lines) in zip(found, shown, strict=True):
+    for cue, (_, _, lines, _) in zip(found, shown, strict=True):
         assert letters(cue.content.translate(LOOKALIKES)) == letters(
             re.sub("-{2,}>", "->", "\n".join(lines))
         ).translate(LOOKALIKES)
@@ -447,7 +447,7 @@ def test_vtt(t, layout):
     text.encode()
     found = list(webvtt.from_string(text, strict=True))
     assert len(found) == text.count("-->") == len(shown)
-    for cue, (start, end, lines) in zip(found, shown):
+    for cue, (start, end, lines, _) in zip(found, shown):
         assert (cue.start_time.in_milliseconds(), cue.end_time.in_milliseconds()) == (start, end)
         assert html.unescape(cue.raw_text).split("\n") == lines
         assert not re.search(r"[<>]|&(?!amp;|lt;|gt;)", cue.raw_text)
