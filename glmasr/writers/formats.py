@@ -108,14 +108,16 @@ def record(transcript: Any, name: str = "") -> dict[str, Any]:
     """All that is known of a transcript, as docs/JSON.md describes it: dictionaries, lists, strings, numbers that are
     finite."""
     fields = asdict(transcript)
+    if not fields.get("clips"):
+        fields.pop("clips", None)
     limit = length(transcript)
     for segment in fields["segments"]:
-        for timed in (segment, *segment["words"]):
+        for timed in (segment, *segment.get("words", ())):
             for key in ("start", "end"):
                 if math.isfinite(timed[key]):
                     timed[key] = min(milliseconds(timed[key], limit), limit) / 1000
-        if not segment["words"]:
-            del segment["words"]
+        if not segment.get("words"):
+            segment.pop("words", None)
     return {key: _finite(value) for key, value in {"schema": SCHEMA, "audio": name or None, **fields}.items()}
 
 

@@ -112,7 +112,7 @@ def _words(words: Sequence[Word], text: str, start: int, end: int, before: str) 
             place = at + len(name)
             places.append(at)
             found.append(word)
-    if len(found) > end - start:
+    if not found or len(found) > end - start:
         return []
     begins, ends, last = [], [], start
     for word in found:
