@@ -101,7 +101,7 @@ def grouped(words: Sequence[TimedWord], layout: Layout, leads: Sequence[int], af
     times = [0.0, *accumulate(reading_time(word.text) + reading_time(" ") * word.space for word in words)]
     pauses = [0, *(max(0, right.start - left.end) for left, right in pairwise(words))]
     paused = [*accumulate((pause / 1000) ** 2 for pause in pauses)]
-    starts, closed = [*(word.start for word in words), after], [*leads, 0]
+    starts = [*(word.start for word in words), after]
     borders = [0.0, *map(_border, words, pauses[1:]), 0.0]
     single = [
         (number == 0 or ends_sentence(words[number - 1].text)) and ends_sentence(word.text)
@@ -125,7 +125,7 @@ def grouped(words: Sequence[TimedWord], layout: Layout, leads: Sequence[int], af
                 or pauses[following] >= APART
             ):
                 break
-            room = starts[last] - closed[last] - words[first].start + leads[first]
+            room = starts[last] - words[first].start + leads[first]
             need = times[last] - times[first]
             price = CUE + borders[last] + PAUSE * (paused[last - 1] - paused[first])
             if room < LEAST:
@@ -156,16 +156,18 @@ def _border(word: TimedWord, pause: int) -> float:
 
 def shown(groups: Sequence[Sequence[TimedWord]], leads: Sequence[int], after: int) -> list[Group]:
     """When each group is shown: from its first word to its last, longer where it can't be read in that time. It then
-    stays into the pause that follows, and if that isn't enough, comes a little earlier. From the last to the first, so
-    that each takes of a pause before it only what the pause after it didn't give."""
+    stays into the pause that follows, and if that isn't enough, comes a little earlier, but leaves the cue before its
+    second. From the last to the first, so that each takes of a pause before it only what the pause after it didn't
+    give."""
     found: list[Group] = []
     number = len(leads)
-    for words in reversed(groups):
+    for words, before in zip(reversed(groups), [*reversed(groups[:-1]), []], strict=True):
         number -= len(words)
         start, end = words[0].start, min(words[-1].end, words[0].start + SPOKEN)
         need = min(SPOKEN, max(LEAST, round(reading_time(joined(words)))))
         end = max(end, min(start + need, after))
-        start -= min(max(0, need - (end - start)), leads[number])
+        room = max(0, start - max(before[-1].end, before[0].start + LEAST)) if before else start
+        start -= min(max(0, need - (end - start)), leads[number], room)
         found.append(Group(start, end, words))
         after = start
     return found[::-1]
