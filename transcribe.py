@@ -109,9 +109,9 @@ def make_parser() -> Parser:
     add.add_argument("--max-new-tokens", type=positive, metavar="N", help="of a window (default: by its length)")
     add.add_argument("--max-duration", type=seconds, metavar="SECONDS", help="refuse what is longer (default: 12 h)")
     add.add_argument("--track", type=number_or_language, metavar="N|LANGUAGE", help="which of several audio tracks")
-    add.add_argument("--start", type=moment, metavar="TIME", help="begin there: seconds, or H:MM:SS")
-    add.add_argument("--end", type=moment, metavar="TIME", help="end there")
-    add.add_argument("--clip", type=clips, metavar="FROM-TO,...", help="only these parts, such as 60-120,5:00-")
+    add.add_argument("--clip", type=clips, metavar="FROM-TO,...", help="parts: 60-120,5:00-; or --start, --end")
+    add.add_argument("--start", type=moment, help=argparse.SUPPRESS)
+    add.add_argument("--end", type=moment, help=argparse.SUPPRESS)
     scripts = ["simplified", "traditional"]
     add.add_argument("--script", choices=scripts, metavar="SCRIPT", help="simplified or traditional (extra [zh])")
 

@@ -16,7 +16,7 @@ The two adapters, `transcription.glm_asr` and `.encoder_decoder`, have what diff
 retried; what remains doubtful is flagged and reported, and no text is dropped silently.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -166,7 +166,7 @@ class Recognizer:
         languages: tuple[str, ...] = (),
         vad: str = "auto",
         words: bool = False,
-        clips: Iterable[Clip] = (),
+        clips: Sequence[Clip] = (),
         progress: Progress | None = None,
     ) -> Any:
         """Recognizes one recording, or a list of them in common batches.
@@ -201,7 +201,7 @@ class Recognizer:
             languages=tuple(languages or ()),
             vad=vad,
             words=words,
-            clips=tuple(clips),
+            clips=tuple(clips or ()),
         )
         recordings = audio if isinstance(audio, list) else [audio]
         transcripts = self._transcribe(recordings, language, options, sample_rate, progress)

@@ -22,7 +22,7 @@ from glmasr.errors import AudioError, OptionError
 from glmasr.pipeline import Options
 from glmasr.tools import attention
 from glmasr.transcription import clips
-from glmasr.transcription.clips import check, name, stretches, within
+from glmasr.transcription.clips import check, clipped, name, within
 
 RATE = 16_000
 
@@ -62,7 +62,7 @@ def test_the_samples_of_clips(length, wanted):
         wanted = [tuple(None if edge is None else edge / 100 for edge in clip) for clip in wanted]
     count = 3 * RATE if length > 1 else RATE // 20
     warnings = []
-    for (start, end), (first, parts) in zip(wanted, stretches(blocks(count, length), wanted, warnings.append)):
+    for (start, end), (first, parts) in zip(wanted, clipped(blocks(count, length), wanted, warnings.append)):
         assert first == round(start * RATE)
         stop = count if end is None else round(end * RATE)
         assert torch.cat(list(parts)).tolist() == list(range(first, stop))
@@ -77,7 +77,7 @@ def test_nothing_is_read_after_the_last_clip():
             read.append(len(block))
             yield block
 
-    for _, parts in stretches(stream(), [(0.125, 0.25)], print):
+    for _, parts in clipped(stream(), [(0.125, 0.25)], print):
         list(parts)
     assert sum(read) == 4000
 
@@ -86,7 +86,7 @@ def test_clips_beyond_the_end():
     warnings = []
     found = [
         (first, sum(map(len, parts)))
-        for first, parts in stretches(blocks(RATE, 999), [(0.5, 2), (3, 4), (5, None)], warnings.append)
+        for first, parts in clipped(blocks(RATE, 999), [(0.5, 2), (3, 4), (5, None)], warnings.append)
     ]
     assert found == [(8000, 8000)]
     assert warnings == [
@@ -95,12 +95,12 @@ def test_clips_beyond_the_end():
     ]
     for start in (1, 7):
         with pytest.raises(AudioError, match="begins beyond its end: the recording is 1.0 s long"):
-            list(stretches(blocks(RATE, 999), [(start, None)], print))
+            list(clipped(blocks(RATE, 999), [(start, None)], print))
 
 
 def test_without_clips_the_stream_is_handed_on():
     stream = blocks(10, 3)
-    assert list(stretches(stream, (), print)) == [(0, stream)]
+    assert list(clipped(stream, (), print)) == [(0, stream)]
 
 
 @pytest.mark.parametrize(

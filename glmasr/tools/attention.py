@@ -52,7 +52,7 @@ def first_window(recognizer: Any, recording: Any, options: pipeline.Options) -> 
     """Samples (S,) of the first window of a recording that isn't silent, cut as `recognizer` cuts it, and the second at
     which it begins. `options` as `recognizer.check` gives them. No samples where all is silent. Raises AudioError."""
     blocks = sound.blocks(recording, track=options.track, max_duration=options.max_duration, warn=lambda _: None)
-    begin, stretch = next(clips.stretches(blocks, options.clips, lambda _: None))
+    begin, stretch = next(clips.clipped(blocks, options.clips, lambda _: None))
     reader = Reader(stretch, recognizer.config.window, begin)
     if options.long == "whole":
         return reader.take(recognizer.config.longest_windows * recognizer.config.window), begin / sound.SAMPLE_RATE

@@ -61,7 +61,7 @@ def within(clips: Sequence[Clip], seconds: float) -> float:
     return sum(max(0, (seconds if end is None else min(seconds, end)) - start) for start, end in clips)
 
 
-def stretches(
+def clipped(
     blocks: Iterable["Tensor"], clips: Sequence[Clip], warn: Callable[[str], None]
 ) -> Iterator[tuple[int, Iterable["Tensor"]]]:
     """The clips of a stream of blocks (any,): the first sample of each, and its blocks, which have to be taken before

@@ -99,7 +99,7 @@ def items(
     follows depends on it; then its end, or its error."""
     window, before, end, left_out = config.window, iter(done), 0.0, 0.0
     try:
-        for start, stretch in clips.stretches(blocks(), options.clips, warnings.append):
+        for start, stretch in clips.clipped(blocks(), options.clips, warnings.append):
             reader = Reader(stretch, window, start)
             if options.long == "seek" and not reader.fits:
                 yield from seek(reader, window, recording, options, before, lambda job, how: decode([job], how)[0])

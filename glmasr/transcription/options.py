@@ -6,8 +6,7 @@ from ..audio import MAX_DURATION
 from ..audio_files.tracks import check_track
 from ..config import is_integer, is_number
 from ..errors import OptionError
-from . import chinese_script
-from . import clips as parts
+from . import chinese_script, clips
 from .fallback import TEMPERATURES
 
 MOST_BEAMS = 64  # memory and time grow with them; nobody has seen a gain beyond ten
@@ -94,7 +93,7 @@ class Options:
         _require(good, "temperatures", self.temperatures, "numbers from 0 to 10, at least one")
         chinese_script.converter(self.script)
         check_track(self.track)
-        parts.check(self.clips)
+        clips.check(self.clips)
         _require(self.long in ("cut", "whole", "seek"), "long", self.long, "'cut', 'whole' or 'seek'")
         _require(self.vad in ("auto", "off"), "vad", self.vad, "'auto' or 'off'")
         _require(self.pad_to in ("window", "speech"), "pad_to", self.pad_to, "'window' or 'speech'")

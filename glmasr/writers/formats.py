@@ -15,7 +15,7 @@ from typing import Any
 import regex
 
 from .line_breaks import DEFAULT, Layout
-from .subtitles import Cue, Transcript, clean, cues, length, milliseconds, stretches, timed_words
+from .subtitles import Cue, Transcript, clean, cues, length, milliseconds, tagged, timed_words
 
 SCHEMA = 2  # of the JSON; docs/JSON.md says when it changes
 PAUSE = 2000  # ms without a cue, after which LRC takes the last line off the screen
@@ -53,7 +53,7 @@ def as_vtt(transcript: Transcript, layout: Layout = DEFAULT, name: str = "") -> 
     for cue in cues(transcript, layout):
         text = "".join(
             f"<{_stamp(start or 0, '.')}>" * ((start or 0) > cue.start) + html.escape(stretch, quote=False)
-            for start, stretch in stretches(cue)
+            for start, stretch in tagged(cue)
         )
         blocks.append(f"{_stamp(cue.start, '.')} --> {_stamp(cue.end, '.')}\n{text}\n")
     return "\n".join(blocks)
@@ -86,7 +86,7 @@ def _sung(cue: Cue) -> str:
     """The line of a cue."""
     text = "".join(
         f"<{_hundredths(start or 0)}>" * (start is not None) + stretch.replace("\n", " ").translate(_BRACKETS)
-        for start, stretch in stretches(cue)
+        for start, stretch in tagged(cue)
     )
     return text + (f"<{_hundredths(min(cue.words[-1].end, cue.end))}>" if cue.words else "")
 

@@ -198,7 +198,7 @@ def _closed(rows: list[Row]) -> list[Row]:
     return closed
 
 
-def stretches(cue: Cue) -> Iterator[tuple[int | None, str]]:
+def tagged(cue: Cue) -> Iterator[tuple[int | None, str]]:
     """The text of a cue, with its ends of lines, as (start of a word, the word and what stands between it and the
     next); without words as one, without a start."""
     text = "\n".join(cue.lines)
