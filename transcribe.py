@@ -31,8 +31,10 @@ from glmasr.audio_files.address import is_address
 from glmasr.cli import (
     INTERRUPTED,
     Parser,
+    clips,
     device,
     ended_at_once,
+    moment,
     number_or_language,
     positive,
     positive_or_auto,
@@ -40,6 +42,7 @@ from glmasr.cli import (
 )
 from glmasr.errors import GlmAsrError, OptionError, OutputError, printable
 from glmasr.tools.console import Messages, Summary, as_line, clock, put, writable
+from glmasr.transcription.clips import check as check_clips
 from glmasr.writers import output
 from glmasr.writers.formats import TIMED, WRITERS, record
 from glmasr.writers.line_breaks import Layout
@@ -106,6 +109,9 @@ def make_parser() -> Parser:
     add.add_argument("--max-new-tokens", type=positive, metavar="N", help="of a window (default: by its length)")
     add.add_argument("--max-duration", type=seconds, metavar="SECONDS", help="refuse what is longer (default: 12 h)")
     add.add_argument("--track", type=number_or_language, metavar="N|LANGUAGE", help="which of several audio tracks")
+    add.add_argument("--clip", type=clips, metavar="FROM-TO,...", help="parts: 60-120,5:00-; or --start, --end")
+    add.add_argument("--start", type=moment, help=argparse.SUPPRESS)
+    add.add_argument("--end", type=moment, help=argparse.SUPPRESS)
     scripts = ["simplified", "traditional"]
     add.add_argument("--script", choices=scripts, metavar="SCRIPT", help="simplified or traditional (extra [zh])")
 
@@ -119,6 +125,9 @@ def make_parser() -> Parser:
     columns = "columns of subtitles; Chinese takes two (42)"
     add.add_argument("--max-line-width", type=positive, metavar="N", default=42, help=columns)
     add.add_argument("--max-line-count", type=positive, metavar="N", default=2, help="lines of subtitles at a time (2)")
+
+    cue = "with --words: a cue for every N words (default: by sentences)"
+    add.add_argument("--words-per-cue", type=positive, metavar="N", help=cue)
 
     add = parser.add_argument_group("messages")
     add.add_argument("--json", action="store_true", help="JSON instead of text, a line for a recording")
@@ -147,6 +156,15 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--skip-existing goes with files: add --format or --output-dir")
     if args.resume and not args.files:
         parser.error("--resume goes with files: add --format or --output-dir, as in the run that was stopped")
+    if args.words_per_cue and not args.words:
+        parser.error("--words-per-cue goes with --words, which gives each word its time")
+    if args.clip and not (args.start is None and args.end is None):
+        parser.error("--clip says where to begin and to end; it goes without --start and --end")
+    args.clips = args.clip or () if args.start is None and args.end is None else ((args.start or 0.0, args.end),)
+    try:
+        check_clips(args.clips)
+    except OptionError as error:
+        parser.error(str(error))
     if args.max_line_width < 2:
         parser.error("--max-line-width has to be 2 or more: a Chinese character takes two columns")
     return args
@@ -154,7 +172,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def recognition_options(args: argparse.Namespace, recognizer: "Recognizer") -> "Options":
     """Files of cues show the times that a model writes, even if they weren't asked for."""
-    asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad words".split()
+    asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad words clips".split()
     options = {name: getattr(args, name) for name in asked}
     options["languages"] = args.languages or ()
     if args.timestamps is None and TIMED.intersection(args.format or ()) and recognizer.timed(glmasr.Options()):
@@ -270,7 +288,7 @@ class Work:
         else:
             stream = self.recognizer.streams(names, self.args.lang, self.options, done=done)
         try:
-            with self.progress(names, self.args.quiet, before) as progress:
+            with self.progress(names, self.args.quiet, before, self.args.clips) as progress:
                 for index, part in stream:
                     name = names[index]
                     if isinstance(part, GlmAsrError):
@@ -329,7 +347,7 @@ class Work:
 
     def finish(self, name: str, parts: "list[Part]", before: float) -> None:
         """A transcript goes where it should, if it isn't there already."""
-        args, transcript = self.args, glmasr.Transcript.of(parts, self.how)
+        args, transcript = self.args, glmasr.Transcript.of(parts, self.how, self.args.clips)
         if args.lang.strip().lower() == "auto" and transcript.language:
             self.messages.say(f"{name}: language {transcript.language}")
         if args.json:
@@ -353,7 +371,7 @@ class Work:
         parts = [part for part in parts if not part.last]
         if not parts:
             return
-        transcript = glmasr.Transcript.stopped(parts, self.how)
+        transcript = glmasr.Transcript.stopped(parts, self.how, self.args.clips)
         if self.args.json:
             put(as_line(record(transcript, name)))
             sys.stdout.flush()
@@ -374,7 +392,7 @@ class Work:
 
     def write(self, name: str, transcript: "Transcript", outputs: dict[str, Path]) -> None:
         """Files; one that can't be written doesn't stop the others. Raises OutputError."""
-        layout = Layout(self.args.max_line_width, self.args.max_line_count)
+        layout = Layout(self.args.max_line_width, self.args.max_line_count, self.args.words_per_cue)
         written, errors = [], {}
         for form, path in outputs.items():
             try:

@@ -142,6 +142,36 @@ def seconds(text: str) -> float:
     return _number(text, float, lambda number: 0 < number < float("inf"), "a positive number of seconds")
 
 
+def moment(text: str) -> float:
+    """The type of an argument that is a time in a recording: seconds, M:SS or H:MM:SS. Raises ArgumentTypeError."""
+    expected = "a time in seconds, or as H:MM:SS"
+    *larger, last = text.split(":")
+    if len(larger) > 2 or not all(part.isascii() and part.isdecimal() for part in larger):
+        raise refused(text, expected)
+    try:
+        found = float(last)
+    except ValueError:
+        raise refused(text, expected) from None
+    if not 0 <= found < (60 if larger else float("inf")):
+        raise refused(text, expected)
+    if len(larger) == 2 and int(larger[1]) >= 60:
+        raise refused(text, expected)
+    for factor, part in zip((60, 3600), reversed(larger), strict=False):
+        found += factor * int(part)
+    return found
+
+
+def clips(text: str) -> tuple[tuple[float, float | None], ...]:
+    """The type of an argument that lists parts of a recording: 60-120,5:00-. Raises ArgumentTypeError."""
+    found = []
+    for part in text.split(","):
+        start, dash, end = part.strip().partition("-")
+        if not dash or not (start or end):
+            raise refused(part, "a part of a recording, such as 60-120 or 1:05:00-")
+        found.append((moment(start) if start else 0.0, moment(end) if end else None))
+    return tuple(found)
+
+
 def megabytes(text: str) -> float:
     """The type of an argument that is a positive, finite number of MiB. Raises ArgumentTypeError."""
     return _number(text, float, lambda number: 0 < number < float("inf"), "a positive number of MiB")

@@ -16,7 +16,7 @@ The two adapters, `transcription.glm_asr` and `.encoder_decoder`, have what diff
 retried; what remains doubtful is flagged and reported, and no text is dropped silently.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from .observing import stage
 from .tokenizer import read_tokenizer, tokenizer_file
 from .transcription import chinese_script
 from .transcription.batcher import Batcher
+from .transcription.clips import Clip, within
 from .transcription.encoder_decoder import EncoderDecoderFamily
 from .transcription.fallback import TEMPERATURES
 from .transcription.families import Job, LanguageState, RecordingState
@@ -166,6 +167,7 @@ class Recognizer:
         languages: tuple[str, ...] = (),
         vad: str = "auto",
         words: bool = False,
+        clips: Sequence[Clip] = (),
         progress: Progress | None = None,
     ) -> Any:
         """Recognizes one recording, or a list of them in common batches.
@@ -200,6 +202,7 @@ class Recognizer:
             languages=tuple(languages or ()),
             vad=vad,
             words=words,
+            clips=tuple(clips or ()),
         )
         recordings = audio if isinstance(audio, list) else [audio]
         transcripts = self._transcribe(recordings, language, options, sample_rate, progress)
@@ -212,16 +215,18 @@ class Recognizer:
         errors: dict[int, GlmAsrError] = {}
         files = [audio if progress and isinstance(audio, str | Path) else None for audio in recordings]
         lengths = [stated_duration(file) if file else None for file in files]
-        total = None if None in lengths else sum(filter(None, lengths))
+        total = None if None in lengths else sum(within(options.clips, length) for length in lengths if length)
         for index, part in self.streams(recordings, language, options, sample_rate=sample_rate):
             if isinstance(part, GlmAsrError):
                 errors[index] = part
                 continue
             parts[index].append(part)
             if progress is not None:
-                progress(sum(some[-1].end for some in parts if some), total)
+                progress(sum(within(options.clips, some[-1].end) for some in parts if some), total)
         how = self.how(options)
-        done = [None if index in errors else Transcript.of(some, how) for index, some in enumerate(parts)]
+        done = [
+            None if index in errors else Transcript.of(some, how, options.clips) for index, some in enumerate(parts)
+        ]
         if errors:
             first = errors[min(errors)]
             first.transcripts = done

@@ -30,7 +30,7 @@ from hypothesis import strategies as st  # noqa: E402
 from glmasr import audio
 from glmasr.audio_files.formats import FORMATS
 from glmasr.errors import AudioError, OptionError, OutputError  # noqa: E402
-from glmasr.pipeline import Segment, Transcript  # noqa: E402
+from glmasr.pipeline import Segment, Transcript, Word  # noqa: E402
 from glmasr.writers import output, subtitles
 from glmasr.writers.formats import WRITERS, record
 from glmasr.writers.line_breaks import (
@@ -428,7 +428,7 @@ def test_srt(t, layout):
     found = list(srt.parse(text))
     assert [(seen(cue.start), seen(cue.end)) for cue in found] == [cue[:2] for cue in shown]
     assert [cue.index for cue in found] == list(range(1, len(shown) + 1))
-    for cue, (_, _, lines) in zip(found, shown, strict=True):
+    for cue, (_, _, lines, _) in zip(found, shown, strict=True):
         assert letters(cue.content.translate(LOOKALIKES)) == letters(
             re.sub("-{2,}>", "->", "\n".join(lines))
         ).translate(LOOKALIKES)
@@ -447,7 +447,7 @@ def test_vtt(t, layout):
     text.encode()
     found = list(webvtt.from_string(text, strict=True))
     assert len(found) == text.count("-->") == len(shown)
-    for cue, (start, end, lines) in zip(found, shown):
+    for cue, (start, end, lines, _) in zip(found, shown):
         assert (cue.start_time.in_milliseconds(), cue.end_time.in_milliseconds()) == (start, end)
         assert html.unescape(cue.raw_text).split("\n") == lines
         assert not re.search(r"[<>]|&(?!amp;|lt;|gt;)", cue.raw_text)
@@ -572,6 +572,7 @@ LISTS = {
     "list of strings": str,
     "list of numbers": (int, float),
     "list of lists": (list, tuple),
+    "list of words": dict,
 }
 
 
@@ -586,7 +587,7 @@ def is_of(value, kind):
     )
 
 
-@pytest.mark.parametrize("part, extra", [(Transcript, ["schema", "audio"]), (Segment, [])])
+@pytest.mark.parametrize("part, extra", [(Transcript, ["schema", "audio"]), (Segment, []), (Word, [])])
 def test_the_page_describes_each_field(part, extra):
     """A new field of Segment or Transcript is written at once; this asks for its row on the page."""
     section = PAGE.read_text(encoding="utf-8").partition(f"\n## {part.__name__}\n")[2].partition("\n## ")[0]
@@ -594,11 +595,19 @@ def test_the_page_describes_each_field(part, extra):
     assert list(rows) == extra + [field.name for field in fields(part)]
     full = strictly(WRITERS["json"](transcript((0.5, 1, "a"), seconds=2.5, warnings=["w"]), name="n"))
     empty = strictly(WRITERS["json"](transcript((math.nan, math.nan, ""), seconds=math.nan)))
-    for whole in (full, empty):
-        values = whole if part is Transcript else whole["segments"][0]
-        assert list(values) == list(rows)
-        assert all(is_of(values[name], kind) for name, kind in rows.items()), values
-    assert f"{full['schema']}, of this page" in section or part is Segment
+    words = (Word("a", 0.5, 1, 0.9),)
+    asked = strictly(WRITERS["json"](Transcript("a", "en", [Segment(0.5, 1, "a", words=words)], 1.0, clips=((0, 1),))))
+    for whole in (full, empty, asked):
+        values = whole if part is Transcript else whole["segments"][0] if part is Segment else words_of(whole)
+        optional = {name for name, kind in rows.items() if kind.endswith(" or absent")}
+        assert list(values or rows) == [name for name in rows if name not in optional or whole is asked]
+        assert all(is_of(value, rows[name].removesuffix(" or absent")) for name, value in values.items()), values
+    assert f"{full['schema']}, of this page" in section or part is not Transcript
+
+
+def words_of(whole):
+    """The first word of the first segment, {} if it has none."""
+    return next(iter(whole["segments"][0].get("words", [])), {})
 
 
 # ---- files: what is read ----------------------------------------------------------------------------------------------------

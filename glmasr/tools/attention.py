@@ -23,6 +23,7 @@ from ..alignment.heads import steadiest
 from ..config import HOP, SAMPLE_RATE
 from ..layers import CrossAttention, SelfAttention, rotate
 from ..model import EncoderDecoder
+from ..transcription import clips
 from ..transcription.families import RecordingState
 from ..transcription.long_form import Reader
 from .explain import Search
@@ -51,11 +52,12 @@ def first_window(recognizer: Any, recording: Any, options: pipeline.Options) -> 
     """Samples (S,) of the first window of a recording that isn't silent, cut as `recognizer` cuts it, and the second at
     which it begins. `options` as `recognizer.check` returns them. No samples where all is silent. Raises AudioError."""
     blocks = sound.blocks(recording, track=options.track, max_duration=options.max_duration, warn=lambda _: None)
-    reader = Reader(blocks, recognizer.config.window)
+    begin, stretch = next(clips.clipped(blocks, options.clips, lambda _: None))
+    reader = Reader(stretch, recognizer.config.window, begin)
     if options.long == "whole":
-        return reader.take(recognizer.config.longest_windows * recognizer.config.window), 0.0
+        return reader.take(recognizer.config.longest_windows * recognizer.config.window), begin / sound.SAMPLE_RATE
     if options.long == "seek":
-        return reader.peek(recognizer.config.window), 0.0
+        return reader.peek(recognizer.config.window), begin / sound.SAMPLE_RATE
     job = next(recognizer.jobs(reader, RecordingState.of("auto"), options), None)
     return (job.window.samples, job.window.begin) if job else (torch.zeros(0), 0.0)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ..errors import printable
+from ..transcription.clips import within
 
 if TYPE_CHECKING:  # needs torch, which takes a second to import
     from ..pipeline import Transcript
@@ -79,10 +80,10 @@ class Summary:
     spent: float = 0.0
 
     def add(self, transcript: "Transcript", spent: float, before: float = 0.0) -> None:
-        """`spent`: seconds since the first recording was begun. `before`: those of this one that an earlier run has
-        recognized."""
+        """`spent`: seconds since the first recording was begun. `before`: up to which one of this recording an
+        earlier run has recognized it."""
         self.done += 1
-        self.seconds += transcript.seconds - before
+        self.seconds += within(transcript.clips, transcript.seconds) - within(transcript.clips, before)
         self.silent += transcript.skipped_seconds
         self.doubtful += transcript.failed
         self.spent = spent

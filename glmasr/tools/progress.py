@@ -3,20 +3,22 @@
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
 from ..audio_files import sound_files
 from ..errors import printable
+from ..transcription.clips import Clip, within
 
 
 class Progress:
     """A bar for one recording after the other; `next` goes on to the next. Without a terminal nothing is drawn."""
 
-    def __init__(self, names: list[str], quiet: bool, begun: Mapping[str, float]):
-        """`begun`: seconds of recordings that are recognized already."""
-        self.names, self.begun, self.number = names, begun, -1
+    def __init__(self, names: list[str], quiet: bool, begun: Mapping[str, float], clips: Sequence[Clip] = ()):
+        """`begun`: up to which second recordings are recognized already. What is in none of the `clips` isn't
+        counted."""
+        self.names, self.begun, self.clips, self.number = names, begun, clips, -1
         self.bar: tqdm | None = None
         self.start = 0.0
         self.hidden = quiet or sys.stderr is None or not sys.stderr.isatty()
@@ -40,11 +42,12 @@ class Progress:
         if self.hidden or self.number == len(self.names):
             return
         name = self.names[self.number]
-        length = sound_files.stated_duration(name)
+        if (length := sound_files.stated_duration(name)) is not None:
+            length = within(self.clips, length)
         known = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s, {remaining} left{postfix}"
         self.bar = tqdm(
             total=length,
-            initial=self.begun.get(name, 0),
+            initial=within(self.clips, self.begun.get(name, 0)),
             desc=f"{self.number + 1}/{len(self.names)} {printable(os.path.basename(name))}",
             leave=False,
             bar_format=known if length else "{desc}: {n:.0f} s{postfix}",
@@ -52,7 +55,7 @@ class Progress:
 
     def reach(self, seconds: float) -> None:
         """So much of the recording is recognized."""
-        bar = self.bar
+        bar, seconds = self.bar, within(self.clips, seconds)
         if bar is None:
             return
         if bar.total:  # TRAP: beyond the end tqdm forgets the total, and the bar can't be made

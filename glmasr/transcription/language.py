@@ -20,6 +20,7 @@ import regex
 
 from ..errors import OptionError
 from ..tokenizer import SentencePieceTokenizer, Tokenizer, TokenList
+from ..writers.line_breaks import UNSPACED
 
 AnyTokenizer = Tokenizer | SentencePieceTokenizer | TokenList
 
@@ -292,12 +293,6 @@ def written_in(text: str, detected: str) -> str:
     return name_language(text) if foreign or not detected else detected
 
 
-_JOINED = regex.compile(
-    r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}"
-    r"\p{Block=CJK_Symbols_and_Punctuation}，。！？；：]"
-)
-
-
 def spaced(texts: list[str]) -> list[str]:
     """Stretches of text that follow each other, each with the space that stands before it: scripts that are written
     without have none. The first one is taken as if others came before, as Whisper's segments are; `join` is all of
@@ -308,7 +303,7 @@ def spaced(texts: list[str]) -> list[str]:
     """
     found, last = [], ""
     for text in map(str.strip, texts):
-        alone = not text or _JOINED.match(text[0]) or last and _JOINED.match(last)
+        alone = not text or UNSPACED.match(text[0]) or last and UNSPACED.match(last)
         found.append(text if alone else f" {text}")
         last = text[-1:] or last
     return found

@@ -7,7 +7,6 @@ seek    as openai/whisper, transcribe.py: each window begins where the last comp
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from ..audio import HOP, SAMPLE_RATE
 from ..config import TIME_STEP, EncoderDecoderConfig, GlmAsrConfig
 from ..errors import GlmAsrError
-from . import vad
+from . import clips, vad
 from .batcher import Item
 from .chunking import Window, cut
 from .families import Job, RecordingState
@@ -23,6 +22,8 @@ from .language import join
 from .options import Options
 from .results import Part, Segment
 from .word_times import timed_by_words
+
+NONE: Iterator[Part] = iter(())
 
 
 @dataclass
@@ -37,10 +38,11 @@ class Reading:
 
 class Reader:
     """A stream of blocks (any,), from which the first `window` samples were read, to see whether more follow.
-    Iterating yields all samples. `seconds` is what was read so far, `left_out` what of it was not decoded."""
+    Iterating yields all samples. `start` samples of the recording come before it. `seconds` is what was read so far, `left_out` what of it was not decoded."""
 
-    def __init__(self, blocks: Iterable[Tensor], window: int):
+    def __init__(self, blocks: Iterable[Tensor], window: int, start: int = 0):
         self._blocks, self._buffer, self._read, self.left_out = iter(blocks), torch.zeros(0), 0, 0.0
+        self.start = start
         self.fits = not self.more(window)
         self.first = self._buffer[:window]
 
@@ -96,37 +98,43 @@ def items(
 ) -> Iterator[Item]:
     """What is to be decoded of a recording after the parts that are `done`, or was decoded already, because what
     follows depends on it; then its end, or its error."""
+    window, before, end, left_out = config.window, iter(done), 0.0, 0.0
     try:
-        reader, window = Reader(blocks(), config.window), config.window
-        if options.long == "seek" and not reader.fits:
-            yield from seek(reader, window, recording, options, done, lambda job, how: decode([job], how)[0])
-        elif options.long == "whole" and not reader.fits and isinstance(config, GlmAsrConfig):
-            job = whole_job(reader, window, config.longest_windows, recording, warnings)
-            yield from [] if done else [job]
-        else:
-            yield from cut_jobs(reader, window, recording, options, len(done))
-        yield Part(reader.seconds - reader.left_out, reader.seconds, "", [], [], last=True)
+        for start, stretch in clips.clipped(blocks(), options.clips, warnings.append):
+            reader = Reader(stretch, window, start)
+            if options.long == "seek" and not reader.fits:
+                yield from seek(reader, window, recording, options, before, lambda job, how: decode([job], how)[0])
+            elif options.long == "whole" and not reader.fits and isinstance(config, GlmAsrConfig):
+                job = whole_job(reader, window, config.longest_windows, recording, warnings, clip=bool(options.clips))
+                yield from [] if next(before, None) else [job]
+            else:
+                yield from cut_jobs(reader, window, recording, options, before)
+            end, left_out = start / SAMPLE_RATE + reader.seconds, left_out + reader.left_out
+        yield Part(end - left_out, end, "", [], [], last=True)
     except GlmAsrError as error:
         yield error
 
 
-def cut_jobs(reader: Reader, window: int, recording: RecordingState, options: Options, done: int = 0) -> Iterator[Job]:
-    """The windows of a recording, without the first `done`."""
+def cut_jobs(
+    reader: Reader, window: int, recording: RecordingState, options: Options, before: Iterator[Part] = NONE
+) -> Iterator[Job]:
+    """The windows of a recording, without those of which the part comes from `before`."""
     detector = vad.VoiceActivity() if options.vad == "auto" and vad.available() else None
     # Where to cut depends on nothing but the sound, so to skip windows they are cut again.
-    for each in islice(cut(reader, window, detector), done, None):
-        yield Job(each, recording)
+    for each in cut(reader, window, detector):
+        if not next(before, None):
+            yield Job(replace(each, start=reader.start + each.start), recording)
 
 
-def whole_job(reader: Reader, window: int, most: int, recording: RecordingState, warnings: list[str]) -> Job:
-    """The first `most` windows of a recording as one job."""
+def whole_job(
+    reader: Reader, window: int, most: int, recording: RecordingState, warnings: list[str], clip: bool = False
+) -> Job:
+    """The first `most` windows of a recording, or of a clip, as one job."""
     samples = reader.take(most * window)
     if reader.left_out:
-        warnings.append(
-            f"the model takes {most * window / SAMPLE_RATE:.0f} s at most, {most} whole windows: "
-            f"the last {reader.left_out:.1f} s of the recording are left out"
-        )
-    return Job(Window(0, samples), recording)
+        last = f"the last {reader.left_out:.1f} s of the {'clip' if clip else 'recording'} are left out"
+        warnings.append(f"the model takes {most * window / SAMPLE_RATE:.0f} s at most, {most} whole windows: {last}")
+    return Job(Window(reader.start, samples), recording)
 
 
 def seek(
@@ -134,11 +142,11 @@ def seek(
     window: int,
     recording: RecordingState,
     options: Options,
-    done: list[Part],
+    before: Iterator[Part],
     decode: Callable[[Job, Options], Part | GlmAsrError],
 ) -> Iterator[Part]:
-    """The parts after those that are `done`. Raises what the model has no answer to."""
-    place, before = 0, iter(done)
+    """The parts, without those that come from `before`. Raises what the model has no answer to."""
+    place = reader.start
     while len(samples := reader.peek(window)):
         known = next(before, None)
         more = reader.more(window)

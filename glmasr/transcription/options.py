@@ -6,7 +6,7 @@ from ..audio import MAX_DURATION
 from ..audio_files.tracks import check_track
 from ..config import is_integer, is_number
 from ..errors import OptionError
-from . import chinese_script
+from . import chinese_script, clips
 from .fallback import TEMPERATURES
 
 MOST_BEAMS = 64  # memory and time grow with them; no gain is known beyond ten
@@ -37,6 +37,8 @@ class Options:
                     that isn't silent
     languages       what `language` "auto" may choose among; empty: all languages of the model
     words           times of each word, by aligning the text with the sound; segments then begin and end with a word
+    clips           pairs of seconds, (60, 120), the last one perhaps (300, None): what of a recording is recognized;
+                    empty: all of it
     script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
     max_duration    seconds that a recording may have at most
     track           of a file with several tracks of sound: a number, from 1, or a language ("eng"); by default the one
@@ -59,6 +61,7 @@ class Options:
     languages: tuple[str, ...] = ()
     vad: str = "auto"
     words: bool = False
+    clips: tuple[tuple[float, float | None], ...] = ()
 
     @property
     def temperature_schedule(self) -> tuple[float, ...]:
@@ -90,6 +93,7 @@ class Options:
         _require(good, "temperatures", self.temperatures, "numbers from 0 to 10, at least one")
         chinese_script.converter(self.script)
         check_track(self.track)
+        clips.check(self.clips)
         _require(self.long in ("cut", "whole", "seek"), "long", self.long, "'cut', 'whole' or 'seek'")
         _require(self.vad in ("auto", "off"), "vad", self.vad, "'auto' or 'off'")
         _require(self.pad_to in ("window", "speech"), "pad_to", self.pad_to, "'window' or 'speech'")

@@ -1,5 +1,6 @@
 """What is recognized of a recording: segments, parts as they come, and the whole transcript."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -9,6 +10,7 @@ from ..errors import OptionError
 from ..writers.formats import WRITERS, record
 from ..writers.line_breaks import Layout
 from ..writers.output import write_whole
+from .clips import Clip, within
 from .language import join, name_language
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ class Segment:
 @dataclass(frozen=True)
 class Part:
     """What was recognized of a stretch of a recording, `start` to `end` in seconds. Stretches follow each other; what
-    is between them is silent."""
+    is between them is silent, or in no clip."""
 
     start: float
     end: float
@@ -100,7 +102,8 @@ class Transcript:
     language    as it was asked for; for "auto" the one that is detected in most of it, of those that the model has
                 tokens for; where it has none, the one that the text is written in: "zh", "yue", "en". "" where that
                 says nothing
-    seconds     length of the recording; of an incomplete transcript, up to where it was recognized
+    seconds     length of the recording; of an incomplete transcript, up to where it was recognized; of clips, up to
+                where it was read: the end of the last one
     decoded_seconds    of it that were decoded, at most `seconds`
     skipped_seconds    of it that were skipped as silent; what is neither is named in the warnings
     no_speech_seconds  of it that were decoded and hold no speech
@@ -109,6 +112,8 @@ class Transcript:
     how         what it was computed on: device, type of the numbers, kind of linears and of steps, padding (`pad_to`)
     warnings    sentences for the user, such as that the text is incomplete
     incomplete  the recording goes on after `seconds`: an error or Ctrl-C came before its end
+    clips       what of the recording was to be recognized, in seconds; empty: all of it. What is outside is neither
+                decoded nor skipped
     """
 
     text: str
@@ -123,10 +128,12 @@ class Transcript:
     how: dict[str, str] = field(default_factory=dict)
     uncovered: list[tuple[float, float]] = field(default_factory=list)
     incomplete: bool = False
+    clips: tuple[Clip, ...] = ()
 
     @classmethod
-    def of(cls, parts: list[Part], how: dict[str, str] | None = None) -> "Transcript":
-        """All parts of a stream, joined. The last one reaches from what was read up to the end of the recording."""
+    def of(cls, parts: list[Part], how: dict[str, str] | None = None, clips: Sequence[Clip] = ()) -> "Transcript":
+        """All parts of a stream, joined; `clips` are those of its options. The last part reaches from what was read up
+        to the end of the recording."""
         segments = [segment for part in parts for segment in part.segments]
         text = join([segment.text for segment in segments])
         spoken: dict[str, float] = {}
@@ -137,7 +144,7 @@ class Transcript:
         language = max(spoken, key=lambda name: spoken[name]) if spoken else detected
         seconds, decoded = parts[-1].end, sum((part.end - part.start for part in parts[:-1]), 0.0)
         no_speech = sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0)
-        skipped = max(0.0, parts[-1].start - decoded)
+        skipped = max(0.0, parts[-1].start - (seconds - within(clips, seconds)) - decoded)
         decoded, skipped, no_speech = (min(round(value, 3), seconds) for value in (decoded, skipped, no_speech))
         return cls(
             text,
@@ -151,14 +158,15 @@ class Transcript:
             no_speech,
             dict(how or {}),
             [stretch for part in parts for stretch in part.uncovered],
+            clips=tuple((start, end) for start, end in clips),
         )
 
     @classmethod
-    def stopped(cls, parts: list[Part], how: dict[str, str] | None = None) -> "Transcript":
+    def stopped(cls, parts: list[Part], how: dict[str, str] | None = None, clips: Sequence[Clip] = ()) -> "Transcript":
         """The parts, at least one, of a stream that was stopped before its end."""
         end = parts[-1].end
         rest = Part(end, end, "", [], [f"it was stopped at {end:.1f} s, so the text is incomplete"], last=True)
-        return replace(cls.of([*parts, rest], how), incomplete=True)
+        return replace(cls.of([*parts, rest], how, clips), incomplete=True)
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
@@ -169,15 +177,21 @@ class Transcript:
         """What `.save("talk.json")` writes (docs/JSON.md): dictionaries, lists, strings, finite numbers."""
         return record(self)
 
-    def to_srt(self, max_line_width: int = 42, max_line_count: int = 2) -> str:
+    def to_srt(self, max_line_width: int = 42, max_line_count: int = 2, words_per_cue: int | None = None) -> str:
         """SubRip subtitles; a Chinese character takes two columns of a line."""
-        return WRITERS["srt"](self, Layout(max_line_width, max_line_count))
+        return WRITERS["srt"](self, Layout(max_line_width, max_line_count, words_per_cue))
 
-    def save(self, path: str | PathLike[str], max_line_width: int = 42, max_line_count: int = 2) -> None:
+    def save(
+        self,
+        path: str | PathLike[str],
+        max_line_width: int = 42,
+        max_line_count: int = 2,
+        words_per_cue: int | None = None,
+    ) -> None:
         """Writes a file, whole or not at all, in the format that its name ends in: .txt, .srt, .vtt, .tsv, .json, .lrc.
         Raises OptionError for another ending, OutputError where it can't be written."""
         form = Path(path).suffix[1:].lower()
         if form not in WRITERS:
             endings = ", ".join(f".{name}" for name in WRITERS)
             raise OptionError(f"path is {str(path)!r}, expected a name that ends in one of {endings}")
-        write_whole(path, WRITERS[form](self, Layout(max_line_width, max_line_count), ""))
+        write_whole(path, WRITERS[form](self, Layout(max_line_width, max_line_count, words_per_cue), ""))

@@ -15,7 +15,7 @@ from typing import Any
 import regex
 
 from .line_breaks import DEFAULT, Layout
-from .subtitles import Transcript, clean, cues, length, milliseconds, timed
+from .subtitles import Cue, Transcript, clean, cues, length, milliseconds, tagged, timed_words
 
 SCHEMA = 2  # of the JSON; docs/JSON.md says when it changes
 PAUSE = 2000  # ms without a cue, after which LRC takes the last line off the screen
@@ -45,20 +45,25 @@ def as_srt(transcript: Transcript, layout: Layout = DEFAULT, name: str = "") -> 
 
 
 def as_vtt(transcript: Transcript, layout: Layout = DEFAULT, name: str = "") -> str:
-    """WebVTT (https://www.w3.org/TR/webvtt1/), with &, < and > as entities, and so no arrow in a text."""
+    """WebVTT (https://www.w3.org/TR/webvtt1/), with &, < and > as entities, and so no arrow in a text. Before each word
+    that has a time there is a tag with it, but for one that is said when its cue appears."""
     blocks = ["WEBVTT\n"]
     if transcript.incomplete:
         blocks.append(f"NOTE incomplete: the recording goes on after {_stamp(length(transcript), '.')}\n")
     for cue in cues(transcript, layout):
-        text = html.escape("\n".join(cue.lines), quote=False)
+        text = "".join(
+            f"<{_stamp(start or 0, '.')}>" * ((start or 0) > cue.start) + html.escape(stretch, quote=False)
+            for start, stretch in tagged(cue)
+        )
         blocks.append(f"{_stamp(cue.start, '.')} --> {_stamp(cue.end, '.')}\n{text}\n")
     return "\n".join(blocks)
 
 
 def as_tsv(transcript: Transcript, layout: Layout = DEFAULT, name: str = "") -> str:
-    """A table of segments with openai-whisper's columns: start and end in milliseconds, text. Quotes in it mean nothing
-    special."""
-    return "".join(["start\tend\ttext\n", *(f"{start}\t{end}\t{text}\n" for start, end, text in timed(transcript))])
+    """A table of segments, or of words where they have times, with openai-whisper's columns: start and end in
+    milliseconds, text. Quotes in it mean nothing special."""
+    rows = (f"{start}\t{end}\t{text}\n" for start, end, text in timed_words(transcript))
+    return "".join(["start\tend\ttext\n", *rows])
 
 
 _BRACKETS = str.maketrans("[]<>", "［］＜＞")  # LRC has no escapes, and these would begin a tag
@@ -66,16 +71,29 @@ _BRACKETS = str.maketrans("[]<>", "［］＜＞")  # LRC has no escapes, and the
 
 def as_lrc(transcript: Transcript, layout: Layout = DEFAULT, name: str = "") -> str:
     """Lyrics: a line each with its start, and an empty one where nothing follows for a while; in hundredths, rounded
-    down."""
+    down. Words that have times are between tags of the enhanced format, each with its start, and the end of the
+    last."""
     shown = list(cues(transcript, replace(layout, max_line_count=1)))
     lines = []
     for cue, following in zip(shown, [*(cue.start for cue in shown), math.inf][1:], strict=True):
-        lines.append((cue.start, " ".join(cue.lines).translate(_BRACKETS)))
+        lines.append(f"[{_hundredths(cue.start)}]{_sung(cue)}\n")
         if following - cue.end >= PAUSE:
-            lines.append((cue.end, ""))
-    return "".join(
-        f"[{time // 60_000:02d}:{time // 1000 % 60:02d}.{time // 10 % 100:02d}]{text}\n" for time, text in lines
+            lines.append(f"[{_hundredths(cue.end)}]\n")
+    return "".join(lines)
+
+
+def _sung(cue: Cue) -> str:
+    """The line of a cue."""
+    text = "".join(
+        f"<{_hundredths(start or 0)}>" * (start is not None) + stretch.replace("\n", " ").translate(_BRACKETS)
+        for start, stretch in tagged(cue)
     )
+    return text + (f"<{_hundredths(min(cue.words[-1].end, cue.end))}>" if cue.words else "")
+
+
+def _hundredths(time: int) -> str:
+    """Milliseconds -> 00:00.00"""
+    return f"{time // 60_000:02d}:{time // 1000 % 60:02d}.{time // 10 % 100:02d}"
 
 
 def as_json(transcript: Transcript, layout: Layout = DEFAULT, name: str = "") -> str:
@@ -90,13 +108,16 @@ def record(transcript: Any, name: str = "") -> dict[str, Any]:
     """All that is known of a transcript, as docs/JSON.md describes it: dictionaries, lists, strings, numbers that are
     finite."""
     fields = asdict(transcript)
+    if not fields.get("clips"):
+        fields.pop("clips", None)
     limit = length(transcript)
     for segment in fields["segments"]:
+        for timed in (segment, *segment.get("words", ())):
+            for key in ("start", "end"):
+                if math.isfinite(timed[key]):
+                    timed[key] = min(milliseconds(timed[key], limit), limit) / 1000
         if not segment.get("words"):
             segment.pop("words", None)
-        for key in ("start", "end"):
-            if math.isfinite(segment[key]):
-                segment[key] = min(milliseconds(segment[key], limit), limit) / 1000
     return {key: _finite(value) for key, value in {"schema": SCHEMA, "audio": name or None, **fields}.items()}
 
 

@@ -21,14 +21,19 @@ from ..errors import OptionError
 @dataclass(frozen=True)
 class Layout:
     """The shape of subtitles: at most `max_line_count` lines at a time, of at most `max_line_width` columns. A Chinese
-    character takes two columns. Raises OptionError for a value out of range."""
+    character takes two columns. Where words have times, `words_per_cue` makes a cue of so many of them; None: cues that
+    are pleasant to read. Raises OptionError for a value out of range."""
 
     max_line_width: int = 42
     max_line_count: int = 2
+    words_per_cue: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("max_line_width", 2), ("max_line_count", 1)):  # two columns: a Chinese character
+        # Two columns: a Chinese character.
+        for name, least in (("max_line_width", 2), ("max_line_count", 1), ("words_per_cue", 1)):
             value = getattr(self, name)
+            if name == "words_per_cue" and value is None:
+                continue
             if not isinstance(value, int) or value < least:
                 raise OptionError(f"{name} is {value!r}, expected an integer of at least {least}")
 
@@ -52,6 +57,30 @@ def _columns(cluster: str) -> int:
     return min(2, len(wide) + sum(wide))
 
 
+def reading_time(text: str) -> float:
+    """Milliseconds that it takes to read a text with ease."""
+    columns = list(map(_columns, regex.findall(r"\X", text)))
+    return 1000 * (columns.count(1) / SPEED + columns.count(2) / WIDE_SPEED)
+
+
+def ends_sentence(text: str) -> bool:
+    """Whether a sentence may end with this text."""
+    return _last_mark(text) in _SENTENCE_MARKS
+
+
+def ends_clause(text: str) -> bool:
+    """Whether a clause or a sentence ends with this text."""
+    return _last_mark(text) in _CLAUSE_MARKS | _SENTENCE_MARKS
+
+
+def _last_mark(text: str) -> str:
+    """The last character, that of what stands in quotation marks or brackets included."""
+    for character in reversed(text):
+        if not _ENDING.match(character):
+            return character
+    return ""
+
+
 # The price of ending a line: after a sentence, after a clause, between words, and between two Chinese characters, which
 # may be one word. Ending a cue costs twice as much, and CUE for the change of the picture. A line that leaves the share
 # s of its width empty costs s * s. Set by eye, on subtitles of talks.
@@ -67,6 +96,11 @@ _ENDING = regex.compile(r"[\p{Pe}\p{Pf}\"'＂＇]")  # what may stand between a 
 _CLOSING = regex.compile(r"[\p{Pe}\p{Pf}。｡．！？.!?，、､；：,;:…·・～％%‰℃]")
 _QUOTE = regex.compile(r"[\"'＂＇]")  # opening or closing, it can't be known: stays with both neighbors
 _WORD = regex.compile(r"[\p{Latin}\p{Nd}]")
+UNSPACED = regex.compile(  # of scripts that are written without spaces
+    r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}"
+    r"\p{Block=CJK_Symbols_and_Punctuation}，。！？；：]"
+)
+SPEED, WIDE_SPEED = 17, 9  # characters a second that are easily read: of Latin letters, and of Chinese
 
 _Step = tuple[int, int]
 # At each break, by the number of lines of the cue so far: the cost, and the step before, which the first one lacks.
