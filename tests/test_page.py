@@ -107,9 +107,9 @@ def test_words_that_are_not_in_the_text_leave_it_whole():
 
 def test_an_hour_of_words_is_written_at_once():
     segments = [spoken(["word"] * 40, 20.0 * index, 0.4 + index % 2) for index in range(250)]
-    began = time.perf_counter()
-    source = shown(segments)
-    assert time.perf_counter() - began < 5 and source.count("glm-word") == 10_000
+    began = time.thread_time()
+    source = page_views.table(segments, SAY[0])
+    assert time.thread_time() - began < 2 and source.count("glm-word") == 10_000
     assert len(source) < 150 * 10_000
 
 
@@ -137,7 +137,7 @@ def test_the_box_reaches_the_model_and_the_player_the_recording(tmp_path):
     assert [options.words for options in Queue.asked] == [False, True] and "audio" not in plain
     assert Queue.asked[0] == Options(timestamps=True, max_duration=60.0)
     [player] = Read(timed).all("audio")
-    assert re.fullmatch(r"gradio_api/file=/.*/[0-9a-f]{32}/my%20talk%20%231%3F\.wav", player[1]["src"])
+    assert re.fullmatch(r"gradio_api/file=/.*/[0-9a-f]{32}/my%20talk%20%231_\.wav", player[1]["src"])
 
 
 def test_the_box_is_named_in_both_languages():
