@@ -177,6 +177,7 @@ class Work:
         self.start = 0.0
 
     def run(self) -> int:
+        """Everything; returns the exit code: 1 if a recording or the model failed, 2 for an unusable option."""
         names = self.recordings()
         if self.args.files:
             self.outputs = output.plan_outputs(names, self.args.format or ["txt"], self.args.output_dir)
@@ -206,7 +207,7 @@ class Work:
         return 1 if self.summary.failures else 0
 
     def recordings(self) -> list[str]:
-        """Folders and patterns opened up. One that gives nothing doesn't stop the others."""
+        """Folders and patterns opened up. One that matches nothing doesn't stop the others."""
         names = []
         for path in self.args.audio:
             names += output.expand([path], self.args.recursive, self.fail)
@@ -246,6 +247,7 @@ class Work:
             self.messages.say(", ".join(f"{name} {value}" for name, value in self.how.items()))
 
     def fail(self, error: Exception, name: str = "") -> None:
+        """Prints an error and counts it; the other recordings go on."""
         text, name = printable(str(error)), printable(name)
         if name and not text.startswith(f"{name}: "):  # such as an error of the model: it doesn't know the recording
             text = f"{name}: {text}"
@@ -253,11 +255,12 @@ class Work:
         self.summary.failures.append(text)
 
     def report(self) -> None:
+        """Prints the summary to standard error."""
         for line in self.summary.lines():
             self.messages.say(line)
 
     def recognize(self, names: list[str]) -> None:
-        """The recordings, told as soon as a part of them is recognized, and written as soon as they are."""
+        """Prints each part as soon as it is recognized, and writes files as soon as a recording is complete."""
         self.start = time.perf_counter()
         done = {index: parts for index, name in enumerate(names) if (parts := self.journals.parts(name))}
         before = {names[index]: parts[-1].end for index, parts in done.items()}
@@ -314,6 +317,7 @@ class Work:
             self.fail(error)
 
     def tell(self, name: str, part: "Part") -> None:
+        """Prints a part: warnings to standard error, text to standard output unless it goes to files or JSON."""
         for warning in part.warnings:
             self.messages.say(f"warning: {name}: {warning.removeprefix(f'{name}: ')}")
         if self.args.files or self.args.json:
@@ -331,7 +335,7 @@ class Work:
         if args.json:
             put(as_line(record(transcript, name)))
         elif not (transcript.segments or args.files):
-            put("")  # a line for each recording, even if nobody speaks
+            put("")  # a line for each recording, even without speech
         if not args.files:
             sys.stdout.flush()
         else:

@@ -78,7 +78,7 @@ class Clock:
             self.tick()
 
 
-# -- the implementations: recordings -> what the encoder takes -> what the decoder hears -> so many ids for each ->
+# -- the implementations: recordings -> what the encoder takes -> what the decoder reads -> so many ids for each ->
 # texts ------
 
 
@@ -107,7 +107,7 @@ class Ours:
             features.append((self.audio.log_mel(windows, model.config.encoder.bands).to(model.dtype), counts))
         return features
 
-    def hear(self, features) -> list[Tensor]:
+    def encode(self, features) -> list[Tensor]:
         mel, lengths = (
             torch.cat([windows for windows, _ in features]),
             [count for _, counts in features for count in counts],
@@ -116,12 +116,12 @@ class Ours:
         rows = iter([row for part in parts for row in self.model.encode(mel[part], lengths[part])])
         return [torch.cat([next(rows) for _ in counts]) for _, counts in features]
 
-    def search(self, heard: list[Tensor], features, tokens: int, clock: Clock, beams: int = 1) -> list[list[int]]:
-        prompts = [self.model.prompt(self.recognizer.tokenizer, len(rows)) for rows in heard]
+    def search(self, encoded: list[Tensor], features, tokens: int, clock: Clock, beams: int = 1) -> list[list[int]]:
+        prompts = [self.model.prompt(self.recognizer.tokenizer, len(rows)) for rows in encoded]
         how = {"stop": (), "max_new": tokens, "rules": [lambda logits, ids: clock.logits(tokens)]}
         if beams == 1:
-            return [found.ids for found in self.decode.greedy(self.model, heard, prompts, **how)]
-        return [found[0].ids for found in self.decode.beam(self.model, heard, prompts, width=beams, **how)]
+            return [found.ids for found in self.decode.greedy(self.model, encoded, prompts, **how)]
+        return [found[0].ids for found in self.decode.beam(self.model, encoded, prompts, width=beams, **how)]
 
     def texts(self, ids: list[list[int]]) -> list[str]:
         return [self.recognizer.tokenizer.decode(each) for each in ids]
@@ -146,19 +146,19 @@ class Theirs:
         inputs = self.processor.apply_transcription_request([samples.numpy() for samples in recordings])
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
-    def hear(self, features) -> list[Tensor]:
+    def encode(self, features) -> list[Tensor]:
         return [
             self.model.get_audio_features(features["input_features"], features["input_features_mask"]).pooler_output
         ]
 
-    def search(self, heard: list[Tensor], features, tokens: int, clock: Clock, beams: int = 1) -> list[list[int]]:
-        def look(ids: Tensor, logits: Tensor) -> Tensor:
+    def search(self, encoded: list[Tensor], features, tokens: int, clock: Clock, beams: int = 1) -> list[list[int]]:
+        def tick(ids: Tensor, logits: Tensor) -> Tensor:
             clock.logits(tokens)
             return logits
 
         ids = features["input_ids"]
         places = (ids == self.model.config.audio_token_id)[..., None]
-        embeddings = self.model.get_input_embeddings()(ids).masked_scatter(places, torch.cat(heard))
+        embeddings = self.model.get_input_embeddings()(ids).masked_scatter(places, torch.cat(encoded))
         found = self.model.generate(
             inputs_embeds=embeddings,
             attention_mask=features["attention_mask"],
@@ -166,7 +166,7 @@ class Theirs:
             num_beams=beams,
             min_new_tokens=tokens,
             max_new_tokens=tokens,
-            logits_processor=[look],
+            logits_processor=[tick],
             cache_implementation=self.cache,
         )
         return found.tolist()
@@ -222,9 +222,9 @@ def stages(implementation, args) -> dict[str, float]:
     """One window, step by step."""
     features, clock = implementation.features([sound(args.seconds)]), Clock(args.device)
     clock.tick()
-    heard = implementation.hear(features)
+    encoded = implementation.encode(features)
     clock.tick()
-    implementation.search(heard, features, args.tokens, clock)
+    implementation.search(encoded, features, args.tokens, clock)
     start, end, first, last = clock.moments
     return {"encoder": end - start, "prefill": first - end, "decode": (args.tokens - 1) / (last - first)}
 
@@ -232,7 +232,7 @@ def stages(implementation, args) -> dict[str, float]:
 def rows(implementation, args) -> dict[str, float]:
     """Several windows of the same recording at once: tokens a second of all of them."""
     features, clock = implementation.features([sound(args.seconds)] * ROWS), Clock(args.device)
-    one = implementation.hear(implementation.features([sound(args.seconds)]))
+    one = implementation.encode(implementation.features([sound(args.seconds)]))
     implementation.search(one * ROWS, features, args.tokens, clock)
     first, last = clock.moments
     return {"rows": ROWS * (args.tokens - 1) / (last - first)}
@@ -243,7 +243,7 @@ def beams(implementation, args) -> dict[str, float]:
     clock = Clock(args.device)
     clock.tick()
     features = implementation.features([sound(BEAM_SECONDS)])
-    implementation.search(implementation.hear(features), features, BEAM_TOKENS, clock, BEAMS)
+    implementation.search(implementation.encode(features), features, BEAM_TOKENS, clock, BEAMS)
     clock.tick()
     return {"beams": clock.moments[-1] - clock.moments[0]}
 
@@ -265,7 +265,7 @@ def to_text(implementation, args, count: int, seconds: float, tokens: int) -> fl
     clock = Clock(args.device)
     clock.tick()
     features = implementation.features([sound(seconds)] * count)
-    implementation.texts(implementation.search(implementation.hear(features), features, tokens, clock))
+    implementation.texts(implementation.search(implementation.encode(features), features, tokens, clock))
     clock.tick()
     return clock.moments[-1] - clock.moments[0]
 
@@ -420,9 +420,9 @@ def rows_and_ids(name: str, args):
     torch.set_num_threads(args.threads)
     implementation = KINDS[name][0](args.model, args.device, "float32")
     features = implementation.features([sound(args.seconds)])
-    heard = implementation.hear(features)
-    [ids] = implementation.search(heard, features, CHECKED_IDS, Clock(args.device))
-    return torch.cat(heard).float().cpu().numpy(), ids
+    encoded = implementation.encode(features)
+    [ids] = implementation.search(encoded, features, CHECKED_IDS, Clock(args.device))
+    return torch.cat(encoded).float().cpu().numpy(), ids
 
 
 def check(args) -> bool:

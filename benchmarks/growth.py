@@ -52,7 +52,7 @@ def transcribe(path: Path, args) -> tuple[float, float]:
 
 @torch.inference_mode()
 def decode_rows(counts: list[int], args) -> list[tuple[float, float, float]]:
-    """For each number of windows: seconds to hear them and to read their prompts, and for each further token, and the
+    """For each number of windows: seconds to encode them and to read their prompts, and for each further token, and the
     real-time factor."""
     torch.set_num_threads(args.threads)
     recognizer = glmasr.load(args.model, device=args.device, dtype=args.dtype)
@@ -61,14 +61,14 @@ def decode_rows(counts: list[int], args) -> list[tuple[float, float, float]]:
         moments.clear()
         start = time.perf_counter()
         if hasattr(recognizer.family, "embed"):
-            heard = [recognizer.family.embed(samples) for _ in range(count)]
-            prompts = [recognizer.model.prompt(recognizer.tokenizer, len(rows)) for rows in heard]
+            encoded = [recognizer.family.embed(samples) for _ in range(count)]
+            prompts = [recognizer.model.prompt(recognizer.tokenizer, len(rows)) for rows in encoded]
         else:
-            heard = recognizer.family.encode_windows([samples] * count)
+            encoded = recognizer.family.encode_windows([samples] * count)
             prompts = [recognizer.model.prompt(next(iter(recognizer.config.languages), None))] * count
         decode.greedy(
             recognizer.model,
-            heard,
+            encoded,
             prompts,
             stop=(),
             max_new=TOKENS,

@@ -26,12 +26,12 @@ from serving import ROOT, Server
 sys.path.insert(0, str(ROOT))
 
 CONCURRENCY = (1, 4, 16, 64)
-GROWTH = 0.05  # of the memory: of the second half of the requests over the first, medians of the looks
-REST = 3.0  # seconds: behind work, the worker gives memory back when it is idle; before that its size is chance
+GROWTH = 0.05  # of the memory: of the second half of the requests over the first, medians of the samples
+REST = 3.0  # seconds: after work, the worker gives memory back when it is idle; before that its size is chance
 
 
 def clips() -> dict[str, bytes]:
-    """name -> WAV: the examples, and each behind each."""
+    """name -> WAV: the examples, and each pair of them joined."""
     from glmasr import audio  # resamples; takes a second to import
 
     names = list(json.loads((ROOT / "examples/texts.json").read_text(encoding="utf-8")))
@@ -143,7 +143,7 @@ def main() -> int:
         half = max(1, len(sizes) // 2)
         good &= statistics.median(sizes[-half:]) <= (1 + GROWTH) * statistics.median(
             sizes[:half]
-        )  # single looks differ by 5 % with nothing kept
+        )  # single samples differ by 5 % with nothing kept
         print("\nfine" if good else "\nnot as it should be", file=sys.stderr)
     return 0 if good else 1
 

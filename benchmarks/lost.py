@@ -1,4 +1,4 @@
-"""How much speech is lost? Recordings of people, joined; what of their words no text has, and nobody was told of.
+"""How much speech is lost? Recordings of people, joined; what of their words no text has, and no flag reports.
 
     pip install -c constraints.txt '.[bench]'
     python benchmarks/lost.py MANIFEST --model DIR [--joins 200] [--peers 40]
@@ -7,7 +7,7 @@ MANIFEST is a table as in tests/speech: path, language, text, separated by tabs.
 to 30 s and to 10 minutes, with gaps of 0.1, 0.5 and 2 s, at four levels, some cut off in the middle of the last
 sentence, some with a sentence that is said again and again. The joins are the same each time. A loss is a run of four
 words or more (in Chinese, six characters) that the alignment of reference and text has as deleted. It was flagged if
-the recognizer tells of missing text, or doubts the text, within a second of the clip. openai-whisper and
+the recognizer reports missing text, or doubts the text, within a second of the clip. openai-whisper and
 faster-whisper, with the same weights and beams, recognize some of the joins, evenly spread; they flag nothing.
 
 Prints a table in Markdown; the exit code is 1 where a loss of ours wasn't flagged.
@@ -136,12 +136,12 @@ class Subject:
     deleted: int = 0
     losses: int = 0
     lost: int = 0  # words in losses
-    silent: int = 0  # losses that it doesn't tell of
+    silent: int = 0  # losses that it doesn't flag
     silently: int = 0  # words in them
     seconds: float = 0.0
     sound: float = 0.0
 
-    def hear(self, join: Join) -> None:
+    def measure(self, join: Join) -> None:
         began = time.perf_counter()
         text, doubted = self.recognize(join.samples, join.language)
         self.seconds += time.perf_counter() - began
@@ -153,11 +153,14 @@ class Subject:
             self.deleted + deleted,
         )
         for loss in losses:
-            told = any(first < loss.end + NEAR and last > loss.start - NEAR for first, last in doubted)
+            flagged = any(first < loss.end + NEAR and last > loss.start - NEAR for first, last in doubted)
             self.losses, self.lost = self.losses + 1, self.lost + len(loss.words)
-            self.silent, self.silently = self.silent + (not told), self.silently + (0 if told else len(loss.words))
+            self.silent, self.silently = (
+                self.silent + (not flagged),
+                self.silently + (0 if flagged else len(loss.words)),
+            )
             print(
-                f"{self.name}: {join.name} {loss.start:.1f}-{loss.end:.1f} {'flagged' if told else 'UNFLAGGED'}: {' '.join(loss.words)}",
+                f"{self.name}: {join.name} {loss.start:.1f}-{loss.end:.1f} {'flagged' if flagged else 'UNFLAGGED'}: {' '.join(loss.words)}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -190,7 +193,7 @@ def ours(args):
 
 
 def peers(args, folder: str) -> list[Subject]:
-    """openai-whisper and faster-whisper, which tell of no doubt."""
+    """openai-whisper and faster-whisper, which flag nothing."""
     import torch
     from real import faster_whisper, openai_checkpoint, openai_whisper
 
@@ -207,7 +210,7 @@ def peers(args, folder: str) -> list[Subject]:
 
 def table(subjects: list[Subject]) -> str:
     lines = [
-        "| | joins | words said | deleted | losses | words in them | losses that nobody was told of | words in them | real-time factor |",
+        "| | joins | words said | deleted | losses | words in them | unflagged losses | words in them | real-time factor |",
         "|---" * 9 + "|",
     ]
     lines += [
@@ -246,13 +249,13 @@ def main() -> int:
         )
         for number, join in enumerate(every):
             before = Subject(**vars(whole))
-            whole.hear(join)
+            whole.measure(join)
             if number in both:
                 for name, value in vars(whole).items():
                     if isinstance(value, (int, float)):
                         setattr(compared[0], name, getattr(compared[0], name) + value - getattr(before, name))
                 for one in compared[1:]:
-                    one.hear(join)
+                    one.measure(join)
             if number % 10 == 9:
                 print(table([whole, *compared]), file=sys.stderr, flush=True)
     from real import machine

@@ -1,4 +1,4 @@
-"""What a model writes where nobody speaks, with and without voice activity detection, and what is flagged that is
+"""What a model writes where there is no speech, with and without voice activity detection, and what is flagged that is
 right.
 
     python benchmarks/noise.py MODEL tests/speech/manifest.tsv [--stretches 200] [--clips N] [--vad auto] [--peer 20]
@@ -6,8 +6,8 @@ right.
 
 Stretches without speech are made: silence, noise, hum, street, music, keyboard; 5 to 90 s, at five levels; every other
 one around a recording of the manifest (tab-separated: path, language, text). A text counts as invented where no flag
-tells that it is doubtful: any text of a stretch alone; around speech a segment outside of it, or more than two words
-more than the recording has alone. Of recordings alone, whose language the model is told, the text counts as right with
+marks it as doubtful: any text of a stretch alone; around speech a segment outside of it, or more than two words
+more than the recording has alone. Of recordings alone, whose language the model is given, the text counts as right with
 at most a fifth of words wrong; flagged wrongly are those that are right and have a flag or a warning. A second table
 has how many recordings in English and Mandarin the model knows as such. --peer: openai-whisper, same weights and beams,
 on so many of the stretches alone; CPU time of both.
@@ -33,7 +33,7 @@ EXTRA_WORDS, WRONG = 2, 0.2
 NEAR = 0.5  # seconds around speech in which a segment may begin and end
 
 
-# ---- sounds in which nobody speaks: (samples, generator) -> (S,), of any level ---------------------------------------------------
+# ---- sounds without speech: (samples, generator) -> (S,), of any level ---------------------------------------------------
 
 
 def colored(count: int, rng: np.random.Generator, slope: float) -> np.ndarray:

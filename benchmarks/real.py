@@ -10,7 +10,7 @@ faster-whisper.
 
 English: word errors after Whisper's normalizer. Chinese: character errors after NFKC, without punctuation, digits as
 hanzi, both sides Simplified. The interval holds 95 % of 10,000 draws of the speakers, with replacement (bootstrap);
-that of a difference is drawn in pairs. Each runs in a process of its own, is told the language and the beams, and
+that of a difference is drawn in pairs. Each runs in a process of its own, is given the language and the beams, and
 otherwise does what it does by default, from samples to text; they take turns, a few recordings each, so that a drift of
 the machine hits all. Memory is the peak of the process.
 
@@ -166,7 +166,7 @@ def ours(dtype: str, args, checkpoint: str):
 
     def recognize(samples: np.ndarray, language: str) -> str:
         return recognizer.transcribe(
-            samples, told(language, known) if known else language, sample_rate=RATE, beams=args.beams
+            samples, language_for(language, known) if known else language, sample_rate=RATE, beams=args.beams
         ).text
 
     return recognize
@@ -182,9 +182,9 @@ def openai_whisper(dtype: str, args, checkpoint: str):
     def recognize(samples: np.ndarray, language: str) -> str:
         known = whisper.tokenizer.LANGUAGES if model.is_multilingual else ("en",)
         # By default it searches greedily, so its five draws at higher temperatures are said again here.
-        return model.transcribe(samples, language=told(language, known), beam_size=args.beams, best_of=5, fp16=False)[
-            "text"
-        ]
+        return model.transcribe(
+            samples, language=language_for(language, known), beam_size=args.beams, best_of=5, fp16=False
+        )["text"]
 
     return recognize
 
@@ -196,15 +196,15 @@ def faster_whisper(dtype: str, args, checkpoint: str):
 
     def recognize(samples: np.ndarray, language: str) -> str:
         segments, _ = model.transcribe(
-            samples, language=told(language, model.supported_languages), beam_size=args.beams
+            samples, language=language_for(language, model.supported_languages), beam_size=args.beams
         )
         return "".join(segment.text for segment in segments)
 
     return recognize
 
 
-def told(language: str, known) -> str:
-    """A model without Cantonese is told Mandarin."""
+def language_for(language: str, known) -> str:
+    """A model without Cantonese gets Mandarin."""
     return "zh" if language == "yue" and "yue" not in known else language
 
 

@@ -149,7 +149,7 @@ def blocks(
       {"bytes": ..., "path": ...}, where bytes count if they aren't None.
 
     `track` is one of several tracks of sound in a file: its number, from 1, or its language ("eng"). By default it is
-    the one that the file calls its default, else the first one, and `warn` is told that there are others.
+    the one that the file calls its default, else the first one, and `warn` is called to say that there are others.
 
     Raises AudioError, at the first block for what the header shows and later for what is inside: a recording that is
     missing, empty, not audio, without that track, outside 4..384 kHz, of more than 255 channels, longer than

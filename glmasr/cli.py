@@ -25,7 +25,7 @@ Number = TypeVar("Number", int, float)
 
 @contextmanager
 def ended_at_once() -> Iterator[None]:
-    """While this runs, Ctrl-C ends the process. Nothing changes where somebody handles or ignores it already, nor in a
+    """While this runs, Ctrl-C ends the process. Nothing changes where it is handled or ignored already, nor in a
     thread beside the main one."""
     if not _hold():
         yield
@@ -98,6 +98,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"glmasr {__version__}")
 
     def error(self, message: str) -> NoReturn:
+        """Prints usage and message, control characters escaped, and exits with status 2."""
         super().error(printable(message))
 
 

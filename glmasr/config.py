@@ -56,7 +56,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class GlmAsrConfig:
-    """GLM-ASR as published: encoder, projector, decoder, and what the prompt and the search need to know."""
+    """GLM-ASR as published: encoder, projector, decoder, and the settings of prompt and search."""
 
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
@@ -68,6 +68,7 @@ class GlmAsrConfig:
     instruction: str = "Please transcribe this audio into text"
     beams: int = 1  # of a search, if the caller doesn't say: the published model is used greedily
     alignment_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) of the decoder that follow the sound, from 0
+    alignment_lead: float = 0.06  # seconds by which they look at a sound too soon
 
     def __post_init__(self) -> None:
         check(self)
@@ -79,6 +80,7 @@ class GlmAsrConfig:
 
     @property
     def longest_windows(self) -> int:
+        """Windows in one prompt at most, for `--long whole`: whole ones that fit into `longest_seconds`."""
         return self.longest_seconds // self.window_seconds
 
 
@@ -117,10 +119,12 @@ class SinusoidalEncoderConfig:
 
     @property
     def head_size(self) -> int:
+        """K, the width of each head."""
         return self.width // self.heads
 
     @property
     def key_heads(self) -> int:
+        """G. It equals H: no key head is shared by several query heads."""
         return self.heads
 
 
@@ -138,6 +142,7 @@ class CrossDecoderConfig:
 
     @property
     def head_size(self) -> int:
+        """K, the width of each head, in self-attention and cross-attention."""
         return self.width // self.heads
 
 
@@ -160,6 +165,7 @@ class EncoderDecoderConfig:
     latest_first_time: int | None = 50  # in time steps: speech begins within the first second
     beams: int = 5
     alignment_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) of cross-attention that follow the sound, from 0
+    alignment_lead: float = 0.06  # seconds by which they look at a sound too soon
 
     def __post_init__(self) -> None:
         check_encoder_decoder(self)
@@ -171,6 +177,7 @@ class EncoderDecoderConfig:
 
     @property
     def stop(self) -> tuple[int, ...]:
+        """The ids that end an answer, a single one here; named as in `GlmAsrConfig`."""
         return (self.end,)
 
     @property
@@ -181,7 +188,7 @@ class EncoderDecoderConfig:
 
     @property
     def no_speech(self) -> int:
-        """The id that says that nobody speaks, of a model that has times."""
+        """The id of <|nospeech|>, of a model that has times."""
         assert self.no_timestamps is not None
         return self.no_timestamps - 1
 
@@ -285,6 +292,8 @@ def check_encoder_decoder(config: EncoderDecoderConfig) -> None:
 def _check_numbers(config: GlmAsrConfig | EncoderDecoderConfig) -> None:
     """Raises CheckpointError for values that no memory holds."""
     decoder = config.decoder
+    if not (is_number(config.alignment_lead) and 0 < config.alignment_lead <= 1):
+        raise CheckpointError(f"alignment_lead is {config.alignment_lead!r}, expected seconds, above 0 and at most 1")
     for pair in config.alignment_heads:
         good = len(pair) == 2 and all(map(is_integer, pair)) and 0 <= pair[0] < decoder.layers
         if not (good and 0 <= pair[1] < decoder.heads):

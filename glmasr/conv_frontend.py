@@ -33,7 +33,7 @@ class WaveformLayer(nn.Module):
     def __init__(self, channels_in: int, channels: int, kernel: int, stride: int):
         super().__init__()
         self.conv = nn.Conv1d(channels_in, channels, kernel, stride, bias=False)
-        # TRAP: one group over all channels AND all times: padding behind a recording changes every frame of it.
+        # TRAP: one group over all channels AND all times: padding after a recording changes every frame of it.
         self.norm = nn.GroupNorm(1, channels)
         left = max(0, kernel - stride) // 2
         self.padding = (
@@ -42,6 +42,7 @@ class WaveformLayer(nn.Module):
         )  # frame t is centered on its own stretch of `stride` samples
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, T) -> (B, channels, T / stride): pad, convolve, normalize, SiLU."""
         return F.silu(self.norm(self.conv(F.pad(x, self.padding))))
 
 
@@ -63,7 +64,7 @@ class WaveformFrontend(nn.Module):
 
 
 def receptive_field(convolutions: tuple[Convolution, ...]) -> int:
-    """Samples that a frame is made of, not counting what the norms know of all of them."""
+    """Samples that a frame is made of, not counting the norms, which see all of them."""
     field, step = 1, 1
     for _, kernel, stride in convolutions:
         field += (kernel - 1) * step
@@ -77,10 +78,10 @@ def mel_frames(samples: int) -> int:
 
 
 def conv_frames(frames: int) -> int:
-    """Frames behind the two convolutions. The padding of 1 makes an odd count round up."""
+    """Frames after the two convolutions. The padding of 1 makes an odd count round up."""
     return (frames - 1) // 2 + 1 if frames > 0 else 0
 
 
 def audio_rows(samples: int, merge: int = 4) -> int:
-    """Rows that the decoder hears for `samples` samples: 375 for 30 s; 0 for fewer than 961."""
+    """Audio embeddings for `samples` samples: 375 for 30 s; 0 for fewer than 961."""
     return conv_frames(mel_frames(samples)) // merge

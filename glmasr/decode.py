@@ -296,7 +296,7 @@ def beam(
     for t in range(1, max(limits) + 1):
         # 1. How likely is each next token of each beam?
         # TRAP: the log-softmax comes before the rules and is not repeated after them, as in the reference: a beam whose
-        # likely ids were forbidden falls behind. `Hypothesis.logprob` is renormalized, by way of `allowed`.
+        # likely ids were forbidden loses rank. `Hypothesis.logprob` is renormalized, by way of `allowed`.
         logp = logits.float().log_softmax(-1)
         for rule in rules:
             rule(logp, running.ids.flatten(0, 1)[:, : t - 1])

@@ -1,9 +1,9 @@
 """Ids or embeddings -> states (B, T, D) -> logits (B, V): the two text decoders.
 
 LlamaDecoder    GLM-ASR's: grouped-query attention (several query heads share a key head), RMSNorm, SwiGLU, rotary
-                positions over the whole head, no biases. It doesn't know about sound: audio rows come to it as
-                embeddings, laid over the placeholders of the prompt.
-CrossDecoder    Whisper's and the article's: each block looks at the text so far, then at what the encoder heard.
+                positions over the whole head, no biases. It knows nothing of audio: audio embeddings take the place of
+                placeholders in its prompt.
+CrossDecoder    Whisper's and the article's: each block attends to the text so far, then to the encoder states.
                 LayerNorm, GELU, learned positions, biases (but for keys); the head is the embedding.
 """
 
@@ -33,8 +33,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        """x (..., D) -> (..., D), in the type of x."""
+        x32 = x.float()
+        return self.weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
 class SwiGLU(nn.Module):
@@ -47,6 +48,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) -> (..., D)."""
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
@@ -70,6 +72,7 @@ class LlamaBlock(nn.Module):
         last: bool = False,
         look: Look | None = None,
     ) -> Tensor:
+        """x (B, T, D) -> (B, T, D). With `last` -> (B, 1, D): the MLP skips positions that nothing reads."""
         normed = self.attn_norm(x)
         if look is not None:
             look(layer, normed)
@@ -98,6 +101,7 @@ class LlamaDecoder(nn.Module):
             self.head.weight = self.embed.weight
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
+        """An empty cache of up to `capacity` tokens for each row, with the dtype and device of the weights."""
         weight = self.embed.weight
         return Cache(
             self.config.layers,
@@ -147,23 +151,24 @@ class CrossBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        heard: tuple[Tensor, Tensor],
+        cross_kv: tuple[Tensor, Tensor],
         cache: LayerCache | None,
         layer: int,
         mask: Tensor | None,
         look: Look | None = None,
     ) -> Tensor:
+        """x (B, T, D), `cross_kv` of this layer, (A, H, S, K) each -> (B, T, D); B is A, or A * beams."""
         x = x + self.attn(self.attn_norm(x), None, cache, layer, mask)
         normed = self.cross_norm(x)
         if look is not None:
             look(layer, normed)
-        x = x + self.cross(normed, *heard)
+        x = x + self.cross(normed, *cross_kv)
         x = x + self.mlp(self.mlp_norm(x))
         return x
 
 
 class CrossDecoder(nn.Module):
-    """Whisper's and the article's text decoder: ids (B, T) and heard keys and values -> states (B, T, D)."""
+    """Whisper's and the article's text decoder: ids (B, T) and cross keys and values -> states (B, T, D)."""
 
     def __init__(self, config: CrossDecoderConfig):
         super().__init__()
@@ -174,6 +179,7 @@ class CrossDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
+        """An empty cache of up to `capacity` tokens for each row; its `cross` is for the caller to fill."""
         weight = self.embed.weight
         return Cache(
             self.config.layers,
@@ -193,12 +199,12 @@ class CrossDecoder(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        heard: list[tuple[Tensor, Tensor]],
+        cross_kv: list[tuple[Tensor, Tensor]],
         cache: LayerCache | None = None,
         *,
         look: Look | None = None,
     ) -> Tensor:
-        """Ids (B, T), for A recordings that were heard -> normed states (B, T, D); B is A, or A * beams.
+        """Ids (B, T), `cross_kv` of A recordings -> normed states (B, T, D); B is A, or A * beams.
 
         Without a cache (training) the T tokens see each other only. IndexError beyond the positions that were learned.
         """
@@ -210,9 +216,10 @@ class CrossDecoder(nn.Module):
             mask = causal_mask(positions, tokens.shape[1])
         x = self.embed(tokens) + self.positions(positions)
         for layer, block in enumerate(self.blocks):
-            x = block(x, heard[layer], cache, layer, mask, look)
+            x = block(x, cross_kv[layer], cache, layer, mask, look)
         return self.norm(x)
 
     @stage("decoder.head")
     def head(self, x: Tensor) -> Tensor:
+        """States (..., D) -> logits (..., V), with the weight of the embedding."""
         return F.linear(x, self.embed.weight)

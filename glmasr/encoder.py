@@ -1,6 +1,6 @@
 """Log-mel (B, bands, frames) -> audio states (B, T, D), and of GLM-ASR -> rows for the decoder (B, T / 4, its width).
 
-    SinusoidalEncoder   Whisper's and the article's: sinusoids are added to what the frontend gives
+    SinusoidalEncoder   Whisper's and the article's: sinusoids are added to the frontend's output
     RotaryEncoder       GLM-ASR's: the same blocks, but rotary positions in each attention instead
 
 Unusual:
@@ -29,6 +29,7 @@ class EncoderBlock(nn.Module):
         self.mlp = MLP(config.width, config.hidden)
 
     def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
+        """x (B, T, D) -> (B, T, D). Every position attends to all, padding included. No `rope`: not rotary."""
         x = x + self.attn(self.attn_norm(x), rope)
         x = x + self.mlp(self.mlp_norm(x))
         return x
@@ -97,5 +98,6 @@ class Projector(nn.Module):
         self.down = nn.Linear(2 * decoder_width, decoder_width)
 
     def forward(self, states: Tensor) -> Tensor:
+        """Encoder states (B, T, D), T a multiple of `merge` -> audio embeddings (B, T / merge, width)."""
         x = states.unflatten(1, (-1, self.merge)).flatten(2)  # (B, T, D) -> (B, T / merge, merge * D)
         return self.down(F.gelu(self.up(x)))

@@ -61,7 +61,7 @@ class OutputError(GlmAsrError):
 
 
 class Cancelled(Exception):
-    """Nobody waits for a recording any more: whoever asked for it has said so. No error, and nothing to be told."""
+    """The recording was canceled by whoever asked for it. Not an error, and nothing to report."""
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -42,7 +42,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     """softmax(q k' / sqrt(K)) v for query (B, H, T, K) and key, value (B, G, S, K) -> (B, T, H * K).
 
     Grouped heads: the H / G queries that share a key head are laid one after the other on the time axis, so that the
-    keys are read once and never copied. `mask` (1 or B, 1, T, S) is True where a query may look.
+    keys are read once and never copied. `mask` (1 or B, 1, T, S) is True where a query may attend.
     """
     batch, heads, time, size = query.shape
     shared = heads // key.shape[1]
@@ -67,11 +67,12 @@ class Attention(nn.Module):
         self.out: nn.Module = nn.Linear(heads * head_size, width, bias=bias)
 
     def split(self, x: Tensor) -> Tensor:
+        """x (B, T, H * K) -> (B, H, T, K), whatever H is."""
         return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)  # (B, T, H*K) -> (B, H, T, K)
 
 
 class SelfAttention(Attention):
-    """x (B, T, D) looks at itself and, with a cache, at what came before it -> (B, T, D)."""
+    """x (B, T, D) attends to itself and, with a cache, to what came before it -> (B, T, D)."""
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query (B, H, T, K), key and value (B, G, T, K)."""
@@ -85,6 +86,7 @@ class SelfAttention(Attention):
         layer: int = 0,
         mask: Tensor | None = None,
     ) -> Tensor:
+        """x (B, T, D) -> (B, T, D). With a cache, the caller has called `begin` and passes its `mask`."""
         query, key, value = self.project(x)
         if rope is not None:
             query, key = rotate(query, rope), rotate(key, rope)
@@ -96,17 +98,19 @@ class SelfAttention(Attention):
         return self.out(self.mix(query, key, value, mask))
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """`attend` -> (B, T, H * K). A method because `kernels` override it."""
         return attend(query, key, value, mask)
 
 
 class CrossAttention(Attention):
-    """x (B, T, D) looks at what an encoder heard -> (B, T, D)."""
+    """x (B, T, D) attends to encoder states -> (B, T, D)."""
 
     def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (A, H, S, K) of encoder states (A, S, D): once for a recording, whatever is decoded."""
         return self.split(self.key(states)).contiguous(), self.split(self.value(states)).contiguous()
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """x (A * W, T, D) for W beams, key and value (A, H, S, K) from `project` -> (A * W, T, D)."""
         # Nothing is masked here, so the beams of a recording are just more queries to its keys: they are laid on the
         # time axis, (A*W, T, D) -> (A, W*T, D), and keys and values are never copied for them.
         query = self.query(x)
@@ -123,6 +127,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) -> (..., D)."""
         return self.down(F.gelu(self.up(x)))
 
 
@@ -146,17 +151,21 @@ class LayerCache(Protocol):
     """What a forward through a decoder asks of a cache: of `Cache`, or of memory that stays in place (`kernels`)."""
 
     @property
-    def mask(self) -> Tensor | None: ...
+    def mask(self) -> Tensor | None:
+        """(1 or B, 1, T, S), True where a new token may attend to a slot; None: everywhere."""
 
-    def begin(self, count: int) -> Tensor: ...
+    def begin(self, count: int) -> Tensor:
+        """Opens slots for `count` new tokens, sets `mask`, and returns their positions (count,)."""
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]: ...
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores key, value (B, G, count, K) of a layer; returns those to attend to, (B, G, S, K)."""
 
 
 class PromptCache(LayerCache, Protocol):
     """And what reading prompts of different lengths asks of it."""
 
-    def pad(self, padding: Tensor) -> None: ...
+    def pad(self, padding: Tensor) -> None:
+        """padding (B,): so many slots at the left of each row hold nothing. To be called before `begin`."""
 
 
 class Cache:
@@ -184,12 +193,13 @@ class Cache:
         self.shared = 0  # slots that all beams of a recording have in common: the prompt
         self.padding: Tensor | None = None  # (B,) slots at the left that hold nothing, or None
         self.mask: Tensor | None = None
-        # For each layer of a decoder with cross-attention, the keys and values (A, H, S, K) of what was heard. Beams
+        # For each layer of a decoder with cross-attention, the keys and values (A, H, S, K) of encoder states. Beams
         # share them: neither `fork` nor `reorder` touches them.
         self.cross: list[tuple[Tensor, Tensor]] = []
 
     @property
     def capacity(self) -> int:
+        """Slots of each row: the longest prompt and answer together."""
         return self.keys.shape[3]
 
     def pad(self, padding: Tensor) -> None:
@@ -220,7 +230,7 @@ class Cache:
         self.beams, self.shared = beams, self.length
 
     def keep(self, recordings: Tensor) -> None:
-        """The rows of these recordings (M,) stay, in this order, and what was heard of them."""
+        """The rows of these recordings (M,) stay, in this order, and so do their cross keys and values."""
         beams = torch.arange(self.beams, device=recordings.device)
         self._pick((recordings[:, None] * self.beams + beams).flatten())
         self.cross = [(key[recordings], value[recordings]) for key, value in self.cross]

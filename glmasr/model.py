@@ -4,10 +4,10 @@
     new_cache(rows, capacity)           prefill(audio, prompt, cache) -> logits         step(tokens, cache) -> logits
 
 `GlmAsr`, as published under that name: the decoder is a chat model, which reads a prompt whose placeholders `<|pad|>`
-were replaced by what the encoder heard, and writes the transcript as the answer. There is no cross-attention.
+were replaced by audio embeddings, and writes the transcript as the answer. There is no cross-attention.
 
-`EncoderDecoder`, as the article describes it, and Whisper (Radford et al., 2022): the decoder looks at what the encoder
-heard through cross-attention; its prompt are three or four special tokens that say language and task. It can write
+`EncoderDecoder`, as the article describes it, and Whisper (Radford et al., 2022): the decoder attends to the encoder
+states through cross-attention; its prompt is three or four special tokens that say language and task. It can write
 times.
 """
 
@@ -31,7 +31,8 @@ from .rules import Forbid, ForbidFirst, Rule, TimestampRule
 class TextEncoder(Protocol):
     """What a prompt asks of a tokenizer."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text in which special tokens such as `<|user|>` count as such."""
 
 
 class GlmAsr(nn.Module):
@@ -46,13 +47,15 @@ class GlmAsr(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights; inputs are moved to it."""
         return self.decoder.embed.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the decoder's weights, and so of embeddings, keys and values."""
         return self.decoder.embed.weight.dtype
 
-    @stage("audio rows")
+    @stage("audio embeddings")
     def encode(self, mel: Tensor, samples: Sequence[int]) -> list[Tensor]:
         """Windows of log-mel (B, bands, frames) -> the audio embeddings (N, D) of each window.
 
@@ -69,9 +72,9 @@ class GlmAsr(nn.Module):
         return [window[: audio_rows(count, self.config.merge)] for window, count in zip(rows, samples, strict=True)]
 
     def prompt(self, tokenizer: TextEncoder, rows: int) -> list[int]:
-        """The ids of the prompt that the model was trained with, for `rows` audio rows.
+        """The ids of the prompt that the model was trained with, for `rows` audio embeddings.
 
-        TRAP: the second `<|user|>` behind the audio. Other ports leave it out, or the instruction, and the model drifts
+        TRAP: the second `<|user|>` after the audio. Other ports leave it out, or the instruction, and the model drifts
         or repeats itself.
         """
         before = tokenizer.encode("<|user|>\n<|begin_of_audio|>")
@@ -79,26 +82,27 @@ class GlmAsr(nn.Module):
         return before + [self.config.audio_token] * rows + after
 
     def embed(self, tokens: Tensor, audio: list[Tensor]) -> Tensor:
-        """Token ids (B, T) -> embeddings (B, T, D), audio rows laid on the placeholders in reading order."""
+        """Token ids (B, T) -> embeddings (B, T, D), with audio embeddings in place of the placeholders, in order."""
         x = self.decoder.embed(tokens)
-        heard = torch.cat(audio).to(x.dtype)
+        embeddings = torch.cat(audio).to(x.dtype)
         places = tokens == self.config.audio_token
-        if x.device.type != "cuda" and int(places.sum()) != len(heard):
-            raise ValueError(f"{int(places.sum())} placeholders for {len(heard)} audio rows")
-        return x.masked_scatter(places[..., None], heard)
+        if x.device.type != "cuda" and int(places.sum()) != len(embeddings):
+            raise ValueError(f"{int(places.sum())} placeholders for {len(embeddings)} audio embeddings")
+        return x.masked_scatter(places[..., None], embeddings)
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
+        """An empty cache of up to `capacity` tokens, prompt and audio embeddings included, for each row."""
         return self.decoder.new_cache(rows, capacity)
 
     def prefill(self, audio: list[Tensor], prompt: Sequence[Sequence[int]], cache: PromptCache) -> Tensor:
-        """Reads the prompts of A recordings with their audio rows; returns the logits (A, V) of the first answer token.
+        """Reads the prompts of A recordings with their audio embeddings; returns the logits (A, V) of the first token.
 
         Prompts of different lengths are padded at the left. Rotary attention sees differences of positions only, so a
         shifted prompt needs nothing more than a mask over the padding.
         """
         longest = max(map(len, prompt))
         padding = [longest - len(ids) for ids in prompt]
-        # A padding id must not be the placeholder; what it is otherwise doesn't matter, nobody sees it.
+        # A padding id must not be the placeholder; what it is otherwise doesn't matter, it is masked.
         filler = 0 if self.config.audio_token else 1
         tokens = torch.tensor(
             [[filler] * pad + list(ids) for pad, ids in zip(padding, prompt, strict=True)], device=self.device
@@ -117,7 +121,7 @@ NO_TIMES = "this model has no time tokens (no_timestamps_token_id in generation_
 
 
 class EncoderDecoder(nn.Module):
-    """The article's system and Whisper: an audio encoder, and a decoder that hears it through cross-attention."""
+    """The article's system and Whisper: an audio encoder, and a decoder that reads it through cross-attention."""
 
     def __init__(self, config: EncoderDecoderConfig):
         super().__init__()
@@ -127,10 +131,12 @@ class EncoderDecoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights; inputs are moved to it."""
         return self.decoder.embed.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the weights; features are cast to it."""
         return self.decoder.embed.weight.dtype
 
     @stage("samples")
@@ -150,7 +156,7 @@ class EncoderDecoder(nn.Module):
     def prompt(self, language: str | None = None, task: str = "transcribe", timestamps: bool = False) -> list[int]:
         """<|startoftranscript|><|zh|><|transcribe|><|notimestamps|>, the last one only without `timestamps`.
 
-        A checkpoint that knows one language has no tokens for language and task, and is asked for neither. Raises
+        A checkpoint for one language has no tokens for language and task, and is asked for neither. Raises
         OptionError.
         """
         config = self.config
@@ -162,7 +168,7 @@ class EncoderDecoder(nn.Module):
                     raise OptionError(f"{kind} is {name!r}; this model has tokens for {', '.join(some)} only")
                 ids.append(known[name])
         elif task != "transcribe":
-            raise OptionError(f"task is {task!r}; this model knows 'transcribe' only")
+            raise OptionError(f"task is {task!r}; this model supports 'transcribe' only")
         if config.no_timestamps is None:
             if timestamps:
                 raise OptionError(NO_TIMES)
@@ -191,6 +197,7 @@ class EncoderDecoder(nn.Module):
         return rules
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
+        """An empty cache of up to `capacity` tokens for each row; `prefill` puts the cross keys and values into it."""
         return self.decoder.new_cache(rows, capacity)
 
     def prefill(
@@ -219,10 +226,10 @@ class EncoderDecoder(nn.Module):
     @torch.inference_mode()
     def detect_language(self, audio: Tensor | list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Encoder states (A, T, D), or what `decoder.cross_kv` made of them -> the probability of each language of
-        `config.languages` (A, L), and that nobody speaks (A,).
+        `config.languages` (A, L), and of no speech (A,).
 
-        One throw-away step behind <|startoftranscript|>. Languages share what they have among them; the probability
-        that nobody speaks is that of all tokens (openai/whisper, decoding.py: detect_language, no_speech_prob).
+        One throw-away step after <|startoftranscript|>. The languages are normalized among themselves; the probability
+        of no speech is relative to all tokens (openai/whisper, decoding.py: detect_language, no_speech_prob).
         """
         A = len(audio) if isinstance(audio, Tensor) else len(audio[0][0])
         logits = self.prefill(audio, [[self.config.start]] * A, self.new_cache(A, 1)).float()

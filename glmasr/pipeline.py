@@ -7,7 +7,7 @@
 The way of a recording, and where its steps are:
 
     audio.blocks                    any file -> samples at 16 kHz, block by block
-    transcription.long_form         -> windows, cut where nobody speaks (chunking, vad)
+    transcription.long_form         -> windows, cut where there is no speech (chunking, vad)
     transcription.batcher           windows of several recordings -> batches
     transcription.window_decoder    a batch -> parts: encode, search, checks and retries, what no text covers
     transcription.results           parts -> Transcript
@@ -106,7 +106,7 @@ PLAIN = Runtime()
 
 class Recognizer:
     """A model with its tokenizer. `transcribe` is what it is for; `.model`, `.tokenizer` and `.config` are there to
-    look at."""
+    inspect."""
 
     def __init__(self, model: AnyModel, tokenizer: AnyTokenizer, runtime: Runtime = PLAIN):
         self.model = model
@@ -126,6 +126,7 @@ class Recognizer:
 
     @property
     def config(self) -> GlmAsrConfig | EncoderDecoderConfig:
+        """The model's configuration; its class tells the two families apart."""
         return self.model.config
 
     def how(self, options: Options = DEFAULTS) -> dict[str, str]:
@@ -173,7 +174,7 @@ class Recognizer:
                     `sample_rate`, a pair (rate, array), or a dictionary of Hugging Face's datasets: see `audio.blocks`;
                     or a list of these
         language    "auto", "zh", "yue", "en", or another name of one, such as "zh-CN" or "Cantonese". The
-                    encoder-decoder is told it by a token, or detects it; of GLM-ASR, which has no such tokens, letters
+                    encoder-decoder takes it as a token, or detects it; of GLM-ASR, which has no such tokens, letters
                     that the language is not written in are forbidden
         progress    called with the seconds that are done, and those that there are in all, or None where no file says
                     so
@@ -272,7 +273,7 @@ class Recognizer:
         )
         readings: dict[int, Reading] = {}
 
-        def told(parts: Iterable[tuple[int, Part | GlmAsrError]]) -> Iterator[tuple[int, Part | GlmAsrError]]:
+        def reported(parts: Iterable[tuple[int, Part | GlmAsrError]]) -> Iterator[tuple[int, Part | GlmAsrError]]:
             """The parts with the warnings of reading; none of a recording that has failed."""
             for index, part in parts:
                 reading = readings[index]
@@ -282,15 +283,15 @@ class Recognizer:
                     reading.failed = True
                     yield index, part
                     continue
-                new = [warning for warning in reading.warnings if warning not in reading.told]
+                new = [warning for warning in reading.warnings if warning not in reading.reported]
                 reading.warnings.clear()
                 yield index, replace(part, warnings=new + part.warnings)
 
         for index, audio in enumerate(recordings):
             if may_wait(audio):
-                yield from told(batcher.flush())  # what came before must not wait with it
+                yield from reported(batcher.flush())  # what came before must not wait with it
             before = done.get(index, [])
-            reading = readings[index] = Reading(told={warning for part in before for warning in part.warnings})
+            reading = readings[index] = Reading(reported={warning for part in before for warning in part.warnings})
             state = before[-1].language_state if before else None
             recording = RecordingState(state or LanguageState(language))
             blocks = partial(
@@ -302,10 +303,10 @@ class Recognizer:
                 warn=reading.warnings.append,
             )
             for item in items(blocks, self.config, recording, options, reading.warnings, before, self.decode_together):
-                yield from told(batcher.add(index, item))
+                yield from reported(batcher.add(index, item))
                 if reading.failed:  # the rest of it would be in vain
                     break
-        yield from told(batcher.flush())
+        yield from reported(batcher.flush())
 
     def recognize(
         self, recordings: list[Tensor], languages: list[str], options: Options = DEFAULTS
@@ -350,7 +351,7 @@ class Recognizer:
             raise OptionError(
                 f"languages is {options.languages!r}, expected names of languages, such as ('zh', 'yue', 'en')"
             )
-        # Of Mandarin, Cantonese and English those that the model knows: most Whispers have no token for Cantonese.
+        # Of Mandarin, Cantonese and English those that the model supports: most Whispers have no token for Cantonese.
         named = tuple(map(canonical, options.languages))
         languages = tuple(name for name in named if name in family.languages or name not in LANGUAGES) or named
         for name in languages:
@@ -358,7 +359,7 @@ class Recognizer:
         family.rules(language, options)
         if options.long not in family.long_form:
             known = " and ".join(map(repr, family.long_form))
-            raise OptionError(f"long is {options.long!r}; this model knows {known}")
+            raise OptionError(f"long is {options.long!r}; this model supports {known}")
         if options.long == "seek" and not family.timed(options):
             raise OptionError(
                 "long is 'seek', which goes by the model's time tokens; it needs them "
@@ -367,11 +368,11 @@ class Recognizer:
         return replace(options, beams=options.beams or self.config.beams, languages=languages)
 
     def jobs(self, reader: Reader, recording: RecordingState, options: Options = DEFAULTS) -> Iterator[Job]:
-        """The windows of a recording, cut where nobody speaks or it is quiet."""
+        """The windows of a recording, cut where there is no speech or it is quiet."""
         return cut_jobs(reader, self.config.window, recording, options)
 
     def decode_together(self, jobs: list[Job], options: Options) -> list[Part | GlmAsrError]:
-        """The parts of some windows, of one recording or of several, decoded together; `options` as `check` gives them.
+        """The parts of some windows, of one recording or of several, decoded together; `options` are those of `check`.
         What the model can't answer is an error in place of its part."""
         convert = chinese_script.converter(options.script)
         parts = self.windows.decode(jobs, options)
@@ -391,5 +392,5 @@ class Recognizer:
         return self.family.timed(options)
 
     def batch_size(self, options: Options) -> int:
-        """Windows that are decoded together, at most; `options` as `check` gives them."""
+        """Windows that are decoded together, at most; `options` as `check` returns them."""
         return options.batch_size or batch_size(self.model, self.family, options)

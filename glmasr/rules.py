@@ -31,6 +31,7 @@ class Forbid:
         self.mask = self.mask.to(device)
 
     def __call__(self, logits: Tensor, new_tokens: Tensor) -> None:
+        """Sets the logits (B, V) of the ids to -inf, in place."""
         logits.masked_fill_(self.mask, -math.inf)
 
 
@@ -38,6 +39,7 @@ class ForbidFirst(Forbid):
     """Rule: these ids are not the first new token (`begin_suppress_tokens` of Whisper). Arguments as for `Forbid`."""
 
     def __call__(self, logits: Tensor, new_tokens: Tensor) -> None:
+        """As `Forbid` while `new_tokens` (B, t) is empty; no change later on."""
         if new_tokens.shape[1] == 0:
             super().__call__(logits, new_tokens)
 
@@ -77,6 +79,7 @@ class TimestampRule:
         self.begin, self.end, self.no_timestamps, self.latest_first = begin, end, no_timestamps, latest_first
 
     def __call__(self, logits: Tensor, new_tokens: Tensor) -> None:
+        """Sets logits (B, V) to -inf in place, by the new tokens (B, t) of each row; no loop over rows."""
         other, times = logits[:, : self.begin], logits[:, self.begin :]
         if new_tokens.shape[1] == 0:
             other.fill_(-math.inf)
@@ -109,7 +112,7 @@ class TimestampRule:
 # ---- texts that go into a loop ---------------------------------------------------------------------------------------
 
 LONGEST_PERIOD = 30  # tokens; a longer text that comes again and again is found by how well it compresses
-REPEATED = 24  # tokens at least, and four periods: nobody says one word so often; twelve equal digits are possible
+REPEATED = 24  # tokens at least, and four periods: no word is said so often; twelve equal digits are possible
 
 
 class StopLoops:
@@ -122,6 +125,7 @@ class StopLoops:
         self.stop = stop
 
     def __call__(self, logits: Tensor, new_tokens: Tensor) -> None:
+        """In rows whose new tokens (B, t) loop, `stop` gets logit 0 and all others -inf."""
         if new_tokens.shape[1] >= REPEATED:
             looping = _looping(new_tokens)
             logits.masked_fill_(looping[:, None], -math.inf)

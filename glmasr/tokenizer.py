@@ -131,11 +131,11 @@ class Vocabulary(ABC):
         return self.token_bytes if skip_special else lambda number: self._bytes.get(number, b"")
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of ids; bytes that are not UTF-8 become U+FFFD. Ids that the file does not define give nothing."""
+        """The text of ids; bytes that are not UTF-8 become U+FFFD. Ids that the file does not define are skipped."""
         return b"".join(map(self._speller(skip_special), ids)).decode("utf-8", errors="replace")
 
     def decoder(self) -> "IncrementalDecoder":
-        """For partial output: `feed(id)` gives the text that is certain by now, `finish()` the rest."""
+        """For partial output: `feed(id)` returns the text that is certain by now, `finish()` the rest."""
         return IncrementalDecoder(self._speller())
 
     def id(self, token: str) -> int:
@@ -149,16 +149,18 @@ class Vocabulary(ABC):
 
 
 class IncrementalDecoder:
-    """Joins all results of `feed` and of the one `finish` to what `decode` gives; never emits half a character."""
+    """The results of `feed` and of the one `finish` join to what `decode` returns; never emits half a character."""
 
     def __init__(self, spell: Callable[[int], bytes]):
         self._spell = spell
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, number: int) -> str:
+        """The characters that the next id completes; "" if it ends within one."""
         return self._utf8.decode(self._spell(number))
 
     def finish(self) -> str:
+        """The rest: U+FFFD for an incomplete character, else ""."""
         return self._utf8.decode(b"", final=True)
 
 

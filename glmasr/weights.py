@@ -59,7 +59,7 @@ def assign(
     dtype: torch.dtype | None,
     without: Collection[str] = (),
 ) -> GlmAsr | EncoderDecoder:
-    """The model, with the tensors that `source` gives for its parameters. Those `without` stay on the meta device."""
+    """The model, with the tensors that `source` returns for its parameters. Those `without` stay on the meta device."""
     # Built on the meta device: shapes without memory.
     model = contents.model
 
@@ -94,6 +94,7 @@ class TensorSource:
             self._heads = contents.config.encoder.head_size, contents.config.encoder.rotary
 
     def __call__(self, ours: str) -> Tensor:
+        """A tensor, or the scales of `name + SCALE`; queries and keys with the half-split layout of `layers.rotate`."""
         parameter = ours.removesuffix(SCALE)
         theirs = self._names[parameter] + ours.removeprefix(parameter)
         path = self._where[theirs]
@@ -125,29 +126,35 @@ class Contents:
 
     @property
     def missing(self) -> list[str]:
+        """Names of tensors that parameters need and no file has."""
         return [theirs for theirs in self.names.values() if theirs not in self.where]
 
     @property
     def left_over(self) -> list[str]:
+        """Names of tensors that are neither used nor ignored, sorted."""
         scales = {f"{theirs}{SCALE}" for theirs in self.names.values() if self.is_int8(theirs)}
         return sorted(set(self.where) - set(self.names.values()) - self.ignored - scales)
 
     @property
     def ignored(self) -> set[str]:
+        """Names of tensors that may be present and are not used."""
         return set(FORMATS[self.format].ignored) | (
             ctranslate2_whisper.ignored(self.where) if self.is_ctranslate2 else set()
         )
 
     @property
     def is_ctranslate2(self) -> bool:
+        """Whether the weights are a CTranslate2 `model.bin`."""
         return FORMATS[self.format].table is ctranslate2_whisper.TABLE
 
     def is_int8(self, theirs: str) -> bool:
+        """Whether a tensor, by their name, is present and int8."""
         entry = self.entry(theirs)
         return entry is not None and entry["dtype"] == "I8"
 
     @property
     def has_int8(self) -> bool:
+        """Whether any parameter is stored as int8."""
         return any(map(self.is_int8, self.names.values()))
 
     @property
@@ -170,6 +177,7 @@ class Contents:
         return found
 
     def entry(self, theirs: str) -> Entry | None:
+        """The header entry of a tensor, by their name; None if it is missing."""
         return self.headers[self.where[theirs]][theirs] if theirs in self.where else None
 
 
@@ -290,7 +298,7 @@ def save(
     """Writes the model as Transformers would: `model.safetensors`, `config.json`, `generation_config.json` and
     what the processor wants. The tokenizer's files are the caller's. With `dtype` None each tensor keeps its type.
 
-    With `quantize` (`kernels.int8.quantize`) the weights of linears are written as the int8 numbers that it gives, and
+    With `quantize` (`kernels.int8.quantize`) the weights of linears are written as the int8 numbers it returns, and
     beside each its scales: this package alone reads that. Raises OptionError for a model with the faster modules.
     """
     with torch.device("meta"), _NoInit():

@@ -934,7 +934,7 @@ def test_without_ffmpeg_it_is_said_that_something_is_lost(monkeypatch, name):
     except AudioError as error:
         assert "holds no samples" in str(error) and name.endswith("without a length")
     [warning] = warnings
-    assert "what is behind that is lost: install ffmpeg" in warning
+    assert "what follows is lost: install ffmpeg" in warning
 
 
 @pytest.mark.parametrize("seconds", [0.5, 7.0])

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+import transcribe
 from glmasr.checkpoint import hub
 from glmasr.checkpoint.hub_model import HubModel
 from glmasr.transcription.language import LANGUAGES, canonical
+from glmasr.transcription.options import Options
 
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
@@ -125,6 +127,50 @@ def test_options_are_known(page):
     for program, arguments in commands(page):
         for option in {word.strip("[]").partition("=")[0] for word in arguments if re.match(r"\[?--\w", word)}:
             assert option in OPTIONS[program], f"{program} {' '.join(arguments)}"
+
+
+def option_rows(page: str) -> dict[str, list[str]]:
+    """Option or command -> the cells of the row of a table whose first cell names it."""
+    found = {}
+    for line in PAGES[page].splitlines():
+        if line.startswith("| `"):
+            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            found |= dict.fromkeys(re.findall(r"`((?:--|glmasr-)[\w-]+)", cells[0]), cells)
+    return found
+
+
+@pytest.mark.parametrize("page", ["docs/CLI.md", "docs/zh/CLI.md"])
+def test_every_option_of_the_command_line_is_explained(page):
+    """With its argument, its choices and its default: `--help` has a few words on each only."""
+    rows, seen = option_rows(page), set()
+    for action in transcribe.make_parser()._actions:
+        for option in (name for name in action.option_strings if name.startswith("--")):
+            seen.add(option)
+            if option == "--language":  # the same as --lang, in whose row it stands
+                assert f"`{option}`" in rows["--lang"][1]
+                continue
+            cells = rows[option]
+            assert len(cells) in (3, 4) and cells[1], option
+            if action.metavar is not None:
+                assert f"`{option} {action.metavar}`".replace("|", "\\|") in cells[0]
+            for choice in action.choices or ():
+                assert f"`{choice}`" in cells[1], (option, choice)
+            default = getattr(Options, action.dest, None) if action.default is None else action.default
+            if action.nargs != 0 and isinstance(default, (str, int, float)):
+                shown = default if isinstance(default, str) else f"{default:g}"
+                assert re.search(rf"(?<!\w){re.escape(shown)}(?!\w)", cells[2]), (option, default)
+    assert {option for option in rows if option.startswith("--")} == seen - {"--language"}
+
+
+@pytest.mark.parametrize("page", ["docs/CLI.md", "docs/zh/CLI.md"])
+@pytest.mark.parametrize("command", [name for name in PROGRAMS if name.startswith("glmasr-")])
+def test_every_option_of_the_other_commands_is_named(page, command):
+    """The server's are in a table of its own page, which `test_server.py` compares with `--help`."""
+    if command == "glmasr-serve":
+        assert OPTIONS[command] - {"--help", "--version"} <= set(re.findall(r"--[\w-]+", PAGES["docs/SERVER.md"]))
+        return
+    cells = option_rows(page)[command]
+    assert OPTIONS[command] - {"--help", "--version"} == set(re.findall(r"--[\w-]+", cells[2]))
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -298,7 +298,7 @@ def test_prompts():
     assert model.prompt() == [config.start, config.no_timestamps] and model.prompt("en", timestamps=True) == [
         config.start
     ]
-    with pytest.raises(OptionError, match="knows 'transcribe' only"):
+    with pytest.raises(OptionError, match="supports 'transcribe' only"):
         model.prompt(task="translate")
     with pytest.raises(ValueError, match="equal lengths"):
         model.prefill(torch.zeros(2, 1, 1), [[1], [1, 2]], None)

@@ -343,7 +343,7 @@ def test_glm_asr_has_neither_times_nor_tasks(folder):
     demo = glmasr.load("demo")
     for arguments, message in (
         ({"timestamps": True}, "no time tokens"),
-        ({"task": "translate"}, "knows 'transcribe' only"),
+        ({"task": "translate"}, "supports 'transcribe' only"),
     ):
         with pytest.raises(OptionError, match=message):
             demo.transcribe("no such file", **arguments)
@@ -398,7 +398,7 @@ def test_a_model_of_one_language_needs_no_language(recognizer, monkeypatch):
     assert [segment.language for segment in single.transcribe(sound(1), sample_rate=16_000).segments] == [
         "en"
     ]  # digits don't tell
-    with pytest.raises(OptionError, match="knows one language only"):
+    with pytest.raises(OptionError, match="supports one language only"):
         single.transcribe(sound(1), "zh", sample_rate=16_000)
 
 
@@ -563,7 +563,7 @@ def test_what_stays_without_text_is_told(recognizer, monkeypatch, all_voice):
     answering(monkeypatch, [said(at(0), LONG, at(0.8)), said(at(0), at(0))])
     found = recognizer.transcribe(sound(2), "en", sample_rate=16_000)
     assert found.text == LONG and found.uncovered == [(0.8, 2.0)]
-    assert found.warnings == ["0.8 s to 2.0 s: somebody speaks here, and there is no text, or too little"]
+    assert found.warnings == ["0.8 s to 2.0 s: there is speech here, and no text, or too little"]
 
 
 def test_text_too_short_for_its_speech_is_told_and_flagged(recognizer, monkeypatch, all_voice):

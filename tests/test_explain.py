@@ -189,7 +189,7 @@ FRONT = {
 @pytest.mark.parametrize("rate", [RATE, 24_000])
 def test_the_stages_are_in_the_order_of_the_data(recognizers, kind, rate):
     run, _ = explained(recognizers[kind], rate=rate)
-    between = ["projector", "audio rows"] if kind == "glm" else ["decoder.cross_kv", "language"]
+    between = ["projector", "audio embeddings"] if kind == "glm" else ["decoder.cross_kv", "language"]
     places = [] if kind == "glm" else ["decoder.positions"]
     assert list(table(run)) == [
         "read",
@@ -338,7 +338,7 @@ def test_shapes_of_glm(recognizers, seconds, windows):
         "encoder.frontend.conv2": f"{windows}(1, 16, 100)",
         "encoder.blocks": f"{windows}(1, 100, 16)",
         "projector": f"{windows}(1, 25, 24)",
-        "audio rows": f"{windows}({first}, 24)",
+        "audio embeddings": f"{windows}({first}, 24)",
         "decoder.embed": f"(1, {prompt}, 24)",
         "decoder.blocks": f"(1, {prompt}, 24)",
         "decoder.norm": "(1, 1, 24)",
@@ -461,8 +461,8 @@ def test_the_first_tokens_are_those_of_prefill(recognizer, options):
     if not glm:
         likely, no_speech = recognizer.model.detect_language(audio)
         order = sorted(zip(recognizer.config.languages, likely[0].tolist()), key=lambda item: -item[1])
-        line = "judged: " + ", ".join(
-            [*(f"{name} {value:.3f}" for name, value in order), f"that nobody speaks {no_speech[0]:.3f}"]
+        line = "language: " + ", ".join(
+            [*(f"{name} {value:.3f}" for name, value in order), f"no speech {no_speech[0]:.3f}"]
         )
         assert line in report(run).splitlines()
         assert transcript.language == options.get("language", order[0][0])

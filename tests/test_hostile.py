@@ -116,7 +116,7 @@ sound(
     f"AudioError: talk.wav: not readable (it begins like none of the formats read directly), {NO_FFMPEG}",
 )
 sound(
-    "a WAV header and nothing behind it",
+    "a WAV header and nothing after it",
     lambda: wav()[:44],
     "AudioError: talk.wav: holds no samples (a header only?); …",
 )
@@ -199,7 +199,7 @@ sound(
     "read, 0.5 s; warning: talk.wav: breaks off after 0.5 s (4294967.3 s announced); …",
 )
 sound("a FLAC that does not say how long it is", lambda: flac(0), "read, 0.5 s")
-sound("a FLAC header and nothing behind it", lambda: flac(0)[:42], "AudioError: talk.wav: …")
+sound("a FLAC header and nothing after it", lambda: flac(0)[:42], "AudioError: talk.wav: …")
 sound(
     "an MP3 tag that claims 256 MB, and nothing else",
     lambda: b"ID3\x04\0\0\x7f\x7f\x7f\x7f",
@@ -285,7 +285,7 @@ for what, name, outcome in (
     ),
     ("a name with NUL in it", "a\0.wav", "AudioError: 'a\\x00.wav': cannot be opened: …"),
     (
-        "an address where nobody answers",
+        "an address that doesn't answer",
         "http://127.0.0.1:1/talk.wav",
         "AudioError: http://127.0.0.1:1/talk.wav: can't be reached …",
     ),
@@ -297,17 +297,17 @@ def mp3(change):
     return lambda: change(bytes_of(speech(3), format="MP3", subtype="MPEG_LAYER_III"))
 
 
-LOST = "what is behind that is lost: install ffmpeg, which reads on, or convert it to WAV"
-sound("two WAV, one behind the other", lambda: 2 * wav(), "read, 1 s")
+LOST = "what follows is lost: install ffmpeg, which reads on, or convert it to WAV"
+sound("two WAV, one after the other", lambda: 2 * wav(), "read, 1 s")
 sound("a WAV, metadata and zeros", lambda: wav() + b"LIST\x0a\0\0\0INFOISFT\2\0" + bytes(500), "read, 0.5 s")
 sound("OGG with Opus, then with Vorbis", lambda: kind("OGG", "OPUS")() + kind("OGG", "VORBIS")(), "read, 1 s")
 sound(
-    "a WAV, and one that is damaged behind it",
+    "a WAV, and a damaged one after it",
     lambda: wav() + wav(channels=0),
     "read, 0.5 s; warning: talk.wav: recording 2 in this file, which begins at byte 16044, is lost (Channel count is zero): cut the file in two there",
 )
 sound(
-    "2000 WAV, one behind the other",
+    "2000 WAV, one after the other",
     lambda: 2000 * bytes_of(np.zeros(16)),
     "read, 1 s; warning: talk.wav: holds more than 1000 recordings, one after the other; what follows those, from byte 76000 on, is lost: cut the file in two there",
 )
@@ -328,7 +328,7 @@ sound(
     "read, … s; warning: talk.wav: breaks off after … s (3.0 s expected); what comes before is used",
 )
 sound(
-    "two MP3, one behind the other",
+    "two MP3, one after the other",
     mp3(lambda whole: 2 * whole),
     f"read, 3 s; warning: talk.wav: its header makes it 3.0 s long, but its frames are … s; {LOST}",
 )
@@ -472,7 +472,7 @@ ffmpeg(
     max_duration=100,
 )
 ffmpeg(
-    "fails behind the beginning",
+    "fails after the beginning",
     f"{HEADER}; /bin/head -c 64000 /dev/zero; echo bad packet >&2; exit 1",
     "read, 1 s; warning: talk.m4a: breaks off after 1.0 s (bad packet); what comes before is used",
 )
@@ -650,7 +650,7 @@ checkpoint(
     "CheckpointError: model/model.safetensors: tensor \\x1b[2J is unexpected; …",
 )
 checkpoint(
-    "bytes behind the last tensor",
+    "bytes after the last tensor",
     lambda folder: write(WEIGHTS, (folder / WEIGHTS).read_bytes() + b"\0")(folder),
     f"CheckpointError: model/model.safetensors: its tensors end at byte … of …; {DAMAGED}",
 )
@@ -866,7 +866,7 @@ model_bin_row(
     REFUSED + "variable … lies at bytes … of 20000" + DAMAGED,
 )
 model_bin_row(
-    "3 GB of zeros behind it",
+    "3 GB of zeros after it",
     lambda folder, found: os.truncate(folder / BIN, 3 * 10**9),
     REFUSED + "its variables end at byte … of 3000000000" + DAMAGED,
 )
@@ -1169,7 +1169,7 @@ def command(room, **more) -> str:
 row = others("Output of the command")
 
 
-@row("nobody reads it", "exit code 1; nothing on standard error")
+@row("its reader is gone", "exit code 1; nothing on standard error")
 def _(room):
     read, write = os.pipe()
     os.close(read)

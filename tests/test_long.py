@@ -349,7 +349,7 @@ def test_several_recordings_share_their_batches(demo):
         ({"temperatures": 0.0}, "temperatures is 0.0"),
         ({"temperatures": None}, "temperatures is None"),
         ({"task": ["x"]}, "task is"),
-        ({"long": "seek"}, "knows 'cut' and 'whole'"),
+        ({"long": "seek"}, "supports 'cut' and 'whole'"),
         ({"long": "fast"}, "long is 'fast'"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 10**30}, "at most 4096"),

@@ -626,7 +626,7 @@ def test_cache_positions():
 
 def test_placeholders_and_audio_rows_have_to_agree(model):
     prompt, rows = material(4)
-    with pytest.raises(ValueError, match="4 placeholders for 3 audio rows"):
+    with pytest.raises(ValueError, match="4 placeholders for 3 audio embeddings"):
         model.prefill([rows[0][:3]], [prompt], model.new_cache(1, 20))
 
 

@@ -176,7 +176,7 @@ def test_what_is_written_at_once(run, whole, tmp_path):
         f"talk.wav: incomplete, recognized up to {transcribe.clock(record['seconds'])}; the same command with --resume goes on there"
         in err
     )
-    assert "\nNOTE incomplete: the recording goes on behind 00:00:" in (tmp_path / "talk.incomplete.vtt").read_text(
+    assert "\nNOTE incomplete: the recording goes on after 00:00:" in (tmp_path / "talk.incomplete.vtt").read_text(
         encoding="utf-8"
     )
     assert "NOTE" not in (whole / "out" / "talk.vtt").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Cheap changes to a training clip, different each time it is heard: speed, channel, noise, level; gaps in the log-mel.
+"""Cheap changes to a training clip, different each time it is used: speed, channel, noise, level; gaps in the log-mel.
 
 They stand for what differs between recordings but not in what is said. Samples are float32 (S,) at 16 kHz, numpy in and
 out.

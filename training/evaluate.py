@@ -73,9 +73,9 @@ class Score:
 
     wrong: int = 0
     words: int = 0
-    heard: Counter = field(
+    detected: Counter = field(
         default_factory=Counter
-    )  # (language said, language heard) -> recordings of two words and more
+    )  # (language said, language detected) -> recordings of two words and more
     borders: list[float] = field(default_factory=list)  # seconds between the borders of segments and of phrases
     cut_alike: list[bool] = field(default_factory=list)  # whether there are as many segments as phrases
 
@@ -89,7 +89,7 @@ class Score:
         errors = edits(words(transcript.text), said)
         self.wrong, self.words = self.wrong + errors, self.words + len(said)
         if len(said) >= 2 and row.get("language"):
-            self.heard[row["language"], transcript.language] += 1
+            self.detected[row["language"], transcript.language] += 1
         if phrases := row.get("phrases"):
             self.cut_alike.append(len(phrases) == len(transcript.segments))
             if self.cut_alike[-1]:
@@ -122,17 +122,19 @@ def evaluate(
     return score
 
 
-def print_languages(heard: Counter) -> None:
-    """A table: said in the rows, heard in the columns."""
-    said, names = sorted({pair[0] for pair in heard}), sorted({name for pair in heard for name in pair})
-    print(f"\n| said \\ heard | {' | '.join(name or 'none' for name in names)} | right |\n|{'---|' * (len(names) + 2)}")
+def print_languages(detected: Counter) -> None:
+    """A table: said in the rows, detected in the columns."""
+    said, names = sorted({pair[0] for pair in detected}), sorted({name for pair in detected for name in pair})
+    print(
+        f"\n| said \\ detected | {' | '.join(name or 'none' for name in names)} | right |\n|{'---|' * (len(names) + 2)}"
+    )
     for language in said:
-        counts = [heard[language, name] for name in names]
+        counts = [detected[language, name] for name in names]
         print(
-            f"| {language} | {' | '.join(map(str, counts))} | {100 * heard[language, language] / sum(counts):.1f} % |"
+            f"| {language} | {' | '.join(map(str, counts))} | {100 * detected[language, language] / sum(counts):.1f} % |"
         )
     print(
-        f"\nright: {100 * sum(heard[name, name] for name in said) / sum(heard.values()):.2f} % of {sum(heard.values())}"
+        f"\nright: {100 * sum(detected[name, name] for name in said) / sum(detected.values()):.2f} % of {sum(detected.values())}"
     )
 
 
@@ -145,7 +147,7 @@ def main() -> None:
         "--language",
         default="given",
         choices=["given", "auto", "zh", "yue", "en"],
-        help="what the model is told: what the manifest says (default; for models without language tokens it is auto), or this",
+        help="the language that the model gets: what the manifest says (default; for models without language tokens it is auto), or this",
     )
     parser.add_argument("--timestamps", action="store_true", help="with times, and how near they are to the manifest's")
     parser.add_argument("--dtype", default="float32")
@@ -153,7 +155,7 @@ def main() -> None:
         "--pad-to",
         default="window",
         choices=["window", "speech"],
-        help="what the encoder hears of a window (default: all of it)",
+        help="what of a window is encoded (default: all of it)",
     )
     parser.add_argument(
         "--errors", action="store_true", help="print each recording that was not recognized without errors"
@@ -181,9 +183,9 @@ def main() -> None:
             middle, far = np.percentile(score.borders, (50, 95))
             line += f" {100 * np.mean(score.cut_alike):.0f} % | {middle:.2f} s | {far:.2f} s |"
         print(line, flush=True)
-        total.heard.update(score.heard)
-    if language == "auto" and total.heard and getattr(recognizer.config, "languages", None):
-        print_languages(total.heard)
+        total.detected.update(score.detected)
+    if language == "auto" and total.detected and getattr(recognizer.config, "languages", None):
+        print_languages(total.detected)
 
 
 if __name__ == "__main__":

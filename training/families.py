@@ -31,7 +31,7 @@ TIME_SPREAD = 4  # steps of 20 ms: a time this near is right as well, the less t
 
 @dataclass
 class Clip:
-    """A recording as it is heard once: samples (S,) at 16 kHz, its text, and (start, end, text) of its phrases, in
+    """A recording as it is used in one step: samples (S,) at 16 kHz, its text, and (start, end, text) of its phrases, in
     seconds."""
 
     samples: Tensor
@@ -105,10 +105,12 @@ class GlmAsrFamily:
         model = self.model
         states = model.encoder(batch.features)
         counts = [count for recording in batch.samples for count in recording]
-        heard = [row[: audio_rows(count, model.config.merge)] for row, count in zip(model.projector(states), counts)]
+        audio_embeddings = [
+            row[: audio_rows(count, model.config.merge)] for row, count in zip(model.projector(states), counts)
+        ]
         spoken = iter([state[: conv_frames(mel_frames(count))] for state, count in zip(states, counts)])
         joined = [torch.cat([next(spoken) for _ in recording]) for recording in batch.samples]
-        return model.decoder(model.embed(batch.tokens, heard)), joined
+        return model.decoder(model.embed(batch.tokens, audio_embeddings)), joined
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """logits (N, V), ids (N,) -> cross-entropy."""
@@ -122,10 +124,10 @@ class GlmAsrFamily:
         """(B, L, encoder states) -> (B, L, T): the same over the tokens. Recordings of several windows get zeros."""
         found = places.new_zeros(*places.shape[:2], batch.tokens.shape[1])
         for row, (samples, tokens) in enumerate(zip(batch.samples, batch.tokens)):
-            heard = (tokens == self.config.audio_token).nonzero()[:, 0]
-            if len(samples) == 1 and len(heard):
+            columns = (tokens == self.config.audio_token).nonzero()[:, 0]
+            if len(samples) == 1 and len(columns):
                 states = torch.arange(places.shape[-1], device=places.device) // self.config.merge
-                found[row].index_add_(1, heard[states.clamp(max=len(heard) - 1)], places[row])
+                found[row].index_add_(1, columns[states.clamp(max=len(columns) - 1)], places[row])
         return found
 
 
@@ -153,7 +155,7 @@ class EncoderDecoderFamily:
         return Batch(features, [[len(clip.samples)] for clip in clips], *_rows(tokens, targets), labels)
 
     def shifted(self, clip: Clip, whole: bool, rng: np.random.Generator) -> Clip:
-        """Positions are absolute: a part of the clips begins later, or the end of a window would never be heard. Where
+        """Positions are absolute: a part of the clips begins later, or the end of a window would never be learned. Where
         the batch is padded to its longest clip only, a little later."""
         room = self.config.window - len(clip.samples)
         if rng.random() > 0.3 or room <= 0:
@@ -168,7 +170,7 @@ class EncoderDecoderFamily:
         )
 
     def answer(self, clip: Clip, timestamps: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Prompt, answer, and the targets for both. Learned are the language (or that nobody speaks), the text, its
+        """Prompt, answer, and the targets for both. Learned are the language (or <|nospeech|>), the text, its
         times, the end."""
         config = self.config
         timestamps &= bool(clip.phrases) and config.no_timestamps is not None
@@ -199,7 +201,7 @@ class EncoderDecoderFamily:
         return model.decoder(batch.tokens, model.decoder.cross_kv(states)), spoken
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits (N, V), ids (N,) -> cross-entropy, in which a time weighs less than a word: nobody can tell it to 20
+        """logits (N, V), ids (N,) -> cross-entropy, in which a time weighs less than a word: it can't be known to 20
         ms, so its loss stays high, and would drown that of the words. For the same reason the times next to it are
         right as well; else each of the hundreds of times would have to be learned from its own few examples."""
         config = self.config

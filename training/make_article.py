@@ -2,7 +2,7 @@
 
     python training/make_article.py OUT
 
-The article's system in small: hanzi, pinyin and English subwords share one vocabulary, and behind its pieces come the
+The article's system in small: hanzi, pinyin and English subwords share one vocabulary, and after its pieces come the
 special tokens and the times. The same files come out each time, to the byte.
 """
 
@@ -38,7 +38,7 @@ SPECIAL = [
     "<|transcribe|>",
     "<|nospeech|>",
     "<|notimestamps|>",
-]  # in this order: the model finds <|nospeech|> before <|notimestamps|> and the times behind it
+]  # in this order: the model finds <|nospeech|> before <|notimestamps|> and the times after it
 
 HANZI = "零一二三四五六七八九"
 WORDS = "zero one two three four five six seven eight nine"

@@ -3,15 +3,15 @@
 #
 # OUT is that of remake_demo.sh: the data in it are used, and it gets the runs and the tables.
 #
-# As in the first run there, one of the two recorded speakers of Mandarin and of Cantonese is left out, to measure what becomes of
-# people whom the model has not heard. The second run begins where the first ended: now times weigh more, and recorded people
-# are heard twice as often. Last the two frontends get the same short budget, from scratch: log-mel, and the article's
+# As in the first run there, one of the two recorded speakers of Mandarin and of Cantonese is left out, to measure errors on
+# speakers that the model was not trained on. The second run begins where the first ended: now times weigh more, and recorded people
+# come twice as often. Last the two frontends get the same short budget, from scratch: log-mel, and the article's
 # convolutions on the raw waveform. This is the recipe as it should be run from now on; it was not run as a whole yet: the weights
-# that are there came about in pieces, which their card tells.
+# that are there came about in pieces, as their card says.
 set -euo pipefail
 out=$1
 cd "$(dirname "$0")/.."
-unheard="cmn_yue_tan yue_jyutping_org"
+unseen="cmn_yue_tan yue_jyutping_org"
 data=$out/digits
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456     # see remake_demo.sh
 
@@ -30,11 +30,11 @@ recorded="cmn_chen_wang yue_kt george jackson nicolas"
 
 python training/make_article.py "$out/article-init"
 python training/make_article.py "$out/waveform-init" --waveform
-train "$out/article-init" article-words --from-scratch --without $unheard --steps 9000 --ramp 2000 --warmup 200 --rate 1.2e-3 --short 0.95 --seed 5
-train "$out/article-words/model" article --without $unheard --twice $recorded --times 0.7 --steps 4500 --warmup 100 --rate 7e-4 --short 0.93 --seed 6
+train "$out/article-init" article-words --from-scratch --without $unseen --steps 9000 --ramp 2000 --warmup 200 --rate 1.2e-3 --short 0.95 --seed 5
+train "$out/article-words/model" article --without $unseen --twice $recorded --times 0.7 --steps 4500 --warmup 100 --rate 7e-4 --short 0.93 --seed 6
 measure article
 for frontend in article waveform; do
-    train "$out/$frontend-init" "$frontend-frontend" --from-scratch --without $unheard --twice $recorded --steps 1500 --ramp 1200 --warmup 100 \
+    train "$out/$frontend-init" "$frontend-frontend" --from-scratch --without $unseen --twice $recorded --steps 1500 --ramp 1200 --warmup 100 \
         --rate 1.2e-3 --short 0.95 --join 0.2 --mean 0.995 --seed 20
     measure "$frontend-frontend"
 done

@@ -11,14 +11,14 @@ Three losses, the second and the third while training only:
     answer      cross-entropy of the answer after the trained prompt
     CTC         between the encoder's states and the text: it teaches a fresh encoder to listen long before the decoder
                 could
-    guide       a head of the decoder's last layer is shown where CTC hears the next word, and a head of each other
-                layer where it hears the last one, for one has to know where one is before one goes on. A decoder that
+    guide       a head of the decoder's last layer is shown where CTC finds the next word, and a head of each other
+                layer where it finds the last one, for one has to know where one is before one goes on. A decoder that
                 has to find its place by itself loses it after six words for thousands of steps
 
 From scratch, a model finds nothing in long and changed recordings for thousands of steps; --ramp begins with short
 clean ones, in which it finds the words within hundreds. And for a part of the steps (--short) a batch is padded to its
 longest recording, not to the whole window: rotary positions don't mind, and it is several times cheaper. The rest of
-the steps gets the model used to the silence that it will hear.
+the steps gets the model used to the silence of padded windows.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def joined(rows: list[dict], share: float, longest: float, rng: random.Random) -
 
 
 def read_clip(row: dict, changed: float, silence: float, rng: np.random.Generator) -> Clip:
-    """The recording of a row, changed with probability `changed`; or, with probability `silence`, nobody speaking."""
+    """The recording of a row, changed with probability `changed`; or, with probability `silence`, no speech."""
     if rng.random() < silence:
         return Clip(torch.from_numpy(nothing_said(min(row["seconds"], 10.0), rng)), "", row.get("language", ""), [])
     sounds, phrases, length = [], [], 0
@@ -195,17 +195,17 @@ class Labels(nn.Module):
         """Log-probabilities (T, B, labels)."""
         return self.head(nn.utils.rnn.pad_sequence(states)).float().log_softmax(-1)
 
-    def loss(self, heard: Tensor, lengths: list[int], texts: list[Tensor]) -> Tensor:
+    def loss(self, logprobs: Tensor, lengths: list[int], texts: list[Tensor]) -> Tensor:
         return F.ctc_loss(
-            heard,
+            logprobs,
             self.label[torch.cat(texts)],
             torch.tensor(lengths),
             torch.tensor([len(x) for x in texts]),
             zero_infinity=True,
         )
 
-    def places(self, heard: Tensor, lengths: list[int], texts: list[Tensor]) -> Tensor:
-        """(B, L, T): for each word of each text, how likely CTC hears it in each frame; zeros where it can't be.
+    def places(self, logprobs: Tensor, lengths: list[int], texts: list[Tensor]) -> Tensor:
+        """(B, L, T): for each word of each text, how likely CTC finds it in each frame; zeros where it can't be.
 
         These posteriors are what the gradient of the CTC loss is made of. With a label for each word of a text, instead
         of one for equal words, they can be read from it: gradient = probability - posterior.
@@ -213,19 +213,19 @@ class Labels(nn.Module):
         own = nn.utils.rnn.pad_sequence([F.pad(self.label[text], (1, 0)) for text in texts], batch_first=True)
         counts, ends = torch.tensor([len(text) for text in texts]), torch.tensor(lengths)
         with torch.enable_grad():
-            heard = heard.detach().gather(2, own.expand(len(heard), *own.shape)).requires_grad_()
+            logprobs = logprobs.detach().gather(2, own.expand(len(logprobs), *own.shape)).requires_grad_()
             order = torch.arange(1, own.shape[1], device=own.device).expand(len(texts), -1)
-            loss = F.ctc_loss(heard, order, ends, counts, reduction="none")
-            (gradient,) = torch.autograd.grad(loss.sum(), heard)
-        posterior = (heard.detach().exp() - gradient).permute(1, 2, 0)[:, 1:]
+            loss = F.ctc_loss(logprobs, order, ends, counts, reduction="none")
+            (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
+        posterior = (logprobs.detach().exp() - gradient).permute(1, 2, 0)[:, 1:]
         inside = (torch.arange(posterior.shape[1]) < counts[:, None])[:, :, None] & (
-            torch.arange(len(heard)) < ends[:, None]
+            torch.arange(len(logprobs)) < ends[:, None]
         )[:, None]
-        return torch.where(inside.to(heard.device) & loss.isfinite()[:, None, None], posterior.clamp(min=0), 0.0)
+        return torch.where(inside.to(logprobs.device) & loss.isfinite()[:, None, None], posterior.clamp(min=0), 0.0)
 
 
 class Guide:
-    """Shows the first head of each layer that looks at the sound its place: that of the next word in the last layer,
+    """Shows the first head of each layer that attends to the sound its place: that of the next word in the last layer,
     else that of the word before.
 
     `scores` are the logits (B, T, S) of these heads in the last forward pass, one for each layer.
@@ -255,31 +255,31 @@ class Guide:
         return F.linear(x, linear.weight[:size], None if linear.bias is None else linear.bias[:size])[:, None]
 
     def loss(self, places: Tensor, words: Tensor) -> Tensor:
-        """Cross-entropy between where CTC hears a word, (B, L, S), and where the heads look; at `words` (B, T) one is
+        """Cross-entropy between where CTC finds a word, (B, L, S), and where the heads attend; at `words` (B, T) one is
         to be learned."""
         scores, self.scores = self.scores, []
         mass = places.sum(-1)  # at least 1 where there is a word: it may last for frames
-        whole = (mass > 0).sum(-1) == words.sum(-1)  # not where CTC can't hear it, or the answer has other pieces
+        whole = (mass > 0).sum(-1) == words.sum(-1)  # not where CTC can't find it, or the answer has other pieces
         places = (places / mass.clamp(min=1)[..., None])[whole]
         words, first = words[whole], words[whole].cumsum(1) == 1
         losses = []
         for layer, score in enumerate(scores):
             lag = layer < len(scores) - 1
-            looks = score[whole][words & ~first if lag else words].float().log_softmax(-1)[:, : places.shape[-1]]
+            attended = score[whole][words & ~first if lag else words].float().log_softmax(-1)[:, : places.shape[-1]]
             wanted = places[:, :-1][(mass > 0)[whole][:, 1:]] if lag else places[(mass > 0)[whole]]
-            losses.append(-(wanted * looks).sum() / max(1, len(wanted)))
+            losses.append(-(wanted * attended).sum() / max(1, len(wanted)))
         return torch.stack(losses).mean()
 
 
 def losses(family, labels: Labels, guide: Guide, batch: Batch) -> Tensor:
-    """(cross-entropy of the answer, CTC, where the decoder looks)."""
+    """(cross-entropy of the answer, CTC, where the decoder attends)."""
     hidden, spoken = family.forward(batch)
     answers = batch.targets != IGNORE
     logits = family.model.decoder.head(hidden[answers]).float()
     answer = family.loss(logits, batch.targets[answers])
-    heard, lengths = labels(spoken), [len(states) for states in spoken]
-    ctc = labels.loss(heard, lengths, batch.labels)
-    look = guide.loss(family.places(labels.places(heard, lengths, batch.labels), batch), family.words(batch))
+    logprobs, lengths = labels(spoken), [len(states) for states in spoken]
+    ctc = labels.loss(logprobs, lengths, batch.labels)
+    look = guide.loss(family.places(labels.places(logprobs, lengths, batch.labels), batch), family.words(batch))
     return torch.stack((answer, ctc, look))
 
 
@@ -311,7 +311,7 @@ def start_model(directory: Path, from_scratch: bool) -> GlmAsr | EncoderDecoder:
 @torch.no_grad()
 def begin_as_waves(weight: Tensor) -> None:
     """Filters (C, 1, kernel) become short waves, evenly spaced on the mel scale, in four phases a quarter turn apart
-    (as SincNet's, Ravanelli and Bengio, 2018): behind SiLU the four together tell how loud a frequency is, whatever its
+    (as SincNet's, Ravanelli and Bengio, 2018): after SiLU the four together say how loud a frequency is, whatever its
     phase. Random filters learned nothing in 600 steps."""
     channels, _, kernel = weight.shape
     bands = -(-channels // 4)
@@ -407,7 +407,7 @@ def arguments():
         default=[],
         nargs="+",
         metavar="SPEAKER",
-        help="hear recordings of these speakers twice as often, changed ones too",
+        help="use recordings of these speakers twice as often, changed ones too",
     )
     parser.add_argument(
         "--without",
@@ -456,7 +456,7 @@ def arguments():
         "--join",
         type=float,
         default=0.0,
-        help="share of the clips that are put one behind the other, as in long recordings (default 0)",
+        help="share of the clips that are joined, as in long recordings (default 0)",
     )
     parser.add_argument(
         "--misread",

@@ -61,7 +61,7 @@ def style() -> str:
             f".plus {{ fill: {ink['page']}; stroke: {ink['line']} }}",
             f".head {{ fill: {ink['line']} }}",
             f".line {{ fill: none; stroke: {ink['line']} }}",
-            f".heard {{ stroke: {boxes['attention'][1]} }}",
+            f".attended {{ stroke: {boxes['attention'][1]} }}",
             f".wave {{ fill: none; stroke: {boxes['sound'][1]} }}",
         ]
         return "\n".join(lines)
@@ -399,9 +399,9 @@ def glm_asr(config: GlmAsrConfig) -> str:
         below + 72,
         "The prompt is read once; then each id of the answer is one step against the cache, "
         f"up to one of {len(config.stop)} stop ids.",
-        "With --long whole the rows of all windows stand one behind the other in one prompt: "
+        "With --long whole the rows of all windows follow each other in one prompt: "
         f"{config.longest_windows} windows, {config.longest_windows * config.window_seconds} s, at most.",
-        "W windows of a recording; N rows that the decoder hears of it; B texts that are written at once; "
+        "W windows of a recording; N audio embeddings of it; B texts that are written at once; "
         "L ids that are read, later 1; S in the cache.",
     )
     drawing.path((x, y), (x, y + 44), (rows_end, y + 44), (rows_end, below))
@@ -480,12 +480,12 @@ def encoder_decoder(config: EncoderDecoderConfig, waveform: EncoderDecoderConfig
     frames = config.window // HOP
     drawing = Drawing(
         "The article's encoder-decoder, and Whisper",
-        "One of two frontends, sinusoids, an encoder; its states are looked at by "
+        "One of two frontends, sinusoids, an encoder; its states are read by "
         "the cross-attention of a decoder that writes text and times.",
     )
     headings(
         drawing,
-        "The decoder looks at the sound through cross-attention. Its prompt is a few tokens: the language, the task.",
+        "The decoder attends to the sound through cross-attention. Its prompt is a few tokens: the language, the task.",
         ("Sound becomes states", millions(model.encoder)),
         ("Prompt becomes text", millions(model.decoder)),
     )
@@ -624,7 +624,7 @@ def encoder_decoder(config: EncoderDecoderConfig, waveform: EncoderDecoderConfig
     cache(drawing, x + width / 2, attention, shape("B", decoder.heads, "S", decoder.head_size))
     between = (LEFT + FRAME / 2 + RIGHT - FRAME / 2) / 2
     drawing.path(
-        (LEFT + BOX / 2, y - 22), (between, y - 22), (between, cross), (x - width / 2, cross), kind="line heard"
+        (LEFT + BOX / 2, y - 22), (between, y - 22), (between, cross), (x - width / 2, cross), kind="line attended"
     )
     drawing.text(LEFT + BOX / 2 + 6, y - 30, shape("A", decoder.heads, "T", decoder.head_size), "ink", "mono", "tiny")
     y = top_of_decoder(

@@ -30,9 +30,9 @@ class Reading:
     logprobs: Tensor
 
 
-def all_heads(layers: int, heads: int) -> Heads:
+def all_heads(layers: int, heads: int) -> tuple[tuple[int, int], ...]:
     """Every head of a decoder."""
-    return [(layer, head) for layer in range(layers) for head in range(heads)]
+    return tuple((layer, head) for layer in range(layers) for head in range(heads))
 
 
 def read_cross(

@@ -1,24 +1,177 @@
-"""The frame of each token, and the pauses of the sound -> when each word begins and ends."""
+"""Scores of a text's tokens with the sound, and its loudness -> when each word begins and ends.
+
+    loudness (F,) -> pauses; scores without what lies in them -> the path -> the second of each token
+    -> words, which begin and end at the pauses beside them -> in order, each with some length
+
+A decoder looks at a pause before it goes on, and where it has nothing else to look at. So the attention of a word next
+to a pause is spread over it, and plain alignment is off by half of it. But the sound itself says where a pause is.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import align
 from .words import Spelled
-
-LEAST = 0.02  # seconds that a word has at least
 
 Span = tuple[float, float]  # seconds
 
+LEAST = 0.02  # seconds that a word has at least
+# Loudness, in dB above the quiet tenth of the frames, as a share of what the loud twentieth is above it.
+QUIET, AT_LEAST = 0.3, 7.0  # a pause is below; at least so many dB
+EDGE, EDGE_AT_LEAST = 0.18, 4.0  # a pause begins and ends where it is below this
+BELOW_SPEECH = 15.0  # dB that a pause is below the loud twentieth, at least
+SHORTEST_PAUSE, JOINED = 0.08, 0.04  # seconds; those that are less than this apart are one
+BREAK = 0.2  # seconds of a pause within which no word goes on
+NEAR = 0.25  # seconds from a pause within which a border between two words belongs to it
+MORE_SOON = 0.02  # seconds by which a decoder looks at what follows a pause sooner than at other sounds
+SMOOTH, SMOOTH_LONG = 0.1, 2.0  # seconds, and at least so many frames, over which looks are smoothed for the path
+SMOOTH_WITHIN, SMOOTH_WITHIN_LONG = 1.0, 2.0  # frames, within a stretch; of frames that are
+LONG = 0.04  # seconds or longer
+COLLAPSED = 1 / 3  # of the words without a length: the text couldn't be found in the sound
 
-def at(starts: Sequence[float], place: float) -> float:
-    """The second of a place among tokens, of which `starts` has the seconds: 2.5 is the middle of the third."""
-    token = min(int(place), len(starts) - 1)
-    following = starts[min(token + 1, len(starts) - 1)]
-    return starts[token] + (following - starts[token]) * (place - int(place))
+
+@dataclass(frozen=True)
+class Timed:
+    """`spans`: (begin, end) of each word. `found`: whether they were found in the sound; else they are estimates."""
+
+    spans: list[Span]
+    found: bool
 
 
-def word_spans(words: Sequence[Spelled], starts: Sequence[float]) -> list[Span]:
-    """(begin, end) of each word; `starts`: the second at which each token begins, and at which the last ends."""
-    return [(at(starts, word.begins), at(starts, word.ends)) for word in words]
+def pauses(levels: Tensor, step: float) -> list[Span]:
+    """Loudness (F,) in dB of frames of `step` seconds -> from when to when it is too quiet for speech."""
+    if len(levels) < 3:
+        return []
+    smooth = F.avg_pool1d(levels[None, None].float(), 3, 1, 1, count_include_pad=False)[0, 0]
+    low, high = (float(torch.quantile(smooth, share)) for share in (0.1, 0.95))
+    limit = min(low + max(AT_LEAST, QUIET * (high - low)), high - BELOW_SPEECH)
+    edge = min(low + max(EDGE_AT_LEAST, EDGE * (high - low)), limit)
+    frames = len(smooth)
+    borders = np.flatnonzero(np.diff(np.concatenate(([0], (smooth < limit).int().numpy(), [0]))))
+    found: list[Span] = []
+    for first, last in borders.reshape(-1, 2).tolist():
+        certain = (smooth[first:last] < edge).nonzero().flatten().tolist()
+        if certain:  # but at the ends of the sound there is nothing that fades
+            first, last = first + certain[0] if first else 0, first + certain[-1] + 1 if last < frames else last
+        begin, end = first * step, last * step
+        if found and begin - found[-1][1] <= JOINED:
+            begin = found.pop()[0]
+        found.append((begin, end))
+    return [(begin, end) for begin, end in found if end - begin >= SHORTEST_PAUSE]
+
+
+def word_times(
+    words: Sequence[Spelled], scores: Tensor, frame: float, lead: float, silent: Sequence[Span], last: float
+) -> Timed:
+    """The times of words in a sound of `last` seconds.
+
+    scores    (N, T + 1, S), of the T tokens and the end with S frames, `frame` seconds each
+    lead      seconds by which the heads look at a sound too soon
+    silent    the pauses, in order
+    """
+    seconds = token_seconds(words, scores, frame, lead, silent)
+    spans = [(_at(seconds, word.begins), _at(seconds, word.ends)) for word in words]
+    spans = [(begin, max(begin, end)) for begin, end in spans]
+    spans = _beside_pauses(spans, silent)
+    lost = sum(end - begin < LEAST / 2 for begin, end in spans)
+    if lost > max(1, COLLAPSED * len(spans)):
+        return Timed(in_order(_spread(words, silent, last), 0.0, last), False)
+    return Timed(in_order(spans, 0.0, last), True)
+
+
+def token_seconds(
+    words: Sequence[Spelled], scores: Tensor, frame: float, lead: float, silent: Sequence[Span]
+) -> list[float]:
+    """The second at which each token begins, and the end (T + 1,)."""
+    frames = scores.shape[-1]
+    heard, breaks = torch.ones(frames, dtype=torch.bool), []
+    for begin, end in silent:
+        # Half a frame stays on both sides: a frame at the edge holds some of a word.
+        first, last = int(np.ceil(begin / frame + 0.5)), int(end / frame - 0.5)
+        heard[first : max(first, last)] = False
+        if end - begin >= BREAK:
+            breaks.append(max(first, last))
+    places = heard.nonzero().flatten()
+    if len(places) < 2:
+        places = torch.arange(frames)
+    edges = set(torch.searchsorted(places, torch.tensor(breaks)).tolist()) - {0, len(places)} if breaks else set()
+    begins = [False] * scores.shape[1]
+    for word in words:
+        begins[min(int(word.begins), len(begins) - 1)] = True
+    begins[-1] = True  # the end
+    within = SMOOTH_WITHIN if frame < LONG else SMOOTH_WITHIN_LONG
+    coarse = align.agreement(scores, max(SMOOTH / frame, SMOOTH_LONG))
+    coarse = align.delayed(coarse, round((lead + MORE_SOON) / frame))[:, places]
+    fine = align.delayed(align.shares(scores, within), round(lead / frame))[:, places]
+    path = align.refined(fine, align.starts(coarse, edges, begins), edges)
+    return (places.numpy()[path] * frame).tolist()
+
+
+def _at(seconds: Sequence[float], place: float) -> float:
+    """The second of a place among tokens: 2.5 is the middle of the third. A place beyond them is the end."""
+    token = min(int(place), len(seconds) - 1)
+    following = seconds[min(token + 1, len(seconds) - 1)]
+    return seconds[token] + (following - seconds[token]) * (place - int(place))
+
+
+def _beside_pauses(spans: list[Span], silent: Sequence[Span]) -> list[Span]:
+    """The border nearest to each pause moves to it: one word ends when it begins, the next begins when it ends. Then
+    what still goes on over a long pause is cut."""
+    begins, ends = [begin for begin, _ in spans], [end for _, end in spans]
+    ends = [min(end, following) for end, following in zip(ends, [*begins[1:], float("inf")], strict=True)]
+    count = len(spans)
+    for begin, end in silent:
+
+        def away(word: int, begin: float = begin, end: float = end) -> tuple[float, float]:
+            """How far the border after this word is from the pause; among those that touch it, which does so most."""
+            left = ends[word] if word >= 0 else min(begin, begins[0])
+            right = begins[word + 1] if word + 1 < count else max(end, left)
+            touched = min(right, end) - max(left, begin)
+            return max(0.0, -touched), -touched
+
+        word = min(range(-1, count), key=away)
+        if away(word)[0] <= NEAR:
+            if word >= 0 and begin > begins[word] + LEAST:
+                ends[word] = begin
+            if word + 1 < count and end < ends[word + 1] - LEAST:
+                begins[word + 1] = end
+    for begin, end in silent:
+        for word in range(count):
+            if end - begin >= BREAK and begins[word] < begin and end < ends[word]:
+                if begin - begins[word] >= min(3 * LEAST, ends[word] - end):
+                    ends[word] = begin
+                else:
+                    begins[word] = end
+    return list(zip(begins, ends, strict=True))
+
+
+def _spread(words: Sequence[Spelled], silent: Sequence[Span], last: float) -> list[Span]:
+    """The words over what isn't silent, each as long as its letters say."""
+    edges = [0.0, *(second for span in silent for second in span), last]
+    sounding = [(begin, end) for begin, end in zip(edges[::2], edges[1::2], strict=True) if end > begin] or [
+        (0.0, last)
+    ]
+    total = sum(end - begin for begin, end in sounding)
+    letters = sum(word.last - word.first for word in words)
+
+    def second(share: float) -> float:
+        left = share * total
+        for begin, end in sounding:
+            if left <= end - begin:
+                return begin + left
+            left -= end - begin
+        return sounding[-1][1]
+
+    spans, done = [], 0
+    for word in words:
+        begin, done = done, done + word.last - word.first
+        spans.append((second(begin / letters), second(done / letters)))
+    return spans
 
 
 def in_order(spans: Sequence[Span], first: float, last: float, least: float = LEAST) -> list[Span]:

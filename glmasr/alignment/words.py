@@ -26,8 +26,11 @@ _LETTER = regex.compile(f"[{_SPOKEN}]")
 class Decoder(Protocol):
     """`tokenizer.IncrementalDecoder`."""
 
-    def feed(self, number: int) -> str: ...
-    def finish(self) -> str: ...
+    def feed(self, number: int) -> str:
+        """The text that is certain after this id."""
+
+    def finish(self) -> str:
+        """What is left."""
 
 
 @dataclass(frozen=True)

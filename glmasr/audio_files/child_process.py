@@ -40,7 +40,7 @@ class Child:
         self.cancelled, self.silent, self.patience = cancelled, False, PATIENCE
         self.deadline, self.closed = math.inf, threading.Event()
         with ExitStack() as stack:
-            # TRAP: a pipe that nobody reads would stop it at 64 KiB.
+            # TRAP: a pipe that isn't read would stop it at 64 KiB.
             self.log = stack.enter_context(tempfile.TemporaryFile())
             # TRAP: no other child may inherit a pipe; `Popen` sees to that.
             self.process = stack.enter_context(

@@ -111,6 +111,7 @@ class Ffmpeg:
         self.program = program
 
     def start(self, options: Sequence[str], output: Sequence[str] = ()) -> Child:
+        """Starts ffmpeg with `options` before the input and `output` after it. Raises AudioError."""
         limits = f"-max_alloc {MOST_ALLOCATED} -threads 1 -vn -sn -dn -protocol_whitelist file,pipe"
         source = ["-format_whitelist", CONTAINERS, "-i", self.path]
         command = [self.program, "-nostdin", "-hide_banner", *options, *limits.split(), *source, *output]
@@ -123,12 +124,14 @@ class Ffmpeg:
             ) from error
 
     def refused(self, child: Child) -> AudioError:
+        """The error for a file that ffmpeg can't decode. Waits for `child` to exit."""
         return AudioError(
             f"{self.name}: not a readable recording ({self.trouble}); ffmpeg says: {self.complaint(child)}; convert it "
             "to WAV, or record or download it again"
         )
 
     def complaint(self, child: Child) -> str:
+        """Why ffmpeg failed: its last line on standard error, or its exit status. Waits for it to exit."""
         status = child.wait()
         if child.silent:
             return f"nothing for {child.patience:g} s, so it was ended"

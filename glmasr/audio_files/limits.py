@@ -15,7 +15,7 @@ MOST_CHANNELS = 255  # more than any array of microphones that people speak into
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000  # Hz; outside of it a header is damaged or forged, or the sound is no speech
 ODD_RATE = 50_000  # Hz; above it only whole hundreds: the kernels of others take seconds and 300 MB
 
-Warn = Callable[[str], None]  # is told what was lost, in a sentence
+Warn = Callable[[str], None]  # is called with a sentence that says what was lost
 IsCancelled = Callable[[], bool]  # is asked now and then, from any thread; once it says True, Cancelled is raised
 Item = TypeVar("Item")
 

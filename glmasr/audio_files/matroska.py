@@ -2,7 +2,7 @@
 
 Unusual: a time in the recording is one of the file's own clock, as players show it: `Decoded` puts silence where the
 clock runs on without sound. ffmpeg's filter for that, aresample=async=1, isn't used: it drops sound where a clock goes
-back, as in two WebM files one after the other, and it can't make up a gap of half an hour, as of somebody who was
+back, as in two WebM files one after the other, and it can't make up a gap of half an hour, as of a speaker who was
 muted.
 """
 

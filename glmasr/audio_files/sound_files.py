@@ -68,8 +68,7 @@ def decode(
             if known and not (trouble and shutil.which("ffmpeg")):
                 if trouble:
                     warn(
-                        f"{name}: {trouble}; what is behind that is lost: install ffmpeg, which reads on, or convert "
-                        "it to WAV"
+                        f"{name}: {trouble}; what follows is lost: install ffmpeg, which reads on, or convert it to WAV"
                     )
                     warn = _nothing  # of this recording that is all that there is to say
                 # PCM has a byte a sample or more: a length that the size confirms is no forgery, so nothing is read in

@@ -28,6 +28,7 @@ class Download:
         self._answer, self._left = answer, answer.length
 
     def read(self, count: int) -> bytes:
+        """At most `count` bytes; b"" at the end. Raises OSError for fewer bytes than Content-Length states."""
         try:
             content: bytes = self._answer.read(count)
         except HTTPException as error:

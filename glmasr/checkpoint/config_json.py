@@ -44,7 +44,7 @@ def _optional(path: Path) -> Json:
 
 
 def to_published(config: GlmAsrConfig | EncoderDecoderConfig, dtype: object) -> dict[str, Json]:
-    """File name -> JSON object, as Transformers writes them; `read_config` gives this configuration again.
+    """File name -> JSON object, as Transformers writes them; `read_config` reads them back.
 
     dtype   of the weights beside them: a torch type or its name
     """

@@ -46,7 +46,7 @@ TORCH = {
 }
 MOST_VARIABLES = 100_000  # a large Whisper has 1,300
 MOST_AXES = 8
-SCALE = "_scale"  # behind the name of an integer weight
+SCALE = "_scale"  # after the name of an integer weight
 
 
 class Entry(TypedDict, total=False):
@@ -137,7 +137,7 @@ class _Reader:
             alias, name = self.string(f"alias {number}"), self.string(f"what alias {number} stands for")
             if alias in variables:
                 raise self.broken(f"alias {alias} is there twice, or a variable")
-            if name not in variables:  # so none can stand for itself, or for one behind it
+            if name not in variables:  # so none can stand for itself, or for a later one
                 raise self.broken(f"alias {alias} stands for {name}, which is not in front of it")
             aliases[alias] = name
             variables[alias] = variables[name]
@@ -196,6 +196,7 @@ class Mapped:
         return data.view(TORCH[entry.get("stored", entry["dtype"])]).view(entry["shape"])
 
     def get_tensor(self, name: str) -> Tensor:
+        """A copy of the tensor, dequantized to float32 if it has scales. CheckpointError for scales <= 0 or inf."""
         entry = self._entries[name]
         tensor = self._copy(entry)
         if entry.get("inverse"):

@@ -164,7 +164,7 @@ def _cut(entry: Entry, part: int, count: int) -> Entry:
 
 
 def ignored(names: Iterable[str]) -> set[str]:
-    """Those of some tensors that this package has no parameter for; `check_values` knows what they must be."""
+    """Those of some tensors that this package has no parameter for; `check_values` checks their values."""
     return {name for name in names if name == HEAD or _KEY_BIAS.fullmatch(name)}
 
 
@@ -206,17 +206,20 @@ class Vocabulary(Protocol):
     """What is asked of a tokenizer here."""
 
     @property
-    def special(self) -> Mapping[str, int]: ...
+    def special(self) -> Mapping[str, int]:
+        """Special token -> id; languages and tasks are found among them."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, to find those that Whisper suppresses."""
 
-    def id(self, token: str) -> int: ...
+    def id(self, token: str) -> int:
+        """The id of a token. Raises TokenizerError if there is none."""
 
 
 def read_config(
     directory: Path, header: Header, special: Callable[[], Mapping[str, int]], tokenizer: Callable[[], Vocabulary]
 ) -> EncoderDecoderConfig:
-    """The configuration of a directory, as `config.read_config` gives it of others. Raises CheckpointError.
+    """The configuration of a directory, as `config.read_config` returns it for others. Raises CheckpointError.
 
     special     reads the special tokens and their ids
     tokenizer   reads the whole tokenizer, which takes a second: only where `config.json` leaves suppressed ids out
@@ -327,7 +330,7 @@ def _steering(
 
 
 def not_speech(tokenizer: Vocabulary) -> list[int]:
-    """The ids of what nobody says, notes and brackets, and of the special tokens that are no answer (openai/whisper,
+    """The ids of what isn't speech, notes and brackets, and of the special tokens that are no answer (openai/whisper,
     tokenizer.py: non_speech_tokens; decoding.py: _get_suppress_tokens)."""
     notes = "♩♪♫♬♭♮♯"
     marks = [

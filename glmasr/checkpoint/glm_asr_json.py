@@ -10,13 +10,14 @@ from ..config import HOP, LARGEST, DecoderConfig, EncoderConfig, GlmAsrConfig, i
 from ..errors import CheckpointError
 from .json_file import Json
 from .json_values import (
-    alignment_heads,
+    alignment,
     as_ids,
     check_bands,
     check_known,
     check_required,
     feature_extractor,
     log_mel_settings,
+    published_alignment,
     values,
 )
 
@@ -91,8 +92,7 @@ def from_published(config: Json, processor: Json | None = None, generation: Json
     processor, generation = processor or {}, generation or {}
     parts = _original(config) if is_original(config) else _transformers(config)
     stop = generation.get("eos_token_id", parts.pop("stop"))
-    heads = alignment_heads(generation)
-    result = GlmAsrConfig(stop=as_ids(stop), **parts, **_processor(processor), alignment_heads=heads)
+    result = GlmAsrConfig(stop=as_ids(stop), **parts, **_processor(processor), **alignment(generation))
     check_bands("processor_config.json", processor.get("feature_extractor", {}), result.encoder.bands)
     return result
 
@@ -230,6 +230,5 @@ def to_published(config: GlmAsrConfig, dtype: str) -> dict[str, Json]:
         "feature_extractor": features,
     }
     generation: Json = {"eos_token_id": list(config.stop), "pad_token_id": config.stop[0]}
-    if config.alignment_heads:
-        generation["alignment_heads"] = list(map(list, config.alignment_heads))
+    generation |= published_alignment(config)
     return {"config.json": model, "processor_config.json": processor, "generation_config.json": generation}

@@ -17,8 +17,8 @@ from .modelscope import ModelScope
 
 HUBS: dict[str, Hub] = {hub.name: hub for hub in (HuggingFace(), ModelScope())}
 BUILT_IN = {name: Path(__file__).parent.parent / "checkpoints" / name for name in ("demo", "demo-article")}
-# Said of both, whatever they hear: their probabilities don't tell. A mean log-probability below -0.2 has 86 % of other
-# speech, and 10 % of digits.
+# Said for both, whatever the recording: their probabilities don't show it. A mean log-probability below -0.2 has 86 %
+# of other speech, and 10 % of digits.
 DEMO = "this demo knows spoken digits only; whatever else is said, it writes digits"
 DEFAULT = "glm-asr-nano-2512"
 
@@ -26,7 +26,7 @@ _WHISPERS = (
     *("tiny.en", "tiny", "base.en", "base", "small.en", "small", "medium.en", "medium"),
     *("large-v2", "large-v3", "large-v3-turbo"),
 )
-# Short names of models of Hugging Face's, of Whispers those that openai/whisper has; also behind "whisper-".
+# Short names of models of Hugging Face's, of Whispers those that openai/whisper has; also after "whisper-".
 NAMES = {
     "glm-asr-nano-2512": "zai-org/GLM-ASR-Nano-2512",
     **{name: f"openai/whisper-{name}" for name in _WHISPERS},

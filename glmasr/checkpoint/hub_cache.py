@@ -52,7 +52,7 @@ def check_whole(model: HubModel) -> Path:
 
 def check_snapshot(snapshot: Path, absent: Path | None) -> Path:
     """The same directory, if it is whole. `absent` has the names of files that the model doesn't have; None where
-    nobody has noted that. Raises CheckpointError."""
+    that was not recorded. Raises CheckpointError."""
     config, files = read_json(snapshot / CONFIG), weight_files(snapshot)
     kind = ctranslate2.FILE if files[0].name == ctranslate2.FILE else str(config.get("model_type")).partition("-")[0]
     for name in BESIDE.get(kind, ()):

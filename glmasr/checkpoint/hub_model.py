@@ -30,6 +30,7 @@ class HubModel:
 
     @property
     def folder(self) -> Path:
+        """Its folder in the cache, shared by all of its revisions."""
         return self.hub.folder(self.repository)
 
     @property
@@ -45,9 +46,11 @@ class HubModel:
         return found if COMMIT.fullmatch(found) else None
 
     def snapshot(self, commit: str) -> Path:
+        """The directory for the files of a commit, which may not exist yet."""
         return self.folder / "snapshots" / commit
 
     def absent(self, commit: str) -> Path:
+        """The directory of empty files named like those that a commit doesn't have: they aren't asked for again."""
         return self.folder / ".no_exist" / commit
 
 

@@ -34,15 +34,19 @@ class HuggingFace(Hub):
     way_out = "take ModelScope's hub (--hub modelscope)"
 
     def cache(self) -> Path:
+        """HF_HUB_CACHE, or `hub` in HF_HOME: the folder that `huggingface_hub` uses."""
         return cache_folder()
 
     def folder(self, repository: str) -> Path:
+        """owner/name -> `models--owner--name` in the cache."""
         return cache_folder() / f"models--{repository.replace('/', '--')}"
 
     def fetched_by_others(self, model: HubModel) -> Path | None:
+        """None: other packages use this same cache."""
         return None  # the cache is one
 
     def page(self, model: HubModel) -> str:
+        """The revision's page on huggingface.co, as a mirror (HF_ENDPOINT) may have no pages."""
         return f"https://huggingface.co/{model.repository}/tree/{model.revision}"
 
     def listing(self, model: HubModel) -> Listing:
@@ -89,6 +93,7 @@ class HuggingFace(Hub):
 
     @contextmanager
     def explained(self, model: HubModel) -> Iterator[None]:
+        """CheckpointError, too, without the extra [hub], for a bad HF_ENDPOINT, and under HF_HUB_OFFLINE."""
         try:
             from huggingface_hub import errors
         except ImportError:
@@ -141,6 +146,7 @@ class HuggingFace(Hub):
             ) from None
 
     def lock(self, path: Path) -> AbstractContextManager[object]:
+        """The lock of `huggingface_hub`, which falls back to a marker file on file systems without locks."""
         from huggingface_hub.utils import WeakFileLock
 
         return WeakFileLock(path)

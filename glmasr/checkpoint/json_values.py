@@ -12,6 +12,7 @@ from ..errors import CheckpointError
 from .json_file import Json
 
 MOST_HEADS = 10_000
+LEAD = EncoderDecoderConfig.alignment_lead  # which goes without saying
 
 
 def check_known(name: str, part: Json, known: Iterable[str]) -> None:
@@ -45,16 +46,27 @@ def as_ids(value: Any) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
-def alignment_heads(generation: Json) -> tuple[tuple[int, int], ...]:
-    """Of a `generation_config.json`: (layer, head) of the heads that follow the sound; () where it doesn't say so.
-    Their range is checked where the configuration is made."""
+def alignment(generation: Json) -> Json:
+    """Of a `generation_config.json`, by our names: (layer, head) of the heads that follow the sound, as Whispers have
+    them, and the lead of those of this package's own; nothing of what it doesn't say. Ranges are checked where the
+    configuration is made."""
     found = generation.get("alignment_heads") or []
     good = isinstance(found, list) and len(found) <= MOST_HEADS
     if not (good and all(isinstance(pair, list) and len(pair) == 2 for pair in found)):
         raise CheckpointError(
             f"alignment_heads is {found!r:.100}, expected a list of at most {MOST_HEADS} pairs [layer, head]"
         )
-    return tuple((layer, head) for layer, head in found)
+    heads = {"alignment_heads": tuple((layer, head) for layer, head in found)}
+    lead = generation.get("alignment_lead")
+    return heads | ({} if lead is None else {"alignment_lead": lead})
+
+
+def published_alignment(config: GlmAsrConfig | EncoderDecoderConfig) -> Json:
+    """The same for a `generation_config.json`."""
+    if not config.alignment_heads:
+        return {}
+    heads: Json = {"alignment_heads": list(map(list, config.alignment_heads))}
+    return heads | ({} if config.alignment_lead == LEAD else {"alignment_lead": config.alignment_lead})
 
 
 def log_mel_settings(name: str, features: Any) -> Json:

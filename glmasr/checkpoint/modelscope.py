@@ -8,7 +8,7 @@
 Written from the package `modelscope_hub` (0.5), which does the same and needs more; the hub itself was not at hand.
 `download` does the rest, the same for both hubs: which files, where they go, going on after a cut, checksums, locks.
 
-Unusual: a revision's commit isn't told. What a model is at a revision is named by the checksums of its files instead:
+Unusual: a revision's commit isn't known. What a model is at a revision is named by the checksums of its files instead:
 see `_listing`.
 """
 
@@ -51,23 +51,29 @@ class ModelScope(Hub):
     way_out = "take Hugging Face's hub (--hub huggingface)"
 
     def cache(self) -> Path:
+        """MODELSCOPE_CACHE, or `.cache/modelscope` in the user's home, as `modelscope_hub` does."""
         return cache_folder()
 
     def folder(self, repository: str) -> Path:
+        """owner/name -> `models/owner--name` in the cache."""
         return cache_folder() / "models" / repository.replace("/", "--")
 
     def fetched_by_others(self, model: HubModel) -> Path | None:
+        """The directory in which ModelScope's own packages, old or new, keep this revision; None if there is none."""
         return next((path for path in _places(model.repository, model.revision) if path.is_dir()), None)
 
     def page(self, model: HubModel) -> str:
+        """The page of the default branch, whatever the revision."""
         return f"{ENDPOINT}/models/{model.repository}/files"
 
     def listing(self, model: HubModel) -> Listing:
+        """One request lists all files with sizes and checksums; `remote` asks for nothing more."""
         state, remotes = _listing(model.repository, model.revision)
         return Listing(state, frozenset(remotes), remotes.__getitem__)
 
     @contextmanager
     def stream(self, remote: Remote, start: int) -> Iterator[tuple[bool, Iterator[bytes]]]:
+        """Any status but 206 means that the hub ignored `start`. Raises Broken for a status in BUSY, too."""
         try:
             with opened(remote.url, start) as response:
                 yield response.status != 206, iter(lambda: response.read(2**20), b"")
@@ -78,6 +84,7 @@ class ModelScope(Hub):
 
     @contextmanager
     def explained(self, model: HubModel) -> Iterator[None]:
+        """HF_HUB_OFFLINE forbids this hub, too. The message for an HTTP status says what to do about it."""
         address = endpoint()
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             raise CheckpointError(
@@ -106,9 +113,10 @@ class ModelScope(Hub):
 
     @contextmanager
     def lock(self, path: Path) -> Iterator[None]:
+        """`flock`. No lock on Windows and some file systems: there the checksum reveals a mix of two writers."""
         try:
             import fcntl
-        except ImportError:  # Windows: the checksum sees what two have mixed
+        except ImportError:  # Windows
             yield
             return
         with open(path, "w") as file:
@@ -179,8 +187,7 @@ def _listing(repository: str, revision: str) -> tuple[str, dict[str, Remote]]:
         ) from None
     if len(files) >= MOST_FILES:
         raise CheckpointError(
-            f"{url} lists {len(files):,} files or more; expected fewer than {MOST_FILES:,}, the most that the "
-            "hub tells of"
+            f"{url} lists {len(files):,} files or more; expected fewer than {MOST_FILES:,}, the most that the hub lists"
         )
     listed: dict[str, Remote] = {}
     for name, size, checksum in entries:

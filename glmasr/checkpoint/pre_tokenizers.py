@@ -123,11 +123,11 @@ def _pre_tokenizers(part: Any, where: str) -> "list[partial[list[str]]]":
     if kind == "Split":
         behavior = get(part, "behavior", str, where)
         if behavior not in ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"):
-            raise TokenizerError(f"{where}.behavior is {behavior!r}, which this tokenizer does not know")
+            raise TokenizerError(f"{where}.behavior is {behavior!r}, which this tokenizer does not support")
         invert = get(part, "invert", bool, where, False)
         return [partial(split, pattern=_pattern(part, where), behavior=behavior, invert=invert)]
     raise TokenizerError(
-        f"{where} {kind!r} is not implemented; this tokenizer knows ByteLevel, Split, Digits and Sequence"
+        f"{where} {kind!r} is not implemented; this tokenizer supports ByteLevel, Split, Digits and Sequence"
     )
 
 
@@ -141,7 +141,9 @@ def read_normalizers(part: Any, where: str = "normalizer") -> list[Normalizer]:
     if kind == "Sequence":
         parts = _steps(part, "normalizers", where)
         return [s for i, inner in enumerate(parts) for s in read_normalizers(inner, f"{where}.normalizers[{i}]")]
-    raise TokenizerError(f"{where} {kind!r} is not implemented; this tokenizer knows NFC, NFD, NFKC, NFKD and Sequence")
+    raise TokenizerError(
+        f"{where} {kind!r} is not implemented; this tokenizer supports NFC, NFD, NFKC, NFKD and Sequence"
+    )
 
 
 def _steps(part: Json, key: str, where: str) -> list[Any]:

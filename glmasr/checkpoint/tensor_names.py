@@ -90,7 +90,7 @@ FORMATS = {
             "language_model.lm_head",
         )
     ),
-    # The names that Transformers >= 5.14 uses in memory: a state_dict() that somebody saved himself.
+    # The names that Transformers >= 5.14 uses in memory: a state_dict() that a user saved.
     "transformers in memory": Format(
         _table(
             "model.audio_tower",

@@ -16,13 +16,14 @@ from ..config import (
 from ..errors import CheckpointError
 from .json_file import Json
 from .json_values import (
-    alignment_heads,
+    alignment,
     as_ids,
     check_bands,
     check_known,
     check_required,
     feature_extractor,
     log_mel_settings,
+    published_alignment,
     values,
 )
 
@@ -110,7 +111,7 @@ def from_published(config: Json, processor: Json | None = None, generation: Json
         latest_first_time=steering["max_initial_timestamp_index"],
         suppress=as_ids(steering["suppress_tokens"] or ()),
         suppress_first=as_ids(steering["begin_suppress_tokens"] or ()),
-        alignment_heads=alignment_heads(steering),
+        **alignment(generation | {"alignment_heads": steering["alignment_heads"]}),
     )
     check_bands("preprocessor_config.json", features, result.encoder.bands)
     return result
@@ -189,7 +190,6 @@ def to_published(config: EncoderDecoderConfig, dtype: str) -> dict[str, Json]:
         "suppress_tokens": list(config.suppress),
         "begin_suppress_tokens": list(config.suppress_first),
         "return_timestamps": False,
-        "alignment_heads": list(map(list, config.alignment_heads)) or None,
-    }
+    } | published_alignment(config)
     generation = {key: value for key, value in generation.items() if value is not None}
     return {"config.json": model, "preprocessor_config.json": features, "generation_config.json": generation}

@@ -1,7 +1,7 @@
 """The step of a token on a GPU, captured as a CUDA graph, and the encoder likewise.
 
-A token costs an H100 a millisecond, and the processor twenty times as much to say what is to be done for it, kernel by
-kernel. A graph is said once and replayed. For that shapes and addresses have to stay the same from step to step:
+A token costs an H100 a millisecond, and the CPU twenty times as much to launch its kernels one by one. A graph is
+captured once and replayed. For that, shapes and addresses have to stay the same from step to step:
 
     Memory          keys and values of so many rows and slots, taken once; a step reads all slots, and a mask hides the
                     empty ones
@@ -66,6 +66,7 @@ class Memory:
 
     @property
     def bytes(self) -> int:
+        """Size of the keys and values in bytes."""
         return self.keys.nbytes + self.values.nbytes
 
     def step(self, tokens: Tensor, position: int) -> Tensor:
@@ -84,13 +85,15 @@ class Memory:
         decoder = self._decoder
         self._logits = decoder.head(decoder(decoder.embed(self.tokens[:, None]), self)[:, -1])
 
-    # What the decoder asks of a cache. No number here is known to the processor, so a capture fixes none.
+    # What the decoder asks of a cache. No number here is read on the CPU, so a capture fixes none.
 
     def begin(self, count: int) -> Tensor:
+        """The position (1,) of the one new token. Sets `mask` (rows, 1, 1, capacity), which hides empty slots, too."""
         self.mask = causal_mask(self.position, self.capacity, self.padding)
         return self.position
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores key, value (rows, G, 1, K) at `position`; returns all slots, (rows, G, capacity, K)."""
         for x, new in ((self.keys[layer], key), (self.values[layer], value)):
             x.index_copy_(2, self.position, new)
         return self.keys[layer], self.values[layer]
@@ -115,6 +118,7 @@ class Pool:
         )  # TRAP: a cache that is collected gives its memory back, within `take` and `give` too
 
     def take(self, rows: int, capacity: int) -> Memory:
+        """A zeroed memory of at least this size, a free one if there is any; to be returned with `give`."""
         size = rows_of(rows), -(-capacity // SLOTS) * SLOTS
         with self._lock:
             found = next((memory for memory in self.free if (memory.rows, memory.capacity) == size), None)
@@ -128,6 +132,7 @@ class Pool:
         return found
 
     def give(self, memory: Memory) -> None:
+        """Returns a memory to the pool, which frees the least recently used ones beyond KEPT or `most` bytes."""
         with self._lock:
             self.free.insert(0, memory)
             while len(self.free) > KEPT or sum(memory.bytes for memory in self.free) > self.most:
@@ -149,12 +154,15 @@ class StaticCache:
 
     @property
     def padding(self) -> Tensor:
+        """(B,) slots at the left of each row that hold nothing: a view of the memory."""
         return self.memory.padding[: self.rows]
 
     def pad(self, padding: Tensor) -> None:
+        """As `Cache.pad`, but copies: the graph always reads the same address."""
         self.memory.padding[: self.rows] = padding
 
     def begin(self, count: int) -> Tensor:
+        """As `Cache.begin`, for prompts only. Raises ValueError if `count` tokens don't fit."""
         if self.length + count > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens; {self.length} + {count} do not fit")
         positions = torch.arange(self.length, self.length + count, device=self.padding.device)
@@ -163,27 +171,32 @@ class StaticCache:
         return positions
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Cache.append`; returns views (B, G, length, K) of the memory."""
         keys, values = (x[layer, : self.rows, :, : self.length] for x in (self.memory.keys, self.memory.values))
         first = self.length - key.shape[2]
         keys[:, :, first:], values[:, :, first:] = key, value
         return keys, values
 
     def step(self, tokens: Tensor) -> Tensor:
+        """tokens (B,) -> logits (B, V), valid until the next step. Raises ValueError if the cache is full."""
         if self.length >= self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens; one more does not fit")
         self.length += 1
         return self.memory.step(tokens, self.length - 1)
 
     def fork(self, beams: int) -> None:
+        """As `Cache.fork`; moves to a larger memory if the rows need one."""
         if beams > 1:
             self._move(torch.arange(self.rows, device=self.padding.device).repeat_interleave(beams))
         self.beams, self.shared = beams, self.length
 
     def keep(self, recordings: Tensor) -> None:
+        """As `Cache.keep`; moves to a smaller memory if the rows fit into one."""
         beams = torch.arange(self.beams, device=recordings.device)
         self._move((recordings[:, None] * self.beams + beams).flatten())
 
     def reorder(self, rows: Tensor) -> None:
+        """As `Cache.reorder`, in place: the captured graph needs the same addresses."""
         new = slice(self.shared, self.length)
         for x in (self.memory.keys, self.memory.values):
             x[:, : self.rows, :, new] = x[:, rows, :, new]
@@ -213,9 +226,10 @@ class Captured(nn.Module):
         super().__init__()
         self.module, self.frames = module, frames
         self._graphs: dict[torch.Size, _Capture] = {}
-        self._lock = threading.Lock()  # from `given` to the copy of what was found nobody else may come in
+        self._lock = threading.Lock()  # held from the copy into `given` to the copy of the output
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, M, T) -> the module's output, as a copy: the next replay overwrites the graph's own."""
         if x.shape[-1] != self.frames:
             return self.module(x)
         with self._lock:
@@ -253,27 +267,35 @@ class GraphedModel(nn.Module):
 
     @property
     def config(self) -> GlmAsrConfig:
+        """The configuration of `model`."""
         return self.model.config
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights and of all static memory."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the weights, keys and values."""
         return self.model.dtype
 
     def encode(self, mel: Tensor, samples: Sequence[int]) -> list[Tensor]:
+        """As `GlmAsr.encode`; the encoder is a graph where it was captured, the projector never is."""
         return self.model.project(self.encoder(mel.to(self.device, self.dtype)), samples)
 
     def prompt(self, tokenizer: TextEncoder, rows: int) -> list[int]:
+        """The ids of the prompt for `rows` audio embeddings, as `GlmAsr.prompt`."""
         return self.model.prompt(tokenizer, rows)
 
     def new_cache(self, rows: int, capacity: int) -> StaticCache:
+        """A cache over a memory of the pool, which gets it back when the cache is garbage-collected."""
         return StaticCache(self.pool, rows, capacity)
 
     def prefill(self, audio: list[Tensor], prompt: Sequence[Sequence[int]], cache: StaticCache) -> Tensor:
+        """As `GlmAsr.prefill`, never captured: the lengths of prompts differ. Fills `cache` -> logits (A, V)."""
         return self.model.prefill(audio, prompt, cache)
 
     def step(self, tokens: Tensor, cache: StaticCache) -> Tensor:
+        """tokens (B,) -> logits (B, V), overwritten by the next step; a graph where captured."""
         return cache.step(tokens)

@@ -52,7 +52,7 @@ def quantize(weight: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Ten
 
 
 class Int8Linear(nn.Module):
-    """x (B, T, in) -> (B, T, out), for what `quantize` gives; (B, in) is B single steps.
+    """x (B, T, in) -> (B, T, out), for the output of `quantize`; (B, in) is B single steps.
 
     The kernel multiplies 8-bit numbers and adds up exactly, so x has to be rounded too: each of its rows to 8 bits by a
     scale of its own, so that a result doesn't depend on the other rows of its batch. Of a single step (T = 1), where
@@ -73,6 +73,7 @@ class Int8Linear(nn.Module):
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out) in the type of x, ROWS at a time to bound the memory for float32 products."""
         product = self._step if x.dim() == 2 or x.shape[-2] == 1 else self._prompt
         y = x.new_empty(*x.shape[:-1], self.out_features)
         pieces = x.reshape(-1, self.in_features).split(ROWS), y.view(-1, self.out_features).split(ROWS)

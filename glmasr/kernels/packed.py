@@ -22,7 +22,7 @@ class PackedLinear(nn.Module):
     """x (..., in) -> (..., out), for weights (out, in) of one or more linears that take the same x, and their bias
     (out,) or None.
 
-    Read and laid out when first called: all weights of a large model take seconds. `read`: functions that give the
+    Read and laid out when first called: all weights of a large model take seconds. `read`: functions that return the
     weights.
     """
 
@@ -37,6 +37,7 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else bias.detach()
 
     def lay_out(self) -> None:
+        """Reads the weights and has oneDNN pack them; does nothing the second time."""
         if read := self.read:  # another thread may be laying it out as well: that does no harm
             parts = [part().detach().to(self.weight.dtype) for part in read]
             weight = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
@@ -44,6 +45,7 @@ class PackedLinear(nn.Module):
             self.read = ()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out), in the type of the weights. The first call packs them."""
         self.lay_out()
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return y
@@ -55,6 +57,7 @@ class WideLinear(nn.Linear):
     more than the product."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out), both bfloat16. Fewer than FEW rows go to PyTorch's own kernel."""
         if x.numel() < FEW * self.in_features:
             return super().forward(x)
         return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float()).to(x.dtype)
@@ -73,11 +76,14 @@ class FusedSelfAttention(SelfAttention):
         self.joined, self.out = joined, out
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> query (B, H, T, K), key and value (B, G, T, K), from a single product."""
         query, key, value = self.joined(x).split(self.sizes, dim=-1)
         return self.split(query), self.split(key), self.split(value)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        whole = mask is None and query.shape[1:] == key.shape[1:]  # all look at all, as in an encoder
+        """As `SelfAttention.mix`. For an encoder in bfloat16 on a CPU: `attend_by_heads`, or, without instructions for
+        bfloat16, in float32."""
+        whole = mask is None and query.shape[1:] == key.shape[1:]  # all attend to all, as in an encoder
         if not (whole and query.dtype == torch.bfloat16 and query.device.type == "cpu"):
             return super().mix(query, key, value, mask)
         if attends_by_heads(query.device, query.dtype):
@@ -116,6 +122,7 @@ class FusedSwiGLU(nn.Module):
         self.joined, self.down = joined, down
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) -> (..., D)."""
         gate, up = self.joined(x).chunk(2, dim=-1)
         y: Tensor = self.down(F.silu(gate) * up)
         return y

@@ -94,7 +94,7 @@ Source = Callable[[str], Tensor]
 def replace_linears(
     model: nn.Module, kind: str, source: Source, device: torch.device, dtype: torch.dtype, path: str = ""
 ) -> None:
-    """Replaces the linears of a model, in place: "joined", "packed", "wide" or "int8". They give `dtype`, on `device`.
+    """Replaces the linears of a model, in place: "joined", "packed", "wide" or "int8". They output `dtype` on `device`.
 
     Their weights come from `source`, those of the linears themselves may be on the meta device; biases are there
     already. Each weight is let go before the next is laid out, so that there are never two copies of a model in memory.

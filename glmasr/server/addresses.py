@@ -10,7 +10,7 @@ from ..errors import OptionError
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises OptionError where nobody can listen: before a model is loaded, or even fetched, for it."""
+    """Raises OptionError if the address can't be listened on: before a model is loaded, or even fetched, for it."""
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             with socket.socket(family, kind, protocol) as trial:
@@ -18,7 +18,7 @@ def check_address(host: str, port: int) -> None:
                 trial.bind(address)
     except (OSError, UnicodeError) as error:
         raise OptionError(
-            f"nobody can listen at --host {host} --port {port}: {getattr(error, 'strerror', None) or error}; expected "
+            f"can't listen at --host {host} --port {port}: {getattr(error, 'strerror', None) or error}; expected "
             "an address of this machine and a free port"
         ) from None
 

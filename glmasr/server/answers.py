@@ -90,6 +90,7 @@ class EventStream(StreamingResponse):
         self.stack = stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI: sends the events, then closes the stack, after an error or a cancellation as well."""
         async with self.stack:
             await super().__call__(scope, receive, send)
 

@@ -78,6 +78,7 @@ class Application(FastAPI):
     """FastAPI, which promises a status 422 that `add_error_handlers` makes a 400."""
 
     def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document without status 422, which this server never returns."""
         schema = super().openapi()
         for methods in schema["paths"].values():
             for call in methods.values():
@@ -134,6 +135,7 @@ class Service:
             return EventStream(as_events(events, first), stack.pop_all())
 
     def check_model(self, name: str) -> None:
+        """Raises ModelNotFound unless the name is one of `names`."""
         if name not in self.names:
             raise ModelNotFound(f"model is {name[:100]!r}, but this server has {', '.join(self.names)}", "model")
 

@@ -98,6 +98,7 @@ class Payload:
         self.data = bytearray()
 
     async def add(self, raw: bytes) -> None:
+        """Decodes the next bytes of the JSON string, split anywhere; writes BUFFER bytes at a time. Raises Problem."""
         raw = self.escape + raw
         cut = re.search(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z", raw)
         raw, self.escape = (raw[: cut.start()], cut[0]) if cut else (raw, b"")
@@ -117,11 +118,13 @@ class Payload:
             await self.flush()
 
     async def close(self) -> None:
+        """Writes the rest when the string has ended. Raises Problem for a truncated escape or base64 group."""
         if self.escape or self.digits:
             raise damaged()
         await self.flush()
 
     async def flush(self) -> None:
+        """Appends the decoded bytes to the file, in a thread: a slow disk must not block the event loop."""
         data, self.data = self.data, bytearray()
 
         def append() -> None:

@@ -30,6 +30,7 @@ class Parser(h11.Connection):
     chunks = size = 0
 
     def next_event(self) -> Any:
+        """h11's next event. A body of many tiny chunks is a RemoteProtocolError, which uvicorn answers with a 400."""
         event = super().next_event()
         if isinstance(event, h11.Request):
             self.chunks = self.size = 0
@@ -48,6 +49,7 @@ class Connection(H11Protocol):
         self.conn = Parser(h11.SERVER)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Limits each read to READ bytes, and starts the timers of `check`."""
         super().connection_made(transport)
         if hasattr(transport, "max_size"):
             transport.max_size = READ
@@ -63,10 +65,12 @@ class Connection(H11Protocol):
             self.transport.abort()
 
     def resume_writing(self) -> None:
+        """The client has caught up with what was sent: the timer for a stalled client restarts."""
         super().resume_writing()
         self.taken = self.loop.time()
 
     def on_response_complete(self) -> None:
+        """The connection is idle: the timer for the next request starts."""
         super().on_response_complete()
         self.idle = self.loop.time()
 

@@ -7,7 +7,7 @@ What is unusual here:
 - Gradio has some eighty routes. ROUTES are those that the page and `gradio_client` need; any other one is a 404 before
   Gradio sees it.
 - What Gradio makes anew for each request, page and descriptions, it makes for one at a time; and it sees no header by
-  which a client could say what this server is called, for it would tell that to others.
+  which a client could say what this server is called, for it would pass that on to others.
 - Files are stored and given out here, not by Gradio: see `file_routes.py` and `uploads.py`.
 """
 
@@ -59,7 +59,7 @@ ROUTES = (
     Route("POST", "/gradio_api/cancel", (), "the page's Stop"),
 )
 MADE = {"/", "/config", "/gradio_api/info", "/theme.css"}  # anew for each request
-UNREAD = 8  # calls of a session whose events nobody has asked for
+UNREAD = 8  # calls of a session whose events were not asked for
 
 
 def allowed(scope: Scope) -> Route | None:
@@ -83,6 +83,7 @@ class Fence:
         self.turn = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on allowed requests, with known queries and headers only. Raises Problem, UnknownUrl for others."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -150,7 +151,7 @@ class Fence:
             unread = self.app.get_blocks()._queue.pending_event_ids_session.get(checked.get("session_hash"), ())
             if len(unread) >= UNREAD:
                 raise Busy(
-                    f"{UNREAD} calls of this session have events that nobody has asked for; ask for them first",
+                    f"{UNREAD} calls of this session have events that were not asked for; ask for them first",
                     "session_hash",
                     retry_after=1,
                 )

@@ -1,7 +1,7 @@
 """What programs may ask for: the forms of OpenAI's transcriptions and translations, checked.
 
 What is unusual here: whatever this server can't do is an error that says so. No field is accepted and ignored, not even
-one that it has never heard of.
+an unknown one.
 """
 
 import os
@@ -33,7 +33,7 @@ GRANULARITIES = ("segment", "word")  # of times; as of OpenAI, the first one whe
 
 
 class Translation(BaseModel):
-    """The fields of OpenAI's translation that this server knows."""
+    """The fields of OpenAI's translation that this server supports."""
 
     model_config = ConfigDict(extra="forbid")
     task: ClassVar[str] = "translate"
@@ -75,14 +75,14 @@ class Translation(BaseModel):
 
 
 class Transcription(Translation):
-    """The fields of OpenAI's transcription that this server knows."""
+    """The fields of OpenAI's transcription that this server supports."""
 
     task: ClassVar[str] = "transcribe"
 
     language: str = Field(
         "auto",
         max_length=40,
-        description="zh, yue, en, or what the model knows besides; by default it is detected",
+        description="zh, yue, en, or what the model supports besides; by default it is detected",
     )
     timestamp_granularities: list[str] = Field(
         [],
@@ -100,9 +100,11 @@ class Transcription(Translation):
 
     @property
     def granularities(self) -> frozenset[str]:
+        """Those that are asked for."""
         return frozenset(self.timestamp_granularities) or super().granularities
 
     def options(self, facts: Ready, max_duration: float) -> Options:
+        """The options that the fields ask for. Raises Problem, for a combination that isn't supported as well."""
         self.check_granularities()
         if self.stream and self.response_format != "json":
             raise UnsupportedValue(
@@ -112,6 +114,7 @@ class Transcription(Translation):
         return replace(super().options(facts, max_duration), track=track, words="word" in self.granularities)
 
     def check_granularities(self) -> None:
+        """Raises Problem unless there are none, or "segment" alone with verbose_json."""
         name = "timestamp_granularities[]"
         if unknown := set(self.timestamp_granularities) - set(GRANULARITIES):
             raise InvalidValue(f"{name} is {min(unknown)[:100]!r}, expected 'segment' or 'word'", name)
@@ -124,6 +127,7 @@ class FormRoute(APIRoute):
     thousand fields of a megabyte each into memory."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, called once the form is parsed. Beyond the limits: TooLarge or HTTPException."""
         handle = super().get_route_handler()
 
         async def bounded(request: Request) -> Response:

@@ -64,6 +64,7 @@ class Gate:
         self.unfinished = 0  # bytes of all bodies that are under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Requests go to `answer`, lifespan events pass, WebSockets are closed with code 1008."""
         if scope["type"] == "http":
             await self.answer(scope, receive, send)
         elif scope["type"] == "lifespan":
@@ -72,6 +73,7 @@ class Gate:
             await send({"type": "websocket.close", "code": 1008})
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Decides by path and headers, before any of the body is read."""
         try:
             limit = self.admit(scope)
         except Problem as problem:
@@ -113,6 +115,7 @@ class Gate:
             )
 
     def check_key(self, scope: Scope) -> None:
+        """Raises InvalidKey, a 401, if the key is missing or wrong; HEALTH needs none."""
         if scope["path"] != HEALTH and not self.has_key(scope):
             raise InvalidKey(
                 "the API key is missing or wrong; send it as  Authorization: Bearer KEY",
@@ -120,6 +123,7 @@ class Gate:
             )
 
     def has_key(self, scope: Scope) -> bool:
+        """Whether the request has the key, or none is set. Constant-time, so that timing doesn't leak it."""
         if not self.key:
             return True
         kind, _, value = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
@@ -152,11 +156,13 @@ class Gate:
         return SLACK
 
     def check_size(self, scope: Scope, limit: int) -> None:
+        """Raises TooLarge if Content-Length is above `limit` bytes. `Body` counts what actually comes."""
         length = self.header(scope, b"content-length")
         if length.isdigit() and int(length[:20]) > limit:
             raise self.too_large(limit)
 
     def too_large(self, limit: int) -> Problem:
+        """The error for a body above `limit` bytes; up to SLACK, the limit of a body without a recording."""
         if limit <= SLACK:
             return TooLarge(
                 f"a body of this content type may have {SLACK // 1024} KiB; a recording is sent as multipart/form-data"
@@ -177,12 +183,14 @@ class Gate:
     # ---- what happens then ----
 
     async def refuse(self, problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+        """Counts and sends an error, after reading on for a moment what the client is still sending."""
         self.queue.metrics.refused(problem.status)
         if not any(name == b"expect" for name, _ in scope["headers"]):  # such a client waits until it is asked to send
             await self.read_on(receive)
         await problem.response()(scope, receive, send)
 
     async def let_in(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+        """Runs the application, with a body of at most `limit` bytes. Exceptions become answers if none has begun."""
         body, begun = Body(self, receive, limit), False
 
         async def counting(message: Message) -> None:
@@ -235,6 +243,7 @@ class Body:
         return message
 
     async def in_time(self) -> Message:
+        """The next message. Raises UploadTimeout, as an HTTPException, after STALL seconds, or UPLOAD for all."""
         with anyio.move_on_after(max(0, min(STALL, self.deadline - time.monotonic()))):
             return await self._receive()
         raise as_http(

@@ -143,10 +143,12 @@ class Escaping(logging.Formatter):
     """TRAP: a message may hold what a client sent, and a terminal obeys control characters."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
+        """The log line, with line breaks and other control characters of the message escaped."""
         record.message = printable(record.message)
         return super().formatMessage(record)
 
     def formatException(self, info: ExcInfo) -> str:
+        """The traceback, each line escaped on its own: its line breaks stay."""
         return "\n".join(map(printable, super().formatException(info).split("\n")))
 
 

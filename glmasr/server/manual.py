@@ -70,7 +70,7 @@ def page(
     model                     its name in the examples
     key                       requests need one
     most_bytes, max_duration  limits of a recording, in bytes and seconds
-    languages, translates     what the model knows
+    languages, translates     what the model supports
     """
     calls = [
         (method.upper(), path, call) for path, methods in schema["paths"].items() for method, call in methods.items()
@@ -89,7 +89,7 @@ def page(
     )
     known = [f"<code>{_text(name)}</code>" for name in languages if name != "auto"]
     known_text = (
-        f"<p>This model knows the languages {', '.join(known)}{'' if translates else ', and doesn’t translate'}.</p>"
+        f"<p>This model supports the languages {', '.join(known)}{'' if translates else ', and doesn’t translate'}.</p>"
         if known
         else ""
     )

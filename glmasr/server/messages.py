@@ -74,7 +74,7 @@ class Done:
     part      the last one, as `Recognizer.stream` ends with
     runtime   as of Ready, and the options with the model's defaults
     peaks     the loudest sample of each stretch of equal length, 0 to 1
-    tokens    the ids of each segment's text, as `language.spaced` gives it
+    tokens    the ids of each segment's text, as `language.spaced` returns it
     """
 
     number: int

@@ -12,16 +12,20 @@ class QueueState(Protocol):
     """What `RequestQueue` holds right now, which is looked up when the metrics are asked for."""
 
     @property
-    def waiting(self) -> Sized: ...
+    def waiting(self) -> Sized:
+        """Recordings that the worker doesn't have yet."""
 
     @property
-    def running(self) -> Sized: ...
+    def running(self) -> Sized:
+        """Recordings at the worker."""
 
     @property
-    def ready(self) -> object: ...
+    def ready(self) -> object:
+        """None while the model is not loaded."""
 
     @property
-    def restarts(self) -> int: ...
+    def restarts(self) -> int:
+        """How often the worker process was restarted."""
 
 
 class Metrics:
@@ -67,8 +71,10 @@ class Metrics:
         self._refused.labels(status).inc()
 
     def batch(self, windows: int, recordings: int) -> None:
+        """A batch was decoded: its number of windows, and the recordings that they are from."""
         self._windows.observe(windows)
         self._together.observe(recordings)
 
     def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -91,6 +91,7 @@ class Discreet:
 
     @staticmethod
     def print_exc() -> None:
+        """Logs where the current exception, if any, was raised, but not its message."""
         if error := sys.exc_info()[1]:
             as_problem(error)  # logs the place
 
@@ -192,19 +193,22 @@ class Plain(ComponentMeta):
     """TRAP: Gradio's own metaclass writes a file .pyi beside the source of every new component."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> "Plain":
+        """Creates the class as `abc.ABCMeta` does, and writes nothing."""
         return ABCMeta.__new__(cls, name, bases, attributes)
 
 
 class Input(gr.Audio, metaclass=Plain):
-    """`gr.Audio` whose value is the path that `calls.checked_recording` gives, and stays it."""
+    """`gr.Audio` whose value is the path that `calls.checked_recording` returns, unchanged."""
 
     is_template = True  # the same for the browser
     data_model = None  # type: ignore[assignment]  # of Gradio's components most have none
 
     def api_info(self) -> dict[str, Any]:
-        return FileData.model_json_schema()  # so that gradio_client uploads a file
+        """The schema of a file, so that gradio_client uploads one."""
+        return FileData.model_json_schema()
 
     def preprocess(self, payload: str | None) -> str | None:  # type: ignore[override]  # goes with `data_model`
+        """The path, unchanged; None without a recording. `gr.Audio` would decode the file here."""
         return payload
 
 
@@ -285,6 +289,7 @@ class Handlers:
             yield alert(f"{say('failed')}: {as_problem(error)}"), text, "", *nothing
 
     async def finished(self, event: Finished, recording: str, say: Callable[[str], str]) -> tuple[Any, ...]:
+        """The final values of the page's outputs and download buttons; files are kept while it shows `recording`."""
         name = os.path.basename(recording)
         source = f"gradio_api/file={quote(recording)}"  # relative: the page may stand behind a proxy's prefix
         *shown, files = await anyio.to_thread.run_sync(result, event, name, say, source)

@@ -44,7 +44,7 @@ def result(
     """Values for status, text and details, and the files to download. `source`: where a player gets the recording."""
     transcript = finished.transcript
     outcome = say("done") if transcript.text else say("silence")
-    summary = say("heard").format(seconds=transcript.seconds, language=transcript.language or say("unknown"))
+    summary = say("summary").format(seconds=transcript.seconds, language=transcript.language or say("unknown"))
     notes = "".join(f'<div class="glm-note">{html.escape(warning)}</div>' for warning in transcript.warnings)
     status = f'<div class="glm-status" role="status">{html.escape(outcome)} · {html.escape(summary)}</div>{notes}'
     outline = waveform(finished.peaks, transcript.segments, transcript.seconds)
@@ -60,7 +60,7 @@ def alert(text: str) -> str:
 
 
 def progress(text: str, share: float | None) -> str:
-    """A status line with a bar, as HTML. `share`: how much is done, from 0 to 1; None where nobody knows."""
+    """A status line with a bar, as HTML. `share`: how much is done, from 0 to 1; None if unknown."""
     value = "" if share is None else f' value="{min(1.0, share):.3f}"'
     return f'<div class="glm-status" role="status">{html.escape(text)}<progress{value}></progress></div>'
 

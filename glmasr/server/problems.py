@@ -48,6 +48,7 @@ class Problem(Exception):
         self.headers = dict(headers or {}) | ({} if retry_after is None else {"Retry-After": str(retry_after)})
 
     def content(self) -> dict[str, dict[str, str | None]]:
+        """The JSON body of the answer, in the layout of OpenAI's errors."""
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         # TRAP: what it quotes of a request may be half a UTF-16 character, which JSON can't be encoded with.
         message, param = (
@@ -56,6 +57,7 @@ class Problem(Exception):
         return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
     def response(self) -> JSONResponse:
+        """The HTTP answer with `status`, `headers` and `content`."""
         return JSONResponse(self.content(), self.status, self.headers)
 
 
@@ -207,7 +209,7 @@ class NoMemory(Problem):
 
 
 def as_problem(error: BaseException) -> Problem:
-    """What an exception is answered with. Logs the place of one that nobody expected."""
+    """What an exception is answered with. Logs the place of an unexpected one."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, HTTPException):

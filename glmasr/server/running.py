@@ -37,7 +37,7 @@ LAST = 6.0  # seconds until the process ends after that, whatever is under way
 async def serve(args: argparse.Namespace, folder: str) -> None:
     """Runs until a signal comes. Raises GlmAsrError where it can't start.
 
-    args     as `main.arguments` gives them
+    args     as `main.arguments` returns them
     folder   private, for uploads
     """
     if not args.no_page and importlib.util.find_spec("gradio") is None:
@@ -124,6 +124,7 @@ class Server(uvicorn.Server):
         self.loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal closes the queue and gives what runs GRACE + LAST seconds; the second exits at once."""
         # TRAP: uvicorn's own one raises the signal again when all is done, which ends the process before the folder is
         # removed.
         if self.should_exit:
@@ -135,6 +136,7 @@ class Server(uvicorn.Server):
         last.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Waits GRACE seconds for running recordings, refuses the rest, and aborts connections that stay open."""
         if self.end_page:
             self.end_page()
         self.loop.call_later(GRACE, self.queue.give_up)
@@ -143,6 +145,7 @@ class Server(uvicorn.Server):
             connection.transport.abort()
 
     def end_at_once(self, code: int) -> None:
+        """Kills the worker, removes the folder of uploads, and exits with `code` without waiting for anything."""
         if self.queue.process is not None:
             self.queue.process.kill()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -6,7 +6,7 @@
     uploads.find(text)                                      # the path, if it is one of ours
 
 What is unusual here: a path that a client names is only ever looked up in a table of the paths that were given out,
-never on the disk. They are random, so whoever knows one was given it, or was told it by somebody who was.
+never on the disk. They are random, so whoever knows one got it from this server, or from another client that did.
 
 A file goes when its page is closed, when another recording takes its place there, or when it was not used for KEEP
 seconds.
@@ -139,6 +139,7 @@ class Uploads:
                     self.drop(path)
 
     def page_opened(self, session: str) -> None:
+        """A page of this session connected: the session's files are kept until its last page has left."""
         self.pages[session] += 1
 
     def page_left(self, session: str) -> None:

@@ -74,6 +74,7 @@ class Worker:
         self.sending = threading.Lock()
 
     def send(self, message: FromWorker) -> None:
+        """Sends to the server, under a lock: a pipe mixes up the messages of concurrent threads."""
         with self.sending:
             self.pipe.send(message)
 
@@ -119,6 +120,7 @@ class Worker:
                 self.decode(batch)
 
     def has_work(self) -> bool:
+        """Whether a window or the end of a recording is ready. The caller holds `changed`."""
         return any(reader.windows or reader.ended for reader in self.readers.values())
 
     def take_ended(self) -> list[Done | Failed]:
@@ -130,7 +132,7 @@ class Worker:
 
     def take_batch(self) -> "list[tuple[ReaderThread, Job]]":
         """The next batch: a window of each recording in turn, as many as may be decoded together. All have the same
-        options as the recording whose turn it is; those that got theirs go behind the others."""
+        options as the recording whose turn it is; those served move to the end of the line."""
         ready = [reader for reader in self.readers.values() if reader.windows]
         if not ready:
             return []
@@ -147,6 +149,7 @@ class Worker:
         return batch
 
     def decode(self, batch: "list[tuple[ReaderThread, Job]]") -> None:
+        """Decodes a batch and sends its parts. An error fails its own recording only."""
         parts = self.recognizer.decode_together([job for _, job in batch], batch[0][0].options)
         self.send(Batch(len(batch), len({reader.recording.number for reader, _ in batch})))
         for (reader, _), part in zip(batch, parts, strict=True):
@@ -177,6 +180,7 @@ class ReaderThread(threading.Thread):
         self.last_letter = ""  # of the text so far: whether a space stands before the next one goes by it
 
     def run(self) -> None:
+        """Reads the recording and puts its end, or its error, into `ended` for `Worker.take_ended`."""
         ended: Done | Failed | None
         try:
             ended = self.read()
@@ -222,6 +226,7 @@ class ReaderThread(threading.Thread):
             return not self.cancelled
 
     def failed(self, error: Exception) -> Failed:
+        """The message for a user's error, without file names. Any other error ends the process."""
         if isinstance(error, GlmAsrError):
             return Failed(self.recording.number, type(error)(self.anonymous(str(error))))
         if isinstance(error, OSError):
@@ -246,6 +251,7 @@ class Peaks:
         self.values, self.unit, self._rest = torch.zeros(0), 160, torch.zeros(0)
 
     def add(self, samples: torch.Tensor) -> None:
+        """Adds samples (S,). Above MOST_PEAKS values, pairs are merged and `unit` doubles."""
         samples = torch.cat([self._rest, samples.abs()])
         count = len(samples) // self.unit
         self._rest = samples[count * self.unit :]
@@ -258,6 +264,7 @@ class Peaks:
             self.values, self.unit = even.amax(1), 2 * self.unit
 
     def listed(self) -> list[float]:
+        """The values, 0 to 1, rounded to three places; the last one may cover less than `unit` samples."""
         last = self._rest.amax().view(1) if len(self._rest) else self._rest
         return [round(value, 3) for value in torch.cat([self.values, last]).clamp(max=1).tolist()]
 
@@ -266,7 +273,7 @@ class Peaks:
 
 
 def languages(recognizer: Recognizer) -> list[str]:
-    """What may be asked for as the language: "auto", then those of LANGUAGES that the model knows, then its others."""
+    """What may be asked for as the language: "auto", then the model's that are in LANGUAGES, then its others."""
     known = getattr(recognizer.config, "languages", None)
     if known is None:
         return list(LANGUAGES)
@@ -300,7 +307,7 @@ def give_memory_back() -> None:
 
 
 def give_up(error: BaseException) -> NoReturn:
-    """Ends the process. TRAP: the message of an error may quote a recording or its text, so only its place is told."""
+    """Ends the process. TRAP: the message of an error may quote a recording or its text, so its place is logged."""
     place = "".join(traceback.format_tb(error.__traceback__))
     print(f"worker: {type(error).__name__}\n{place}", file=sys.stderr, flush=True)
     os._exit(1)

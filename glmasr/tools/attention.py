@@ -1,12 +1,12 @@
-"""Where a text looked in the sound, when each of its tokens was chosen.
+"""What a text attended to in the sound, when each of its tokens was chosen.
 
 Not observed in the search, but computed again: the answer is read once more, all of it in one pass, and hooks on the
 attention modules note what goes into them.
 
 Unusual:
-  - The row of a token is what was looked at to CHOOSE it, so it is the query of the position before.
-  - Most heads look at something else than where the sound is. Those that go along with it most steadily are taken, as
-    the alignment heads of Whisper are; which ones is a property of the weights, so they are looked for each time.
+  - The row of a token is what was attended to when it was CHOSEN, so it is the query of the position before.
+  - Most heads don't follow the sound. Those that follow it most steadily are taken, as the alignment heads of Whisper
+    are; which ones is a property of the weights, so they are searched for each time.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,8 +33,8 @@ class Reading:
     """The answer, read once more. T tokens, the end included; S columns of sound, each of `seconds`.
 
     ids         of the T tokens
-    attention   (T, S), how much each token looked at each part of the sound; rows add up to 1
-    share       how much of all that these heads looked at is sound, the prompt and the text before being the rest
+    attention   (T, S), how much each token attends to each part of the sound; rows add up to 1
+    share       of these heads' attention, how much is on sound; the rest is on the prompt and the text before
     heads       (layer, head) of those that were averaged, from 0
     logprobs    (T, V), of every id in place of each token, before the rules
     """
@@ -49,7 +49,7 @@ class Reading:
 
 def first_window(recognizer: Any, recording: Any, options: pipeline.Options) -> tuple[Tensor, float]:
     """Samples (S,) of the first window of a recording that isn't silent, cut as `recognizer` cuts it, and the second at
-    which it begins. `options` as `recognizer.check` gives them. No samples where all is silent. Raises AudioError."""
+    which it begins. `options` as `recognizer.check` returns them. No samples where all is silent. Raises AudioError."""
     blocks = sound.blocks(recording, track=options.track, max_duration=options.max_duration, warn=lambda _: None)
     reader = Reader(blocks, recognizer.config.window)
     if options.long == "whole":
@@ -71,10 +71,10 @@ def read_again(recognizer: Any, samples: Tensor, search: Search) -> Reading:
     if isinstance(model, EncoderDecoder):
         tokens = torch.tensor([search.prompt + ids], device=model.device)
         seconds = recognizer.family.samples_per_state / SAMPLE_RATE
-        heard = model.decoder.cross_kv(recognizer.family.encode_windows([samples]))
+        cross_kv = model.decoder.cross_kv(recognizer.family.encode_windows([samples]))
         columns = slice(0, -(-len(samples) // recognizer.family.samples_per_state))
         with noted((block.cross for block in model.decoder.blocks), crossed) as weights:
-            states = model.decoder(tokens, heard)
+            states = model.decoder(tokens, cross_kv)
     else:
         rows = recognizer.family.embed(samples)
         prompt = model.prompt(recognizer.tokenizer, len(rows))
@@ -84,13 +84,13 @@ def read_again(recognizer: Any, samples: Tensor, search: Search) -> Reading:
         columns = slice(first, first + len(rows))
         with noted((block.attn for block in model.decoder.blocks), causal) as weights:
             states = model.decoder(model.embed(tokens, [rows]))
-    behind = slice(tokens.shape[1] - len(ids) - 1, tokens.shape[1] - 1)  # the positions that chose the ids
-    looked = torch.stack(weights)[:, :, behind, columns].float().cpu()  # (layers, H, T, S)
-    numbers = steadiest(looked.flatten(0, 1))
-    heads = [divmod(number, looked.shape[1]) for number in numbers]
-    chosen = torch.stack([looked[layer, head] for layer, head in heads]).mean(0)
+    choosing = slice(tokens.shape[1] - len(ids) - 1, tokens.shape[1] - 1)  # the positions that chose the ids
+    attended = torch.stack(weights)[:, :, choosing, columns].float().cpu()  # (layers, H, T, S)
+    numbers = steadiest(attended.flatten(0, 1))
+    heads = [divmod(number, attended.shape[1]) for number in numbers]
+    chosen = torch.stack([attended[layer, head] for layer, head in heads]).mean(0)
     share = float(chosen.sum(-1).mean())
-    logprobs = model.decoder.head(states[0, behind]).float().log_softmax(-1).cpu()
+    logprobs = model.decoder.head(states[0, choosing]).float().log_softmax(-1).cpu()
     return Reading(ids, chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-9), share, heads, logprobs, seconds)
 
 

@@ -50,13 +50,16 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
     def add(self, title: str, text: str) -> None:
+        """Adds a line to the report."""
         self.lines.append(f"{title:<12}{printable(str(CheckpointError(text)))}")  # as in a message, and on one line
 
     def problem(self, title: str, text: str) -> None:
+        """Adds a line, and fails the check."""
         self.problems.append(text)
         self.add(title, text)
 
     def listing(self, title: str, names: list[str], problem: bool = True) -> None:
+        """Adds the number of names and the first SHOWN of them. Any name is a problem unless `problem` is False."""
         (self.problem if names and problem else self.add)(title, f"{len(names)}: {_some(names)}" if names else "none")
 
 

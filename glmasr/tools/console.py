@@ -53,10 +53,12 @@ class Messages:
         self.quiet = quiet
 
     def say(self, text: str) -> None:
+        """Prints a status line or a warning; nothing with `quiet`."""
         if not self.quiet and sys.stderr is not None:
             tqdm.write(printable(text), file=sys.stderr)
 
     def complain(self, text: str) -> None:
+        """Prints an error, with `quiet` as well; nothing if there is no standard error."""
         if sys.stderr is not None:
             tqdm.write(f"error: {printable(text)}", file=sys.stderr)
 
@@ -86,6 +88,7 @@ class Summary:
         self.spent = spent
 
     def lines(self) -> list[str]:
+        """The lines to print at the end: counts and failures for several recordings, then time, memory and warnings."""
         counts = []
         if self.done + self.skipped + len(self.failures) > 1:
             counts = [f"{self.done} done, {self.skipped} skipped, {len(self.failures)} failed"]

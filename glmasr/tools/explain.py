@@ -81,7 +81,7 @@ class Search:
     (V,) of the first token without the rules and with them; `steps` says for each step what was kept, the best first.
     """
 
-    heard: Tensor
+    audio: Tensor  # of the first recording: audio embeddings, or cross keys of the first layer
     prompt: list[int]
     beams: int
     temperature: float
@@ -96,6 +96,7 @@ class Search:
             self.before = logits[0].log_softmax(-1).cpu()
 
     def last_rule(self, logits: Tensor, new_tokens: Tensor) -> None:
+        """A `decode.Rule` that changes nothing: records `after` at the first token."""
         if new_tokens.shape[1] == 0:
             self.after = logits[0].log_softmax(-1).cpu()
 
@@ -118,7 +119,7 @@ class Observation:
     parameters      of a stage, without those that a stage before used
     seconds         of a stage, without those of stages within
     searches        in their order
-    judged          probability of each language of an encoder-decoder, and that nobody speaks
+    detected        probability of each language of an encoder-decoder, and of no speech
     rate, windows   of the recording: samples a second, and windows of the model
     """
 
@@ -128,7 +129,7 @@ class Observation:
         self.parameters: Counter[str] = Counter()
         self.seconds: dict[str, float] = {}
         self.searches: list[Search] = []
-        self.judged: tuple[dict[str, float], float] | None = None
+        self.detected: tuple[dict[str, float], float] | None = None
         self.rate, self.windows = 0, 0
         self._used: set[Tensor] = set()
         self._open: list[str] = []  # stages at work, the innermost last
@@ -139,7 +140,7 @@ class Observation:
         """The searches in the first window: more than one where a text failed the checks. The last one counts."""
         found = self.searches[:1]
         for search in self.searches[1:]:
-            if search.temperature <= found[-1].temperature or not torch.equal(search.heard, found[0].heard):
+            if search.temperature <= found[-1].temperature or not torch.equal(search.audio, found[0].audio):
                 break
             found.append(search)
         return found
@@ -164,10 +165,10 @@ class Observation:
         if isgeneratorfunction(function):
             return self._each(name, function, *args, **more)
         result = self._timed(name, function, *args, **more)
-        if name == "language" and self.judged is None:
+        if name == "language" and self.detected is None:
             languages, no_speech = result
             named = zip(args[0].config.languages, languages[0].tolist(), strict=True)
-            self.judged = dict(named), float(no_speech[0])
+            self.detected = dict(named), float(no_speech[0])
         return result
 
     def _timed(self, name: str, function: Callable[..., Any], /, *args: Any, **more: Any) -> Any:
@@ -192,7 +193,9 @@ class Observation:
 
     def _search(self, function: Callable[..., Any], /, model: Any, audio: Any, prompt: Any, **more: Any) -> Any:
         """`decode.sample` or `decode.beam`."""
-        first = audio[0][0][0] if isinstance(audio[0], tuple) else audio[0]  # keys of the first layer; else audio rows
+        first = (
+            audio[0][0][0] if isinstance(audio[0], tuple) else audio[0]
+        )  # cross keys of the first layer; else embeddings
         search = Search(first, prompt[0], more.get("width", 1), more.get("temperature", 0.0))
         self.searches.append(search)
         more |= {"rules": [search.first_rule, *more.get("rules", ()), search.last_rule], "watch": search.watch}
@@ -208,6 +211,7 @@ class Observation:
         return self._open[-1]
 
     def begin(self, name: str) -> None:
+        """A stage begins. Time until now goes to the stage around it, if any."""
         if not self._open:
             self._since = time.perf_counter()
         elif WHOLE.isdisjoint(self._open):
@@ -215,6 +219,7 @@ class Observation:
         self._open.append(name)
 
     def end(self, name: str, where: str, result: Any = None, blocks: int = 1) -> None:
+        """The innermost stage ends with `result`, from so many `blocks`; not recorded within a stage of WHOLE."""
         self._open.pop()
         if WHOLE.isdisjoint(self._open):
             self._tick(name)

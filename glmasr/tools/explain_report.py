@@ -22,7 +22,7 @@ ABREAST = 3  # beams in it
 def explained(
     recognizer: Recognizer, recording: str, language: str, options: Options
 ) -> tuple[Observation | None, list[tuple[int, Part | GlmAsrError]]]:
-    """Recognizes one recording: what was observed, None if it can't be used, and what `streams` gives."""
+    """Recognizes one recording: what was observed, None if it can't be used, and what `streams` yields."""
     with observed(recognizer) as run:
         parts = list(recognizer.streams([recording], language, options))
     return None if isinstance(parts[-1][1], GlmAsrError) else run, parts
@@ -34,10 +34,10 @@ def report(run: Observation) -> str:
         return "\n".join([*_stages(run), "", "all of it is silent: nothing was decoded"])
     search, tokenizer = run.attempts[-1], run.recognizer.tokenizer
     lines = [*_stages(run), "", *_prompt(tokenizer, search)]
-    if run.judged:
-        likely = sorted(run.judged[0].items(), key=lambda item: -item[1])[:3]
-        cells = [f"{name} {value:.3f}" for name, value in likely] + [f"that nobody speaks {run.judged[1]:.3f}"]
-        lines.append("judged: " + ", ".join(cells))
+    if run.detected:
+        likely = sorted(run.detected[0].items(), key=lambda item: -item[1])[:3]
+        cells = [f"{name} {value:.3f}" for name, value in likely] + [f"no speech {run.detected[1]:.3f}"]
+        lines.append("language: " + ", ".join(cells))
     return "\n".join([*lines, *_first_token(tokenizer, search), *_kept(tokenizer, search), *_results(run)])
 
 
@@ -151,7 +151,7 @@ def _results(run: Observation) -> list[str]:
         at = f"at temperature {search.temperature}: " if len(run.attempts) > 1 else ""
         end = "a stop token" if result.stopped else "the limit"
         lines.append(f"{at}{len(result.ids)} tokens, mean log-probability {result.mean_logprob:.3f}, ended by {end}")
-    if run.judged and Limits().silent(run.attempts[-1].result, run.judged[1]):
+    if run.detected and Limits().silent(run.attempts[-1].result, run.detected[1]):
         lines.append("taken for silence, so it is left out")
     if others := len(run.searches) - len(run.attempts):
         more = f"{others} more {'search' if others == 1 else 'searches'}"

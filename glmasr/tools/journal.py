@@ -40,7 +40,7 @@ Fields = dict[str, Any]  # a line of the file
 
 def fingerprint(recording: str, model: Path, recognizer: Recognizer, language: str, options: Options) -> Fields:
     """What the parts of a recording depend on, as JSON gives it back; `model` is the directory of the checkpoint,
-    `options` as `check` gives them. Raises OSError."""
+    `options` as `check` returns them. Raises OSError."""
     how = recognizer.how(options)
     chosen = {name: value for name, value in asdict(options).items() if name not in NO_MATTER}
     chosen["vad"] = options.vad == "auto" and vad.available()  # it says where windows end
@@ -124,6 +124,7 @@ class Journal:
 
     @property
     def count(self) -> int:
+        """Parts in the file: its complete lines but the first, which describes the run."""
         return max(0, len(self._ends) - 1)
 
     def _read(self) -> None:
@@ -172,6 +173,7 @@ class Journal:
             pass
 
     def remove(self) -> None:
+        """Closes and deletes the file, once all outputs of the run are written."""
         self.close()
         self.path.unlink(missing_ok=True)
 

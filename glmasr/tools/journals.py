@@ -18,7 +18,7 @@ Outputs = dict[str, Path]  # format -> the file of a recording
 
 
 class Journals:
-    """`find_model` gives the directory of the checkpoint, `options` are as `Recognizer.check` gives them."""
+    """`find_model` returns the directory of the checkpoint, `options` are as `Recognizer.check` returns them."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What happens to a recording, as a picture: waveform, log-mel, where the text looked in the sound, and the search.
+"""What happens to a recording, as a picture: waveform, log-mel, what the text attends to, and the search.
 
     with explain.observed(recognizer) as run:
         recognizer.transcribe("talk.wav")
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["check", "draw", "first_window"]
 
 ENDINGS = (".png", ".svg", ".pdf")
-# Fonts with Chinese characters, in the order in which they are looked for.
+# Fonts with Chinese characters, in the order in which they are attended for.
 CHINESE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -47,8 +47,8 @@ CHINESE_FONTS = (
     "Arial Unicode MS",
 )
 ABREAST = 5  # candidates of a step, or sequences kept in it
-STEPS = 36  # steps of a search; the others are told about
-BANDS = 80  # of the log-mel of a model that hears samples
+STEPS = 36  # steps of a search; a note counts the others
+BANDS = 80  # of the log-mel drawn for a model that takes samples
 
 INK, SOFT, FAINT, SOUND, CHOSEN = "#1f2328", "#59636e", "#d1d9e0", "#0969da", "#bc4c00"
 
@@ -69,7 +69,7 @@ def check(path: str, recordings: Sequence[str] = ()) -> None:
 
 
 def draw(recognizer: Any, samples: Tensor, searches: Sequence[Search], path: str, *, begin: float = 0.0) -> list[str]:
-    """Writes the picture of a window, whole or not at all, in the format that the file's name says; gives warnings.
+    """Writes the picture of a window, whole or not at all, in the format that the file's name says; returns warnings.
 
     recognizer  with its modules as they are to be read (`load(plain=True)`), or with 8-bit linears
     samples     (S,) at 16 kHz of the window; none where all is silent
@@ -90,26 +90,26 @@ def draw(recognizer: Any, samples: Tensor, searches: Sequence[Search], path: str
     said = "".join(label(recognizer.tokenizer, number) for number in reading.ids) if reading else ""
     lacking = chinese is None and any("\u2e80" <= letter <= "\uffdc" for letter in said)
     style: dict[Any, Any] = {"font.family": ["DejaVu Sans", chinese] if chinese else ["DejaVu Sans"], "font.size": 9}
-    style |= {"svg.hashsalt": "glmasr"}  # with this and without the moment, the same recording gives the same file
+    style |= {"svg.hashsalt": "glmasr"}  # with this and without the moment, the same recording makes the same file
     with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the one warning below says it
         tokens = len(reading.ids) if reading else 0
         heights = [1.1, 2.0, min(6.0, max(2.2, 0.19 * tokens)), 2.4]
         figure = Figure(figsize=(10, sum(heights) + 1.6), layout="constrained")
-        wave, mel, looked, searched = figure.subplots(4, 1, height_ratios=heights)
+        wave, mel, attended, searched = figure.subplots(4, 1, height_ratios=heights)
         mel.sharex(wave)
-        looked.sharex(wave)
+        attended.sharex(wave)
         draw_waveform(wave, samples, begin)
         draw_log_mel(mel, recognizer, samples, begin)
         if reading and search:
-            draw_attention(looked, recognizer.tokenizer, reading, begin)
+            draw_attention(attended, recognizer.tokenizer, reading, begin)
             wide = max(map(len, search.steps), default=0) > 1
             (draw_beams if wide else draw_candidates)(searched, recognizer.tokenizer, search, reading)
         else:
-            for axes in (looked, searched):
+            for axes in (attended, searched):
                 axes.set_axis_off()
-            looked.set_title("all of it is silent: no text was searched for", loc="left")
-        for axes in (wave, mel, looked):
+            attended.set_title("all of it is silent: no text was searched for", loc="left")
+        for axes in (wave, mel, attended):
             axes.set_xlim(begin, begin + max(1, len(samples)) / SAMPLE_RATE)
             axes.spines[["top", "right"]].set_visible(False)
         kind, picture = Path(path).suffix.lower()[1:], io.BytesIO()
@@ -123,7 +123,7 @@ def draw(recognizer: Any, samples: Tensor, searches: Sequence[Search], path: str
 
 
 def small(picture: io.BytesIO) -> bytes:
-    """A PNG with 256 colors: half the size, and nobody sees it."""
+    """A PNG with 256 colors: half the size, and nobody sees the difference."""
     from PIL import Image  # matplotlib can't do without it either
 
     smaller = io.BytesIO()
@@ -144,8 +144,8 @@ def draw_waveform(axes: "Axes", samples: Tensor, begin: float) -> None:
 
 def draw_log_mel(axes: "Axes", recognizer: Any, samples: Tensor, begin: float) -> None:
     encoder = recognizer.config.encoder
-    hears_samples = bool(getattr(encoder, "convolutions", ()))
-    bands, frames = BANDS if hears_samples else encoder.bands, max(1, -(-len(samples) // HOP))
+    takes_samples = bool(getattr(encoder, "convolutions", ()))
+    bands, frames = BANDS if takes_samples else encoder.bands, max(1, -(-len(samples) // HOP))
     mel = torch.cat([*sound.log_mel(sound.windows(samples, recognizer.config.window), bands)], dim=1)[:, :frames]
     axes.imshow(
         mel.numpy(),
@@ -155,7 +155,7 @@ def draw_log_mel(axes: "Axes", recognizer: Any, samples: Tensor, begin: float) -
         interpolation="nearest",
         extent=(begin, begin + frames * HOP / SAMPLE_RATE, 0, bands),
     )
-    note = "; this model hears the samples, the log-mel is for the eye" if hears_samples else ""
+    note = "; this model takes the samples, the log-mel is only drawn" if takes_samples else ""
     axes.set_title(f"log-mel: {bands} bands, {frames:,} frames of {1000 * HOP // SAMPLE_RATE} ms{note}", loc="left")
     axes.tick_params(labelbottom=False)
     axes.set_ylabel("mel band")
@@ -192,7 +192,7 @@ def draw_candidates(axes: "Axes", tokenizer: Any, search: Search, reading: Readi
     count = min(ABREAST, logprobs.shape[-1])
     for step, chosen in enumerate(ids):
         likely = logprobs[step].topk(count).indices.tolist()
-        # What the rules made of it may lie farther behind.
+        # The token that the rules chose instead may rank lower.
         likely = likely if chosen in likely else [*likely[:-1], chosen]
         for rank, number in enumerate(likely):
             value = float(logprobs[step, number].exp())

@@ -29,10 +29,12 @@ class Progress:
         self.close()
 
     def close(self) -> None:
+        """Removes the bar, if any, from the terminal."""
         if self.bar is not None:
             self.bar.close()
 
     def next(self) -> None:
+        """Starts the bar of the next recording; without a percentage if the file doesn't state its length."""
         self.close()
         self.bar, self.number, self.start = None, self.number + 1, time.perf_counter()
         if self.hidden or self.number == len(self.names):

@@ -15,10 +15,10 @@ Item = (
 
 
 class Batcher:
-    """Takes what is to be decoded by `add` and gives parts in the order in which it came: as many windows at a time as
+    """Takes what is to be decoded by `add` and yields parts in the order in which it came: as many windows at a time as
     `most`.
 
-    `soon`: fewer at first, and each time twice as many, for somebody waits for the text.
+    `soon`: fewer at first, and each time twice as many: the first text comes soon.
 
     Jobs stay in the order in which they come: to sort them by length, all would have to be read before the first text.
     Nor is there much to gain: windows that are cut have about one length, and what is padded to speech is decoded with

@@ -1,4 +1,4 @@
-"""A stream of samples -> windows that a model takes: cut where nobody speaks, or where it is quiet.
+"""A stream of samples -> windows that a model takes: cut where there is no speech, or where it is quiet.
 
     blocks (any,) -> frames of 32 ms, each with a probability of speech -> Window, Window, ...
     blocks (any,) -> frames of 10 ms, each with a loudness -> Window, Window, ...
@@ -39,7 +39,7 @@ PAUSE = 94  # 3 s: a longer pause ends a window; shorter ones stay, for the mode
 @dataclass(frozen=True)
 class Window:
     """Samples (S,) of a recording, of which `start` lie before them. `speech`: (first sample, the one after the last)
-    of each stretch that is spoken, where a detector has told.
+    of each stretch that is spoken, where a detector has run.
     """
 
     start: int
@@ -53,10 +53,11 @@ class Window:
 
     @property
     def seconds(self) -> float:
+        """Length of the samples, without padding."""
         return len(self.samples) / SAMPLE_RATE
 
     def sound_span(self) -> tuple[float, float]:
-        """Seconds, from the start of the recording, between which somebody speaks, or there is sound; all of the window
+        """Seconds, from the start of the recording, between which there is speech, or sound; all of the window
         if there is none.
         """
         if self.speech:
@@ -85,7 +86,7 @@ class Window:
         return len(alike) > 0 and bool(alike.median() > MAX_SIMILARITY)
 
     def voiced(self) -> Tensor:
-        """For each 10 ms (ceil(S / 160),), bool: whether somebody speaks there."""
+        """For each 10 ms (ceil(S / 160),), bool: whether it is speech."""
         if self.speech is None:
             return voiced(self.samples)
         found = torch.zeros(-(-len(self.samples) // HOP), dtype=torch.bool)

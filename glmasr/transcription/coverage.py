@@ -1,4 +1,4 @@
-"""Is speech lost? Stretches of a window in which somebody speaks and that no text covers, and texts too short for the
+"""Is speech lost? Stretches of speech in a window that no text covers, and texts too short for the
 speech under them.
 
 A decoder can stop in the middle of a window, jump over a sentence, or write a sentence once that was said three times,
@@ -13,13 +13,13 @@ from difflib import SequenceMatcher
 import regex
 from torch import Tensor
 
-FRAME = 0.01  # seconds, of what `vad.voiced` gives
+FRAME = 0.01  # seconds, of each value of `vad.voiced`
 AGAIN = 0.5  # seconds of voice without text that are decoded again
 REPORTED = 1.0  # seconds of voice without text that are reported; a cough is shorter
 SLOW = 6.0  # letters a second of voice; who speaks slowest in 383 recordings of 87 people says 8
 USUAL = 13.0  # letters a second of voice; a text with fewer that spans a pause may have jumped over what is beside it
 PAUSE = 0.4  # seconds without voice
-FAST = 25.0  # letters a second of voice; nobody says more
+FAST = 25.0  # letters a second of voice; no speech has more
 SAME = 0.95  # of two texts' letters are in both, in order: they say the same
 ALLOWED = 0.5  # seconds of voice that a text needn't cover: breath, laughter, a word drawn out
 # Scripts whose signs are syllables, or of which a few make one.

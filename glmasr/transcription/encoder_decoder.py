@@ -34,18 +34,22 @@ class EncoderDecoderFamily:
 
     @property
     def config(self) -> EncoderDecoderConfig:
+        """The model's configuration."""
         return self.model.config
 
     @property
     def detects_language(self) -> bool:
+        """Whether there are language tokens; English-only Whispers have none."""
         return bool(self.config.languages)
 
     @property
     def languages(self) -> tuple[str, ...]:
-        return tuple(self.config.languages) or ("en",)  # a Whisper of one language knows English
+        """Languages with a token; English for a model without language tokens."""
+        return tuple(self.config.languages) or ("en",)  # a Whisper of one language is English-only
 
     @property
     def samples_per_state(self) -> int:
+        """Samples per encoder state: cross-attention reads every one of them."""
         return self.config.encoder.stride
 
     def check_tokenizer(self) -> None:
@@ -68,6 +72,7 @@ class EncoderDecoderFamily:
                 )
 
     def timed(self, options: Options) -> bool:
+        """What the options say; by default, whether the model has time tokens."""
         return bool(options.timestamps) or options.timestamps is None and self.config.no_timestamps is not None
 
     def rules(self, language: str, options: Options) -> list[Rule]:
@@ -80,7 +85,7 @@ class EncoderDecoderFamily:
             some = ", ".join([*ours, *others[:8], *["..."] * (len(others) > 8)])
             way = "; for Cantonese take zh" if language == "yue" and "zh" in known else alike(asked, known)
             several = f"this model has tokens for {some}, and 'auto' lets it judge{way}"
-            one = "this model knows one language only and has no tokens for others; expected 'auto' or 'en'"
+            one = "this model supports one language only and has no tokens for others; expected 'auto' or 'en'"
             raise OptionError(f"language is {asked!r}; {several if known else one}")
         timed = self.timed(options)
         self.model.prompt(next(iter(known), None), options.task, timed)
@@ -89,6 +94,7 @@ class EncoderDecoderFamily:
         return self._rules[timed]
 
     def padded_length(self, window: Window, options: Options) -> int:
+        """A full window, as in training; with `pad_to` "speech", about a multiple of PAD_STEP."""
         full = self.config.window
         return (
             full
@@ -146,12 +152,15 @@ class EncoderDecoderFamily:
         return language_turns(window, cross, self.samples_per_state, names, detect)
 
     def prompt(self, language: str, options: Options) -> list[int]:
+        """Special tokens for language, task and times, so a window can be decoded again in another language."""
         return self.model.prompt(language, options.task, self.timed(options))
 
     def token_limit(self, prompt: int) -> int:
+        """Learned positions that the prompt leaves free."""
         return self.config.decoder.positions - prompt
 
     def text(self, ids: list[int]) -> str:
+        """The decoded text without time tokens."""
         return self.tokenizer.decode([id_ for id_ in ids if not self._is_time(id_)]).strip()
 
     def segments(self, window: Window, ids: list[int]) -> list[Piece]:
@@ -181,14 +190,20 @@ class EncoderDecoderFamily:
 
     @torch.inference_mode()
     def read_again(
-        self, window: Window, audio: list[tuple[Tensor, Tensor]], prompt: list[int], ids: list[int]
+        self,
+        window: Window,
+        audio: list[tuple[Tensor, Tensor]],
+        prompt: list[int],
+        ids: list[int],
+        every_head: bool = False,
     ) -> Reading:
         """After a prompt that asks for no times, as the text has none."""
         config = self.config
         if config.no_timestamps is not None and prompt[-1] != config.no_timestamps:
             prompt = [*prompt, config.no_timestamps]
         ids = ids[: config.decoder.positions - len(prompt) - 1]
-        heads = config.alignment_heads or all_heads(config.decoder.layers, config.decoder.heads)
+        heads = () if every_head else config.alignment_heads
+        heads = heads or all_heads(config.decoder.layers, config.decoder.heads)
         reading = read_cross(self.model.decoder, prompt, ids, config.end, audio, heads)
         # TRAP: frames of padding have to go before the softmax, which would give them a share.
         frames = -(-len(window.samples) // self.samples_per_state)

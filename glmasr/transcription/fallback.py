@@ -1,7 +1,7 @@
 """What to do with an answer that fails the checks: try again at a higher temperature, or take the window for silence.
 
 The best tokens can fall into a loop or be a wild guess. A loop compresses well and a guess has a low log-probability,
-so both can be told without the right text. Sampling gets out of a loop, the more surely the higher the temperature.
+so both can be detected without the right text. Sampling gets out of a loop, the more surely the higher the temperature.
 
 The limits and what they mean are those of transcribe.py of openai/whisper; Radford et al. 2022, "Robust Speech
 Recognition via Large-Scale Weak Supervision", section 4.5.
@@ -60,7 +60,7 @@ class Limits:
 
     compression_ratio: a text that compresses better repeats itself.
     mean_logprob: tokens that are less likely on average are a guess.
-    no_speech: if the model says with more than this probability that nobody speaks, a guess is silence.
+    no_speech: if the model says with more than this probability that there is no speech, a guess is silence.
     tones: a text that was found in what sounds like tones has to be surer than this mean log-probability.
     """
 
@@ -80,5 +80,5 @@ class Limits:
         return tuple(name for name, holds in found.items() if holds)
 
     def silent(self, hypothesis: Hypothesis, no_speech: float) -> bool:
-        """Whether the window is to be skipped, whatever the text: probably nobody speaks, and the text is a guess."""
+        """Whether the window is to be skipped, whatever the text: probably no speech, and the text is a guess."""
         return no_speech > self.no_speech and not hypothesis.mean_logprob > self.mean_logprob

@@ -18,7 +18,7 @@ from .language import canonical
 from .options import Options
 
 AFTER_SPEECH = 1.0  # seconds that are encoded after the last sound, where a window is not encoded to its end
-LONG_PAUSE = 10.0  # seconds, after which somebody else may speak, in another language
+LONG_PAUSE = 10.0  # seconds, after which another speaker, in another language, is likely
 SURE = 0.8  # probability with which a window changes the language of a recording
 
 
@@ -36,6 +36,7 @@ class LanguageState:
 
     @property
     def auto(self) -> bool:
+        """Whether the language is to be detected."""
         return self.requested == "auto"
 
     def choose(self, probabilities: dict[str, float], begin: float, speech: bool) -> str:
@@ -55,6 +56,7 @@ class RecordingState:
 
     @classmethod
     def of(cls, language: str, detected: str = "", until: float = 0.0) -> "RecordingState":
+        """`language`: as requested, or "auto"; `detected` up to second `until`: what an interrupted run had found."""
         return cls(LanguageState(language, detected, until))
 
 
@@ -84,7 +86,7 @@ class EncodedBatch:
                 layer
     prompts     ids of each window's prompt
     languages   of each window; "" where nothing says so
-    no_speech   probability that nobody speaks; None: the search finds out
+    no_speech   probability of no speech; None: the search finds out
     runners_up  where the language isn't sure, the next likely one; else ""
     pieces      of a window in several languages, each with its own; else []
     states      the languages of the recordings after these windows
@@ -132,13 +134,15 @@ class Piece:
 class Family(Protocol):
     """What differs between GLM-ASR and the encoder-decoder."""
 
-    long_form: tuple[str, ...]  # values of `Options.long` that it knows
+    long_form: tuple[str, ...]  # values of `Options.long` that it supports
 
     @property
-    def config(self) -> GlmAsrConfig | EncoderDecoderConfig: ...
+    def config(self) -> GlmAsrConfig | EncoderDecoderConfig:
+        """The model's configuration."""
 
     @property
-    def detects_language(self) -> bool: ...
+    def detects_language(self) -> bool:
+        """Whether the model gives a probability for each language; else the language is inferred from the text."""
 
     @property
     def samples_per_state(self) -> int:
@@ -165,7 +169,8 @@ class Family(Protocol):
         """Samples that a window is padded to before it is encoded."""
         ...
 
-    def encode(self, jobs: list[Job], length: int, options: Options, states: States) -> EncodedBatch: ...
+    def encode(self, jobs: list[Job], length: int, options: Options, states: States) -> EncodedBatch:
+        """Encodes the windows of some jobs, padded to `length` samples. `states`: the languages so far; not changed."""
 
     def prompt(self, language: str, options: Options) -> list[int]:
         """The prompt of a window in this language; only asked for where `EncodedBatch.runners_up` has one."""
@@ -175,15 +180,18 @@ class Family(Protocol):
         """Tokens that an answer to a prompt of this length may have."""
         ...
 
-    def text(self, ids: list[int]) -> str: ...
+    def text(self, ids: list[int]) -> str:
+        """The text of an answer, stripped, without special tokens."""
 
     def segments(self, window: Window, ids: list[int]) -> list[Piece]:
         """An answer, cut at its times; no piece is without a text."""
         ...
 
-    def read_again(self, window: Window, audio: Any, prompt: list[int], ids: list[int]) -> Reading:
-        """A text's ids, without times, read once more in one pass; `audio` as `EncodedBatch.rows` gives it of one
-        window."""
+    def read_again(
+        self, window: Window, audio: Any, prompt: list[int], ids: list[int], every_head: bool = False
+    ) -> Reading:
+        """A text's ids, without times, read once more in one pass, with the alignment heads, or with all where none are
+        known; `audio` as `EncodedBatch.rows` gives it of one window."""
         ...
 
     def resume(self, window: Window, ids: list[int]) -> float:
@@ -205,5 +213,5 @@ def whole_text(window: Window, text: str, ids: list[int]) -> list[Piece]:
 
 
 def after_speech(state: LanguageState, language: str, window: Window) -> LanguageState:
-    """The language of a recording after a window in which somebody spoke."""
+    """The language of a recording after a window with speech."""
     return replace(state, detected=language, until=window.begin + window.seconds)

@@ -36,14 +36,17 @@ class GlmAsrFamily:
 
     @property
     def config(self) -> GlmAsrConfig:
+        """The model's configuration, with or without CUDA graphs."""
         return self.model.config
 
     @property
     def languages(self) -> tuple[str, ...]:
+        """All of LANGUAGES but "auto": they act by forbidden scripts, as there are no language tokens."""
         return tuple(name for name in LANGUAGES if name != "auto")
 
     @property
     def samples_per_state(self) -> int:
+        """Samples per audio embedding, which is made of `merge` encoder states."""
         return HOP * 2 * self.config.merge  # the second convolution halves the frames
 
     def check_tokenizer(self) -> None:
@@ -58,6 +61,7 @@ class GlmAsrFamily:
             )
 
     def timed(self, options: Options) -> bool:
+        """False: the vocabulary has no time tokens."""
         return False
 
     def rules(self, language: str, options: Options) -> list[Rule]:
@@ -67,7 +71,7 @@ class GlmAsrFamily:
             expected = f"expected one of {', '.join(LANGUAGES)}{alike(asked, LANGUAGES)}"
             raise OptionError(f"language is {asked!r}, {expected}")
         if options.task != "transcribe":
-            raise OptionError(f"task is {options.task!r}; this model knows 'transcribe' only")
+            raise OptionError(f"task is {options.task!r}; this model supports 'transcribe' only")
         if options.timestamps:
             raise OptionError(
                 "this model has no time tokens; models of the encoder-decoder family have "
@@ -82,12 +86,15 @@ class GlmAsrFamily:
         return self._rules[among]
 
     def padded_length(self, window: Window, options: Options) -> int:
+        """A full window, as in training and for long jobs; with `pad_to` "speech", a multiple of PAD_STEP."""
         full = self.config.window
         if options.pad_to == "window" or len(window.samples) > full:
             return full
         return padded_to_speech(window, full, PAD_STEP)
 
     def encode(self, jobs: list[Job], length: int, options: Options, states: States) -> EncodedBatch:
+        """Prompts depend on the number of audio embeddings only. No language is detected: a requested one acts through
+        `rules`."""
         full = self.config.window
         samples = [job.window.samples for job in jobs]
         audio = self.embed_all([each if len(each) > full else each[:length] for each in samples], length)
@@ -96,6 +103,7 @@ class GlmAsrFamily:
         return EncodedBatch(audio, prompts, languages, states=states)
 
     def prompt(self, language: str, options: Options) -> list[int]:
+        """Raises NotImplementedError: `runners_up` is None in this family, so nothing calls it."""
         raise NotImplementedError("it depends on the sound, not on the language")
 
     @torch.inference_mode()
@@ -127,23 +135,30 @@ class GlmAsrFamily:
         return [torch.cat([next(rest) for _ in range(count)]) for count in counts]
 
     def token_limit(self, prompt: int) -> int:
-        # TRAP: the positions of the model are no limit, as in Transformers: rotary positions go on beyond.
+        """No limit. TRAP: the model's `positions` are none, as in Transformers: rotary positions go on beyond."""
         return UNLIMITED
 
     def text(self, ids: list[int]) -> str:
+        """The decoded text; there are no time tokens to remove."""
         return self.tokenizer.decode(ids).strip()
 
     def segments(self, window: Window, ids: list[int]) -> list[Piece]:
+        """A single piece over the window's `sound_span`; [] without text."""
         return whole_text(window, self.text(ids), ids)
 
     @torch.inference_mode()
-    def read_again(self, window: Window, audio: list[Tensor], prompt: list[int], ids: list[int]) -> Reading:
+    def read_again(
+        self, window: Window, audio: list[Tensor], prompt: list[int], ids: list[int], every_head: bool = False
+    ) -> Reading:
+        """With the whole prompt, as it is what the text's keys are in; the audio embeddings are made already."""
         config, model = self.config, self.model.model if isinstance(self.model, GraphedModel) else self.model
-        heads = config.alignment_heads or all_heads(config.decoder.layers, config.decoder.heads)
+        heads = () if every_head else config.alignment_heads
+        heads = heads or all_heads(config.decoder.layers, config.decoder.heads)
         tokens = torch.tensor([[*prompt, *ids, config.stop[0]]], device=model.device)
         first = prompt.index(config.audio_token)
         sound = slice(first, first + len(audio[0]))
         return read_prompted(model.decoder, model.embed(tokens, audio), len(prompt), ids, sound, heads)
 
     def resume(self, window: Window, ids: list[int]) -> float:
+        """The end of the window: without times it isn't known where a sentence ends."""
         return window.begin + window.seconds

@@ -1,6 +1,6 @@
 """A recording -> what is to be decoded of it, in the three ways of `Options.long`.
 
-cut     windows that are cut where nobody speaks or it is quiet; they don't depend on each other
+cut     windows that are cut where there is no speech or it is quiet; they don't depend on each other
 whole   one job with all windows, as the published GLM-ASR was used
 seek    as openai/whisper, transcribe.py: each window begins where the last complete sentence of the one before ended
 """
@@ -31,13 +31,13 @@ class Reading:
     carried (what is read again says the same again), and whether it has failed."""
 
     warnings: list[str] = field(default_factory=list)
-    told: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
     failed: bool = False
 
 
 class Reader:
-    """A stream of blocks (any,), from which the first `window` samples were read, to know whether there are more.
-    Iterated, it gives all samples. `seconds` is what was read so far, `left_out` what of it was not decoded."""
+    """A stream of blocks (any,), from which the first `window` samples were read, to see whether more follow.
+    Iterating yields all samples. `seconds` is what was read so far, `left_out` what of it was not decoded."""
 
     def __init__(self, blocks: Iterable[Tensor], window: int):
         self._blocks, self._buffer, self._read, self.left_out = iter(blocks), torch.zeros(0), 0, 0.0
@@ -46,6 +46,7 @@ class Reader:
 
     @property
     def seconds(self) -> float:
+        """Length of what was read so far, the buffer included."""
         return self._read / SAMPLE_RATE
 
     def _fill(self, count: int) -> None:
@@ -64,6 +65,7 @@ class Reader:
         return self._buffer[:count]
 
     def skip(self, count: int) -> None:
+        """Drops the next `count` samples, which `peek` has read."""
         self._buffer = self._buffer[count:]
 
     def take(self, most: int) -> Tensor:

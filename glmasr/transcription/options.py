@@ -9,7 +9,7 @@ from ..errors import OptionError
 from . import chinese_script
 from .fallback import TEMPERATURES
 
-MOST_BEAMS = 64  # memory and time grow with them; nobody has seen a gain beyond ten
+MOST_BEAMS = 64  # memory and time grow with them; no gain is known beyond ten
 MOST_BATCH = 4096
 
 
@@ -66,7 +66,7 @@ class Options:
         return self.temperatures if self.guards else self.temperatures[:1]
 
     def check(self, positions: int) -> None:
-        """Raises OptionError for a value out of range; `positions` is how many the model knows."""
+        """Raises OptionError for a value out of range; `positions` is how many the model has."""
         for name in ("beams", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             _require(value is None or is_integer(value) and value > 0, name, value, "a positive integer")
@@ -79,7 +79,7 @@ class Options:
             (self.max_new_tokens or 0) <= positions,
             "max_new_tokens",
             self.max_new_tokens,
-            f"at most {positions}, the positions that the model knows",
+            f"at most {positions}, the positions that the model has",
         )
         penalty = self.length_penalty
         good = isinstance(penalty, (int, float)) and abs(penalty) <= 100

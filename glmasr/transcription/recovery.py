@@ -85,8 +85,8 @@ def lacking(place: tuple[float, float]) -> str:
 
 
 def without_text(window: Window, segments: list[Segment]) -> Iterator[tuple[float, float]]:
-    """The places of a window, in seconds of the recording, where somebody speaks long enough to be reported and none of
-    these segments is."""
+    """The places of a window, in seconds of the recording, with speech long enough to be reported and none of these
+    segments."""
     covered = sorted((segment.start - window.begin, segment.end - window.begin, segment.text) for segment in segments)
     for stretch in coverage.stretches(window.voiced(), covered, coverage.REPORTED):
         if stretch.covering is None:

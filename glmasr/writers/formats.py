@@ -48,7 +48,7 @@ def as_vtt(transcript: Transcript, layout: Layout = DEFAULT, name: str = "") -> 
     """WebVTT (https://www.w3.org/TR/webvtt1/), with &, < and > as entities, and so no arrow in a text."""
     blocks = ["WEBVTT\n"]
     if transcript.incomplete:
-        blocks.append(f"NOTE incomplete: the recording goes on behind {_stamp(length(transcript), '.')}\n")
+        blocks.append(f"NOTE incomplete: the recording goes on after {_stamp(length(transcript), '.')}\n")
     for cue in cues(transcript, layout):
         text = html.escape("\n".join(cue.lines), quote=False)
         blocks.append(f"{_stamp(cue.start, '.')} --> {_stamp(cue.end, '.')}\n{text}\n")

@@ -65,7 +65,7 @@ _SENTENCE_MARKS, _CLAUSE_MARKS = set("。｡．！？.!?"), set("，、､；：
 _OPENING = regex.compile(r"[\p{Ps}\p{Pi}]")
 _ENDING = regex.compile(r"[\p{Pe}\p{Pf}\"'＂＇]")  # what may stand between a sentence's mark and its end
 _CLOSING = regex.compile(r"[\p{Pe}\p{Pf}。｡．！？.!?，、､；：,;:…·・～％%‰℃]")
-_QUOTE = regex.compile(r"[\"'＂＇]")  # opening or closing, nobody knows: stays with both neighbors
+_QUOTE = regex.compile(r"[\"'＂＇]")  # opening or closing, it can't be known: stays with both neighbors
 _WORD = regex.compile(r"[\p{Latin}\p{Nd}]")
 
 _Step = tuple[int, int]

@@ -19,22 +19,32 @@ class Segment(Protocol):
     """What a writer asks of a segment: seconds from the start of the recording, and what was said there."""
 
     @property
-    def start(self) -> float: ...
+    def start(self) -> float:
+        """Seconds from the start of the recording."""
+
     @property
-    def end(self) -> float: ...
+    def end(self) -> float:
+        """Seconds from the start of the recording, not before `start`."""
+
     @property
-    def text(self) -> str: ...
+    def text(self) -> str:
+        """What was said, in any whitespace: `clean` puts it on one line."""
 
 
 class Transcript(Protocol):
     """What a writer asks of a transcript."""
 
     @property
-    def segments(self) -> Sequence[Segment]: ...
+    def segments(self) -> Sequence[Segment]:
+        """The segments in order of time."""
+
     @property
-    def seconds(self) -> float: ...
+    def seconds(self) -> float:
+        """Length of the recording, or of what was recognized of it."""
+
     @property
-    def incomplete(self) -> bool: ...
+    def incomplete(self) -> bool:
+        """Whether the recording goes on after `seconds`."""
 
 
 UNTIMED = 1000  # ms that a segment whose end is not after its start is shown, if there is room

@@ -1,0 +1,171 @@
+"""Words and their times: the path, the words of a text, and what both make of a recording."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import glmasr
+from glmasr.alignment import align
+from glmasr.alignment.times import in_order
+from glmasr.alignment.words import spans, spell
+
+
+def plain_path(cost: np.ndarray) -> list[int]:
+    """The path of least cost, cell by cell, as openai/whisper finds it; the first frame of each token."""
+    tokens, frames = cost.shape
+    total = np.full((tokens + 1, frames + 1), np.inf)
+    total[0, 0] = 0
+    for token in range(tokens):
+        for frame in range(frames):
+            before = min(total[token, frame], total[token, frame + 1], total[token + 1, frame])
+            total[token + 1, frame + 1] = cost[token, frame] + before
+    token, frame, found = tokens, frames, [0] * tokens
+    while token > 0:
+        found[token - 1] = frame - 1
+        steps = [(token - 1, frame - 1), (token - 1, frame), (token, frame - 1)]
+        token, frame = min(steps, key=lambda step: total[step])
+    return found
+
+
+@pytest.mark.parametrize("tokens, frames", [(1, 1), (1, 9), (7, 7), (5, 40), (30, 8), (40, 200)])
+def test_the_path_is_that_of_the_plain_recursion(tokens, frames):
+    draw = np.random.default_rng(tokens * frames)
+    for _ in range(5):
+        score = draw.normal(size=(tokens, frames))
+        assert align.starts(torch.tensor(score)).tolist() == plain_path(-score)
+
+
+def test_the_path_follows_the_diagonal():
+    score = torch.eye(6).repeat_interleave(5, dim=1)
+    assert align.starts(score).tolist() == [0, 5, 10, 15, 20, 25]
+
+
+def test_the_median_filter():
+    x = torch.tensor([[3.0, 0.0, 9.0, 1.0, 2.0]])
+    assert align.median_filter(x, 3).tolist() == [[0.0, 3.0, 1.0, 2.0, 1.0]]
+    assert align.median_filter(x, 1).tolist() == x.tolist()
+    assert align.median_filter(x[:, :1], 7).tolist() == [[3.0]]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (" Hello, world! It's 5-fold (really) - yes.", ["Hello,", "world!", "It's", "5-fold", "(really) -", "yes."]),
+        ("他说“好”，然后走了。2026年", ["他", "说", "“好”，", "然", "后", "走", "了。", "2026", "年"]),
+        ("「こんにちは」 パーティー", ["「こ", "ん", "に", "ち", "は」", "パー", "テ", "ィー"]),
+        ("OK吗？ $5 'tis", ["OK", "吗？", "$5", "'tis"]),
+        ("—你好 — world —", ["—你", "好 —", "world —"]),
+        ("naïve co-op…", ["naïve", "co-op…"]),
+        ("...", []),
+        ("", []),
+    ],
+)
+def test_words_of_a_text(text, expected):
+    assert [text[first:last] for first, last in spans(text)] == expected
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_words_hold_all_that_is_spoken(text):
+    found = spans(text)
+    assert all(first < last for first, last in found)
+    assert all(last <= following for (_, last), (following, _) in zip(found, found[1:], strict=False))
+    left = set(range(len(text))) - {place for first, last in found for place in range(first, last)}
+    if found:
+        assert all(text[place].isspace() for place in left)
+    else:
+        assert not any(sign.isalpha() or sign.isdigit() for sign in text)
+
+
+class Bytes:
+    """A decoder of ids that are bytes."""
+
+    def __init__(self):
+        self.left = b""
+
+    def feed(self, number):
+        self.left += bytes([number])
+        try:
+            text = self.left.decode()
+        except UnicodeDecodeError:
+            return ""
+        self.left = b""
+        return text
+
+    def finish(self):
+        return self.left.decode(errors="replace")
+
+
+def test_a_character_of_several_tokens_begins_with_the_first():
+    text, words = spell(list("好 ab".encode()), Bytes())
+    assert text == "好 ab"
+    assert [(word.begins, word.ends) for word in words] == [(0.0, 3.0), (4.0, 6.0)]
+
+
+class Pieces:
+    """A decoder whose tokens are the pieces of a list."""
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def feed(self, number):
+        return self.pieces[number]
+
+    def finish(self):
+        return ""
+
+
+def test_a_token_of_several_characters_is_shared():
+    _, words = spell([0, 1, 2], Pieces([" a(", "天气", " x"]))
+    assert [(word.begins, word.ends) for word in words] == [(0.0, 0.5), (1.0, 1.5), (1.5, 2.0), (2.0, 3.0)]
+
+
+@given(st.lists(st.tuples(st.floats(-1, 9), st.floats(-1, 9)), max_size=40), st.floats(0.01, 8))
+@settings(max_examples=300, deadline=None)
+def test_times_are_put_in_order(pairs, seconds):
+    found = in_order(pairs, 0.0, seconds)
+    assert len(found) == len(pairs)
+    least = min(0.02, seconds / max(1, len(pairs)))
+    place = 0.0
+    for begin, end in found:
+        assert begin >= place - 1e-9 and end - begin >= least - 1e-9 and end <= seconds + 1e-9
+        place = end
+
+
+def test_times_in_order_stay():
+    pairs = [(0.1, 0.3), (0.3, 0.34), (1.0, 2.0)]
+    assert in_order(pairs, 0.0, 2.0) == pairs
+
+
+# ---- of a recording --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["demo", "demo-article"])
+def recognizer(request):
+    return glmasr.load(request.param)
+
+
+@pytest.fixture(scope="module")
+def sound():
+    """Two recordings of the examples, with a pause between them, and the seconds at which their digits begin and end."""
+    english, chinese = (glmasr.audio.load(f"examples/{name}") for name in ("en.mp3", "zh.wav"))
+    return torch.cat([english, torch.zeros(16_000), chinese])
+
+
+def said(transcript):
+    return [word for segment in transcript.segments for word in segment.words]
+
+
+def test_words_of_a_recording(recognizer, sound):
+    plain = recognizer.transcribe(sound, sample_rate=16_000)
+    found = recognizer.transcribe(sound, sample_rate=16_000, words=True)
+    assert found.text == plain.text and not said(plain)
+    place = 0.0
+    for segment in found.segments:
+        assert (segment.start, segment.end) == (segment.words[0].start, segment.words[-1].end)
+        assert "".join(word.text for word in segment.words) == segment.text.replace(" ", "")
+        for word in segment.words:
+            assert place <= word.start < word.end <= found.seconds and 0 < word.probability <= 1
+            place = word.end
