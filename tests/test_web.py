@@ -304,6 +304,87 @@ def test_upload_transcribe_read_download(browse, server):
     assert page.errors() == []
 
 
+def test_words_are_marked_while_they_are_played(browse, server):
+    page = browse()
+    page.upload(EXAMPLES / "en.mp3")
+    assert page.transcribe() == TEXTS["en.mp3"]
+    assert page.all(".glm-word") == page.all(".glm-player") == []
+    page.find("#more button").click()
+    page.find("#words input").click()
+    page.find("#go").click()
+    words = page.wait(lambda: page.all("#details .glm-word"), "words")
+    assert page.text == TEXTS["en.mp3"] and [word.text for word in words] == TEXTS["en.mp3"].split()
+    assert page.all("#details td")[2].text == TEXTS["en.mp3"]
+    starts = [float(word.get_attribute("data-start")) for word in words]
+    player = "document.querySelector('.glm-player')"
+    marked = "[...document.querySelectorAll('.glm-word.now')].map(word => word.textContent)"
+    page.wait(lambda: page.script(f"return {player}.duration") > 3, "the recording")
+    page.script(  # each change of the mark, and where the player is then
+        "window.seen = []; new MutationObserver(() => { "
+        f"const now = {marked}; if (now.length) seen.push([now.join('+'), {player}.currentTime]) }})"
+        ".observe(document.querySelector('.glm-table'), {subtree: true, attributeFilter: ['class']})"
+    )
+    words[4].click()  # plays from there to the end
+    page.wait(lambda: page.script(f"return {player}.ended"), "the end")
+    seen = page.script("return seen")
+    assert seen and seen[0][0] == words[4].text and seen[0][1] == pytest.approx(starts[4], abs=0.5), seen
+    assert {text for text, _ in seen} <= {word.text for word in words[4:]}, seen  # and never two at once
+    page.script(f"{player}.currentTime = {starts[2] + 0.01}")  # as somebody moves it, while nothing plays
+    page.wait(lambda: page.script(f"return {marked}") == [words[2].text], "a mark")
+    assert page.script(f"return {player}.paused") and page.errors() == []
+
+
+def test_many_words_stay_quick_and_hostile_ones_are_text(browse, server):
+    """3,000 words within the three seconds of an example, as `page_views.table` writes them, in light and dark."""
+    from glmasr.pipeline import Segment, Word
+    from glmasr.server import page_texts, page_views
+
+    hostile = ["<script>window.hurt = 1</script>", '"><img src=x onerror="window.hurt = 2">', "${window.hurt = 3}"]
+    texts = [*hostile, *(f"word{number}" for number in range(2997))]
+    words = [Word(text, index / 1000, (index + 1) / 1000, index % 5 / 4) for index, text in enumerate(texts)]
+    rows = [words[index : index + 30] for index in range(0, 3000, 30)]
+    segments = [
+        Segment(row[0].start, row[-1].end, " ".join(word.text for word in row), words=tuple(row)) for row in rows
+    ]
+    source = page_views.table(segments, lambda name: page_texts.TEXTS[name][0])
+    page = browse()
+    page.upload(EXAMPLES / "en.mp3")
+    page.find("#more button").click()
+    page.find("#words input").click()
+    page.transcribe()
+    player = "document.querySelector('.glm-player')"
+    page.wait(lambda: page.script(f"return {player}.duration") > 3, "the recording")
+    took = page.driver.execute_script(
+        "const began = performance.now(); document.querySelector('.glm-table').outerHTML = arguments[0]; "
+        "document.body.getBoundingClientRect(); return performance.now() - began",
+        source,
+    )
+    assert took < 2000 and [word.text for word in page.all(".glm-word")[:3]] == hostile
+    page.driver.execute_script(  # the longest that a frame took while it plays
+        "window.longest = 0; let last = performance.now(); "
+        "(function frame() { const now = performance.now(); longest = Math.max(longest, now - last); last = now; "
+        "requestAnimationFrame(frame) })()"
+    )
+    page.all(".glm-word")[0].click()
+    page.wait(lambda: page.script(f"return {player}.ended"), "the end")
+    assert page.script("return longest") < 1000  # a busy machine
+    assert page.script("return document.querySelector('.glm-table').scrollTop") > 500  # it went along
+    page.script(f"{player}.currentTime = 1.5004")
+    now = page.wait(lambda: page.find(".glm-word.now"), "a mark")
+    box = page.find(".glm-table").rect
+    assert float(now.get_attribute("data-start")) == pytest.approx(1.5, abs=0.01)
+    assert box["y"] <= now.rect["y"] <= box["y"] + box["height"]
+    assert page.script("return window.hurt") is None and page.errors() == []
+    looks = []
+    for dark in (False, True):
+        page.script(f"document.body.classList.toggle('dark', {str(dark).lower()})")
+        style = "return ['backgroundColor', 'color'].map(name => getComputedStyle(document.querySelector(arguments[0]))[name])"
+        found = [page.driver.execute_script(style, f".glm-word{kind}") for kind in (".unsure", ".now", ":nth-child(3)")]
+        assert len({background for background, _ in found}) == 3  # unsure, played, neither
+        looks.append(found[0][1])
+    assert looks[0] != looks[1]
+
+
 def test_many_languages_can_be_searched_and_a_translation_asked_for(browse, polyglot, short):
     from glmasr.transcription.language import NAMES
 

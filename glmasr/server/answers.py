@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -17,12 +17,15 @@ from .problems import as_problem
 from .request_queue import Event, Finished
 
 
-def answer(finished: Finished, task: str, response_format: str) -> Response:
-    """The response to a recording in one of OpenAI's formats: json, verbose_json, text, or one of WRITERS."""
+def answer(
+    finished: Finished, task: str, response_format: str, granularities: Collection[str] = ("segment",)
+) -> Response:
+    """The response to a recording in one of OpenAI's formats: json, verbose_json, text, or one of WRITERS.
+    `granularities`: what verbose_json has, `forms.GRANULARITIES`."""
     if response_format == "json":
         return JSONResponse(as_json(finished))
     if response_format == "verbose_json":
-        return JSONResponse(as_verbose_json(finished, task))
+        return JSONResponse(as_verbose_json(finished, task, granularities))
     if response_format == "text":
         return PlainTextResponse(f"{finished.transcript.text}\n")
     return PlainTextResponse(WRITERS[response_format](finished.transcript))
@@ -36,9 +39,9 @@ def as_json(finished: Finished) -> dict[str, Any]:
     return {"text": transcript.text, "usage": usage, **warnings}
 
 
-def as_verbose_json(finished: Finished, task: str) -> dict[str, Any]:
-    """With the segments that have a text. As OpenAI's, these begin with the space that stands before them, and the
-    language of a translation is that of the text."""
+def as_verbose_json(finished: Finished, task: str, granularities: Collection[str] = ("segment",)) -> dict[str, Any]:
+    """With the segments that have a text, with the words, or with both. As OpenAI's, segments begin with the space that
+    stands before them, and the language of a translation is that of the text."""
     known = record(finished.transcript)
     language = "en" if task == "translate" else known["language"]
     texts = spaced([segment["text"] for segment in known["segments"]])
@@ -59,12 +62,18 @@ def as_verbose_json(finished: Finished, task: str) -> dict[str, Any]:
             zip(known["segments"], texts, finished.tokens, finished.seeks, strict=True)
         )
     ]
+    words = [
+        {"word": word.text, "start": word.start, "end": word.end, "probability": word.probability}
+        for segment in finished.transcript.segments
+        for word in segment.words
+    ]
     return {
         "task": task,
         "language": NAMES.get(language, language),
         "duration": known["seconds"],
         "text": known["text"],
-        "segments": segments,
+        **({"segments": segments} if "segment" in granularities else {}),
+        **({"words": words} if "word" in granularities else {}),
         **as_json(finished),
     }
 

@@ -126,7 +126,9 @@ class Service:
             events = await stack.enter_async_context(aclosing(self.queue.recognize(path, language, options)))
             if not stream:
                 finished = await unless_gone(request, asyncio.ensure_future(last(events)))
-                return await anyio.to_thread.run_sync(answer, finished, form.task, form.response_format)
+                return await anyio.to_thread.run_sync(
+                    answer, finished, form.task, form.response_format, form.granularities
+                )
             first = await unless_gone(request, asyncio.ensure_future(anext(events)))
             if isinstance(first, Began):  # an error before the first text has a status of its own
                 first = await unless_gone(request, asyncio.ensure_future(anext(events)))

@@ -38,9 +38,10 @@ def is_script(value: Any) -> bool:
 
 # What each function takes after the recording, by its number. What has no check here is one of the choices that a model
 # leaves; the task is none of them where it does not translate, and isn't sent then.
-CALLS = {0: ("language", "task"), 1: ("language", "timestamps", "beams", "fast", "script", "task")}
+CALLS = {0: ("language", "task"), 1: ("language", "timestamps", "words", "beams", "fast", "script", "task")}
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "timestamps": is_truth,
+    "words": is_truth,
     "beams": is_beams,
     "fast": is_truth,
     "script": is_script,

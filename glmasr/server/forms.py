@@ -29,6 +29,7 @@ from .problems import InvalidValue, MissingParameter, Problem, TooLarge, Unsuppo
 
 MOST_FIELDS = 50  # of a form
 TIMED = ("srt", "vtt", "verbose_json")  # formats with times
+GRANULARITIES = ("segment", "word")  # of times; as of OpenAI, the first one where none is asked for
 
 
 class Translation(BaseModel):
@@ -49,6 +50,11 @@ class Translation(BaseModel):
     temperature: float = Field(
         0.0, ge=0, le=1, allow_inf_nan=False, description="0: the best text is searched; above: it is sampled"
     )
+
+    @property
+    def granularities(self) -> frozenset[str]:
+        """Which of GRANULARITIES `verbose_json` has."""
+        return frozenset(GRANULARITIES[:1])
 
     def options(self, facts: Ready, max_duration: float) -> Options:
         """Of the pipeline, for a model with these facts. Raises Problem for what isn't supported."""
@@ -79,7 +85,10 @@ class Transcription(Translation):
         description="zh, yue, en, or what the model supports besides; by default it is detected",
     )
     timestamp_granularities: list[str] = Field(
-        [], alias="timestamp_granularities[]", description="segment; of verbose_json only"
+        [],
+        alias="timestamp_granularities[]",
+        description="segment (if none is asked for), word, or both; of verbose_json only. A word has `word`, `start`, "
+        "`end` and, not of OpenAI's API, `probability`",
     )
     track: str = Field(
         "",
@@ -89,6 +98,11 @@ class Transcription(Translation):
     )
     stream: bool = Field(False, description="events as soon as part of the recording is recognized; of json only")
 
+    @property
+    def granularities(self) -> frozenset[str]:
+        """Those that are asked for."""
+        return frozenset(self.timestamp_granularities) or super().granularities
+
     def options(self, facts: Ready, max_duration: float) -> Options:
         """The options that the fields ask for. Raises Problem, for a combination that isn't supported as well."""
         self.check_granularities()
@@ -97,17 +111,14 @@ class Transcription(Translation):
                 f"stream goes with response_format json, not {self.response_format}; leave one of them out", "stream"
             )
         track = int(self.track) if self.track.isdecimal() else self.track or None
-        return replace(super().options(facts, max_duration), track=track)
+        return replace(super().options(facts, max_duration), track=track, words="word" in self.granularities)
 
     def check_granularities(self) -> None:
         """Raises Problem unless there are none, or "segment" alone with verbose_json."""
         name = "timestamp_granularities[]"
-        granularities = set(self.timestamp_granularities)
-        if "word" in granularities:
-            raise UnsupportedValue(f"{name} is 'word', but the model has no times of words; ask for 'segment'", name)
-        if unknown := granularities - {"segment"}:
-            raise InvalidValue(f"{name} is {min(unknown)[:100]!r}, expected 'segment'", name)
-        if granularities and self.response_format != "verbose_json":
+        if unknown := set(self.timestamp_granularities) - set(GRANULARITIES):
+            raise InvalidValue(f"{name} is {min(unknown)[:100]!r}, expected 'segment' or 'word'", name)
+        if self.timestamp_granularities and self.response_format != "verbose_json":
             raise InvalidValue(f"{name} goes with response_format verbose_json, not {self.response_format}", name)
 
 
@@ -155,6 +166,11 @@ def invalid(error: RequestValidationError) -> Problem:
         return MissingParameter("the request has no form; expected multipart/form-data with file and model")
     if first["type"] == "missing":
         return MissingParameter(f"{param} is missing", param)
+    if (
+        first["type"] == "extra_forbidden"
+        and f"{param}[]" == Transcription.model_fields["timestamp_granularities"].alias
+    ):
+        return UnsupportedParameter(f"{param} is a list; send it as {param}[], once for each value", param)
     if first["type"] == "extra_forbidden":
         return UnsupportedParameter(f"{param} is not supported by this server; leave it out", param)
     if param == "file":

@@ -14,6 +14,7 @@ from abc import ABCMeta
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
+from urllib.parse import quote
 
 import anyio
 import gradio as gr
@@ -26,6 +27,7 @@ from gradio.data_classes import FileData
 from ..checkpoint.hub import BUILT_IN
 from ..pipeline import Options
 from ..transcription.language import join
+from . import page_words
 from .fence import Fence
 from .file_routes import add_file_routes
 from .messages import Began, PartReady
@@ -59,7 +61,7 @@ def add(
         blocks,
         "/",
         theme=gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"]),
-        css=CSS,
+        css=CSS + page_words.CSS,
         i18n=translations(),
         max_file_size=most_bytes,
         run_history=False,
@@ -132,6 +134,7 @@ def layout(name: str, queue: RequestQueue, handlers: "Handlers") -> Any:
                         info=say("timestamps_info"),
                         visible=facts.timestamps,
                     )
+                    words = gr.Checkbox(False, label=say("words"), info=say("words_info"), elem_id="words")
                     beams = gr.Slider(0, 10, 0, step=1, label=say("beams"), info=say("beams_info"))
                     fast = gr.Checkbox(False, label=say("fast"), info=say("fast_info"))
                     script = gr.Radio(
@@ -158,7 +161,7 @@ def layout(name: str, queue: RequestQueue, handlers: "Handlers") -> Any:
                     interactive=False,
                     elem_id="text",
                 )
-                details = gr.HTML(elem_id="details")
+                details = gr.HTML(elem_id="details", js_on_load=page_words.SCRIPT)
                 with gr.Row(elem_classes="glm-files"):
                     files = [
                         gr.DownloadButton(form, interactive=False, size="sm", min_width=50, elem_id=f"download-{form}")
@@ -175,7 +178,7 @@ def layout(name: str, queue: RequestQueue, handlers: "Handlers") -> Any:
         )
         run = go.click(
             handlers.show,
-            [recording, language, timestamps, beams, fast, script, *task],
+            [recording, language, timestamps, words, beams, fast, script, *task],
             [status, text, details, *files],
             api_visibility="private",
             concurrency_limit=None,
@@ -241,6 +244,7 @@ class Handlers:
         recording: str | None,
         language: str,
         timestamps: bool,
+        words: bool,
         beams: float,
         fast: bool,
         script: str,
@@ -256,6 +260,7 @@ class Handlers:
         options = Options(
             task,
             timestamps=timestamps or None,
+            words=words,
             beams=int(beams) or None,
             pad_to="speech" if fast else "window",
             script=script or None,
@@ -286,7 +291,8 @@ class Handlers:
     async def finished(self, event: Finished, recording: str, say: Callable[[str], str]) -> tuple[Any, ...]:
         """The final values of the page's outputs and download buttons; files are kept while it shows `recording`."""
         name = os.path.basename(recording)
-        *shown, files = await anyio.to_thread.run_sync(result, event, name, say)
+        source = f"gradio_api/file={quote(recording)}"  # relative: the page may stand behind a proxy's prefix
+        *shown, files = await anyio.to_thread.run_sync(result, event, name, say, source)
         paths = [self.uploads.keep(name, content, beside=recording) for name, content in files.items()]
         return (*shown, *(gr.update(value=path, interactive=True) for path in paths))
 

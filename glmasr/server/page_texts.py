@@ -31,6 +31,11 @@ TEXTS = {  # name -> English, Chinese
     "model": ("Model", "模型"),
     "timestamps": ("Times from the model", "由模型给出时间"),
     "timestamps_info": ("Segments with their own times, to 0.02 s", "按模型的时间标记分段，精确到 0.02 秒"),
+    "words": ("Word times", "逐词时间"),
+    "words_info": (
+        "The word being played is marked, a click on a word plays from there, unsure words are shaded",
+        "播放时标出当前的词，点击词语可从该处播放，没有把握的词加底色",
+    ),
     "beams": ("Beams", "束宽"),
     "beams_info": (
         "More are slower and sometimes better; 0 is the model's own number",
@@ -59,6 +64,8 @@ TEXTS = {  # name -> English, Chinese
     "unknown": ("unknown", "未知"),
     "start": ("Start", "开始"),
     "end": ("End", "结束"),
+    "player": ("The recording, word by word", "录音（逐词播放）"),
+    "unsure": ("unsure: {share:.0%}", "没有把握：{share:.0%}"),
 }
 
 

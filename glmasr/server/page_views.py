@@ -1,4 +1,5 @@
-"""What the page shows of a recording, as HTML: progress, waveform, table of segments; and the files to download.
+"""What the page shows of a recording, as HTML: progress, waveform, table of segments, their words; and the files to
+download.
 
 `say` of the functions: name -> text, `page_texts.translator`.
 """
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from ..pipeline import FLAGS, Segment
 from ..writers.formats import WRITERS
+from . import page_words
 from .request_queue import Finished
 
 BARS = 400  # columns of the waveform
@@ -36,14 +38,18 @@ CSS = """
 """
 
 
-def result(finished: Finished, name: str, say: Callable[[str], str]) -> tuple[str, str, str, dict[str, bytes]]:
-    """Values for status, text and details, and the files to download."""
+def result(
+    finished: Finished, name: str, say: Callable[[str], str], source: str
+) -> tuple[str, str, str, dict[str, bytes]]:
+    """Values for status, text and details, and the files to download. `source`: where a player gets the recording."""
     transcript = finished.transcript
     outcome = say("done") if transcript.text else say("silence")
     summary = say("summary").format(seconds=transcript.seconds, language=transcript.language or say("unknown"))
     notes = "".join(f'<div class="glm-note">{html.escape(warning)}</div>' for warning in transcript.warnings)
     status = f'<div class="glm-status" role="status">{html.escape(outcome)} · {html.escape(summary)}</div>{notes}'
-    details = waveform(finished.peaks, transcript.segments, transcript.seconds) + table(transcript.segments, say)
+    outline = waveform(finished.peaks, transcript.segments, transcript.seconds)
+    player = page_words.player(source, say) if any(segment.words for segment in transcript.segments) else ""
+    details = outline + player + table(transcript.segments, say)
     files = {f"{Path(name).stem}.{form}": WRITERS[form](transcript, name=name).encode() for form in FORMATS}
     return status, transcript.text, details, files
 
@@ -95,18 +101,19 @@ def mark(segment: Segment, scale: float, index: int) -> str:
 
 def table(segments: list[Segment], say: Callable[[str], str]) -> str:
     """The segments of a recording as an HTML table: start, end, text."""
-    rows = "".join(map(row, segments))
+    rows = "".join(row(segment, say) for segment in segments)
     return (
         f'<div class="glm-table"><table><thead><tr><th>{say("start")}</th><th>{say("end")}</th><th>{say("text")}</th>'
         f"</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
-def row(segment: Segment) -> str:
-    """A segment as a row of the table; one with flags is marked, and its tooltip says what they mean."""
+def row(segment: Segment, say: Callable[[str], str]) -> str:
+    """A segment as a row of the table, with its words if it has any; one with flags is marked, and its tooltip says
+    what they mean."""
     doubt = " class=doubt" if segment.flags else ""
     title = html.escape("; ".join(FLAGS[flag] for flag in segment.flags))
     return (
         f'<tr{doubt} title="{title}"><td class="time">{clock(segment.start)}</td>'
-        f'<td class="time">{clock(segment.end)}</td><td>{html.escape(segment.text)}</td></tr>'
+        f'<td class="time">{clock(segment.end)}</td><td>{page_words.text(segment, say)}</td></tr>'
     )
