@@ -105,6 +105,8 @@ def make_parser() -> Parser:
     add.add_argument("--max-new-tokens", type=positive, metavar="N", help="of a window (default: by its length)")
     add.add_argument("--max-duration", type=seconds, metavar="SECONDS", help="refuse what is longer (default: 12 h)")
     add.add_argument("--track", type=number_or_language, metavar="N|LANGUAGE", help="which of several audio tracks")
+    says = "a file with names to spell right, one a line, or the names themselves: 'GLM-ASR, Kowloon Tong:2'"
+    add.add_argument("--hotwords", metavar="FILE|NAME,...", help=says)
     scripts = ["simplified", "traditional"]
     add.add_argument("--script", choices=scripts, metavar="SCRIPT", help="simplified or traditional (extra [zh])")
 
@@ -156,6 +158,10 @@ def recognition_options(args: argparse.Namespace, recognizer: "Recognizer") -> "
     asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad".split()
     options = {name: getattr(args, name) for name in asked}
     options["languages"] = args.languages or ()
+    if args.hotwords is not None:
+        from glmasr.transcription import hotwords
+
+        options["hotwords"] = hotwords.read(args.hotwords)
     if args.timestamps is None and TIMED.intersection(args.format or ()) and recognizer.timed(glmasr.Options()):
         options["timestamps"] = True
     if args.max_duration:

@@ -44,6 +44,7 @@ from .transcription.encoder_decoder import EncoderDecoderFamily
 from .transcription.fallback import TEMPERATURES
 from .transcription.families import Job, LanguageState, RecordingState
 from .transcription.glm_asr import GlmAsrFamily
+from .transcription.hotwords import parse as parse_hotwords
 from .transcription.language import LANGUAGES, AnyTokenizer, canonical
 from .transcription.long_form import Reader, Reading, cut_jobs, items, untimed
 from .transcription.memory import batch_size
@@ -163,6 +164,7 @@ class Recognizer:
         track: int | str | None = None,
         languages: tuple[str, ...] = (),
         vad: str = "auto",
+        hotwords: Iterable[str | tuple[str, float]] = (),
         progress: Progress | None = None,
     ) -> Any:
         """Recognizes one recording, or a list of them in common batches.
@@ -196,6 +198,7 @@ class Recognizer:
             track=track,
             languages=tuple(languages or ()),
             vad=vad,
+            hotwords=parse_hotwords(hotwords),
         )
         recordings = audio if isinstance(audio, list) else [audio]
         transcripts = self._transcribe(recordings, language, options, sample_rate, progress)
@@ -361,6 +364,8 @@ class Recognizer:
                 "long is 'seek', which goes by the model's time tokens; it needs them "
                 "(timestamps not False, and a model that has them)"
             )
+        options = replace(options, hotwords=parse_hotwords(options.hotwords))
+        self.windows.biases.find(options.hotwords)
         return replace(options, beams=options.beams or self.config.beams, languages=languages)
 
     def jobs(self, reader: Reader, recording: RecordingState, options: Options = DEFAULTS) -> Iterator[Job]:

@@ -13,7 +13,7 @@ from ..audio import SAMPLE_RATE
 from ..config import EncoderDecoderConfig, GlmAsrConfig
 from ..rules import Rule
 from .chunking import Window
-from .language import canonical
+from .language import AnyTokenizer, canonical
 from .options import Options
 
 AFTER_SPEECH = 1.0  # seconds that are encoded after the last sound, where a window is not encoded to its end
@@ -122,6 +122,7 @@ class Family(Protocol):
     """What differs between GLM-ASR and the encoder-decoder."""
 
     long_form: tuple[str, ...]  # values of `Options.long` that it knows
+    tokenizer: AnyTokenizer
 
     @property
     def config(self) -> GlmAsrConfig | EncoderDecoderConfig: ...

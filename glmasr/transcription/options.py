@@ -6,7 +6,7 @@ from ..audio import MAX_DURATION
 from ..audio_files.tracks import check_track
 from ..config import is_integer, is_number
 from ..errors import OptionError
-from . import chinese_script
+from . import chinese_script, hotwords
 from .fallback import TEMPERATURES
 
 MOST_BEAMS = 64  # memory and time grow with them; nobody has seen a gain beyond ten
@@ -36,6 +36,8 @@ class Options:
     vad             "auto": where the extra [vad] is installed, only what it takes for speech is decoded; "off": all
                     that isn't silent
     languages       what `language` "auto" may choose among; empty: all languages of the model
+    hotwords        names to be spelled right: phrases, "Kowloon Tong:2" with a weight, or pairs (phrase, weight); what
+                    they change is in docs/HOTWORDS.md
     script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
     max_duration    seconds that a recording may have at most
     track           of a file with several tracks of sound: a number, from 1, or a language ("eng"); by default the one
@@ -57,6 +59,7 @@ class Options:
     track: int | str | None = None
     languages: tuple[str, ...] = ()
     vad: str = "auto"
+    hotwords: tuple[str | tuple[str, float], ...] = ()
 
     @property
     def temperature_schedule(self) -> tuple[float, ...]:
@@ -87,6 +90,7 @@ class Options:
         _require(good, "temperatures", self.temperatures, "numbers from 0 to 10, at least one")
         chinese_script.converter(self.script)
         check_track(self.track)
+        hotwords.parse(self.hotwords)
         _require(self.long in ("cut", "whole", "seek"), "long", self.long, "'cut', 'whole' or 'seek'")
         _require(self.vad in ("auto", "off"), "vad", self.vad, "'auto' or 'off'")
         _require(self.pad_to in ("window", "speech"), "pad_to", self.pad_to, "'window' or 'speech'")
