@@ -105,8 +105,11 @@ def make_parser() -> Parser:
     add.add_argument("--max-new-tokens", type=positive, metavar="N", help="of a window (default: by its length)")
     add.add_argument("--max-duration", type=seconds, metavar="SECONDS", help="refuse what is longer (default: 12 h)")
     add.add_argument("--track", type=number_or_language, metavar="N|LANGUAGE", help="which of several audio tracks")
-    says = "a file with names to spell right, one a line, or the names themselves: 'GLM-ASR, Kowloon Tong:2'"
+    says = "names to spell right: 'GLM-ASR, Kowloon Tong:2', or a file, one a line"
     add.add_argument("--hotwords", metavar="FILE|NAME,...", help=says)
+    add.add_argument("--prompt", default="", metavar="TEXT", help="what was said before (Whisper)")
+    says = "an experiment: instead of the instruction that GLM-ASR was trained with"
+    add.add_argument("--instruction", default="", metavar="TEXT", help=says)
     scripts = ["simplified", "traditional"]
     add.add_argument("--script", choices=scripts, metavar="SCRIPT", help="simplified or traditional (extra [zh])")
 
@@ -155,7 +158,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def recognition_options(args: argparse.Namespace, recognizer: "Recognizer") -> "Options":
     """Files of cues show the times that a model writes, even if they weren't asked for."""
-    asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad".split()
+    asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad prompt instruction".split()
     options = {name: getattr(args, name) for name in asked}
     options["languages"] = args.languages or ()
     if args.hotwords is not None:

@@ -165,6 +165,8 @@ class Recognizer:
         languages: tuple[str, ...] = (),
         vad: str = "auto",
         hotwords: Iterable[str | tuple[str, float]] = (),
+        prompt: str = "",
+        instruction: str = "",
         progress: Progress | None = None,
     ) -> Any:
         """Recognizes one recording, or a list of them in common batches.
@@ -199,6 +201,8 @@ class Recognizer:
             languages=tuple(languages or ()),
             vad=vad,
             hotwords=parse_hotwords(hotwords),
+            prompt=prompt,
+            instruction=instruction,
         )
         recordings = audio if isinstance(audio, list) else [audio]
         transcripts = self._transcribe(recordings, language, options, sample_rate, progress)

@@ -266,8 +266,8 @@ class GraphedModel(nn.Module):
     def encode(self, mel: Tensor, samples: Sequence[int]) -> list[Tensor]:
         return self.model.project(self.encoder(mel.to(self.device, self.dtype)), samples)
 
-    def prompt(self, tokenizer: TextEncoder, rows: int) -> list[int]:
-        return self.model.prompt(tokenizer, rows)
+    def prompt(self, tokenizer: TextEncoder, rows: int, instruction: str | None = None) -> list[int]:
+        return self.model.prompt(tokenizer, rows, instruction)
 
     def new_cache(self, rows: int, capacity: int) -> StaticCache:
         return StaticCache(self.pool, rows, capacity)

@@ -15,6 +15,7 @@ from .fallback import Limits
 from .families import SURE, EncodedBatch, Job, States, after_speech, padded_to_speech, whole_text
 from .language import LANGUAGES, AnyTokenizer, alike, canonical
 from .options import Options
+from .prompts import previous
 
 PAD_STEP = 12_800  # samples, 0.8 s, to about a multiple of which a window is padded
 
@@ -80,7 +81,7 @@ class EncoderDecoderFamily:
             one = "this model knows one language only and has no tokens for others; expected 'auto' or 'en'"
             raise OptionError(f"language is {asked!r}; {several if known else one}")
         timed = self.timed(options)
-        self.model.prompt(next(iter(known), None), options.task, timed)
+        self.prompt(next(iter(known), ""), options)
         if timed not in self._rules:
             self._rules[timed] = self.model.rules(timed)
         return self._rules[timed]
@@ -143,7 +144,10 @@ class EncoderDecoderFamily:
         return language_turns(window, cross, self.samples_per_state, names, detect)
 
     def prompt(self, language: str, options: Options) -> list[int]:
-        return self.model.prompt(language, options.task, self.timed(options))
+        if options.instruction:
+            raise OptionError("instruction is given, which GLM-ASR reads; this model reads none, but a prompt")
+        before = previous(self.tokenizer, options.prompt, self.config.decoder.positions)
+        return [*before, *self.model.prompt(language or None, options.task, self.timed(options))]
 
     def token_limit(self, prompt: int) -> int:
         return self.config.decoder.positions - prompt

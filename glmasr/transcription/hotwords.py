@@ -16,7 +16,7 @@ import regex
 import torch
 
 from ..config import is_number
-from ..errors import OptionError
+from ..errors import OptionError, TokenizerError
 from ..searching.automaton import Automaton, Borders, Spelling
 from . import chinese_script
 from .language import AnyTokenizer
@@ -248,12 +248,16 @@ class Biases:
         self._kept: dict[Hotwords, Automaton | None] = {}
 
     def find(self, hotwords: Any) -> Automaton | None:
-        """None without any. Raises OptionError for a phrase that the model can't write."""
+        """None without any. Raises OptionError for a phrase that the model can't write, or a vocabulary that can only
+        be decoded."""
         if not hotwords:
             return None
         listed = parse(hotwords)
         if listed not in self._kept:
-            found = automaton(listed, self._tokenizer, self._vocabulary, self._device)
+            try:
+                found = automaton(listed, self._tokenizer, self._vocabulary, self._device)
+            except TokenizerError as error:
+                raise OptionError(f"hotwords need a tokenizer that encodes: {error}") from None
             while len(self._kept) >= KEPT_LISTS:
                 self._kept.pop(next(iter(self._kept)), None)
             self._kept[listed] = found

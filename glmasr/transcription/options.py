@@ -11,6 +11,8 @@ from .fallback import TEMPERATURES
 
 MOST_BEAMS = 64  # memory and time grow with them; nobody has seen a gain beyond ten
 MOST_BATCH = 4096
+LONGEST_PROMPT = 10_000  # characters; of a prompt the last few hundred are read
+PROMPT = f"a text of at most {LONGEST_PROMPT:,} characters"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Options:
     languages       what `language` "auto" may choose among; empty: all languages of the model
     hotwords        names to be spelled right: phrases, "Kowloon Tong:2" with a weight, or pairs (phrase, weight); what
                     they change is in docs/HOTWORDS.md
+    prompt          of a Whisper: text that it takes for what was said before every window, such as names, or a style
+    instruction     of GLM-ASR, an experiment: what replaces the instruction that it was trained with
     script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
     max_duration    seconds that a recording may have at most
     track           of a file with several tracks of sound: a number, from 1, or a language ("eng"); by default the one
@@ -60,6 +64,8 @@ class Options:
     languages: tuple[str, ...] = ()
     vad: str = "auto"
     hotwords: tuple[str | tuple[str, float], ...] = ()
+    prompt: str = ""
+    instruction: str = ""
 
     @property
     def temperature_schedule(self) -> tuple[float, ...]:
@@ -91,6 +97,10 @@ class Options:
         chinese_script.converter(self.script)
         check_track(self.track)
         hotwords.parse(self.hotwords)
+        for name in ("prompt", "instruction"):
+            text = getattr(self, name)
+            good = isinstance(text, str) and len(text) <= LONGEST_PROMPT
+            _require(good, name, f"{text[:40]}..." if isinstance(text, str) else text, PROMPT)
         _require(self.long in ("cut", "whole", "seek"), "long", self.long, "'cut', 'whole' or 'seek'")
         _require(self.vad in ("auto", "off"), "vad", self.vad, "'auto' or 'off'")
         _require(self.pad_to in ("window", "speech"), "pad_to", self.pad_to, "'window' or 'speech'")
