@@ -108,6 +108,7 @@ def make_parser() -> Parser:
     says = "names to spell right: 'GLM-ASR, Kowloon Tong:2', or a file, one a line"
     add.add_argument("--hotwords", metavar="FILE|NAME,...", help=says)
     add.add_argument("--prompt", default="", metavar="TEXT", help="what was said before (Whisper)")
+    add.add_argument("--context", action="store_true", help="what was said is the prompt of what follows (Whisper)")
     says = "an experiment: instead of the instruction that GLM-ASR was trained with"
     add.add_argument("--instruction", default="", metavar="TEXT", help=says)
     scripts = ["simplified", "traditional"]
@@ -158,7 +159,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def recognition_options(args: argparse.Namespace, recognizer: "Recognizer") -> "Options":
     """Files of cues show the times that a model writes, even if they weren't asked for."""
-    asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad prompt instruction".split()
+    asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad prompt context instruction".split()
     options = {name: getattr(args, name) for name in asked}
     options["languages"] = args.languages or ()
     if args.hotwords is not None:

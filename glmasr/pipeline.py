@@ -166,6 +166,7 @@ class Recognizer:
         vad: str = "auto",
         hotwords: Iterable[str | tuple[str, float]] = (),
         prompt: str = "",
+        context: bool = False,
         instruction: str = "",
         progress: Progress | None = None,
     ) -> Any:
@@ -202,6 +203,7 @@ class Recognizer:
             vad=vad,
             hotwords=parse_hotwords(hotwords),
             prompt=prompt,
+            context=context,
             instruction=instruction,
         )
         recordings = audio if isinstance(audio, list) else [audio]
@@ -326,13 +328,11 @@ class Recognizer:
                     raise part
                 parts[index].append(part)
 
-        for index in sorted(
-            range(len(recordings)), key=lambda index: len(recordings[index])
-        ):  # like lengths, little padding
+        order = sorted(range(len(recordings)), key=lambda index: len(recordings[index]))  # like lengths, little padding
+        for index in order:
             self.check(languages[index], options)
-            for job in self.jobs(
-                Reader([recordings[index]], self.config.window), RecordingState.of(languages[index]), options
-            ):
+            reader, state = Reader([recordings[index]], self.config.window), RecordingState.of(languages[index])
+            for job in self.jobs(reader, state, options):
                 collect(batcher.add(index, job))
         collect(batcher.flush())
         ends = [len(samples) / sound.SAMPLE_RATE for samples in recordings]
@@ -368,9 +368,9 @@ class Recognizer:
                 "long is 'seek', which goes by the model's time tokens; it needs them "
                 "(timestamps not False, and a model that has them)"
             )
-        options = replace(options, hotwords=parse_hotwords(options.hotwords))
-        self.windows.biases.find(options.hotwords)
-        return replace(options, beams=options.beams or self.config.beams, languages=languages)
+        listed, beams = parse_hotwords(options.hotwords), options.beams or self.config.beams
+        self.windows.biases.find(listed)
+        return replace(options, beams=beams, languages=languages, hotwords=listed)
 
     def jobs(self, reader: Reader, recording: RecordingState, options: Options = DEFAULTS) -> Iterator[Job]:
         """The windows of a recording, cut where nobody speaks or it is quiet."""

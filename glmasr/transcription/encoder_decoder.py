@@ -15,7 +15,7 @@ from .fallback import Limits
 from .families import SURE, EncodedBatch, Job, States, after_speech, padded_to_speech, whole_text
 from .language import LANGUAGES, AnyTokenizer, alike, canonical
 from .options import Options
-from .prompts import previous
+from .prompts import check_previous, previous
 
 PAD_STEP = 12_800  # samples, 0.8 s, to about a multiple of which a window is padded
 
@@ -81,6 +81,8 @@ class EncoderDecoderFamily:
             one = "this model knows one language only and has no tokens for others; expected 'auto' or 'en'"
             raise OptionError(f"language is {asked!r}; {several if known else one}")
         timed = self.timed(options)
+        if options.context:
+            check_previous(self.tokenizer, "context")
         self.prompt(next(iter(known), ""), options)
         if timed not in self._rules:
             self._rules[timed] = self.model.rules(timed)
@@ -129,7 +131,8 @@ class EncoderDecoderFamily:
             languages.append(chosen)
             runners_up.append(other)
             pieces.append(turns)
-        prompts = [self.prompt(language, options) for language in languages]
+        before = [states[job.recording].context for job in jobs]
+        prompts = [self.prompt(language, options, text) for language, text in zip(languages, before, strict=True)]
         return EncodedBatch(cross, prompts, languages, no_speech.tolist(), runners_up, pieces, states)
 
     def _turns(
@@ -143,10 +146,10 @@ class EncoderDecoderFamily:
 
         return language_turns(window, cross, self.samples_per_state, names, detect)
 
-    def prompt(self, language: str, options: Options) -> list[int]:
+    def prompt(self, language: str, options: Options, context: str = "") -> list[int]:
         if options.instruction:
             raise OptionError("instruction is given, which GLM-ASR reads; this model reads none, but a prompt")
-        before = previous(self.tokenizer, options.prompt, self.config.decoder.positions)
+        before = previous(self.tokenizer, options.prompt, context, self.config.decoder.positions)
         return [*before, *self.model.prompt(language or None, options.task, self.timed(options))]
 
     def token_limit(self, prompt: int) -> int:

@@ -24,11 +24,12 @@ SURE = 0.8  # probability with which a window changes the language of a recordin
 @dataclass(frozen=True)
 class LanguageState:
     """The language of a recording so far: the one asked for; with "auto", the one detected last, and up to which
-    second."""
+    second. With `Options.context` also what was said."""
 
     requested: str
     detected: str = ""
     until: float = 0.0
+    context: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "requested", canonical(self.requested))

@@ -68,9 +68,9 @@ class GlmAsrFamily:
             raise OptionError(f"language is {asked!r}, {expected}")
         if options.task != "transcribe":
             raise OptionError(f"task is {options.task!r}; this model knows 'transcribe' only")
-        if options.prompt:
+        if options.prompt or options.context:
             raise OptionError(
-                "prompt is given, but GLM-ASR was trained with one prompt only and takes no text beside the sound; "
+                f"{'prompt' if options.prompt else 'context'} is given, but GLM-ASR was trained with one prompt only and takes no text beside the sound; "
                 "for names take hotwords"
             )
         self.instruction(options)

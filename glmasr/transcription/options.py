@@ -41,6 +41,8 @@ class Options:
     hotwords        names to be spelled right: phrases, "Kowloon Tong:2" with a weight, or pairs (phrase, weight); what
                     they change is in docs/HOTWORDS.md
     prompt          of a Whisper: text that it takes for what was said before every window, such as names, or a style
+    context         of a Whisper: what was said before is the prompt of the next window, after `prompt`. The windows of a
+                    recording are then decoded one by one
     instruction     of GLM-ASR, an experiment: what replaces the instruction that it was trained with
     script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
     max_duration    seconds that a recording may have at most
@@ -65,6 +67,7 @@ class Options:
     vad: str = "auto"
     hotwords: tuple[str | tuple[str, float], ...] = ()
     prompt: str = ""
+    context: bool = False
     instruction: str = ""
 
     @property
@@ -77,7 +80,8 @@ class Options:
         for name in ("beams", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             _require(value is None or is_integer(value) and value > 0, name, value, "a positive integer")
-        _require(isinstance(self.guards, bool), "guards", self.guards, "True or False")
+        for name in ("guards", "context"):
+            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
         good = self.timestamps is None or isinstance(self.timestamps, bool)
         _require(good, "timestamps", self.timestamps, "True, False or None")
         _require((self.batch_size or 0) <= MOST_BATCH, "batch_size", self.batch_size, f"at most {MOST_BATCH}")

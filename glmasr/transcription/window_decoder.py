@@ -25,6 +25,7 @@ from .families import EncodedBatch, Family, Job, RecordingState, States
 from .hotwords import Biases
 from .language import join, written_in
 from .options import Options
+from .prompts import copied, remembered
 from .recovery import Lost, fuller, halves_of, lacking, lost_stretches, patched
 from .results import FLAGS, Part, Segment
 
@@ -80,6 +81,8 @@ class WindowDecoder:
         TRAP: where the first window with speech says the language of those after it, one of another length has to wait
         its turn.
         """
+        if options.context and not nested:
+            return self._in_turn(jobs, options, states)
         groups: dict[tuple[int, int, int], list[int]] = {}
         turns: dict[
             RecordingState, tuple[int, int]
@@ -97,6 +100,20 @@ class WindowDecoder:
             parts, states = self._alike(some, length, rules[members[0]], options, states, nested)
             found |= zip(members, parts, strict=True)
         return [found[index] for index in range(len(jobs))], states
+
+    def _in_turn(self, jobs: list[Job], options: Options, states: States) -> tuple[list[Part], States]:
+        """One by one, each with the text of those before it; without it where the text may be a copy of that."""
+        parts = []
+        for job in jobs:
+            length, rules = self.family.padded_length(job.window, options), self.family.rules(job.requested, options)
+            [part], after = self._alike([job], length, rules, options, states, False)
+            if context := states[job.recording].context:
+                if copied(context, part):
+                    alone = states | {job.recording: replace(states[job.recording], context="")}
+                    [part], after = self._alike([job], length, rules, options, alone, False)
+            after[job.recording] = replace(after[job.recording], context=remembered(context, part))
+            parts, states = [*parts, part], after
+        return parts, states
 
     @torch.inference_mode()
     def _alike(
