@@ -105,12 +105,10 @@ def make_parser() -> Parser:
     add.add_argument("--max-new-tokens", type=positive, metavar="N", help="of a window (default: by its length)")
     add.add_argument("--max-duration", type=seconds, metavar="SECONDS", help="refuse what is longer (default: 12 h)")
     add.add_argument("--track", type=number_or_language, metavar="N|LANGUAGE", help="which of several audio tracks")
-    says = "names to spell right: 'GLM-ASR, Kowloon Tong:2', or a file, one a line"
-    add.add_argument("--hotwords", metavar="FILE|NAME,...", help=says)
+    add.add_argument("--hotwords", metavar="FILE|NAME,...", help="names to be spelled right")
     add.add_argument("--prompt", default="", metavar="TEXT", help="what was said before (Whisper)")
-    add.add_argument("--context", action="store_true", help="what was said is the prompt of what follows (Whisper)")
-    says = "an experiment: instead of the instruction that GLM-ASR was trained with"
-    add.add_argument("--instruction", default="", metavar="TEXT", help=says)
+    add.add_argument("--context", action="store_true", help="what was said prompts what follows (Whisper)")
+    add.add_argument("--instruction", default="", metavar="TEXT", help=argparse.SUPPRESS)  # an experiment
     scripts = ["simplified", "traditional"]
     add.add_argument("--script", choices=scripts, metavar="SCRIPT", help="simplified or traditional (extra [zh])")
 

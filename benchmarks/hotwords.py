@@ -58,7 +58,9 @@ OTHERS = {  # sentences without names, for the synthetic voices too
     "yue": ("今日天氣好好，不如一齊去公園行下。", "唔該問下點樣去火車站？", "呢本書我已經睇完，聽日還返俾你。"),
 }
 VOICES = {"en": ("en-us", "en-gb"), "zh": ("cmn",), "yue": ("yue",)}
-SYLLABLES = "ka lo mi ten shor wick ba dul ner vor sha tre quin os el han gar ber lin mar fos ter ri ga stone ford ley".split()
+SYLLABLES = (
+    "ka lo mi ten shor wick ba dul ner vor sha tre quin os el han gar ber lin mar fos ter ri ga stone ford ley".split()
+)
 CHARACTERS = {
     "zh": "王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗明华伟强军平志文建国海东春秀英丽敏静芳燕玲婷雪梅",
     "yue": "大西北南東中新上下石山水田角灣塘道街村埗嶺坑環門頭井橋圍洲竹荔沙葵青元屯觀",
@@ -121,7 +123,8 @@ def real(manifest: Path, most: int, tokenizer) -> list[Recording]:
         rare = [
             word
             for word in dict.fromkeys(re.findall(r"[A-Za-z]+", text))
-            if len(word) >= SHORTEST and min(len(tokenizer.encode(f" {form}")) for form in (word, word.lower(), word.title())) >= RARE
+            if len(word) >= SHORTEST
+            and min(len(tokenizer.encode(f" {form}")) for form in (word, word.lower(), word.title())) >= RARE
         ]
         if text not in found and len(text.split()) > 3:
             found[text] = Recording(clip.path, "en", text, "real", rare)
@@ -159,7 +162,13 @@ def row(recognizer, recordings: list[Recording], everything: list[Recording], si
         language = some[0].language
         language = "zh" if language == "yue" and "yue" not in recognizer.family.languages else language
         weighed = [(phrase, args.weight) for phrase in phrases]
-        options = {"sample_rate": RATE, "beams": args.beams, "hotwords": weighed, "pad_to": args.pad_to, "batch_size": BATCH}
+        options = {
+            "sample_rate": RATE,
+            "beams": args.beams,
+            "hotwords": weighed,
+            "pad_to": args.pad_to,
+            "batch_size": BATCH,
+        }
         found = recognizer.transcribe([one.samples for one in some], language, **options)
         texts += [(one, phrases, transcript.text) for one, transcript in zip(some, found, strict=True)]
     for one, phrases, text in texts:
@@ -175,7 +184,12 @@ def row(recognizer, recordings: list[Recording], everything: list[Recording], si
     spent = time.perf_counter() - start
     rate = sum(len(one.samples) for one in recordings) / RATE / spent
     nothing = float("nan")
-    return [100 * hits / named if named else nothing, 1000 * false / said if said else nothing, errors.percent if said else nothing, rate]
+    return [
+        100 * hits / named if named else nothing,
+        1000 * false / said if said else nothing,
+        errors.percent if said else nothing,
+        rate,
+    ]
 
 
 def main() -> None:
@@ -200,15 +214,22 @@ def main() -> None:
     recognizer = glmasr.load(args.model, device="cpu", dtype="float32")
     everything = real(args.manifest, args.most, recognizer.tokenizer) if "en" in args.languages else []
     everything += synthetic(args.languages, args.most)
-    print(f"{Path(args.model).name}, {args.threads} threads, {platform.machine()}, {datetime.date.today()}, weight {args.weight:g}\n")
-    print("| speech | recordings, names | list | recall, % | false insertions in 1,000 words | errors without names, % | x real time |")
+    print(
+        f"{Path(args.model).name}, {args.threads} threads, {platform.machine()}, {datetime.date.today()}, weight {args.weight:g}\n"
+    )
+    print(
+        "| speech | recordings, names | list | recall, % | false insertions in 1,000 words | errors without names, % | x real time |"
+    )
     print("|---" * 7 + "|")
     for kind, language in dict.fromkeys((one.kind, one.language) for one in everything):
         some = [one for one in everything if (one.kind, one.language) == (kind, language)]
         for size in args.lists:
             recall, false, wrong, rate = row(recognizer, some, everything, size, args)
             count = f"{len(some)}, {sum(len(one.names) for one in some)}"
-            print(f"| {kind} {language} | {count} | {size:,} | {recall:.1f} | {false:.2f} | {wrong:.2f} | {rate:.2f} |", flush=True)
+            print(
+                f"| {kind} {language} | {count} | {size:,} | {recall:.1f} | {false:.2f} | {wrong:.2f} | {rate:.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def random_borders(rng, vocabulary):
 def random_spellings(rng, vocabulary, count, longest=4):
     ordinary = [number for number in range(vocabulary) if number != STOP]
     return [
-        Spelling(tuple(rng.choices(ordinary, k=rng.randint(1, longest))), rng.choice([1.0, 2.0, 3.5]), rng.random() < 0.5)
+        Spelling(
+            tuple(rng.choices(ordinary, k=rng.randint(1, longest))), rng.choice([1.0, 2.0, 3.5]), rng.random() < 0.5
+        )
         for _ in range(count)
     ]
 

@@ -90,7 +90,14 @@ def test_what_was_said_is_the_prompt_of_what_follows(whisper, monkeypatch):
     assert heads[-1] != heads[0] and heads[1].removeprefix(" good ") == " ".join(texts)[: len(heads[1]) - 6]
     # Another recording of the same batch has its own.
     first, second = whisper.transcribe(
-        [audio, noise(3.5, 1)], "zh", sample_rate=16000, max_new_tokens=8, beams=1, context=True, prompt="good", guards=False
+        [audio, noise(3.5, 1)],
+        "zh",
+        sample_rate=16000,
+        max_new_tokens=8,
+        beams=1,
+        context=True,
+        prompt="good",
+        guards=False,
     )
     assert first.text == found.text and second.text != first.text
 

@@ -58,7 +58,7 @@ def fingerprint(recording: str, model: Path, recognizer: Recognizer, language: s
 
 
 def _list_digest(hotwords: tuple[Any, ...]) -> str:
-    """"" without any: a list can be long."""
+    """ "" without any: a list can be long."""
     content = json.dumps(hotwords).encode()
     return hashlib.blake2b(content, digest_size=16).hexdigest() if hotwords else ""
 

@@ -57,7 +57,9 @@ def parse(given: Any) -> Hotwords:
         phrase, weight = _entry(entry)
         found[phrase] = max(weight, found.get(phrase, 0.0))
         if len(found) > MOST_PHRASES:
-            raise OptionError(f"hotwords has more than {MOST_PHRASES:,} phrases, expected fewer; leave common words out")
+            raise OptionError(
+                f"hotwords has more than {MOST_PHRASES:,} phrases, expected fewer; leave common words out"
+            )
     return tuple(found.items())
 
 
