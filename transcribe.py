@@ -157,8 +157,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def recognition_options(args: argparse.Namespace, recognizer: "Recognizer") -> "Options":
     """Files of cues show the times that a model writes, even if they weren't asked for."""
-    asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad prompt context instruction".split()
-    options = {name: getattr(args, name) for name in asked}
+    asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad"
+    options = {name: getattr(args, name) for name in (*asked.split(), "prompt", "context", "instruction")}
     options["languages"] = args.languages or ()
     if args.hotwords is not None:
         from glmasr.transcription import hotwords

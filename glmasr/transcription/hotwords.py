@@ -34,7 +34,7 @@ LARGEST_LIST = 4 * 2**20  # bytes of a file
 
 Hotwords = tuple[tuple[str, float], ...]  # phrase, weight
 
-# Letters, digits and marks of scripts that put spaces between words: before and behind others a word may begin anywhere.
+# Letters, digits and marks of scripts with spaces between words: before and behind others a word may begin anywhere.
 _JOINED = regex.compile(
     r"[[\p{L}\p{N}\p{M}]--[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]", regex.V1
 )

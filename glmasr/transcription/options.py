@@ -41,8 +41,8 @@ class Options:
     hotwords        names to be spelled right: phrases, "Kowloon Tong:2" with a weight, or pairs (phrase, weight); what
                     they change is in docs/HOTWORDS.md
     prompt          of a Whisper: text that it takes for what was said before every window, such as names, or a style
-    context         of a Whisper: what was said before is the prompt of the next window, after `prompt`. The windows of a
-                    recording are then decoded one by one
+    context         of a Whisper: what was said before is the prompt of the next window, after `prompt`. The windows of
+                    a recording are then decoded one by one
     instruction     of GLM-ASR, an experiment: what replaces the instruction that it was trained with
     script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
     max_duration    seconds that a recording may have at most
