@@ -70,8 +70,8 @@ class GlmAsrFamily:
             raise OptionError(f"task is {options.task!r}; this model knows 'transcribe' only")
         if options.prompt or options.context:
             raise OptionError(
-                f"{'prompt' if options.prompt else 'context'} is given, but GLM-ASR was trained with one prompt only and "
-                "takes no text beside the sound; for names take hotwords"
+                f"{'prompt' if options.prompt else 'context'} is given, but GLM-ASR was trained with one prompt only "
+                "and takes no text beside the sound; for names take hotwords"
             )
         self.instruction(options)
         if options.timestamps:
