@@ -112,6 +112,10 @@ def make_parser() -> Parser:
     add.add_argument("--clip", type=clips, metavar="FROM-TO,...", help="parts: 60-120,5:00-; or --start, --end")
     add.add_argument("--start", type=moment, help=argparse.SUPPRESS)
     add.add_argument("--end", type=moment, help=argparse.SUPPRESS)
+    add.add_argument("--hotwords", metavar="FILE|NAME,...", help="names to be spelled right")
+    add.add_argument("--prompt", default="", metavar="TEXT", help="what was said before (Whisper)")
+    add.add_argument("--context", action="store_true", help="what was said prompts what follows (Whisper)")
+    add.add_argument("--instruction", default="", metavar="TEXT", help=argparse.SUPPRESS)  # an experiment
     scripts = ["simplified", "traditional"]
     add.add_argument("--script", choices=scripts, metavar="SCRIPT", help="simplified or traditional (extra [zh])")
 
@@ -172,9 +176,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def recognition_options(args: argparse.Namespace, recognizer: "Recognizer") -> "Options":
     """Files of cues show the times that a model writes, even if they weren't asked for."""
-    asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad words clips".split()
-    options = {name: getattr(args, name) for name in asked}
+    asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad words clips prompt context"
+    options = {name: getattr(args, name) for name in (*asked.split(), "instruction")}
     options["languages"] = args.languages or ()
+    if args.hotwords is not None:
+        from glmasr.transcription import hotwords
+
+        options["hotwords"] = hotwords.read(args.hotwords)
     if args.timestamps is None and TIMED.intersection(args.format or ()) and recognizer.timed(glmasr.Options()):
         options["timestamps"] = True
     if args.max_duration:

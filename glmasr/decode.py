@@ -25,13 +25,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .observing import stage
 from .rules import Rule
+from .searching.favor import Bias, FavoredBeams, FavoredRows
+from .searching.rows import Beams, Drawn, gumbel, is_in
 
 Watch = Callable[[list[int], Tensor, Tensor, Tensor, Tensor], None]
 """watch(recordings, ids (A, N, max_new), score (A, N), length (A, N), stopped (A, N)): called after each step with what
@@ -97,6 +99,7 @@ def greedy(
     stop: Sequence[int],
     max_new: int | Sequence[int],
     rules: Sequence[Rule] = (),
+    bias: Bias | None = None,
     watch: Watch | None = None,
 ) -> list[Hypothesis]:
     """The best next token, again and again, until it is a stop id or `max_new` tokens are there (a stop id counts; one
@@ -105,7 +108,8 @@ def greedy(
     `audio` goes to `model.prefill` untouched. One hypothesis for each of the A prompts. On a tie the lower id wins.
     ValueError: max_new < 1, no prompt, or a step that left no possible token.
     """
-    return sample(model, audio, prompt, stop=stop, max_new=max_new, temperature=0.0, seed=0, rules=rules, watch=watch)
+    common: dict[str, Any] = {"stop": stop, "max_new": max_new, "rules": rules, "bias": bias, "watch": watch}
+    return sample(model, audio, prompt, temperature=0.0, seed=0, **common)
 
 
 @stage("search")
@@ -121,13 +125,15 @@ def sample(
     seed: int,
     rules: Sequence[Rule] = (),
     best_of: int = 1,
+    bias: Bias | None = None,
     watch: Watch | None = None,
 ) -> list[Hypothesis]:
     """Each next token is drawn from softmax(logits after the rules / temperature); temperature 0 is greedy search.
 
     With `best_of` > 1 so many sequences of each recording are drawn, and that with the highest `logprob / len(ids)` is
     its hypothesis, as of MaximumLikelihoodRanker in decoding.py of openai/whisper (`mean_logprob` counts the stop id,
-    this doesn't). One hypothesis for each of the A prompts; prefill runs once for each.
+    this doesn't). One hypothesis for each of the A prompts; prefill runs once for each. With a `bias` the draw is from
+    softmax((logits + what the bias adds) / temperature), and what was earned counts as if it were in `logprob`.
 
     The same `seed` draws the same, on the same kind of device. A recording draws the same alone and among others,
     wherever it stands, because all recordings share their random numbers: a recording that comes twice in a batch has
@@ -142,7 +148,7 @@ def sample(
     logits, cache, limits = _prefill(model, audio, prompt, max_new, best_of)
     B, V, device = *logits.shape, logits.device
     stop_ids = torch.tensor(sorted(set(stop)), dtype=torch.long, device=device)
-    state = _Drawn(
+    state = Drawn(
         ids=torch.zeros(B, max(limits), dtype=torch.long, device=device),
         length=torch.zeros(B, dtype=torch.long, device=device),
         logprob=torch.zeros(B, device=device),
@@ -153,6 +159,7 @@ def sample(
     generator = torch.Generator(device).manual_seed(seed)
     batch = list(range(len(prompt)))  # the recordings that are still in it, by their place in `prompt`
     result: list[Any] = [None] * len(prompt)
+    favored = None if bias is None else FavoredRows(bias, B)
 
     for t in range(max(limits)):
         ids, length, logprob, stopped, empty, limit = state
@@ -162,50 +169,38 @@ def sample(
         if t == 0:
             empty += logits.softmax(-1)[:, stop_ids].sum(-1)
         noisy = logits
+        if favored is not None:
+            noisy = logits + favored.scores(empty if t == 0 else None)
         if temperature > 0:
-            noisy = logits + temperature * _gumbel(best_of, V, generator).repeat(len(batch), 1)
+            noisy = noisy + temperature * gumbel(best_of, V, generator).repeat(len(batch), 1)
         token = noisy.argmax(-1)
         chosen = logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
         ids[:, t] = token
         over = stopped | (limit <= t)  # a finished row goes on until it leaves, and counts no more
         length += ~over
         logprob += chosen.masked_fill(over, 0.0)
-        stopped |= _is_in(token, stop_ids) & ~over
+        stopped |= is_in(token, stop_ids) & ~over
+        if favored is not None:
+            favored.follow(token, over)
         if watch is not None:
             watch(batch, *(x.view(-1, best_of, *x.shape[1:]) for x in (ids, logprob, length, stopped)))
 
-        leaving, staying = _leaving((stopped | (limit <= t + 1)).view(-1, best_of).all(1))
-        for place in leaving:
+        gone, staying = _leaving((stopped | (limit <= t + 1)).view(-1, best_of).all(1))
+        for place in gone:
             drawn = [_hypothesis(*row) for row in state.rows([place], best_of).listed()]
-            result[batch[place]] = max(drawn, key=lambda h: h.logprob / max(1, len(h.ids)))
+            earned = [0.0] * best_of if favored is None else favored.earned(place, best_of)
+            scores = [(h.logprob + extra) / max(1, len(h.ids)) for h, extra in zip(drawn, earned, strict=True)]
+            result[batch[place]] = drawn[scores.index(max(scores))]
         if not staying:
             return result
-        if leaving:
+        if gone:
             token = token.view(-1, best_of)[staying].flatten()
             batch, state = [batch[place] for place in staying], state.rows(staying, best_of)
+            if favored is not None:
+                favored.keep(staying, best_of)
             cache.keep(torch.tensor(staying, device=device))
         logits = _step(model, token, cache)
     raise AssertionError("a recording outlived its limit")
-
-
-class _Drawn(NamedTuple):
-    """B rows that are drawn token by token."""
-
-    ids: Tensor  # (B, max_new)
-    length: Tensor  # (B,) tokens, the stop id included
-    logprob: Tensor  # (B,)
-    stopped: Tensor  # (B,)
-    empty: Tensor  # (B,)
-    limit: Tensor  # (B,) tokens at most
-
-    def rows(self, recordings: Sequence[int], best_of: int) -> _Drawn:
-        return _Drawn(*(x.view(-1, best_of, *x.shape[1:])[list(recordings)].flatten(0, 1) for x in self))
-
-    def listed(self) -> list[tuple[list[int], int, float, bool, float]]:
-        """For each row what `_hypothesis` takes."""
-        return list(
-            zip(*(x.tolist() for x in (self.ids, self.length, self.logprob, self.stopped, self.empty)), strict=True)
-        )
 
 
 def _leaving(done: Tensor) -> tuple[list[int], list[int]]:
@@ -215,35 +210,6 @@ def _leaving(done: Tensor) -> tuple[list[int], list[int]]:
     if 4 * len(leaving) < len(flags):
         return [], list(range(len(flags)))
     return leaving, [place for place, end in enumerate(flags) if not end]
-
-
-def _gumbel(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Noise (rows, columns) float32: argmax(logits + temperature * noise) is a draw from softmax(logits / temperature).
-
-    The Gumbel-max trick: -log of exponential noise (Maddison et al. 2014, "A* Sampling").
-    In float64, because float32 may draw in steps of 2^-24, too coarse for the smallest of 50000 numbers a token. The
-    clamp keeps the noise finite: an infinite one would draw ids that are forbidden.
-    """
-    noise = torch.empty(rows, columns, dtype=torch.float64, device=generator.device)
-    return -noise.exponential_(generator=generator).clamp_(min=1e-300).log_().float()
-
-
-class _Beams(NamedTuple):
-    """N sequences for each recording, as tensors: chosen, joined and moved without a copy to the host."""
-
-    ids: Tensor  # (A, N, max_new)
-    score: Tensor  # (A, N) what the search compares: sum of log-probabilities, not renormalized after the rules
-    allowed: Tensor  # (A, N) sum of log(share of the probability that the rules left): logprob = score - allowed
-    length: Tensor  # (A, N) tokens, the stop id included
-    stopped: Tensor  # (A, N) the last token is a stop id
-    rank: Tensor  # (A, N) score / length ** length_penalty if the sequence is finished, else -inf
-
-    def pick(self, index: Tensor) -> _Beams:
-        """index (A, M) into N -> the M chosen sequences of each recording."""
-        return _Beams(self.ids.take_along_dim(index[..., None], 1), *(x.take_along_dim(index, 1) for x in self[1:]))
-
-    def join(self, other: _Beams) -> _Beams:
-        return _Beams(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
 
 
 @stage("search")
@@ -258,6 +224,7 @@ def beam(
     width: int,
     length_penalty: float = 1.0,
     rules: Sequence[Rule] = (),
+    bias: Bias | None = None,
     watch: Watch | None = None,
 ) -> list[list[Hypothesis]]:
     """The `width` best beginnings of each recording grow together; those that end are ranked by
@@ -266,7 +233,8 @@ def beam(
 
     with `length` the number of new tokens, the stop id included, the prompt not. One list for each of the A prompts,
     best first, at most `width` long (less only if fewer sequences are possible), never empty. Prefill runs once for
-    each recording, whatever the width. Width 1 is greedy search, but for the choice between exactly equal tokens.
+    each recording, whatever the width. Width 1 is greedy search, but for the choice between exactly equal tokens. With
+    a `bias` what was earned counts in `score`, and not in `Hypothesis.logprob`.
     ValueError: width < 1, max_new < 1, no prompt, or a recording whose every sequence the rules forbid.
     """
     if width < 1:
@@ -276,7 +244,7 @@ def beam(
     stop_ids = torch.tensor(sorted(set(stop)), dtype=torch.long, device=device)
 
     minus_inf = torch.full((A, width), -math.inf, device=device)
-    finished = _Beams(  # the best so far, sorted by rank; rank -inf is an empty place
+    finished = Beams(  # the best so far, sorted by rank; rank -inf is an empty place
         ids=torch.zeros(A, width, max(limits), dtype=torch.long, device=device),
         score=minus_inf,
         allowed=torch.zeros_like(minus_inf),
@@ -289,6 +257,7 @@ def beam(
     only_first[:, 0] = 0.0
     running = finished._replace(score=only_first)
     done = torch.zeros(A, dtype=torch.bool, device=device)
+    favored = None if bias is None else FavoredBeams(bias, A, width)
     limit = torch.tensor(limits, device=device)
     batch = list(range(A))  # the recordings that are still in it, by their place in `prompt`
     result: list[Any] = [None] * A
@@ -305,6 +274,8 @@ def beam(
         A, V = len(batch), logp.shape[-1]
         allowed = running.allowed + logp.logsumexp(-1).view(A, width)
         total = running.score[..., None] + logp.view(A, width, V)
+        if favored is not None:
+            total += favored.scores(empty if t == 1 else None)
 
         # 2. The best candidates over all beams of a recording. Each beam can offer every stop id, so that
         # width * (1 + number of stop ids) candidates always hold `width` that can go on.
@@ -312,21 +283,27 @@ def beam(
         parent, token = flat // V, flat % V  # (A, N)
         candidates = running._replace(allowed=allowed).pick(parent)
         candidates.ids[..., t - 1] = token
-        is_stop = _is_in(token, stop_ids)
+        is_stop = is_in(token, stop_ids)
         candidates = candidates._replace(score=score, stopped=is_stop, length=candidates.length + 1)
+        at_end = score
+        if favored is not None:
+            candidates = candidates._replace(allowed=candidates.allowed + favored.earned(flat))
+            at_end = score + favored.follow(parent, token)
 
         # 3. Which candidates are finished, and are they among the best finished ones?
         # TRAP: a stop id counts only in one of the first `width` candidates; farther down the sequence is dropped.
         # TRAP: at the limit, sequences without a stop id are finished too and may win against stopped ones.
         ends = is_stop | (limit == t)[:, None]
         ended = ends & (torch.arange(ends.shape[1], device=device) < width) & ~done[:, None]
-        rank = (score / t**length_penalty).masked_fill(~ended, -math.inf)
+        rank = (at_end / t**length_penalty).masked_fill(~ended, -math.inf)
         merged = finished.join(candidates._replace(rank=rank))
         finished = merged.pick(merged.rank.topk(width).indices)
 
         # 4. The best candidates that go on are the next beams.
         best = score.masked_fill(ends, -math.inf).topk(width)
         running = candidates.pick(best.indices)._replace(score=best.values)
+        if favored is not None:
+            favored.pick(best.indices)
 
         # 5. A recording is done when no beam can push a finished sequence out.
         # TRAP: the reference asks whether the best beam, if it ended now at no cost, would beat the worst of `width`
@@ -339,24 +316,26 @@ def beam(
             watch(batch, kept.ids, kept.score, kept.length, kept.stopped)
 
         # 6. Those that are done leave; the others take over what their parents had in the cache.
-        leaving, staying = _leaving(done)
-        for place in leaving:
+        gone, staying = _leaving(done)
+        for place in gone:
             result[batch[place]] = _ranked(finished, empty, place)
         if not staying:
             return result
         if width > 1:
             first_row = torch.arange(0, A * width, width, device=device)[:, None]  # of each recording
             cache.reorder((first_row + parent.take_along_dim(best.indices, 1)).flatten())
-        if leaving:
+        if gone:
             batch, chosen = [batch[place] for place in staying], torch.tensor(staying, device=device)
-            running, finished = (_Beams(*(x[chosen] for x in beams)) for beams in (running, finished))
+            running, finished = (Beams(*(x[chosen] for x in beams)) for beams in (running, finished))
             done, limit, empty = done[chosen], limit[chosen], empty[chosen]
+            if favored is not None:
+                favored.keep(chosen)
             cache.keep(chosen)
         logits = _step(model, running.ids[..., t - 1].flatten(), cache)
     raise AssertionError("a recording outlived its limit")
 
 
-def _ranked(finished: _Beams, empty: Tensor, place: int) -> list[Hypothesis]:
+def _ranked(finished: Beams, empty: Tensor, place: int) -> list[Hypothesis]:
     """The finished sequences of one recording, best first."""
     kept = finished._replace(score=finished.score - finished.allowed)
     ids, logprob, _, length, stopped, rank = (x[place].tolist() for x in kept)
@@ -386,11 +365,6 @@ def _prefill(
 @stage("step")
 def _step(model: Model, tokens: Tensor, cache: Cache) -> Tensor:
     return model.step(tokens, cache)
-
-
-def _is_in(tokens: Tensor, ids: Tensor) -> Tensor:
-    """tokens (...), ids (n,) -> bool (...). torch.isin may sort, which waits for the device."""
-    return (tokens[..., None] == ids).any(-1)
 
 
 def _hypothesis(ids: list[int], length: int, logprob: float, stopped: bool, empty: float) -> Hypothesis:

@@ -71,14 +71,16 @@ class GlmAsr(nn.Module):
         rows = self.projector(states)
         return [window[: audio_rows(count, self.config.merge)] for window, count in zip(rows, samples, strict=True)]
 
-    def prompt(self, tokenizer: TextEncoder, rows: int) -> list[int]:
-        """The ids of the prompt that the model was trained with, for `rows` audio embeddings.
+    def prompt(self, tokenizer: TextEncoder, rows: int, instruction: str | None = None) -> list[int]:
+        """The ids of the prompt that the model was trained with, for `rows` audio embeddings; with another
+        `instruction`, one that it was not trained with.
 
         TRAP: the second `<|user|>` after the audio. Other ports leave it out, or the instruction, and the model drifts
         or repeats itself.
         """
         before = tokenizer.encode("<|user|>\n<|begin_of_audio|>")
-        after = tokenizer.encode(f"<|end_of_audio|><|user|>\n{self.config.instruction}<|assistant|>\n")
+        asked = self.config.instruction if instruction is None else instruction
+        after = tokenizer.encode(f"<|end_of_audio|><|user|>\n{asked}<|assistant|>\n")
         return before + [self.config.audio_token] * rows + after
 
     def embed(self, tokens: Tensor, audio: list[Tensor]) -> Tensor:

@@ -43,9 +43,10 @@ from .transcription.batcher import Batcher
 from .transcription.clips import Clip, within
 from .transcription.encoder_decoder import EncoderDecoderFamily
 from .transcription.fallback import TEMPERATURES
-from .transcription.families import Job, LanguageState, RecordingState
+from .transcription.families import Job, LanguageState, RecordingState, checked_languages
 from .transcription.glm_asr import GlmAsrFamily
-from .transcription.language import LANGUAGES, AnyTokenizer, canonical
+from .transcription.hotwords import parse as parse_hotwords
+from .transcription.language import AnyTokenizer
 from .transcription.long_form import Reader, Reading, cut_jobs, items, untimed
 from .transcription.memory import batch_size
 from .transcription.options import Options
@@ -168,6 +169,10 @@ class Recognizer:
         vad: str = "auto",
         words: bool = False,
         clips: Sequence[Clip] = (),
+        hotwords: Iterable[str | tuple[str, float]] = (),
+        prompt: str = "",
+        context: bool = False,
+        instruction: str = "",
         progress: Progress | None = None,
     ) -> Any:
         """Recognizes one recording, or a list of them in common batches.
@@ -203,6 +208,10 @@ class Recognizer:
             vad=vad,
             words=words,
             clips=tuple(clips or ()),
+            hotwords=parse_hotwords(hotwords),
+            prompt=prompt,
+            context=context,
+            instruction=instruction,
         )
         recordings = audio if isinstance(audio, list) else [audio]
         transcripts = self._transcribe(recordings, language, options, sample_rate, progress)
@@ -328,13 +337,11 @@ class Recognizer:
                     raise part
                 parts[index].append(part)
 
-        for index in sorted(
-            range(len(recordings)), key=lambda index: len(recordings[index])
-        ):  # like lengths, little padding
+        order = sorted(range(len(recordings)), key=lambda index: len(recordings[index]))  # like lengths, little padding
+        for index in order:
             self.check(languages[index], options)
-            for job in self.jobs(
-                Reader([recordings[index]], self.config.window), RecordingState.of(languages[index]), options
-            ):
+            reader, state = Reader([recordings[index]], self.config.window), RecordingState.of(languages[index])
+            for job in self.jobs(reader, state, options):
                 collect(batcher.add(index, job))
         collect(batcher.flush())
         ends = [len(samples) / sound.SAMPLE_RATE for samples in recordings]
@@ -345,32 +352,11 @@ class Recognizer:
 
     def check(self, language: str = "auto", options: Options = DEFAULTS) -> Options:
         """The options with this model's defaults. Raises OptionError for what it can't do."""
-        family = self.family
         options.check(self.config.decoder.positions)
-        if options.languages and canonical(language) != "auto":
-            raise OptionError(
-                f"languages is {options.languages!r}, which says what language 'auto' may choose among; "
-                f"language is {language!r}"
-            )
-        if "auto" in map(canonical, options.languages):
-            raise OptionError(
-                f"languages is {options.languages!r}, expected names of languages, such as ('zh', 'yue', 'en')"
-            )
-        # Of Mandarin, Cantonese and English those that the model supports: most Whispers have no token for Cantonese.
-        named = tuple(map(canonical, options.languages))
-        languages = tuple(name for name in named if name in family.languages or name not in LANGUAGES) or named
-        for name in languages:
-            family.rules(name, replace(options, languages=()))
-        family.rules(language, options)
-        if options.long not in family.long_form:
-            known = " and ".join(map(repr, family.long_form))
-            raise OptionError(f"long is {options.long!r}; this model supports {known}")
-        if options.long == "seek" and not family.timed(options):
-            raise OptionError(
-                "long is 'seek', which goes by the model's time tokens; it needs them "
-                "(timestamps not False, and a model that has them)"
-            )
-        return replace(options, beams=options.beams or self.config.beams, languages=languages)
+        languages = checked_languages(self.family, language, options)
+        listed, beams = parse_hotwords(options.hotwords), options.beams or self.config.beams
+        self.windows.biases.find(listed)
+        return replace(options, beams=beams, languages=languages, hotwords=listed)
 
     def jobs(self, reader: Reader, recording: RecordingState, options: Options = DEFAULTS) -> Iterator[Job]:
         """The windows of a recording, cut where there is no speech or it is quiet."""

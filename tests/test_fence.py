@@ -327,13 +327,15 @@ def test_calls_that_cannot_be_read(kept, body, status):
         ({"session_hash": "s"}, "data"),
         ({"data": [None, "auto", 1], "session_hash": "s"}, "data"),
         ({"data": [None, "auto", True], "session_hash": "s", "fn_index": 1}, "data"),
-        ({"data": [None, "auto", 1, False, 0, False, ""], "session_hash": "s", "fn_index": 1}, "data"),
-        ({"data": [None, "auto", True, 1, 0, False, ""], "session_hash": "s", "fn_index": 1}, "data"),
-        ({"data": [None, "auto", True, 0, False, ""], "session_hash": "s", "fn_index": 1}, "data"),
-        ({"data": [None, "auto", True, False, "0", False, ""], "session_hash": "s", "fn_index": 1}, "data"),
-        ({"data": [None, "auto", True, False, True, False, ""], "session_hash": "s", "fn_index": 1}, "data"),
-        ({"data": [None, "auto", True, False, 11, False, ""], "session_hash": "s", "fn_index": 1}, "data"),
-        ({"data": [None, "auto", True, False, 0, False, "\ud800"], "session_hash": "s", "fn_index": 1}, "data"),
+        ({"data": [None, "auto", 1, False, 0, False, "", ""], "session_hash": "s", "fn_index": 1}, "data"),
+        ({"data": [None, "auto", True, 1, 0, False, "", ""], "session_hash": "s", "fn_index": 1}, "data"),
+        ({"data": [None, "auto", True, 0, False, "", ""], "session_hash": "s", "fn_index": 1}, "data"),
+        ({"data": [None, "auto", True, False, "0", False, "", ""], "session_hash": "s", "fn_index": 1}, "data"),
+        ({"data": [None, "auto", True, False, True, False, "", ""], "session_hash": "s", "fn_index": 1}, "data"),
+        ({"data": [None, "auto", True, False, 11, False, "", ""], "session_hash": "s", "fn_index": 1}, "data"),
+        ({"data": [None, "auto", True, False, 0, False, "\ud800", ""], "session_hash": "s", "fn_index": 1}, "data"),
+        ({"data": [None, "auto", True, False, 0, False, "", "a" * 20_001], "session_hash": "s", "fn_index": 1}, "data"),
+        ({"data": [None, "auto", True, False, 0, False, "", ["a"]], "session_hash": "s", "fn_index": 1}, "data"),
         ({"data": [{"path": "/etc/hostname"}, "auto"], "session_hash": "s"}, "data"),
         ({"data": [{"path": ["x"]}, "auto"], "session_hash": "s"}, "data"),
     ],
@@ -356,7 +358,7 @@ def test_what_a_call_may_say(kept):
         "meta": {"_type": "gradio.FileData"},
     }
     call = {
-        "data": [sent, "zh", True, False, 0, False, ""],
+        "data": [sent, "zh", True, False, 0, False, "", ""],
         "fn_index": 1,
         "session_hash": "s.1-2_3",
         "trigger_id": 14,
@@ -365,12 +367,14 @@ def test_what_a_call_may_say(kept):
     }
     body = call_body.CallBody(kept)
     assert calls.checked_call(call, True, body, kept, CHOICES) == {
-        "data": [path, "zh", True, False, 0, False, ""],
+        "data": [path, "zh", True, False, 0, False, "", ""],
         "fn_index": 1,
         "session_hash": "s.1-2_3",
         "trigger_id": 14,
     }
-    named = calls.checked_call(call | {"data": [sent, "zh-CN", True, False, 0, False, ""]}, True, body, kept, CHOICES)
+    named = calls.checked_call(
+        call | {"data": [sent, "zh-CN", True, False, 0, False, "", ""]}, True, body, kept, CHOICES
+    )
     assert named["data"][1] == "zh"  # Gradio knows the codes only
     assert kept.files[path].session == "s.1-2_3"
     for value in (path, body.token):  # by themselves they are nothing that came with the call
@@ -393,7 +397,7 @@ def test_a_call_may_ask_for_a_translation_where_the_model_translates(kept):
             choices,
         )["data"]
 
-    shown = ("zh", True, False, 0, False, "")
+    shown = ("zh", True, False, 0, False, "", "")
     assert (
         checked(MORE, 0) == checked(MORE, 0, "auto", "transcribe") == [None, "auto", "transcribe"]
     )  # two values, and less, are still a call

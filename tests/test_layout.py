@@ -18,6 +18,7 @@ LAYERS = [
     "cli",
     "audio_files",
     "rules",
+    "searching",
     "layers",
     "audio",
     "conv_frontend",

@@ -284,9 +284,9 @@ class GraphedModel(nn.Module):
         """As `GlmAsr.encode`; the encoder is a graph where it was captured, the projector never is."""
         return self.model.project(self.encoder(mel.to(self.device, self.dtype)), samples)
 
-    def prompt(self, tokenizer: TextEncoder, rows: int) -> list[int]:
+    def prompt(self, tokenizer: TextEncoder, rows: int, instruction: str | None = None) -> list[int]:
         """The ids of the prompt for `rows` audio embeddings, as `GlmAsr.prompt`."""
-        return self.model.prompt(tokenizer, rows)
+        return self.model.prompt(tokenizer, rows, instruction)
 
     def new_cache(self, rows: int, capacity: int) -> StaticCache:
         """A cache over a memory of the pool, which gets it back when the cache is garbage-collected."""

@@ -19,6 +19,7 @@ from .uploads import Uploads
 NAME = r"[\w.-]{1,64}"  # a pattern for what names a session or an event
 NUMBERS = ("fn_index", "trigger_id")  # fields with a number; all others have a NAME
 MOST_BEAMS = 10  # of the page
+LONGEST_LIST = 20_000  # characters of its hotwords
 
 
 def is_truth(value: Any) -> bool:
@@ -36,15 +37,21 @@ def is_script(value: Any) -> bool:
     return value in ("", "simplified", "traditional")
 
 
+def is_list(value: Any) -> bool:
+    """Whether it is a text with hotwords that is short enough; what is wrong with one of them is told by the page."""
+    return isinstance(value, str) and len(value) <= LONGEST_LIST
+
+
 # What each function takes after the recording, by its number. What has no check here is one of the choices that a model
 # leaves; the task is none of them where it does not translate, and isn't sent then.
-CALLS = {0: ("language", "task"), 1: ("language", "timestamps", "words", "beams", "fast", "script", "task")}
+CALLS = {0: ("language", "task"), 1: ("language", "timestamps", "words", "beams", "fast", "script", "hotwords", "task")}
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "timestamps": is_truth,
     "words": is_truth,
     "beams": is_beams,
     "fast": is_truth,
     "script": is_script,
+    "hotwords": is_list,
 }
 
 

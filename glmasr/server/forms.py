@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 
 from ..pipeline import Options
 from ..transcription.fallback import TEMPERATURES
+from ..transcription.hotwords import listed, parse
 from .gate import ROUTES, SLACK
 from .messages import Ready
 from .problems import InvalidValue, MissingParameter, Problem, TooLarge, UnsupportedParameter, UnsupportedValue
@@ -43,7 +44,12 @@ class Translation(BaseModel):
         "WEBM, ..."
     )
     model: str = Field(description="as `/v1/models` names it")
-    prompt: str = Field("", description="not supported: has to be empty")
+    prompt: str = Field("", description="of a Whisper: what was said before. GLM-ASR takes none")
+    hotwords: str = Field(
+        "",
+        description="not of OpenAI's API. Names that should be spelled right, between commas or a line each, with a "
+        "weight after a colon where one counts more: GLM-ASR, Kowloon Tong:2",
+    )
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = Field(
         "json", description="the last three with times"
     )
@@ -64,14 +70,17 @@ class Translation(BaseModel):
                 f"languages, or a request to {ROUTES['transcribe']} for the text as it was spoken",
                 "model",
             )
-        if self.prompt:
-            raise UnsupportedParameter(
-                "prompt is not supported: the model takes no text beside the sound; leave it out", "prompt"
-            )
         # As openai-whisper: from there on, what is tried while a text fails the checks.
         temperatures = (self.temperature, *(value for value in TEMPERATURES if value > self.temperature))
         timestamps = (facts.timestamps and self.response_format in TIMED) or None
-        return Options(self.task, temperatures=temperatures, max_duration=max_duration, timestamps=timestamps)
+        return Options(
+            self.task,
+            temperatures=temperatures,
+            max_duration=max_duration,
+            timestamps=timestamps,
+            hotwords=parse(listed(self.hotwords)),
+            prompt=self.prompt,
+        )
 
 
 class Transcription(Translation):

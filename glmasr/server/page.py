@@ -26,6 +26,7 @@ from gradio.data_classes import FileData
 
 from ..checkpoint.hub import BUILT_IN
 from ..pipeline import Options
+from ..transcription.hotwords import listed, parse
 from ..transcription.language import join
 from . import page_words
 from .fence import Fence
@@ -147,6 +148,9 @@ def layout(name: str, queue: RequestQueue, handlers: "Handlers") -> Any:
                         label=say("script"),
                         visible=importlib.util.find_spec("opencc") is not None,
                     )
+                    hotwords = gr.Textbox(
+                        label=say("hotwords"), info=say("hotwords_info"), lines=2, max_lines=8, elem_id="hotwords"
+                    )
                 with gr.Row():
                     go = gr.Button(say("go"), variant="primary", elem_id="go")
                     stop = gr.Button(say("stop"), elem_id="stop")
@@ -178,7 +182,7 @@ def layout(name: str, queue: RequestQueue, handlers: "Handlers") -> Any:
         )
         run = go.click(
             handlers.show,
-            [recording, language, timestamps, words, beams, fast, script, *task],
+            [recording, language, timestamps, words, beams, fast, script, hotwords, *task],
             [status, text, details, *files],
             api_visibility="private",
             concurrency_limit=None,
@@ -248,6 +252,7 @@ class Handlers:
         beams: float,
         fast: bool,
         script: str,
+        hotwords: str,
         task: str = "transcribe",
         request: gr.Request | None = None,
     ) -> AsyncIterator[Any]:
@@ -257,19 +262,20 @@ class Handlers:
         if recording is None:
             yield alert(say("nothing")), "", "", *nothing
             return
-        options = Options(
-            task,
-            timestamps=timestamps or None,
-            words=words,
-            beams=int(beams) or None,
-            pad_to="speech" if fast else "window",
-            script=script or None,
-            max_duration=self.max_duration,
-        )
         seconds: float | None = None
         place = 0.0
         yield progress(say("waiting"), None), "", "", *nothing
         try:
+            options = Options(
+                task,
+                timestamps=timestamps or None,
+                words=words,
+                beams=int(beams) or None,
+                pad_to="speech" if fast else "window",
+                script=script or None,
+                max_duration=self.max_duration,
+                hotwords=parse(listed(hotwords)),
+            )
             with self.uploads.use(recording):
                 async with aclosing(ticking(self.queue.recognize(recording, language, options))) as events:
                     async for event in events:

@@ -50,6 +50,11 @@ TEXTS = {  # name -> English, Chinese
     "as_is": ("as recognized", "保持原样"),
     "simplified": ("simplified", "简体"),
     "traditional": ("traditional", "繁体"),
+    "hotwords": ("Names to spell right", "热词"),
+    "hotwords_info": (
+        "Between commas or a line each; a number after a colon makes one count more: GLM-ASR, Kowloon Tong:2",
+        "用逗号或换行分隔；冒号后的数字为权重，例如：GLM-ASR, 张小明:2",
+    ),
     "go": ("Transcribe", "开始识别"),
     "stop": ("Stop", "停止"),
     "text": ("Text", "文本"),

@@ -215,7 +215,7 @@ def as_problem(error: BaseException) -> Problem:
     if isinstance(error, HTTPException):
         return _of_http(error)
     if isinstance(error, (AudioError, OptionError)):
-        field = re.match(r"(?:has no )?(language|temperature|track)\b", str(error))
+        field = re.match(r"(?:has no )?(language|temperature|track|hotwords|prompt)\b", str(error))
         if field or isinstance(error, OptionError):
             return InvalidValue(str(error), field and field[1])
         return InvalidAudio(str(error), "file")

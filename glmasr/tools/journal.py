@@ -43,6 +43,7 @@ def fingerprint(recording: str, model: Path, recognizer: Recognizer, language: s
     `options` as `check` returns them. Raises OSError."""
     how = recognizer.how(options)
     chosen = {name: value for name, value in asdict(options).items() if name not in NO_MATTER}
+    chosen["hotwords"] = _list_digest(options.hotwords)
     chosen["vad"] = options.vad == "auto" and vad.available()  # it says where windows end
     found = {
         "journal": FORMAT,
@@ -54,6 +55,12 @@ def fingerprint(recording: str, model: Path, recognizer: Recognizer, language: s
     }
     again: Fields = json.loads(json.dumps(found))
     return again
+
+
+def _list_digest(hotwords: tuple[Any, ...]) -> str:
+    """ "" without any: a list can be long."""
+    content = json.dumps(hotwords).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest() if hotwords else ""
 
 
 def _digest(recording: str) -> str | None:

@@ -18,6 +18,7 @@ from .fallback import Limits
 from .families import SURE, EncodedBatch, Job, Piece, States, after_speech, padded_to_speech, whole_text
 from .language import LANGUAGES, AnyTokenizer, alike, canonical
 from .options import Options
+from .prompts import check_previous, previous
 
 PAD_STEP = 12_800  # samples, 0.8 s, to about a multiple of which a window is padded
 
@@ -88,7 +89,9 @@ class EncoderDecoderFamily:
             one = "this model supports one language only and has no tokens for others; expected 'auto' or 'en'"
             raise OptionError(f"language is {asked!r}; {several if known else one}")
         timed = self.timed(options)
-        self.model.prompt(next(iter(known), None), options.task, timed)
+        if options.context:
+            check_previous(self.tokenizer, "context")
+        self.prompt(next(iter(known), ""), options)
         if timed not in self._rules:
             self._rules[timed] = self.model.rules(timed)
         return self._rules[timed]
@@ -137,7 +140,8 @@ class EncoderDecoderFamily:
             languages.append(chosen)
             runners_up.append(other)
             pieces.append(turns)
-        prompts = [self.prompt(language, options) for language in languages]
+        before = [states[job.recording].context for job in jobs]
+        prompts = [self.prompt(language, options, text) for language, text in zip(languages, before, strict=True)]
         return EncodedBatch(cross, prompts, languages, no_speech.tolist(), runners_up, pieces, states)
 
     def _turns(
@@ -151,9 +155,13 @@ class EncoderDecoderFamily:
 
         return language_turns(window, cross, self.samples_per_state, names, detect)
 
-    def prompt(self, language: str, options: Options) -> list[int]:
-        """Special tokens for language, task and times, so a window can be decoded again in another language."""
-        return self.model.prompt(language, options.task, self.timed(options))
+    def prompt(self, language: str, options: Options, context: str = "") -> list[int]:
+        """Special tokens for language, task and times, so a window can be decoded again in another language; before
+        them what was said before, if the options or `context` have any."""
+        if options.instruction:
+            raise OptionError("instruction is given, which GLM-ASR reads; this model reads none, but a prompt")
+        before = previous(self.tokenizer, options.prompt, context, self.config.decoder.positions)
+        return [*before, *self.model.prompt(language or None, options.task, self.timed(options))]
 
     def token_limit(self, prompt: int) -> int:
         """Learned positions that the prompt leaves free."""

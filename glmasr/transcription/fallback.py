@@ -48,6 +48,35 @@ def fallback(
     return [chosen[index] for index in range(count)]
 
 
+def favored(
+    attempt: Callable[[list[int], float], list[Hypothesis]],
+    plain: Callable[[list[int], float], list[Hypothesis]],
+    count: int,
+    good: Callable[[int, Hypothesis], bool],
+    silent: Callable[[int, Hypothesis], bool],
+    known_silent: Sequence[int],
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> list[tuple[Hypothesis, float]]:
+    """`fallback` of a search that favors something: what `attempt` finds at the first temperature, where it passes the
+    checks; for all others what `fallback` finds with `plain`, which favors nothing. So no favor outlives a failed
+    check, and none is shown to recordings in which nobody speaks.
+
+    known_silent: recordings that are known to be silent before the search. The other arguments as for `fallback`.
+    """
+    rows = [index for index in range(count) if index not in known_silent]
+    tried = zip(rows, attempt(rows, temperatures[0]), strict=True) if rows else ()
+    found = {index: (one, temperatures[0]) for index, one in tried if good(index, one) and not silent(index, one)}
+    left = [index for index in range(count) if index not in found]
+    others = fallback(
+        lambda chosen, temperature: plain([left[index] for index in chosen], temperature),
+        len(left),
+        lambda index, hypothesis: good(left[index], hypothesis),
+        temperatures,
+    )
+    found |= zip(left, others, strict=True)
+    return [found[index] for index in range(count)]
+
+
 def compression_ratio(text: str) -> float:
     """Length of the text in UTF-8 / length after zlib; 1 to 2 for speech, far more for a text that repeats itself."""
     plain = text.encode("utf-8")

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 from ..alignment.reading import Reading
 from ..audio import SAMPLE_RATE
 from ..config import EncoderDecoderConfig, GlmAsrConfig
+from ..errors import OptionError
 from ..rules import Rule
 from .chunking import Window
-from .language import AnyTokenizer, canonical
+from .language import LANGUAGES, AnyTokenizer, canonical
 from .options import Options
 
 AFTER_SPEECH = 1.0  # seconds that are encoded after the last sound, where a window is not encoded to its end
@@ -25,11 +26,12 @@ SURE = 0.8  # probability with which a window changes the language of a recordin
 @dataclass(frozen=True)
 class LanguageState:
     """The language of a recording so far: the one asked for; with "auto", the one detected last, and up to which
-    second."""
+    second. With `Options.context` also what was said."""
 
     requested: str
     detected: str = ""
     until: float = 0.0
+    context: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "requested", canonical(self.requested))
@@ -198,6 +200,34 @@ class Family(Protocol):
     def resume(self, window: Window, ids: list[int]) -> float:
         """Seconds: where the last complete sentence ends; the end of the window where nothing says so."""
         ...
+
+
+def checked_languages(family: Family, language: str, options: Options) -> tuple[str, ...]:
+    """`Options.languages` as codes that the model has. Raises OptionError for what a model of this family can't do."""
+    if options.languages and canonical(language) != "auto":
+        raise OptionError(
+            f"languages is {options.languages!r}, which says what language 'auto' may choose among; "
+            f"language is {language!r}"
+        )
+    if "auto" in map(canonical, options.languages):
+        raise OptionError(
+            f"languages is {options.languages!r}, expected names of languages, such as ('zh', 'yue', 'en')"
+        )
+    # Of Mandarin, Cantonese and English those that the model supports: most Whispers have no token for Cantonese.
+    named = tuple(map(canonical, options.languages))
+    languages = tuple(name for name in named if name in family.languages or name not in LANGUAGES) or named
+    for name in languages:
+        family.rules(name, replace(options, languages=()))
+    family.rules(language, options)
+    if options.long not in family.long_form:
+        known = " and ".join(map(repr, family.long_form))
+        raise OptionError(f"long is {options.long!r}; this model supports {known}")
+    if options.long == "seek" and not family.timed(options):
+        raise OptionError(
+            "long is 'seek', which goes by the model's time tokens; it needs them "
+            "(timestamps not False, and a model that has them)"
+        )
+    return languages
 
 
 def padded_to_speech(window: Window, full: int, step: int) -> int:

@@ -15,6 +15,7 @@ from .chunking import Window
 from .families import EncodedBatch, Job, Piece, States, padded_to_speech, whole_text
 from .language import LANGUAGES, AnyTokenizer, alike, canonical, forbidden_ids
 from .options import Options
+from .prompts import plain_ids
 
 SHORTEST = 961  # samples; fewer make no embedding, and are padded with silence up to here
 ENCODER_BATCH = {"cpu": 1, "cuda": 16}  # windows that are encoded at a time; a CPU has enough to do with one
@@ -72,6 +73,12 @@ class GlmAsrFamily:
             raise OptionError(f"language is {asked!r}, {expected}")
         if options.task != "transcribe":
             raise OptionError(f"task is {options.task!r}; this model supports 'transcribe' only")
+        if options.prompt or options.context:
+            raise OptionError(
+                f"{'prompt' if options.prompt else 'context'} is given, but GLM-ASR was trained with one prompt only "
+                "and takes no text beside the audio; for names take hotwords"
+            )
+        self.instruction(options)
         if options.timestamps:
             raise OptionError(
                 "this model has no time tokens; models of the encoder-decoder family have "
@@ -98,9 +105,17 @@ class GlmAsrFamily:
         full = self.config.window
         samples = [job.window.samples for job in jobs]
         audio = self.embed_all([each if len(each) > full else each[:length] for each in samples], length)
-        prompts = [self.model.prompt(self.tokenizer, len(rows)) for rows in audio]
+        instruction = self.instruction(options)
+        prompts = [self.model.prompt(self.tokenizer, len(rows), instruction) for rows in audio]
         languages = ["" if job.requested == "auto" else job.requested for job in jobs]
         return EncodedBatch(audio, prompts, languages, states=states)
+
+    def instruction(self, options: Options) -> str | None:
+        """What replaces the one that the model was trained with. Raises OptionError for special tokens in it."""
+        if not options.instruction:
+            return None
+        plain_ids(self.tokenizer, options.instruction, "instruction")
+        return options.instruction
 
     def prompt(self, language: str, options: Options) -> list[int]:
         """Raises NotImplementedError: `runners_up` is None in this family, so nothing calls it."""

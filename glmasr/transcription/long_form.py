@@ -38,7 +38,8 @@ class Reading:
 
 class Reader:
     """A stream of blocks (any,), from which the first `window` samples were read, to see whether more follow.
-    Iterating yields all samples. `start` samples of the recording come before it. `seconds` is what was read so far, `left_out` what of it was not decoded."""
+    Iterating yields all samples. `start` samples of the recording come before it. `seconds` is what was read so far,
+    `left_out` what of it was not decoded."""
 
     def __init__(self, blocks: Iterable[Tensor], window: int, start: int = 0):
         self._blocks, self._buffer, self._read, self.left_out = iter(blocks), torch.zeros(0), 0, 0.0

@@ -6,11 +6,13 @@ from ..audio import MAX_DURATION
 from ..audio_files.tracks import check_track
 from ..config import is_integer, is_number
 from ..errors import OptionError
-from . import chinese_script, clips
+from . import chinese_script, clips, hotwords
 from .fallback import TEMPERATURES
 
 MOST_BEAMS = 64  # memory and time grow with them; no gain is known beyond ten
 MOST_BATCH = 4096
+LONGEST_PROMPT = 10_000  # characters; of a prompt the last few hundred are read
+PROMPT = f"a text of at most {LONGEST_PROMPT:,} characters"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Options:
     words           times of each word, by aligning the text with the sound; segments then begin and end with a word
     clips           pairs of seconds, (60, 120), the last one perhaps (300, None): what of a recording is recognized;
                     empty: all of it
+    hotwords        names to be spelled right: phrases, "Kowloon Tong:2" with a weight, or pairs (phrase, weight); what
+                    they change is in docs/HOTWORDS.md
+    prompt          of a Whisper: text that it takes for what was said before every window, such as names, or a style
+    context         of a Whisper: what was said before is the prompt of the next window, after `prompt`. The windows of
+                    a recording are then decoded one by one
+    instruction     of GLM-ASR, an experiment: what replaces the instruction that it was trained with
     script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
     max_duration    seconds that a recording may have at most
     track           of a file with several tracks of sound: a number, from 1, or a language ("eng"); by default the one
@@ -62,6 +70,10 @@ class Options:
     vad: str = "auto"
     words: bool = False
     clips: tuple[tuple[float, float | None], ...] = ()
+    hotwords: tuple[str | tuple[str, float], ...] = ()
+    prompt: str = ""
+    context: bool = False
+    instruction: str = ""
 
     @property
     def temperature_schedule(self) -> tuple[float, ...]:
@@ -73,8 +85,8 @@ class Options:
         for name in ("beams", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             _require(value is None or is_integer(value) and value > 0, name, value, "a positive integer")
-        _require(isinstance(self.guards, bool), "guards", self.guards, "True or False")
-        _require(isinstance(self.words, bool), "words", self.words, "True or False")
+        for name in ("guards", "context", "words"):
+            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
         good = self.timestamps is None or isinstance(self.timestamps, bool)
         _require(good, "timestamps", self.timestamps, "True, False or None")
         _require((self.batch_size or 0) <= MOST_BATCH, "batch_size", self.batch_size, f"at most {MOST_BATCH}")
@@ -94,6 +106,11 @@ class Options:
         chinese_script.converter(self.script)
         check_track(self.track)
         clips.check(self.clips)
+        hotwords.parse(self.hotwords)
+        for name in ("prompt", "instruction"):
+            text = getattr(self, name)
+            good = isinstance(text, str) and len(text) <= LONGEST_PROMPT
+            _require(good, name, f"{text[:40]}..." if isinstance(text, str) else text, PROMPT)
         _require(self.long in ("cut", "whole", "seek"), "long", self.long, "'cut', 'whole' or 'seek'")
         _require(self.vad in ("auto", "off"), "vad", self.vad, "'auto' or 'off'")
         _require(self.pad_to in ("window", "speech"), "pad_to", self.pad_to, "'window' or 'speech'")

@@ -9,6 +9,8 @@ decode            one batch, or one by one what is too much or has no answer tog
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -18,10 +20,12 @@ from ..errors import CheckpointError, GlmAsrError, ShortMemoryError, out_of_memo
 from ..rules import Rule, StopLoops, loops
 from . import coverage, recovery
 from .chunking import Window
-from .fallback import Limits, compression_ratio, fallback
+from .fallback import Limits, compression_ratio, fallback, favored
 from .families import EncodedBatch, Family, Job, RecordingState, States
+from .hotwords import Biases
 from .language import join, written_in
 from .options import Options
+from .prompts import copied, remembered
 from .recovery import Lost, fuller, halves_of, lacking, lost_stretches, patched
 from .results import FLAGS, Part, Segment, Word
 from .word_times import timed_words
@@ -38,6 +42,8 @@ class WindowDecoder:
 
     def __init__(self, model: decode.Model, family: Family, batch_size: Callable[[Options], int]):
         self.model, self.family, self.batch_size = model, family, batch_size
+        device = getattr(model, "device", "cpu")
+        self.biases = Biases(family.tokenizer, family.config.decoder.vocabulary, device)
 
     def decode(self, jobs: list[Job], options: Options) -> list[Part | GlmAsrError]:
         """The parts of some jobs. What the model can't answer is an error for it alone; so is what memory doesn't
@@ -76,6 +82,8 @@ class WindowDecoder:
         TRAP: where the first window with speech says the language of those after it, one of another length has to wait
         its turn.
         """
+        if options.context and not nested:
+            return self._in_turn(jobs, options, states)
         groups: dict[tuple[int, int, int], list[int]] = {}
         turns: dict[
             RecordingState, tuple[int, int]
@@ -93,6 +101,20 @@ class WindowDecoder:
             parts, states = self._alike(some, length, rules[members[0]], options, states, nested)
             found |= zip(members, parts, strict=True)
         return [found[index] for index in range(len(jobs))], states
+
+    def _in_turn(self, jobs: list[Job], options: Options, states: States) -> tuple[list[Part], States]:
+        """One by one, each with the text of those before it; without it where the text may be a copy of that."""
+        parts = []
+        for job in jobs:
+            length, rules = self.family.padded_length(job.window, options), self.family.rules(job.requested, options)
+            [part], after = self._alike([job], length, rules, options, states, False)
+            if context := states[job.recording].context:
+                if copied(context, part):
+                    alone = states | {job.recording: replace(states[job.recording], context="")}
+                    [part], after = self._alike([job], length, rules, options, alone, False)
+            after[job.recording] = replace(after[job.recording], context=remembered(context, part))
+            parts, states = [*parts, part], after
+        return parts, states
 
     @torch.inference_mode()
     def _alike(
@@ -168,12 +190,19 @@ class WindowDecoder:
         ]
         guards = [StopLoops(stop[0])] if options.guards else []
 
-        def attempt(chosen: list[int], temperature: float) -> list[Hypothesis]:
+        def attempt(chosen: list[int], temperature: float, **bias: decode.Bias) -> list[Hypothesis]:
             limits = [budgets[index] for index in chosen]
-            return search(self.model, *encoded.rows(chosen), stop, limits, options, [*rules, *guards], temperature)
+            audio = encoded.rows(chosen)
+            return search(self.model, *audio, stop, limits, options, [*rules, *guards], temperature, **bias)
 
-        found = fallback(attempt, len(jobs), checks.good, options.temperature_schedule)
-        self._compare_languages(encoded, found, attempt, checks, options)
+        schedule, bias = options.temperature_schedule, self.biases.find(options.hotwords)
+        if bias is None:
+            found = fallback(attempt, len(jobs), checks.good, schedule)
+            self._compare_languages(encoded, found, attempt, checks, options)
+        else:
+            biased = partial(attempt, bias=bias)
+            found = favored(biased, attempt, len(jobs), checks.good, checks.silent, checks.known_silent(), schedule)
+            self._compare_languages(encoded, found, biased, checks, options)
         return found
 
     def _compare_languages(
@@ -293,6 +322,11 @@ class _Checks:
     def no_speech(self, index: int, hypothesis: Hypothesis) -> float:
         return hypothesis.empty if self.encoded.no_speech is None else self.encoded.no_speech[index]
 
+    def known_silent(self) -> list[int]:
+        """Those in which probably nobody speaks, as far as that is known before the search."""
+        known = self.encoded.no_speech or []
+        return [index for index, silence in enumerate(known) if silence > self.limits.no_speech]
+
     def silent(self, index: int, hypothesis: Hypothesis) -> bool:
         return self.limits.silent(hypothesis, self.no_speech(index, hypothesis))
 
@@ -347,34 +381,18 @@ def search(
     options: Options,
     rules: list[Rule],
     temperature: float = 0.0,
+    bias: decode.Bias | None = None,
 ) -> list[Hypothesis]:
     """The best hypothesis for each prompt, by the search that the options ask for. Above temperature 0 it is drawn, not
     searched."""
+    common: dict[str, Any] = {"stop": stop, "max_new": budgets, "rules": rules, "bias": bias}
     try:
         if temperature > 0:
-            return decode.sample(
-                model,
-                audio,
-                prompts,
-                stop=stop,
-                max_new=budgets,
-                rules=rules,
-                temperature=temperature,
-                seed=0,
-                best_of=BEST_OF,
-            )
+            return decode.sample(model, audio, prompts, temperature=temperature, seed=0, best_of=BEST_OF, **common)
         if options.beams in (None, 1):
-            return decode.greedy(model, audio, prompts, stop=stop, max_new=budgets, rules=rules)
-        found = decode.beam(
-            model,
-            audio,
-            prompts,
-            stop=stop,
-            max_new=budgets,
-            rules=rules,
-            width=options.beams,
-            length_penalty=options.length_penalty,
-        )
+            return decode.greedy(model, audio, prompts, **common)
+        width, penalty = options.beams or 1, options.length_penalty
+        found = decode.beam(model, audio, prompts, width=width, length_penalty=penalty, **common)
         return [hypotheses[0] for hypotheses in found]
     except ValueError as error:  # the arguments were checked, so what is left is numbers that are not finite
         raise CheckpointError(f"the model gives no usable answer: {error}") from error

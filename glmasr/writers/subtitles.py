@@ -40,13 +40,20 @@ class Segment(Protocol):
     where they have times."""
 
     @property
-    def start(self) -> float: ...
+    def start(self) -> float:
+        """Seconds from the start of the recording."""
+
     @property
-    def end(self) -> float: ...
+    def end(self) -> float:
+        """Seconds from the start of the recording, not before `start`."""
+
     @property
-    def text(self) -> str: ...
+    def text(self) -> str:
+        """What was said, in any whitespace: `clean` puts it on one line."""
+
     @property
-    def words(self) -> Sequence[Word]: ...
+    def words(self) -> Sequence[Word]:
+        """Those of the text, in order; none where they have no times."""
 
 
 class Transcript(Protocol):

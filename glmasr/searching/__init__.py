@@ -1,0 +1,1 @@
+"""What the searches of `decode` are made of: their rows, and the automaton that favors listed phrases."""
