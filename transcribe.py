@@ -98,7 +98,7 @@ def make_parser() -> Parser:
         "--task", default="transcribe", choices=["transcribe", "translate"], help="translate: into English"
     )
     add.add_argument("--timestamps", action=argparse.BooleanOptionalAction, help="segments with the model's times")
-    add.add_argument("--words", action="store_true", help="times of each word, in srt, vtt, lrc, tsv and json")
+    add.add_argument("--words", action="store_true", help="times of each word")
     add.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="if it's longer than a window")
     add.add_argument("--vad", default="auto", choices=["auto", "off"], help="auto: only speech, with the extra [vad]")
     add.add_argument(
@@ -130,13 +130,13 @@ def make_parser() -> Parser:
     add.add_argument("--max-line-width", type=positive, metavar="N", default=42, help=columns)
     add.add_argument("--max-line-count", type=positive, metavar="N", default=2, help="lines of subtitles at a time (2)")
 
-    cue = "with --words: a cue for every N words (default: by sentences)"
+    cue = "with --words: so many in a cue"
     add.add_argument("--words-per-cue", type=positive, metavar="N", help=cue)
 
     add = parser.add_argument_group("messages")
     add.add_argument("--json", action="store_true", help="JSON instead of text, a line for a recording")
     add.add_argument("--explain", action="store_true", help="also how the text came about")
-    add.add_argument("--plot", metavar="FILE", help="with --explain, as a picture too (.png, .svg, .pdf)")
+    add.add_argument("--plot", metavar="FILE", help="with --explain: as a picture, too (.png, ...)")
     add.add_argument("--verbose", action="store_true", help="also what it runs on, and how")
     add.add_argument("--quiet", action="store_true", help="only errors on standard error")
     return parser

@@ -164,18 +164,18 @@ class _Tree:
         outside = borders.ends | borders.special
         away = np.where(outside, BORDER, INSIDE)
         self.root_next = np.stack([away, away])
-        level = levels[0]
-        tokens = self.token[level]
-        self.root_next[BORDER, tokens] = np.arange(level.start, level.stop)
+        here = np.arange(levels[0].start, levels[0].stop)
+        tokens = self.token[here]
+        self.root_next[BORDER, tokens] = here
         free = borders.begins[tokens]
-        self.root_next[INSIDE, tokens[free]] = np.arange(level.start, level.stop)[free]
+        self.root_next[INSIDE, tokens[free]] = here[free]
 
         # The fail arcs, and along them what shorter matches earn at the same place.
         self.fail = np.zeros(size, dtype=np.int64)
         self.fail[INSIDE] = INSIDE
         self.root = np.concatenate([[BORDER, INSIDE], away[self.token[ROOTS:]]])
-        for depth, level in enumerate(levels):
-            here = np.arange(level.start, level.stop)
+        for depth, span in enumerate(levels):
+            here = np.arange(span.start, span.stop)
             tokens = self.token[here]
             if depth == 0:
                 self.fail[here] = away[tokens]

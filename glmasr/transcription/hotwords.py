@@ -239,7 +239,7 @@ def variants(phrase: str) -> dict[str, float]:
 
 
 def _upper(match: "regex.Match[str]") -> str:
-    return match[0].upper()
+    return str(match[0]).upper()
 
 
 class Biases:

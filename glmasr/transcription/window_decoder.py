@@ -18,6 +18,7 @@ from .. import decode
 from ..decode import Hypothesis
 from ..errors import CheckpointError, GlmAsrError, ShortMemoryError, out_of_memory
 from ..rules import Rule, StopLoops, loops
+from ..searching.favor import Bias
 from . import coverage, recovery
 from .chunking import Window
 from .fallback import Limits, compression_ratio, fallback, favored
@@ -104,7 +105,7 @@ class WindowDecoder:
 
     def _in_turn(self, jobs: list[Job], options: Options, states: States) -> tuple[list[Part], States]:
         """One by one, each with the text of those before it; without it where the text may be a copy of that."""
-        parts = []
+        parts: list[Part] = []
         for job in jobs:
             length, rules = self.family.padded_length(job.window, options), self.family.rules(job.requested, options)
             [part], after = self._alike([job], length, rules, options, states, False)
@@ -190,10 +191,10 @@ class WindowDecoder:
         ]
         guards = [StopLoops(stop[0])] if options.guards else []
 
-        def attempt(chosen: list[int], temperature: float, **bias: decode.Bias) -> list[Hypothesis]:
+        def attempt(chosen: list[int], temperature: float, bias: Bias | None = None) -> list[Hypothesis]:
             limits = [budgets[index] for index in chosen]
             audio = encoded.rows(chosen)
-            return search(self.model, *audio, stop, limits, options, [*rules, *guards], temperature, **bias)
+            return search(self.model, *audio, stop, limits, options, [*rules, *guards], temperature, bias)
 
         schedule, bias = options.temperature_schedule, self.biases.find(options.hotwords)
         if bias is None:
@@ -381,7 +382,7 @@ def search(
     options: Options,
     rules: list[Rule],
     temperature: float = 0.0,
-    bias: decode.Bias | None = None,
+    bias: Bias | None = None,
 ) -> list[Hypothesis]:
     """The best hypothesis for each prompt, by the search that the options ask for. Above temperature 0 it is drawn, not
     searched."""

@@ -110,12 +110,13 @@ def _rows(transcript: Transcript) -> list[Row]:
     found.sort(key=itemgetter(0))
     limit = length(transcript)
     if len(found) > limit:  # not even a millisecond for each: one for all
-        found = [(*found[0][:2], " ".join(text for _, _, text, _ in found), ())][:limit]
+        one: tuple[int, int, str, Sequence[Word]] = (*found[0][:2], " ".join(text for _, _, text, _ in found), ())
+        found = [one][:limit]
     starts = _apart([start for start, *_ in found], limit)
     rows, before = [], ""
     for start, following, (_, end, text, words) in zip(starts, [*starts, limit][1:], found, strict=True):
         end = min(max(end, start + 1), following)
-        rows.append(Row(start, end, text, _words(words, text, start, end, before)))
+        rows.append(Row(start, end, text, tuple(_words(words, text, start, end, before))))
         before = text
     return rows
 
