@@ -96,7 +96,7 @@ def answering(monkeypatch, answers):
     """The search gives these hypotheses, one batch after the other; returns what it was asked for."""
     asked, left = [], list(answers)
 
-    def search(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
+    def search(model, audio, prompts, stop, budgets, options, rules, temperature=0.0, bias=None):
         asked.append(
             {
                 "rows": len(prompts),

@@ -46,7 +46,7 @@ def answering(monkeypatch, answer):
     """answer(batch number, temperature, prompts) -> hypotheses; returns the calls."""
     calls = []
 
-    def search(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
+    def search(model, audio, prompts, stop, budgets, options, rules, temperature=0.0, bias=None):
         calls.append((len(prompts), temperature))
         return answer(len(calls) - 1, temperature, prompts)
 
