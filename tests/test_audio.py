@@ -22,7 +22,7 @@ from helpers.programs import needs
 from helpers.sounds import bytes_of, melody, speech
 
 from glmasr import audio
-from glmasr.audio_files import child_process, ffmpeg, formats, reader, sound_files, tracks
+from glmasr.audio_files import child_process, ffmpeg, formats, reader, sound_files, spool, tracks
 from glmasr.errors import AudioError, Cancelled, GlmAsrError, OptionError
 
 # ---- signals ------------------------------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def test_sound_far_above_full_scale_is_sound():
 def test_a_stream_is_not_copied_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     content = bytes_of(speech(0.5), subtype="DOUBLE")  # half as large when it is decoded
-    monkeypatch.setattr(reader, "MOST_BYTES", len(content))
+    monkeypatch.setattr(spool, "MOST_BYTES", len(content))
     assert len(audio.load(io.BytesIO(content))) == 8000
     with pytest.raises(AudioError, match="has an end"):
         audio.load(io.BytesIO(content + b"\0"))

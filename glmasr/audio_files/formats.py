@@ -9,9 +9,11 @@ What is unusual here:
 - What the header of an MP3 states is compared with its frames, walked one by one.
 """
 
+import codecs
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import BinaryIO, Literal
 
 from ..errors import Cancelled
@@ -82,6 +84,33 @@ def why_foreign(path: str) -> tuple[str, int]:
     if kind is None:
         return "it begins like none of the formats read directly", place
     return f"{kind} is not among the formats read directly", place
+
+
+# How others begin that are no recording at all.
+NO_SOUND = {
+    b"%PDF-": "a PDF",
+    b"PK\3\4": "a ZIP archive",
+    b"\x1f\x8b": "compressed by gzip",
+    b"\x7fELF": "a program",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF8": "a picture",
+}
+
+
+def why_no_sound(path: str) -> str:
+    """Why a file whose first VALUES bytes are there is no recording, whoever reads it; "" if it may be one."""
+    with open(path, "rb") as file:
+        start = file.read(VALUES)
+    if not any(start):  # ffmpeg looks no further either
+        return f"its first {VALUES:,} bytes are zeros"
+    if kind := next((kind for beginning, kind in NO_SOUND.items() if start.startswith(beginning)), None):
+        return f"it is {kind}"
+    # TRAP: a character may be cut at the end. Some headers are text, but what follows them is not.
+    with suppress(UnicodeDecodeError):
+        if b"\0" not in start and codecs.getincrementaldecoder("utf-8")().decode(start):
+            return "it is text, such as a page of the web"
+    return ""
 
 
 def _tag_length(head: bytes) -> int:

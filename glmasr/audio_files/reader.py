@@ -6,7 +6,6 @@ A path, a pipe or bytes becomes a file that decoders can seek in; an array in me
 import io
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
@@ -16,10 +15,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import AudioError, Cancelled
+from ..errors import AudioError
 from . import sound_files, web
 from .address import is_address
 from .limits import MOST_BYTES, MOST_CHANNELS, VALUES, IsCancelled, Warn, checked_rate, too_long, until
+from .spool import spooled
 from .tracks import only_track
 
 Part = tuple[int, np.ndarray]  # sample rate in Hz, float array (samples, channels)
@@ -50,7 +50,7 @@ def read(
             "states its own: leave it out"
         )
     else:
-        path, name = _as_file(source, stack, cancelled)
+        path, name = _as_file(source, max_duration, stack, cancelled)
         parts = sound_files.decode(path, name, track, max_duration, stack, warn, cancelled)
     return name, _limited(until(cancelled, parts), name, max_duration)
 
@@ -157,20 +157,21 @@ def _in_memory(source: Tensor, name: str) -> np.ndarray:
 # ---- a file, whatever it comes from ----------------------------------------------------------------------------------
 
 
-def _as_file(source: Any, stack: ExitStack, cancelled: IsCancelled) -> tuple[str, str]:
+def _as_file(source: Any, max_duration: float, stack: ExitStack, cancelled: IsCancelled) -> tuple[str, str]:
     """source -> (path, name in messages). What is not a regular file yet becomes a temporary one: decoders have to
     seek.
     """
     if isinstance(source, bytes | bytearray | memoryview):
-        return _spooled(io.BytesIO(source), "the recording in memory", stack, cancelled)
+        return spooled(io.BytesIO(source), "the recording in memory", max_duration, stack, cancelled)
     if isinstance(source, str) and source == "-":
         if sys.stdin is None:
             raise AudioError("standard input: is closed; expected a recording: pipe one into it, or name a file")
-        return _spooled(getattr(sys.stdin, "buffer", sys.stdin), "standard input", stack, cancelled)
+        return spooled(getattr(sys.stdin, "buffer", sys.stdin), "standard input", max_duration, stack, cancelled)
     if isinstance(source, str) and is_address(source):
-        return _spooled(web.opened(source, stack), source, stack, cancelled)
+        answer = web.opened(source, stack)
+        return spooled(answer, source, max_duration, stack, cancelled, answer.stated)
     if hasattr(source, "read"):
-        return _spooled(source, str(getattr(source, "name", "the file object")), stack, cancelled)
+        return spooled(source, str(getattr(source, "name", "the file object")), max_duration, stack, cancelled)
     if not isinstance(source, str | os.PathLike):
         raise AudioError(
             f"a recording cannot be a {type(source).__name__}; expected a path, '-', bytes, a binary file object, "
@@ -184,7 +185,7 @@ def _as_file(source: Any, stack: ExitStack, cancelled: IsCancelled) -> tuple[str
     try:
         path = Path(name)
         if path.is_fifo():  # a shell's <(command)
-            return _spooled(stack.enter_context(open(path, "rb")), name, stack, cancelled)
+            return spooled(stack.enter_context(open(path, "rb")), name, max_duration, stack, cancelled)
         if path.is_dir():
             raise AudioError(f"{name}: is a directory; expected an audio file: name the files in it")
         if not path.exists():
@@ -197,33 +198,3 @@ def _as_file(source: Any, stack: ExitStack, cancelled: IsCancelled) -> tuple[str
             return os.path.abspath(path), name
     except OSError as error:
         raise AudioError(f"{name}: cannot be opened ({error}); check the name and its permissions") from error
-
-
-def _spooled(stream: Any, name: str, stack: ExitStack, cancelled: IsCancelled) -> tuple[str, str]:
-    """Write the rest of a binary stream into a temporary file that lives as long as `stack`."""
-    try:
-        path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="glmasr-")), "recording")
-    except OSError as error:
-        raise AudioError(
-            f"{name}: no room for a temporary copy ({error}); make room, or name another folder in TMPDIR"
-        ) from error
-    with open(path, "wb") as file:
-        try:
-            while part := stream.read(VALUES):
-                if cancelled():
-                    raise Cancelled
-                file.write(part)
-                if file.tell() > MOST_BYTES:
-                    raise AudioError(
-                        f"{name}: more than {MOST_BYTES / 2**30:.0f} GiB; expected a recording, which has an end"
-                    )
-            file.flush()  # here, and not where the file is closed, a full disk has a name
-        except (TypeError, UnicodeDecodeError) as error:
-            raise AudioError(f"{name}: gives text; expected bytes: open it in binary mode, 'rb'") from error
-        except (OSError, ValueError) as error:  # a closed file, a full disk
-            raise AudioError(
-                f"{name}: cannot be read ({error}); open it again, or make room for a temporary copy"
-            ) from error
-        if file.tell() == 0:
-            raise AudioError(f"{name}: is empty (0 bytes); expected the bytes of an audio file")
-    return path, name

@@ -26,6 +26,7 @@ class Download:
 
     def __init__(self, answer: Any):
         self._answer, self._left = answer, answer.length
+        self.stated: int | None = answer.length  # bytes
 
     def read(self, count: int) -> bytes:
         """At most `count` bytes; b"" at the end. Raises OSError for fewer bytes than Content-Length states."""
