@@ -365,11 +365,10 @@ class Work:
                 self.write(name, transcript, {form: output.incomplete(path) for form, path in outputs.items()})
             except OutputError as error:
                 self.messages.complain(str(error))
-            more = (
-                "; the same command with --resume goes on there"
-                if self.journals.close(name) and os.path.isfile(name)
-                else ""
-            )
+            place = self.journals.close(name)
+            if place is not None and os.path.isfile(name):
+                there = "there" if place == parts[-1].end else f"at {clock(place)}"
+                more = f"; the same command {f'with --resume goes on {there}' if place else 'begins anew'}"
         self.messages.say(f"{name}: incomplete, recognized up to {clock(transcript.seconds)}{more}")
 
     def write(self, name: str, transcript: "Transcript", outputs: dict[str, Path]) -> None:
