@@ -16,18 +16,33 @@ from glmasr.audio_files import formats, limits, spool, web
 from glmasr.errors import AudioError, Cancelled
 from glmasr.writers.output import expand, plan_outputs
 
+LOCK = "Basic bWU6c2VjL3JldA=="  # me:sec/ret
 CLIP = (ROOT / "examples" / "zh.wav").read_bytes()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         path = self.path.partition("?")[0]
+        self.server.asked.append((self.path, self.headers.get("Authorization")))
+        if path == "/locked.wav" and self.headers.get("Authorization") != LOCK:
+            self.send_error(401)
+            return
         if path in ("/missing", "/private"):
             self.send_error({"/missing": 404, "/private": 403}[path])
             return
-        if path in ("/moved", "/file", "/loop"):
+        if path in ("/moved", "/file", "/loop", "/kept", "/lost"):
             self.send_response(302)
-            self.send_header("Location", {"/moved": "/talk.wav", "/file": "file:///etc/passwd", "/loop": "/loop"}[path])
+            other = f"http://localhost:{self.server.server_port}/locked.wav"
+            self.send_header(
+                "Location",
+                {
+                    "/kept": "/locked.wav",
+                    "/lost": other,
+                    "/moved": "/talk.wav",
+                    "/file": "file:///etc/passwd",
+                    "/loop": "/loop",
+                }[path],
+            )
             self.end_headers()
             return
         self.send_response(200)
@@ -60,6 +75,7 @@ def address():
     """That of a server, which is its `server`."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.wait, server.handle_error, server.sent = threading.Event(), lambda *args: None, 0
+    server.asked = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield Address(f"http://127.0.0.1:{server.server_port}", server)
     server.wait.set()
@@ -166,6 +182,52 @@ def test_a_long_tag_is_waited_for(folder, monkeypatch):
     sound = io.BytesIO()
     soundfile.write(sound, np.zeros(16_000), 16_000, format="MP3")
     assert len(tag) > limits.VALUES and abs(len(audio.load(io.BytesIO(tag + sound.getvalue()))) - 16_000) < 4000
+
+
+def with_password(address, path):
+    return address.replace("http://", "http://me:sec%2Fret@") + path
+
+
+def test_user_and_password(address):
+    for path in ("/locked.wav", "/kept"):
+        assert len(audio.load(with_password(address, path)))
+    with pytest.raises(AudioError, match="status 401: it is for those only whose user and password") as caught:
+        audio.load(with_password(address, "/lost"))  # another host doesn't get them
+    assert "sec" not in str(caught.value)
+    assert [header for path, header in address.server.asked] == [LOCK, LOCK, LOCK, LOCK, None]
+    with pytest.raises(AudioError, match="status 401"):
+        audio.load(address + "/locked.wav")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "http://me:sec%2Fret@127.0.0.1:1/a.wav",
+        "http://me:sec/ret@127.0.0.1:1/a.wav",
+        "http://me:sec ret@127.0.0.1:1/a.wav",
+        "http://me:sec@ret@127.0.0.1:1/a.wav",
+        "http://me:sec?ret@127.0.0.1:1/a.wav",
+        "http://me:secret@[bad/a.wav",
+        "ftp://me:secret@host/a.wav",
+    ],
+)
+def test_a_password_is_in_no_message(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert transcribe.main([name, "--model", "demo", "--format", "all"]) == 1
+    out, err = capsys.readouterr()
+    assert "***@" in err and "sec" not in err and "ret" not in err and not out
+
+
+def test_other_addresses_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("file:///etc/passwd", "FTP://host/a?b.wav", "s3://bucket/a.wav"):
+        with pytest.raises(AudioError, match=f"{name.split(':')[0].lower()}:// is not read; expected an address that"):
+            audio.load(expand([name])[0])
+
+
+def test_what_an_address_may_not_have_is_escaped(address):
+    assert len(audio.load(address + "/two words 一.wav?x=a b "))
+    assert address.server.asked[0][0] == "/two%20words%20%E4%B8%80.wav?x=a%20b"
 
 
 def test_names_of_files():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import AudioError
 from . import sound_files, web
-from .address import is_address
+from .address import is_address, scheme, shown
 from .limits import MOST_BYTES, MOST_CHANNELS, VALUES, IsCancelled, Warn, checked_rate, too_long, until
 from .spool import spooled
 from .tracks import only_track
@@ -169,7 +169,7 @@ def _as_file(source: Any, max_duration: float, stack: ExitStack, cancelled: IsCa
         return spooled(getattr(sys.stdin, "buffer", sys.stdin), "standard input", max_duration, stack, cancelled)
     if isinstance(source, str) and is_address(source):
         answer = web.opened(source, stack)
-        return spooled(answer, source, max_duration, stack, cancelled, answer.stated)
+        return spooled(answer, shown(source), max_duration, stack, cancelled, answer.stated)
     if hasattr(source, "read"):
         return spooled(source, str(getattr(source, "name", "the file object")), max_duration, stack, cancelled)
     if not isinstance(source, str | os.PathLike):
@@ -188,6 +188,11 @@ def _as_file(source: Any, max_duration: float, stack: ExitStack, cancelled: IsCa
             return spooled(stack.enter_context(open(path, "rb")), name, max_duration, stack, cancelled)
         if path.is_dir():
             raise AudioError(f"{name}: is a directory; expected an audio file: name the files in it")
+        if scheme(name) and not path.exists():
+            raise AudioError(
+                f"{shown(name)}: {scheme(name)}:// is not read; expected an address that begins with https:// or "
+                "http://, or the name of a file"
+            )
         if not path.exists():
             raise AudioError(f"{name}: no such file; check the spelling and the current directory ({os.getcwd()})")
         if not path.is_file():

@@ -14,6 +14,7 @@ from typing import Any
 
 import regex
 
+from ..audio_files.address import shown
 from .line_breaks import DEFAULT, Layout
 from .subtitles import Transcript, clean, cues, length, milliseconds, timed
 
@@ -97,7 +98,7 @@ def record(transcript: Any, name: str = "") -> dict[str, Any]:
         for key in ("start", "end"):
             if math.isfinite(segment[key]):
                 segment[key] = min(milliseconds(segment[key], limit), limit) / 1000
-    return {key: _finite(value) for key, value in {"schema": SCHEMA, "audio": name or None, **fields}.items()}
+    return {key: _finite(value) for key, value in {"schema": SCHEMA, "audio": shown(name) or None, **fields}.items()}
 
 
 def _finite(value: Any) -> Any:
