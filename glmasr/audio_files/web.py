@@ -49,15 +49,14 @@ class Download:
 class Redirects(HTTPRedirectHandler):
     """TRAP: user and password are for one host; another one that it leads to doesn't get them."""
 
-    def redirect_request(self, request: Request, *answer: Any) -> Request | None:
-        """What is asked for next; the last argument is its address."""
-        *rest, address = answer
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        """What is asked for next."""
         try:
-            new = super().redirect_request(request, *rest, for_request(address)[0])
+            new = super().redirect_request(req, fp, code, msg, headers, for_request(newurl)[0])
         except ValueError as error:
             raise HTTPException("it leads to what is no address") from error
-        header = request.unredirected_hdrs.get("Authorization")
-        if new is not None and header and new.host == request.host and new.type in (request.type, "https"):
+        header = req.unredirected_hdrs.get("Authorization")
+        if new is not None and header and new.host == req.host and new.type in (req.type, "https"):
             new.add_unredirected_header("Authorization", header)
         return new
 
