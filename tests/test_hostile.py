@@ -121,7 +121,11 @@ sound(
     "AudioError: talk.wav: holds no samples (a header only?); …",
 )
 sound("half a WAV header", lambda: wav()[:30], f"AudioError: talk.wav: not readable (…), {NO_FFMPEG}")
-sound("a WAV that breaks off", lambda: wav()[:-8000], "read, 0.25 s")
+sound(
+    "a WAV that breaks off",
+    lambda: wav()[:-8000],
+    "read, 0.25 s; warning: talk.wav: breaks off after 0.2 s (0.5 s announced); …",
+)
 sound("a WAV that claims 4 GB", lambda: wav(size=2**32 - 1), "read, 0.5 s")
 sound(
     "a sample rate of 0",
