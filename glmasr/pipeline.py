@@ -44,7 +44,7 @@ from .transcription.encoder_decoder import EncoderDecoderFamily
 from .transcription.fallback import TEMPERATURES
 from .transcription.families import Job, LanguageState, RecordingState
 from .transcription.glm_asr import GlmAsrFamily
-from .transcription.language import LANGUAGES, AnyTokenizer, canonical
+from .transcription.language import LANGUAGES, AnyTokenizer, canonical, listed
 from .transcription.long_form import Reader, Reading, cut_jobs, items, untimed
 from .transcription.memory import batch_size
 from .transcription.options import Options
@@ -163,7 +163,7 @@ class Recognizer:
         script: str | None = None,
         max_duration: float = sound.MAX_DURATION,
         track: int | str | None = None,
-        languages: tuple[str, ...] = (),
+        languages: str | Iterable[str] = (),
         vad: str = "auto",
         words: bool = False,
         progress: Progress | None = None,
@@ -197,7 +197,7 @@ class Recognizer:
             script=script,
             max_duration=max_duration,
             track=track,
-            languages=tuple(languages or ()),
+            languages=listed(languages),
             vad=vad,
             words=words,
         )
@@ -340,7 +340,7 @@ class Recognizer:
 
     def check(self, language: str = "auto", options: Options = DEFAULTS) -> Options:
         """The options with this model's defaults. Raises OptionError for what it can't do."""
-        family = self.family
+        family, options = self.family, replace(options, languages=listed(options.languages))
         options.check(self.config.decoder.positions)
         if options.languages and canonical(language) != "auto":
             raise OptionError(

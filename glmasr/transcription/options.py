@@ -35,7 +35,8 @@ class Options:
                     short recordings, and another result
     vad             "auto": where the extra [vad] is installed, only what it takes for speech is decoded; "off": all
                     that isn't silent
-    languages       what `language` "auto" may choose among; empty: all languages of the model
+    languages       what `language` "auto" may choose among, also as a text, "zh,yue,en"; empty: all languages of the
+                    model
     words           times of each word, by aligning the text with the sound; segments then begin and end with a word
     script          "simplified" or "traditional": all Chinese characters are written so; needs the package OpenCC
     max_duration    seconds that a recording may have at most
