@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import glmasr
-from glmasr.audio_files.address import is_address
+from glmasr.audio_files.address import is_address, shown
 from glmasr.cli import (
     INTERRUPTED,
     Parser,
@@ -274,7 +274,7 @@ class Work:
 
     def fail(self, error: Exception, name: str = "") -> None:
         """Prints an error and counts it; the other recordings go on."""
-        text, name = printable(str(error)), printable(name)
+        text, name = printable(str(error)), printable(shown(name))
         if name and not text.startswith(f"{name}: "):  # such as an error of the model: it doesn't know the recording
             text = f"{name}: {text}"
         self.messages.complain(text)
@@ -345,7 +345,7 @@ class Work:
     def tell(self, name: str, part: "Part") -> None:
         """Prints a part: warnings to standard error, text to standard output unless it goes to files or JSON."""
         for warning in part.warnings:
-            self.messages.say(f"warning: {name}: {warning.removeprefix(f'{name}: ')}")
+            self.messages.say(f"warning: {name}: {warning.removeprefix(f'{shown(name)}: ')}")
         if self.args.files or self.args.json:
             return
         for segment in part.segments:
@@ -391,11 +391,10 @@ class Work:
                 self.write(name, transcript, {form: output.incomplete(path) for form, path in outputs.items()})
             except OutputError as error:
                 self.messages.complain(str(error))
-            more = (
-                "; the same command with --resume goes on there"
-                if self.journals.close(name) and os.path.isfile(name)
-                else ""
-            )
+            place = self.journals.close(name)
+            if place is not None and os.path.isfile(name):
+                there = "there" if place == parts[-1].end else f"at {clock(place)}"
+                more = f"; the same command {f'with --resume goes on {there}' if place else 'begins anew'}"
         self.messages.say(f"{name}: incomplete, recognized up to {clock(transcript.seconds)}{more}")
 
     def write(self, name: str, transcript: "Transcript", outputs: dict[str, Path]) -> None:

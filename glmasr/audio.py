@@ -142,11 +142,12 @@ def blocks(
       OGG, MP3, AIFF, AU and CAF are decoded by libsndfile, everything else (m4a, mp4, webm, ...) by ffmpeg if it is on
       the PATH;
     - an array or tensor (S,), (S, channels) or (channels, S), with its `sample_rate` in Hz: floats of about -1..1, or
-      int16, int32 or uint8 (whose 128 is silence), which are divided by their full scale. The shorter axis is the
+      int16, int32 or uint8 (whose 128 is silence), which are divided by their full scale (with a warning where int32
+      never leaves 16 or 24 bits). The shorter axis is the
       channels, the second one where both are equal;
     - a pair (sample rate, array), as Gradio and scipy.io.wavfile give it;
     - a dict as Hugging Face's datasets have it: {"array": ..., "sampling_rate": ...}, or without an array
-      {"bytes": ..., "path": ...}, where bytes count if they aren't None.
+      {"bytes": ..., "path": ...}, where bytes count if they aren't None. The array in it, or in a pair, may be a list.
 
     `track` is one of several tracks of sound in a file: its number, from 1, or its language ("eng"). By default it is
     the one that the file calls its default, else the first one, and `warn` is called to say that there are others.

@@ -18,11 +18,20 @@ def printable(text: str) -> str:
     return re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]|[\u2028-\u202e\u2066-\u2069]", lambda found: repr(found[0])[1:-1], text)
 
 
+def redacted(text: str) -> str:
+    """The text without the users and passwords of the addresses in it.
+
+    >>> redacted("https://me:secret@example.org/a.wav: no such thing")
+    'https://***@example.org/a.wav: no such thing'
+    """
+    return re.sub(r"\b([A-Za-z][\w+.-]+)://[^\s/?#]*@", r"\1://***@", text)
+
+
 class GlmAsrError(Exception):
     """Base of all errors that the package raises on purpose.
 
     A message may quote a hostile file: control characters but line breaks are escaped, and the middle of an endless one
-    is left out.
+    is left out. So are the users and passwords of addresses.
 
     transcripts     where a list of recordings was transcribed: those of the others, None of those that failed
     """
@@ -30,7 +39,7 @@ class GlmAsrError(Exception):
     transcripts: Sequence[Any] = ()
 
     def __str__(self) -> str:
-        text = super().__str__()
+        text = redacted(super().__str__())
         if len(text) > LONGEST:
             text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
         return "\n".join(map(printable, text.split("\n")))

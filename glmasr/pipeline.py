@@ -46,7 +46,7 @@ from .transcription.fallback import TEMPERATURES
 from .transcription.families import Job, LanguageState, RecordingState, checked_languages
 from .transcription.glm_asr import GlmAsrFamily
 from .transcription.hotwords import parse as parse_hotwords
-from .transcription.language import AnyTokenizer
+from .transcription.language import AnyTokenizer, listed
 from .transcription.long_form import Reader, Reading, cut_jobs, items, untimed
 from .transcription.memory import batch_size
 from .transcription.options import Options
@@ -165,7 +165,7 @@ class Recognizer:
         script: str | None = None,
         max_duration: float = sound.MAX_DURATION,
         track: int | str | None = None,
-        languages: tuple[str, ...] = (),
+        languages: str | Iterable[str] = (),
         vad: str = "auto",
         words: bool = False,
         clips: Sequence[Clip] = (),
@@ -204,7 +204,7 @@ class Recognizer:
             script=script,
             max_duration=max_duration,
             track=track,
-            languages=tuple(languages or ()),
+            languages=listed(languages),
             vad=vad,
             words=words,
             clips=tuple(clips or ()),
@@ -352,11 +352,12 @@ class Recognizer:
 
     def check(self, language: str = "auto", options: Options = DEFAULTS) -> Options:
         """The options with this model's defaults. Raises OptionError for what it can't do."""
+        options = replace(options, languages=listed(options.languages))
         options.check(self.config.decoder.positions)
         languages = checked_languages(self.family, language, options)
-        listed, beams = parse_hotwords(options.hotwords), options.beams or self.config.beams
-        self.windows.biases.find(listed)
-        return replace(options, beams=beams, languages=languages, hotwords=listed)
+        hotwords, beams = parse_hotwords(options.hotwords), options.beams or self.config.beams
+        self.windows.biases.find(hotwords)
+        return replace(options, beams=beams, languages=languages, hotwords=hotwords)
 
     def jobs(self, reader: Reader, recording: RecordingState, options: Options = DEFAULTS) -> Iterator[Job]:
         """The windows of a recording, cut where there is no speech or it is quiet."""

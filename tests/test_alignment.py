@@ -10,6 +10,8 @@ import glmasr
 from glmasr.alignment import align, times
 from glmasr.alignment.times import in_order
 from glmasr.alignment.words import spans, spell
+from glmasr.tokenizer import IncrementalDecoder
+from glmasr.transcription.chunking import Window
 from glmasr.transcription.word_times import with_text
 
 
@@ -121,6 +123,38 @@ class Pieces:
 def test_a_token_of_several_characters_is_shared():
     _, words = spell([0, 1, 2], Pieces([" a(", "天气", " x"]))
     assert [(word.begins, word.ends) for word in words] == [(0.0, 0.5), (1.0, 1.5), (1.5, 2.0), (2.0, 3.0)]
+
+
+@pytest.mark.parametrize(
+    "written, text, words",
+    [
+        ("不足".encode() + b"\xe6\x83" + "卻".encode(), "不足卻", ["不", "足", "卻"]),
+        ("不足".encode() + b"\xe6", "不足", ["不", "足"]),
+        (b"caf\xc3e \xff noir", "cafe  noir", ["cafe", "noir"]),
+        ("a \ufffd b".encode(), "a  b", ["a", "b"]),
+        (b"\x80\xe6\x83", "", []),
+    ],
+)
+def test_half_characters_are_no_words(written, text, words):
+    """A token is a byte here. What is left keeps its places."""
+    found, spelled = spell(list(written), IncrementalDecoder(lambda number: bytes([number])))
+    assert found == text and [found[word.first : word.last] for word in spelled] == words
+    times = [time for word in spelled for time in (word.begins, word.ends)]
+    assert times == sorted(times) and all(0 <= time <= len(written) for time in times)
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-article"])
+def test_half_characters_are_left_out_of_a_text(name):
+    """A model may write any bytes; `Tokenizer.decode` gives U+FFFD for them, as others do."""
+    recognizer = glmasr.load(name, device="cpu", dtype="float32")
+    tokenizer, family = recognizer.tokenizer, recognizer.family
+    half = next(number for number in range(tokenizer.size) if tokenizer.token_bytes(number) == b"\xe6")
+    one, two = (tokenizer.encode(text) for text in ("good", " morning"))
+    assert "\ufffd" in tokenizer.decode([*one, half, *two])
+    assert family.text([half, *one, half, *two, half]) == "good morning"
+    window = Window(0.0, torch.ones(16_000))
+    assert [piece.text for piece in family.segments(window, [*one, half, *two])] == ["good morning"]
+    assert family.segments(window, [half]) == []
 
 
 @given(st.lists(st.tuples(st.floats(-1, 9), st.floats(-1, 9)), max_size=40), st.floats(0.01, 8))

@@ -2,6 +2,8 @@
 
 import io
 import os
+import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -22,7 +24,7 @@ from helpers.programs import needs
 from helpers.sounds import bytes_of, melody, speech
 
 from glmasr import audio
-from glmasr.audio_files import child_process, ffmpeg, formats, reader, sound_files, tracks
+from glmasr.audio_files import child_process, ffmpeg, formats, reader, sound_files, spool, tracks
 from glmasr.errors import AudioError, Cancelled, GlmAsrError, OptionError
 
 # ---- signals ------------------------------------------------------------------------------------------------------------
@@ -324,10 +326,87 @@ def test_sound_far_above_full_scale_is_sound():
     same(audio.load(bytes_of((samples * 900).numpy(), subtype="FLOAT")), samples * 900)
 
 
+KINDS = ["WAV", "WAVEX", "RF64", "AIFF", "AU", "CAF", "W64"]
+
+
+def read_whole(content):
+    """The samples, and the warnings."""
+    heard = []
+    return audio.load(content, warn=heard.append), heard
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_cut_off_is_said(kind):
+    """libsndfile makes the header's length that of the file, without a word."""
+    if kind == "W64" and shutil.which("ffmpeg") is None:
+        pytest.skip("no ffmpeg, which reads it")
+    content = bytes_of(speech(3), format=kind)
+    assert read_whole(content) == (pytest.approx(audio.load(bytes_of(speech(3))), abs=1e-4), [])
+    samples, heard = read_whole(content[: len(content) - 32_000])
+    assert len(samples) == 32_000 or kind == "CAF"  # it has empty space after its sound
+    assert len(heard) == 1
+    assert re.search(r": breaks off after [12]\.\d s \(3\.0 s announced\); what comes before is used$", heard[0])
+    start = {"AIFF": content.find(b"SSND"), "AU": 0}.get(kind, content.find(b"data"))
+    samples, heard = read_whole(content[: start + 150])
+    assert len(samples) < 100 and len(heard) == 1 and "breaks off after 0.0 s (3.0 s announced)" in heard[0]
+
+
+@pytest.mark.parametrize(
+    "kind, mark, after, sizes",
+    [
+        ("WAV", b"data", 4, [2**32 - 1, 0x7FFFF000, 2**31, 2**31 - 36]),  # ffmpeg, SoX, arecord
+        ("AU", b".snd", 8, [2**32 - 1]),
+        ("AIFF", b"SSND", 4, [0x7F000008]),
+        ("CAF", b"data", 4, [2**64 - 1]),
+    ],
+)
+def test_a_length_that_was_not_known_is_none(kind, mark, after, sizes):
+    """As who writes into a pipe leaves it."""
+    content = bytearray(bytes_of(speech(1), format=kind))
+    place = content.index(mark) + after
+    for size in sizes:
+        width = 8 if kind == "CAF" else 4
+        content[place : place + width] = size.to_bytes(width, "little" if kind == "WAV" else "big")
+        samples, heard = read_whole(bytes(content))
+        assert abs(len(samples) - 16_000) < 10 and not heard
+
+
+def test_the_last_of_several_recordings_is_cut_off():
+    samples, heard = read_whole((bytes_of(speech(1)) + bytes_of(speech(3)))[:-64_000])
+    assert len(samples) == 2 * 16_000 and ["breaks off after 1.0 s (3.0 s announced)" in text for text in heard] == [
+        True
+    ]
+    assert read_whole(bytes_of(speech(1))[:-3000])[1] == []  # less than a word
+
+
+def test_lists_of_numbers():
+    """As datasets give them, unless they are asked for arrays."""
+    samples = speech(0.1)
+    for source in ({"array": samples.tolist(), "sampling_rate": 16000}, (16000, samples.tolist())):
+        same(audio.load(source), torch.from_numpy(samples))
+    two = audio.load({"array": [samples.tolist(), samples.tolist()], "sampling_rate": 16000})
+    same(two, torch.from_numpy(samples))
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ([-3000, 32_767], ["holds int32 from -3000 to 32767, which is within 16 bits.*2\\^15, pass `array / 2..15`"]),
+        ([-40_000, 5], ["holds int32 from -40000 to 5, which is within 24 bits.*2\\^23, pass `array / 2..23`"]),
+        ([0, 2**23], []),
+        ([0, 0], []),
+    ],
+)
+def test_int32_that_holds_fewer_bits(values, said):
+    heard = []
+    audio.load(np.array(values * 100, np.int32), 16_000, warn=heard.append)
+    assert len(heard) == len(said) and all(map(re.search, said, heard))
+
+
 def test_a_stream_is_not_copied_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     content = bytes_of(speech(0.5), subtype="DOUBLE")  # half as large when it is decoded
-    monkeypatch.setattr(reader, "MOST_BYTES", len(content))
+    monkeypatch.setattr(spool, "MOST_BYTES", len(content))
     assert len(audio.load(io.BytesIO(content))) == 8000
     with pytest.raises(AudioError, match="has an end"):
         audio.load(io.BytesIO(content + b"\0"))
@@ -497,9 +576,15 @@ def test_stereo():
         ((16000, np.zeros(100, np.int16)), 16000, "comes with a rate, 16000: leave it out"),
         (("16000", np.zeros(100)), None, "whole number"),
         ((np.zeros(100), 16000), None, "cannot be a tuple.*a pair"),
+        (("a.wav", "b.wav"), None, r"cannot be a tuple.*several recordings are a list: list\(recordings\)"),
+        ((name for name in ["a.wav"]), None, "cannot be a generator.*several recordings are a list"),
+        ({"array": ["a", "b"], "sampling_rate": 16000}, None, "'array' of the dict is a list of something else"),
+        ({"array": [[0.0], [0.1, 0.2]], "sampling_rate": 16000}, None, "expected an array, a tensor, or a list of"),
+        ({"array": "a.wav", "sampling_rate": 16000}, None, "'array' of the dict is a str"),
+        ({"array": [1, 2], "sampling_rate": 16000}, None, "int64; expected floats in -1..1"),
+        ({"array": [], "sampling_rate": 16000}, None, "holds no samples"),
         ({"array": np.zeros(100), "sampling_rate": None}, None, "comes without sample_rate"),
         ({"array": np.zeros(100), "sampling_rate": 8000}, 16000, "comes with a rate, 8000: leave it out"),
-        ({"array": [0.0, 0.1], "sampling_rate": 16000}, None, "cannot be a dict.*Hugging Face"),
         ({"bytes": b"", "path": "a.wav"}, None, "empty"),
         ({"bytes": None, "path": None}, None, "a dict without a recording"),
         ({"path": "no/such/file.wav"}, None, "no/such/file.wav: no such file"),
@@ -532,7 +617,7 @@ def test_stereo():
         (io.StringIO("text"), None, "binary mode"),
         (b"RIFF", 16000, "leave it out"),
         (None, None, "cannot be a NoneType"),
-        ([0.0, 0.1], None, "cannot be a list"),
+        ([0.0, 0.1], None, "cannot be a list.*make an array of numbers: np.asarray"),
         (7, None, "cannot be a int"),
         ("no/such/file.wav", None, "no/such/file.wav: no such file"),
         ("nul\0.wav", None, "cannot be opened"),

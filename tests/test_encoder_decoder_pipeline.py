@@ -950,6 +950,21 @@ def test_names_of_auto(recognizer):
     recognizer.check("Auto", Options(languages=("zh",)))
 
 
+@pytest.mark.parametrize(
+    "languages, expected",
+    [("zh", ("zh",)), ("zh,yue, en", ("zh", "yue", "en")), (["zh"], ("zh",)), (iter(("en",)), ("en",)), (None, ())],
+)
+def test_languages_of_auto_as_a_text(recognizer, monkeypatch, languages, expected):
+    """A text is no list of letters."""
+    asked, check = [], recognizer.check
+    monkeypatch.setattr(recognizer, "check", lambda *arguments: asked.append(check(*arguments)) or asked[-1])
+    recognizer.transcribe(sound(1), sample_rate=16_000, languages=languages, max_new_tokens=1)
+    assert asked[0].languages == expected
+    for wrong in (7, ["zh", 7], b"zh"):
+        with pytest.raises(OptionError, match="expected names of languages, such as"):
+            recognizer.transcribe(sound(1), sample_rate=16_000, languages=wrong)
+
+
 def test_times_are_written_and_not_shown(recognizer, monkeypatch, all_voice):
     asked = answering(
         monkeypatch, [said(at(0), LONG, at(0.8), at(0.8), LONG, at(2.0)) for _ in range(2)] + [said(f"{LONG} {LONG}")]

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 import glmasr
 from glmasr import audio
-from glmasr.audio_files import reader
+from glmasr.audio_files import reader, spool
 from glmasr.checkpoint import hub, hub_cache
 from glmasr.writers import output
 
@@ -121,7 +121,11 @@ sound(
     "AudioError: talk.wav: holds no samples (a header only?); …",
 )
 sound("half a WAV header", lambda: wav()[:30], f"AudioError: talk.wav: not readable (…), {NO_FFMPEG}")
-sound("a WAV that breaks off", lambda: wav()[:-8000], "read, 0.25 s")
+sound(
+    "a WAV that breaks off",
+    lambda: wav()[:-8000],
+    "read, 0.25 s; warning: talk.wav: breaks off after 0.2 s (0.5 s announced); …",
+)
 sound("a WAV that claims 4 GB", lambda: wav(size=2**32 - 1), "read, 0.5 s")
 sound(
     "a sample rate of 0",
@@ -264,15 +268,21 @@ def _(room):
     return room.read("talk.wav")
 
 
-@row("a stream without an end", "AudioError: the file object: more than 0 GiB; expected a recording, which has an end")
-def _(room):
-    room.patch.setattr(reader, "MOST_BYTES", 10**7)
+for what, one, outcome in (
+    ("zeros", b"\0", "AudioError: the file object: not a recording (its first 1,048,576 bytes are zeros); …"),
+    ("text", b"y", "AudioError: the file object: not a recording (it is text, …); …"),
+    ("noise", b"fLaC\x80\0", "AudioError: the file object: more than 2 MiB, and 0.1 s (max_duration) have less; …"),
+):
 
-    class Endless(io.RawIOBase):
-        def read(self, size):
-            return bytes(size)
+    @row(f"{what} without an end, as a stream", outcome)
+    def _(room, one=one):
+        room.patch.setattr(spool, "BESIDE", 10**6)
 
-    return room.read(Endless())
+        class Endless(io.RawIOBase):
+            def read(self, size):
+                return one * size
+
+        return room.read(Endless(), max_duration=0.1)
 
 
 for what, name, outcome in (

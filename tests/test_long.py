@@ -12,9 +12,11 @@ import glmasr
 from glmasr import decode
 from glmasr.decode import Hypothesis
 from glmasr.errors import OptionError
-from glmasr.pipeline import FLAGS, Options
+from glmasr.pipeline import FLAGS, Options, Segment
 from glmasr.rules import StopLoops, loops
 from glmasr.transcription import window_decoder
+from glmasr.transcription.chunking import Window
+from glmasr.transcription.long_form import untimed
 
 RATE = 16_000
 
@@ -396,3 +398,22 @@ def test_padding_to_speech(monkeypatch):
 def test_padding_to_speech_with_long_whole_keeps_all_windows(demo):
     sound, how = talk(2), {"sample_rate": RATE, "long": "whole", "guards": False, "max_new_tokens": 5}
     assert demo.transcribe(sound, pad_to="speech", **how).segments == demo.transcribe(sound, **how).segments
+
+
+def test_without_times_a_doubtful_sentence_stays_apart():
+    """Those of one window and language are joined; what is doubtful of one isn't of its neighbor."""
+    window = Window(10.0, torch.ones(160_000))
+    segments = [
+        Segment(11.0, 12.0, "One.", -0.1, language="en"),
+        Segment(12.0, 13.0, "Two.", -0.2, language="en"),
+        Segment(13.0, 14.0, "Three?", -1.5, flags=("doubtful", "sampled"), language="en"),
+        Segment(14.0, 15.0, "Four?", -1.2, flags=("sampled", "doubtful"), language="en"),
+        Segment(15.0, 16.0, "五。", -0.1, language="zh"),
+    ]
+    found = untimed(window, segments)
+    assert [(one.start, one.end, one.text, one.flags) for one in found] == [
+        (10.0, 13.0, "One. Two.", ()),
+        (13.0, 15.0, "Three? Four?", ("doubtful", "sampled")),
+        (15.0, 20.0, "五。", ()),
+    ]
+    assert [one.mean_logprob for one in found] == [-0.2, -1.5, -0.1]

@@ -146,6 +146,33 @@ def test_a_signal_and_then_on(run, whole, tmp_path, name):
     assert count == len(parts_of(whole)) - (lines - 1)
 
 
+@pytest.mark.parametrize("parts, place", [(2, 0), (5, 1), (8, 8)])
+def test_the_place_that_is_named_is_where_it_goes_on(run, recognizer, tmp_path, monkeypatch, parts, place):
+    """Stopped within a batch, after some of its parts: only after its last one is it known how to go on."""
+    streams = recognizer.streams
+    last = {2: (), 5: (1,), 8: (1, 5, 8)}[parts]
+
+    def stopping(*arguments, **more):
+        for number, (index, part) in enumerate(streams(*arguments, **more), 1):
+            if number > parts:
+                raise KeyboardInterrupt
+            yield index, part if number in last else replace(part, language_state=None)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recognizer, "streams", stopping)
+        code, err, _ = run()
+    ends = [part["end"] for part in map(json.loads, list(open(tmp_path / "talk.incomplete.jsonl"))[1:])]
+    assert code == 130 and len(ends) == parts
+    named = {0: "begins anew", parts: "with --resume goes on there"}
+    expected = named.get(place) or f"with --resume goes on at {transcribe.clock(ends[place - 1])}"
+    assert f"recognized up to {transcribe.clock(ends[-1])}; the same command {expected}\n" in err
+    code, err, _ = run("--resume", stop=1)
+    goes_on = (
+        f"goes on at {transcribe.clock(ends[place - 1])}" if place else "begins anew, because too little was recog"
+    )
+    assert f"talk.wav: {goes_on}" in err
+
+
 def parts_of(whole):
     """The windows of the recording, by the library."""
     recognizer = glmasr.load("demo-article", device="cpu", dtype="float32")

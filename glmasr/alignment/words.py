@@ -12,6 +12,8 @@ from typing import Protocol
 
 import regex
 
+NO_CHARACTER = "\ufffd"  # what a decoder makes of bytes that are no UTF-8, such as half a character
+
 _SIGNS = "ー" + "".join(
     rf"\p{{Script={name}}}" for name in ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
 )
@@ -70,14 +72,16 @@ def spans(text: str) -> list[tuple[int, int]]:
 
 def characters(ids: Sequence[int], decoder: Decoder) -> tuple[str, list[float]]:
     """The text of ids, and for each of its characters, and its end, how many tokens come before: a token that spells
-    several has each at its share; one character of several tokens begins with the first."""
+    several has each at its share; one character of several tokens begins with the first. U+FFFD is left out, as it is
+    of the text of a segment."""
     text, places, start = "", [], 0
     for end, number in enumerate(ids, 1):
         piece = decoder.feed(number) + (decoder.finish() if end == len(ids) else "")
         if piece:  # else half a character
             before = [0, *accumulate(not sign.isspace() for sign in piece)]  # a space takes no time
-            places += [start + (end - start) * count / max(1, before[-1]) for count in before[:-1]]
-            text, start = text + piece, end
+            shares = [start + (end - start) * count / max(1, before[-1]) for count in before[:-1]]
+            places += [share for sign, share in zip(piece, shares, strict=True) if sign != NO_CHARACTER]
+            text, start = text + piece.replace(NO_CHARACTER, ""), end
     return text, [*places, float(len(ids))]
 
 

@@ -20,6 +20,7 @@ from .matroska import Decoded
 from .tracks import Track, choose, listing, only_track
 
 MOST_ALLOCATED = 2**28  # bytes that it may ask for at once: the table of 12 hours of packets is a quarter of it
+LEAST_LOST = 0.1  # seconds; some recorders count their header as sound
 SILENT = 1e-3  # of full scale: a track that is never louder is a microphone that was off
 MOST_TRIED = 8  # other tracks that are looked at for sound, where the one that was read has none
 
@@ -43,14 +44,15 @@ def decode(
     name: str,
     trouble: str,
     length: float,
+    times: float,
     track: int | str | None,
     stack: ExitStack,
     warn: Warn,
     cancelled: IsCancelled,
 ) -> tuple[int | float, Iterator[np.ndarray]]:
     """A file -> sample rate, float32 arrays (samples, channels) of one track. `trouble`: why libsndfile doesn't read
-    it; `length`: the seconds that an MP3 should give, else 0. ffmpeg ends with `stack` at the latest. Raises
-    AudioError.
+    it; `length`: the seconds that an MP3 should give, else 0; `times`: see `formats.times_as_long`. ffmpeg ends with
+    `stack` at the latest. Raises AudioError.
     """
     ffmpeg = Ffmpeg(path, name, trouble, cancelled)
     tracks, begin, stated = ffmpeg.look()
@@ -72,6 +74,8 @@ def decode(
         seconds = found.read / found.rate
         if found.child.wait() != 0 and found.read:
             warn(damage(name, seconds, ffmpeg.complaint(found.child)))
+        elif (times - 1) * seconds >= LEAST_LOST:
+            warn(damage(name, seconds, f"{times * seconds:.1f} s announced"))
         elif seconds < least(length):
             warn(
                 f"{name}: gives {seconds:.1f} s ({length:.1f} s expected); parts of it are damaged, and their sound is "

@@ -9,9 +9,11 @@ What is unusual here:
 - What the header of an MP3 states is compared with its frames, walked one by one.
 """
 
+import codecs
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import BinaryIO, Literal
 
 from ..errors import Cancelled
@@ -84,6 +86,33 @@ def why_foreign(path: str) -> tuple[str, int]:
     return f"{kind} is not among the formats read directly", place
 
 
+# How others begin that are no recording at all.
+NO_SOUND = {
+    b"%PDF-": "a PDF",
+    b"PK\3\4": "a ZIP archive",
+    b"\x1f\x8b": "compressed by gzip",
+    b"\x7fELF": "a program",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF8": "a picture",
+}
+
+
+def why_no_sound(path: str) -> str:
+    """Why a file whose first VALUES bytes are there is no recording, whoever reads it; "" if it may be one."""
+    with open(path, "rb") as file:
+        start = file.read(VALUES)
+    if not any(start):  # ffmpeg looks no further either
+        return f"its first {VALUES:,} bytes are zeros"
+    if kind := next((kind for beginning, kind in NO_SOUND.items() if start.startswith(beginning)), None):
+        return f"it is {kind}"
+    # TRAP: a character may be cut at the end. Some headers are text, but what follows them is not.
+    with suppress(UnicodeDecodeError):
+        if b"\0" not in start and codecs.getincrementaldecoder("utf-8")().decode(start):
+            return "it is text, such as a page of the web"
+    return ""
+
+
 def _tag_length(head: bytes) -> int:
     """Bytes of the ID3 tag that begins so: 10, and what its last four say in 7 bits each."""
     return 10 + sum((byte & 0x7F) << 7 * digit for digit, byte in enumerate(reversed(head[6:10])))
@@ -116,19 +145,41 @@ def end_of_recording(path: str, place: int) -> int | None:
     """
     end = os.path.getsize(path)
     with open(path, "rb", buffering=VALUES) as file:
-        head = read_at(file, place, 36)
-        kind = head[:4]
+        kind = read_at(file, place, 4)
         if kind == b"fLaC":
             return None
         if kind == b"OggS":
             return _end_of_ogg(file, place)
-        if kind in (b".snd", b"dns."):
-            order: Literal["little", "big"] = "little" if kind == b"dns." else "big"
-            offset, size = (int.from_bytes(head[start : start + 4], order) for start in (4, 8))
-            return min(place + offset + size, end) if size else end
-        if kind in (b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff"):
-            return _end_of_chunks(file, place, head, end)
-    return end
+        sound = _stated_sound(file, place)
+    return min(sound[1], end) if sound else end
+
+
+def times_as_long(path: str, place: int) -> float:
+    """How many times as long as what is there, up to the end of the file, the sound is by the header of the recording
+    that begins at `place`: above 1 it was cut off. 1.0 where the header doesn't say."""
+    with open(path, "rb", buffering=VALUES) as file:
+        sound = _stated_sound(file, place)
+    there = os.path.getsize(path) - sound[0] if sound else 0
+    return max(1.0, (sound[1] - sound[0]) / there) if sound and there > 0 else 1.0
+
+
+def _stated_sound(file: BinaryIO, place: int) -> tuple[int, int] | None:
+    """The first byte of the sound, and the one after its last, as the header says at `place`, which may be beyond the
+    end of the file. None where it doesn't say."""
+    head = read_at(file, place, 36)
+    if head[:4] in (b".snd", b"dns."):
+        order: Literal["little", "big"] = "little" if head[:4] == b"dns." else "big"
+        offset, size = (int.from_bytes(head[start : start + 4], order) for start in (4, 8))
+        return (place + offset, place + offset + size) if _is_stated(size) else None
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff", b"riff"):
+        return _stated_chunk(file, place, head)
+    return None
+
+
+def _is_stated(size: int) -> bool:
+    """Whether a number of bytes is one. Who writes into a pipe can't know it: ffmpeg writes 2^32 - 1 or 0, SoX
+    0x7f000000 or 0x7ffff000, others 2^31 or what is next to it, and in 64 bits -1 or 2^63 - 1."""
+    return 0 < size < 2**62 and not (0x7F000000 <= size <= 2**31 + 2**16 or 0xFF000000 <= size < 2**32)
 
 
 def _end_of_ogg(file: BinaryIO, place: int) -> int:
@@ -143,22 +194,25 @@ def _end_of_ogg(file: BinaryIO, place: int) -> int:
     return place
 
 
-def _end_of_chunks(file: BinaryIO, place: int, head: bytes, end: int) -> int:
-    """The end of the chunk that holds the sound of a WAV, AIFF or CAF that begins so at `place`; `end`: that of the
-    file.
-    """
-    order: Literal["little", "big"] = "little" if head[:4] in (b"RIFF", b"RF64") else "big"
+def _stated_chunk(file: BinaryIO, place: int, head: bytes) -> tuple[int, int] | None:
+    """The chunk that holds the sound of a WAV, AIFF, CAF or W64 that begins so at `place`: see `_stated_sound`."""
+    kind = head[:4]
+    order: Literal["little", "big"] = "little" if kind in (b"RIFF", b"RF64", b"riff") else "big"
     # A WAV of 64 bits has its sizes in its first chunk.
-    long = int.from_bytes(head[28:36], "little") if head[:4] == b"RF64" and head[12:16] == b"ds64" else 0
-    digits, place = (8, place + 8) if head[:4] == b"caff" else (4, place + 12)
-    while place < end and len(chunk := read_at(file, place, 4 + digits)) == 4 + digits:
-        size = int.from_bytes(chunk[4:], order)
-        place += 4 + digits
+    long = int.from_bytes(head[28:36], "little") if kind == b"RF64" and head[12:16] == b"ds64" else 0
+    name, digits, first = {b"caff": (4, 8, 8), b"riff": (16, 8, 40)}.get(kind, (4, 4, 12))
+    place += first
+    while len(chunk := read_at(file, place, name + digits)) == name + digits:
+        size = int.from_bytes(chunk[name:], order)
+        if kind == b"riff":  # its names are GUIDs, and its sizes count the name and themselves
+            size = max(0, size - name - digits)
+        place += name + digits
         if chunk[:4] in (b"data", b"SSND"):
             size = long if long and size == 2**32 - 1 else size
-            return min(place + size, end) if size else end
-        place += size + (size % 2 if digits == 4 else 0)
-    return end
+            before = {b"FORM": 8, b"caff": 4}.get(kind, 0)  # bytes that are not sound yet
+            return (place + before, place + size) if _is_stated(size) else None
+        place += size + (-size % 8 if kind == b"riff" else size % 2 if digits == 4 else 0)
+    return None
 
 
 # ---- the frames of an MP3 --------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ A path, a pipe or bytes becomes a file that decoders can seek in; an array in me
 """
 
 import io
+import numbers
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import AudioError, Cancelled
+from ..errors import AudioError
 from . import sound_files, web
-from .address import is_address
+from .address import is_address, scheme, shown
 from .limits import MOST_BYTES, MOST_CHANNELS, VALUES, IsCancelled, Warn, checked_rate, too_long, until
+from .spool import spooled
 from .tracks import only_track
 
 Part = tuple[int, np.ndarray]  # sample rate in Hz, float array (samples, channels)
@@ -42,7 +43,7 @@ def read(
     """
     source, sample_rate = _unpacked(source, sample_rate)
     if isinstance(source, np.ndarray | Tensor):
-        name, parts = _array(source, sample_rate)
+        name, parts = _array(source, sample_rate, warn)
         only_track(track, name)
     elif sample_rate is not None:
         raise AudioError(
@@ -50,7 +51,7 @@ def read(
             "states its own: leave it out"
         )
     else:
-        path, name = _as_file(source, stack, cancelled)
+        path, name = _as_file(source, max_duration, stack, cancelled)
         parts = sound_files.decode(path, name, track, max_duration, stack, warn, cancelled)
     return name, _limited(until(cancelled, parts), name, max_duration)
 
@@ -92,11 +93,12 @@ def _limited(parts: Iterable[Part], name: str, max_duration: float) -> Iterator[
 
 
 def _unpacked(source: Any, sample_rate: float | None) -> tuple[Any, float | None]:
-    """A pair (sample rate, array), or what Hugging Face's datasets give for a recording -> source, sample rate."""
-    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], np.ndarray | Tensor):
-        rate, source = source
-    elif isinstance(source, dict) and isinstance(source.get("array"), np.ndarray | Tensor):
-        rate, source = source.get("sampling_rate"), source["array"]
+    """A pair (sample rate, array), or what Hugging Face's datasets give for a recording -> source, sample rate. In both
+    a list of numbers counts as an array."""
+    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], np.ndarray | Tensor | list):
+        rate, source = source[0], _as_array(source[1], "the second of a pair")
+    elif isinstance(source, dict) and source.get("array") is not None:
+        rate, source = source.get("sampling_rate"), _as_array(source["array"], "'array' of the dict")
     elif isinstance(source, dict) and source.get("array") is None:
         content, path = source.get("bytes"), source.get("path")
         if content is None and path is None:
@@ -114,7 +116,24 @@ def _unpacked(source: Any, sample_rate: float | None) -> tuple[Any, float | None
     return source, rate
 
 
-def _array(source: np.ndarray | Tensor, sample_rate: object) -> tuple[str, Iterator[Part]]:
+def _as_array(source: Any, what: str) -> np.ndarray | Tensor:
+    """An array, a tensor, or the array that a list of numbers makes."""
+    if isinstance(source, np.ndarray | Tensor):
+        return source
+    if isinstance(source, list | tuple):
+        try:
+            array = np.asarray(source)
+        except ValueError:  # of different lengths
+            array = np.zeros(0, object)
+        if not source or array.dtype.kind in "iuf":
+            return array
+    raise AudioError(
+        f"{what} is a {type(source).__name__} {'of something else' if isinstance(source, list | tuple) else ''}; "
+        "expected an array, a tensor, or a list of numbers, or of as many numbers for each channel"
+    )
+
+
+def _array(source: np.ndarray | Tensor, sample_rate: object, warn: Warn) -> tuple[str, Iterator[Part]]:
     """An array or tensor in memory -> its name in messages, and its parts."""
     name = f"the {type(source).__name__} of shape {tuple(source.shape)}"
     array = _in_memory(source, name) if isinstance(source, Tensor) else source
@@ -134,12 +153,24 @@ def _array(source: np.ndarray | Tensor, sample_rate: object) -> tuple[str, Itera
         array = array[:, None]
     elif array.shape[0] < array.shape[1]:
         array = array.T
+    if kind == "int32" and array.size:
+        _check_scale(name, int(array.min()), int(array.max()), warn)
     rate, step = checked_rate(sample_rate, name), max(1, VALUES // max(1, array.shape[1]))
     parts = (array[start : start + step] for start in range(0, len(array), step))
     if kind in SCALES:
         zero, full = SCALES[kind]
         parts = ((part.astype(np.float32) - zero) / full for part in parts)
     return name, ((rate, part) for part in parts)
+
+
+def _check_scale(name: str, lowest: int, highest: int, warn: Warn) -> None:
+    """Warns of int32 that holds samples of 16 or 24 bits as they are: by its full scale they are next to silence."""
+    bits = next((bits for bits in (16, 24) if -(2 ** (bits - 1)) <= lowest and highest < 2 ** (bits - 1)), None)
+    if bits and (lowest or highest):
+        warn(
+            f"{name} holds int32 from {lowest} to {highest}, which is within {bits} bits; it is divided by 2^31, so "
+            f"that it is next to silence. If its full scale is 2^{bits - 1}, pass `array / 2**{bits - 1}`"
+        )
 
 
 def _in_memory(source: Tensor, name: str) -> np.ndarray:
@@ -157,24 +188,31 @@ def _in_memory(source: Tensor, name: str) -> np.ndarray:
 # ---- a file, whatever it comes from ----------------------------------------------------------------------------------
 
 
-def _as_file(source: Any, stack: ExitStack, cancelled: IsCancelled) -> tuple[str, str]:
+def _as_file(source: Any, max_duration: float, stack: ExitStack, cancelled: IsCancelled) -> tuple[str, str]:
     """source -> (path, name in messages). What is not a regular file yet becomes a temporary one: decoders have to
     seek.
     """
     if isinstance(source, bytes | bytearray | memoryview):
-        return _spooled(io.BytesIO(source), "the recording in memory", stack, cancelled)
+        return spooled(io.BytesIO(source), "the recording in memory", max_duration, stack, cancelled)
     if isinstance(source, str) and source == "-":
         if sys.stdin is None:
             raise AudioError("standard input: is closed; expected a recording: pipe one into it, or name a file")
-        return _spooled(getattr(sys.stdin, "buffer", sys.stdin), "standard input", stack, cancelled)
+        return spooled(getattr(sys.stdin, "buffer", sys.stdin), "standard input", max_duration, stack, cancelled)
     if isinstance(source, str) and is_address(source):
-        return _spooled(web.opened(source, stack), source, stack, cancelled)
+        answer = web.opened(source, stack)
+        return spooled(answer, shown(source), max_duration, stack, cancelled, answer.stated)
     if hasattr(source, "read"):
-        return _spooled(source, str(getattr(source, "name", "the file object")), stack, cancelled)
+        return spooled(source, str(getattr(source, "name", "the file object")), max_duration, stack, cancelled)
     if not isinstance(source, str | os.PathLike):
+        way = ""
+        if isinstance(source, list | numbers.Real):
+            way = "; make an array of numbers: np.asarray(samples, np.float32), with its sample_rate"
+        elif isinstance(source, Iterable) and not isinstance(source, dict):
+            way = "; several recordings are a list: list(recordings)"
         raise AudioError(
             f"a recording cannot be a {type(source).__name__}; expected a path, '-', bytes, a binary file object, "
-            "an array with its sample_rate, a pair (sample rate, array), or a dict as Hugging Face's datasets have it"
+            "an array with its sample_rate, a pair (sample rate, array), or a dict as Hugging Face's datasets have "
+            f"it{way}"
         )
     name = os.fsdecode(source)
     if not name:
@@ -184,9 +222,14 @@ def _as_file(source: Any, stack: ExitStack, cancelled: IsCancelled) -> tuple[str
     try:
         path = Path(name)
         if path.is_fifo():  # a shell's <(command)
-            return _spooled(stack.enter_context(open(path, "rb")), name, stack, cancelled)
+            return spooled(stack.enter_context(open(path, "rb")), name, max_duration, stack, cancelled)
         if path.is_dir():
             raise AudioError(f"{name}: is a directory; expected an audio file: name the files in it")
+        if scheme(name) and not path.exists():
+            raise AudioError(
+                f"{shown(name)}: {scheme(name)}:// is not read; expected an address that begins with https:// or "
+                "http://, or the name of a file"
+            )
         if not path.exists():
             raise AudioError(f"{name}: no such file; check the spelling and the current directory ({os.getcwd()})")
         if not path.is_file():
@@ -197,33 +240,3 @@ def _as_file(source: Any, stack: ExitStack, cancelled: IsCancelled) -> tuple[str
             return os.path.abspath(path), name
     except OSError as error:
         raise AudioError(f"{name}: cannot be opened ({error}); check the name and its permissions") from error
-
-
-def _spooled(stream: Any, name: str, stack: ExitStack, cancelled: IsCancelled) -> tuple[str, str]:
-    """Write the rest of a binary stream into a temporary file that lives as long as `stack`."""
-    try:
-        path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="glmasr-")), "recording")
-    except OSError as error:
-        raise AudioError(
-            f"{name}: no room for a temporary copy ({error}); make room, or name another folder in TMPDIR"
-        ) from error
-    with open(path, "wb") as file:
-        try:
-            while part := stream.read(VALUES):
-                if cancelled():
-                    raise Cancelled
-                file.write(part)
-                if file.tell() > MOST_BYTES:
-                    raise AudioError(
-                        f"{name}: more than {MOST_BYTES / 2**30:.0f} GiB; expected a recording, which has an end"
-                    )
-            file.flush()  # here, and not where the file is closed, a full disk has a name
-        except (TypeError, UnicodeDecodeError) as error:
-            raise AudioError(f"{name}: gives text; expected bytes: open it in binary mode, 'rb'") from error
-        except (OSError, ValueError) as error:  # a closed file, a full disk
-            raise AudioError(
-                f"{name}: cannot be read ({error}); open it again, or make room for a temporary copy"
-            ) from error
-        if file.tell() == 0:
-            raise AudioError(f"{name}: is empty (0 bytes); expected the bytes of an audio file")
-    return path, name

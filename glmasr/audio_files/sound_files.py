@@ -23,8 +23,18 @@ import soundfile
 from ..errors import AudioError
 from ..observing import stage
 from . import ffmpeg
-from .ffmpeg import damage, least
-from .formats import AHEAD, FORMATS, PCM, end_of_recording, mpeg_frames, next_recording, read_at, why_foreign
+from .ffmpeg import LEAST_LOST, damage, least
+from .formats import (
+    AHEAD,
+    FORMATS,
+    PCM,
+    end_of_recording,
+    mpeg_frames,
+    next_recording,
+    read_at,
+    times_as_long,
+    why_foreign,
+)
 from .limits import VALUES, IsCancelled, Warn, checked_rate, too_long, until
 from .tracks import only_track
 
@@ -78,7 +88,8 @@ def decode(
                     raise too_long(name, max_duration)
                 only_track(track, name)
                 return _recordings(file, path, begin, end, name, length, warn, cancelled)
-    rate, parts = ffmpeg.decode(path, name, trouble, length, track, stack, warn, cancelled)
+    times = times_as_long(path, begin)
+    rate, parts = ffmpeg.decode(path, name, trouble, length, times, track, stack, warn, cancelled)
     checked = checked_rate(rate, name)
     return ((checked, part) for part in parts)
 
@@ -139,8 +150,9 @@ class _Slice(io.RawIOBase):
         super().close()
 
 
-def _decoded(file: soundfile.SoundFile, name: str, length: float, warn: Warn) -> Iterator[np.ndarray]:
-    """An open SoundFile -> float32 arrays (samples, channels). `length`: the seconds that an MP3 should give."""
+def _decoded(file: soundfile.SoundFile, name: str, length: float, times: float, warn: Warn) -> Iterator[np.ndarray]:
+    """An open SoundFile -> float32 arrays (samples, channels). `length`: the seconds that an MP3 should give; `times`:
+    see `times_as_long`."""
     step, read, trouble = max(1, VALUES // file.channels), 0, ""
     while not trouble:
         part = np.full((step, file.channels), np.nan, dtype=np.float32)
@@ -165,6 +177,8 @@ def _decoded(file: soundfile.SoundFile, name: str, length: float, warn: Warn) ->
             return
     elif 0 < read < file.frames < 2**62:  # 2^62 and more stand for a length that is not stated
         trouble = f"{file.frames / file.samplerate:.1f} s announced"
+    elif (times - 1) * seconds >= LEAST_LOST:  # TRAP: libsndfile has made `file.frames` of what is there
+        trouble = f"{times * seconds:.1f} s announced"
     elif "lost sync" not in trouble or read == file.frames:  # what comes after a FLAC is none of it
         return
     warn(damage(name, seconds, trouble))
@@ -229,7 +243,7 @@ def _recordings(
     """(sample rate, float32 array (samples, channels)) of an open SoundFile, from `begin` to `end` in its file, and of
     all after that.
     """
-    for part in _decoded(file, name, length, warn):
+    for part in _decoded(file, name, length, times_as_long(path, begin), warn):
         yield file.samplerate, part
     if end is None:  # it was read up to there, and some more
         end = begin + max(4, file.name.tell() - AHEAD)
@@ -250,7 +264,7 @@ def _recordings(
                 if trouble := _unknown(file):
                     raise AudioError(trouble)
                 rate = checked_rate(file.samplerate, name)
-                for part in _decoded(file, name, 0.0, warn):
+                for part in _decoded(file, name, 0.0, times_as_long(path, start), warn):
                     yield rate, part
         except (AudioError, soundfile.LibsndfileError) as error:
             reason = getattr(error, "error_string", str(error)).rstrip(".")

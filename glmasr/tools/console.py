@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from ..errors import printable
+from ..errors import printable, redacted
 from ..transcription.clips import within
 
 if TYPE_CHECKING:  # needs torch, which takes a second to import
@@ -56,12 +56,12 @@ class Messages:
     def say(self, text: str) -> None:
         """Prints a status line or a warning; nothing with `quiet`."""
         if not self.quiet and sys.stderr is not None:
-            tqdm.write(printable(text), file=sys.stderr)
+            tqdm.write(printable(redacted(text)), file=sys.stderr)
 
     def complain(self, text: str) -> None:
         """Prints an error, with `quiet` as well; nothing if there is no standard error."""
         if sys.stderr is not None:
-            tqdm.write(f"error: {printable(text)}", file=sys.stderr)
+            tqdm.write(f"error: {printable(redacted(text))}", file=sys.stderr)
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------

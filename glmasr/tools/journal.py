@@ -96,6 +96,7 @@ class Journal:
     formats     of the files that the run was to write
     parts       those that were there, up to the last one after which a run can go on
     count       of the parts in the file
+    resumes     seconds at which a run goes on after what is in the file; 0.0: it begins anew
     begun       whether parts may be added: after those that are there if the caller sets it, or after `begin`
 
     Raises OutputError where it can't be opened, read or written to, or another process has it.
@@ -106,6 +107,7 @@ class Journal:
         self.run: Fields = {}
         self.formats: list[str] = []
         self.parts: list[Part] = []
+        self.resumes = 0.0
         self.begun = False
         self._ends: list[int] = []  # bytes up to the end of each line that is whole
         try:
@@ -145,13 +147,13 @@ class Journal:
                     continue
                 parts.append(_part(fields))
                 if parts[-1].language_state is not None:
-                    self.parts, self._ends = list(parts), ends[1:]
+                    self.parts, self.resumes, self._ends = list(parts), parts[-1].end, ends[1:]
         except (ValueError, TypeError, KeyError, AttributeError):  # torn, or of another version, which `run` says
             pass
 
     def begin(self, run: Fields, formats: list[str]) -> None:
         """Drops what is there. Raises OutputError."""
-        self._ends = []
+        self._ends, self.resumes = [], 0.0
         self._write({"run": run, "formats": formats}, True)
         self.begun = True
 
@@ -159,6 +161,8 @@ class Journal:
         """After what is there. Raises OutputError; then, or after Ctrl-C, what was added before is still there, and the
         part can be added again."""
         self._write(asdict(part), part.language_state is not None)
+        if part.language_state is not None:
+            self.resumes = part.end
 
     def _write(self, fields: Fields, lasting: bool) -> None:
         try:

@@ -67,7 +67,8 @@ class Journals:
             changed = f"the run that was stopped had another {', '.join(other)}"
             if run["recording"] is None:
                 changed = "it can't be read a second time"
-            say(f"{name}: begins anew, because {changed if other and left.run else 'nothing was recognized of it'}")
+            little = "too little was recognized of it" if left.run else "nothing was recognized of it"
+            say(f"{name}: begins anew, because {changed if other and left.run else little}")
         left.close()
 
     def _depends(self, name: str) -> dict[str, Any]:
@@ -98,12 +99,13 @@ class Journals:
             without = f"without it {name} is recognized all the same, but --resume can't go on with it"
             self.messages.complain(f"{error}; {without}")
 
-    def close(self, name: str) -> bool:
-        """The journal stays, and others can have it. Whether there is one."""
+    def close(self, name: str) -> float | None:
+        """The journal stays, and others can have it. Gives the second at which a run goes on, 0.0: it begins anew; None
+        without a journal."""
         left = self._open.pop(name, None)
         if left is not None:
             left.close()
-        return left is not None
+        return None if left is None else left.resumes
 
     def remove(self, name: str, outputs: Outputs) -> None:
         """The whole is written: what was there of a part goes."""

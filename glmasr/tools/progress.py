@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from tqdm import tqdm
 
 from ..audio_files import sound_files
+from ..audio_files.address import shown
 from ..errors import printable
 from ..transcription.clips import Clip, within
 
@@ -48,7 +49,7 @@ class Progress:
         self.bar = tqdm(
             total=length,
             initial=within(self.clips, self.begun.get(name, 0)),
-            desc=f"{self.number + 1}/{len(self.names)} {printable(os.path.basename(name))}",
+            desc=f"{self.number + 1}/{len(self.names)} {printable(os.path.basename(shown(name)))}",
             leave=False,
             bar_format=known if length else "{desc}: {n:.0f} s{postfix}",
         )

@@ -15,7 +15,7 @@ from ..rules import Rule
 from .chunking import Window
 from .code_switching import language_turns
 from .fallback import Limits
-from .families import SURE, EncodedBatch, Job, Piece, States, after_speech, padded_to_speech, whole_text
+from .families import SURE, EncodedBatch, Job, Piece, States, after_speech, padded_to_speech, readable, whole_text
 from .language import LANGUAGES, AnyTokenizer, alike, canonical
 from .options import Options
 from .prompts import check_previous, previous
@@ -169,7 +169,7 @@ class EncoderDecoderFamily:
 
     def text(self, ids: list[int]) -> str:
         """The decoded text without time tokens."""
-        return self.tokenizer.decode([id_ for id_ in ids if not self._is_time(id_)]).strip()
+        return readable(self.tokenizer.decode([id_ for id_ in ids if not self._is_time(id_)]))
 
     def segments(self, window: Window, ids: list[int]) -> list[Piece]:
         """Cuts an answer at its times. Without any it is one segment."""

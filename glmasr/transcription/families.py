@@ -5,11 +5,13 @@
 `glm_asr` and `encoder_decoder` have the two adapters.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from ..alignment.reading import Reading
+from ..alignment.words import NO_CHARACTER
 from ..audio import SAMPLE_RATE
 from ..config import EncoderDecoderConfig, GlmAsrConfig
 from ..errors import OptionError
@@ -235,6 +237,11 @@ def padded_to_speech(window: Window, full: int, step: int) -> int:
     _, end = window.sound_span()
     samples = round((end - window.begin + AFTER_SPEECH) * SAMPLE_RATE)
     return min(full, -(-samples // step) * step)
+
+
+def readable(text: str) -> str:
+    """A decoded text, stripped, without U+FFFD: a model can write half a character, whose bytes are no UTF-8."""
+    return re.sub(f" {NO_CHARACTER}+(?= )|{NO_CHARACTER}", "", text).strip()
 
 
 def whole_text(window: Window, text: str, ids: list[int]) -> list[Piece]:

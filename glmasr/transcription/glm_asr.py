@@ -12,7 +12,7 @@ from ..kernels.cuda_graphs import GraphedModel
 from ..model import GlmAsr
 from ..rules import Forbid, Rule
 from .chunking import Window
-from .families import EncodedBatch, Job, Piece, States, padded_to_speech, whole_text
+from .families import EncodedBatch, Job, Piece, States, padded_to_speech, readable, whole_text
 from .language import LANGUAGES, AnyTokenizer, alike, canonical, forbidden_ids
 from .options import Options
 from .prompts import plain_ids
@@ -154,8 +154,8 @@ class GlmAsrFamily:
         return UNLIMITED
 
     def text(self, ids: list[int]) -> str:
-        """The decoded text; there are no time tokens to remove."""
-        return self.tokenizer.decode(ids).strip()
+        """The decoded text, stripped; there are no time tokens to remove."""
+        return readable(self.tokenizer.decode(ids))
 
     def segments(self, window: Window, ids: list[int]) -> list[Piece]:
         """A single piece over the window's `sound_span`; [] without text."""

@@ -12,7 +12,7 @@ forbidden as well.
 
 import difflib
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cache
 from typing import Any
 
@@ -235,6 +235,23 @@ def canonical(name: str) -> str:
     if extended:  # such as zh-yue; zh-nan is neither Mandarin nor Cantonese
         return codes[extended] if code == "zh" and extended in ("cmn", "yue") else name
     return "yue" if code == "zh" and tag[1] != "cmn" and region in _CANTONESE_REGIONS else code
+
+
+def listed(names: object) -> tuple[str, ...]:
+    """Names of languages, given as several, or as one text with commas between them. Raises OptionError.
+
+    >>> listed("zh, en"), listed(["zh"]), listed(None)
+    (('zh', 'en'), ('zh',), ())
+    """
+    if isinstance(names, str):
+        return tuple(name for name in map(str.strip, names.split(",")) if name)
+    if names is None or isinstance(names, Iterable):
+        found = tuple(names or ())
+        if all(isinstance(name, str) for name in found):
+            return found
+    raise OptionError(
+        f"languages is {names!r}, expected names of languages, such as ('zh', 'yue', 'en') or 'zh,yue,en'"
+    )
 
 
 def alike(name: str, known: Collection[str]) -> str:

@@ -174,13 +174,14 @@ def seek(
 
 
 def untimed(window: Window, segments: list[Segment]) -> list[Segment]:
-    """The segments of a window as one for each language, without times of their own."""
+    """The segments of a window as one for each language, without times of their own; but those with other flags stay
+    apart: what is doubtful of one sentence isn't of its neighbor."""
     if not segments:
         return []
     found: list[Segment] = []
     start, end = window.sound_span()
     for segment in segments:
-        if not found or found[-1].language != segment.language:
+        if not found or (found[-1].language, set(found[-1].flags)) != (segment.language, set(segment.flags)):
             found.append(segment)
             continue
         before = found[-1]
@@ -188,7 +189,6 @@ def untimed(window: Window, segments: list[Segment]) -> list[Segment]:
             before,
             end=max(before.end, segment.end),
             text=join([before.text, segment.text]),
-            flags=tuple(dict.fromkeys(before.flags + segment.flags)),
             mean_logprob=min(before.mean_logprob, segment.mean_logprob),
             no_speech=max(before.no_speech, segment.no_speech),
             words=before.words + segment.words,

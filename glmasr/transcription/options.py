@@ -37,7 +37,8 @@ class Options:
                     short recordings, and another result
     vad             "auto": where the extra [vad] is installed, only what it takes for speech is decoded; "off": all
                     that isn't silent
-    languages       what `language` "auto" may choose among; empty: all languages of the model
+    languages       what `language` "auto" may choose among, also as a text, "zh,yue,en"; empty: all languages of the
+                    model
     words           times of each word, by aligning the text with the sound; segments then begin and end with a word
     clips           pairs of seconds, (60, 120), the last one perhaps (300, None): what of a recording is recognized;
                     empty: all of it

@@ -14,6 +14,7 @@ from typing import Any
 
 import regex
 
+from ..audio_files.address import shown
 from .line_breaks import DEFAULT, Layout
 from .subtitles import Cue, Transcript, clean, cues, length, milliseconds, tagged, timed_words
 
@@ -118,7 +119,7 @@ def record(transcript: Any, name: str = "") -> dict[str, Any]:
                     timed[key] = min(milliseconds(timed[key], limit), limit) / 1000
         if not segment.get("words"):
             segment.pop("words", None)
-    return {key: _finite(value) for key, value in {"schema": SCHEMA, "audio": name or None, **fields}.items()}
+    return {key: _finite(value) for key, value in {"schema": SCHEMA, "audio": shown(name) or None, **fields}.items()}
 
 
 def _finite(value: Any) -> Any:

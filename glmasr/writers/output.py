@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from ..audio_files.address import is_address, local_name
+from ..audio_files.address import is_address, local_name, scheme
 from ..errors import AudioError, OptionError, OutputError
 from .formats import WRITERS
 
@@ -57,7 +57,7 @@ def _expanded(path: str, recursive: bool, fail: Callable[[AudioError], None]) ->
             "" if recursive else ", or search its folders as well with --recursive"
         )
     # TRAP: a file can be called "talk [1].wav".
-    elif is_address(path) or set("*?[").isdisjoint(path) or os.path.lexists(path) or "\0" in path:
+    elif scheme(path) or set("*?[").isdisjoint(path) or os.path.lexists(path) or "\0" in path:
         return [path]
     else:
         matches = sorted(glob.glob(path, recursive=True))
