@@ -360,20 +360,21 @@ def test_many_words_stay_quick_and_hostile_ones_are_text(browse, server):
         source,
     )
     assert took < 2000 and [word.text for word in page.all(".glm-word")[:3]] == hostile
-    page.driver.execute_script(  # the longest that a frame took while it plays
-        "window.longest = 0; let last = performance.now(); "
-        "(function frame() { const now = performance.now(); longest = Math.max(longest, now - last); last = now; "
-        "requestAnimationFrame(frame) })()"
-    )
     page.all(".glm-word")[0].click()
     page.wait(lambda: page.script(f"return {player}.ended"), "the end")
-    assert page.script("return longest") < 1000  # a busy machine
     assert page.script("return document.querySelector('.glm-table').scrollTop") > 500  # it went along
     page.script(f"{player}.currentTime = 1.5004")
     now = page.wait(lambda: page.find(".glm-word.now"), "a mark")
     box = page.find(".glm-table").rect
     assert float(now.get_attribute("data-start")) == pytest.approx(1.5, abs=0.01)
     assert box["y"] <= now.rect["y"] <= box["y"] + box["height"]
+    took = page.script(  # milliseconds to mark a word, the table scrolled and laid out anew
+        f"const player = {player}, took = []; for (let step = 0; step < 50; step++) {{ "
+        "player.currentTime = step * 37 % 50 / 20; const began = performance.now(); "
+        "player.dispatchEvent(new Event('timeupdate')); document.body.getBoundingClientRect(); "
+        "took.push(performance.now() - began) } return took"
+    )
+    assert sorted(took)[25] < 50  # the median: the machine may be busy
     assert page.script("return window.hurt") is None and page.errors() == []
     looks = []
     for dark in (False, True):
