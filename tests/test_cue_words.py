@@ -195,12 +195,15 @@ def price(words, first, last, layout, leads, after):
     room = until - group[0].start + leads[first]
     need = sum(reading_time(word.text) + reading_time(" ") * word.space for word in group)
     cost = cw.CUE + cw.PAUSE * sum((pause / 1000) ** 2 for pause in pauses)
+    cost += cw.PERIOD * sum(ends_sentence(word.text) for word in group[:-1])
     if last < len(words) and not ends_sentence(group[-1].text):
         pause = words[last].start - group[-1].end
-        mark = cw.CLAUSE if ends_clause(group[-1].text) else cw.WORD
+        binding = "a of the and because".split()  # of the words that are drawn here
+        mark = cw.BOUND if group[-1].text in binding else cw.PHRASE if words[last].text in binding else cw.WORD
+        mark = cw.CLAUSE if ends_clause(group[-1].text) else mark
         cost += mark * max(0, 1 - pause / cw.LONG_PAUSE)
     cost += cw.SHORT * (2 - room / cw.LEAST) if room < cw.LEAST else 0
-    cost += cw.FAST * need / room if need > room else 0
+    cost += cw.HURRY + cw.FAST * (need / room - 1) if need > room else 0
     if len(group) == 1:
         alone = ends_sentence(group[0].text) and (first == 0 or ends_sentence(words[first - 1].text))
         cost += cw.ORPHAN / (4 if alone else 1)

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+import regex
+
 from .line_breaks import Layout, ends_clause, ends_sentence, reading_time, width
 
 # Milliseconds.
@@ -26,12 +28,19 @@ APART = 2000  # a pause that no cue goes on across
 LEAD = 500  # that a cue may come before its first word
 TAIL = 1000  # of a last word that counts for SPOKEN: times of words before a pause may reach far into it
 
-# The price of a cue, by itself; for ending it amid a clause or after one (a pause makes that cheaper); for one that is
-# too short, too fast to read, or a single word of a sentence; and of a second of pause within it, squared. Set by eye,
-# and by what benchmarks/subtitles.py counts.
-CUE, WORD, CLAUSE = 1.0, 4.0, 1.0
-SHORT, FAST, ORPHAN, PAUSE = 20.0, 4.0, 12.0, 2.0
+# The price of a cue, by itself; for ending it after a word that binds, between words, before one that binds, and after
+# a clause (a pause makes all that cheaper); for one that is too short; too fast to read, at all and for each time that
+# it lacks; or a single word of a sentence; of a second of pause within it, squared; and of the end of a sentence within
+# it. Set by eye, and by what benchmarks/subtitles.py counts.
+CUE, BOUND, WORD, PHRASE, CLAUSE = 1.0, 9.0, 6.0, 4.0, 1.0
+SHORT, HURRY, FAST, ORPHAN, PAUSE, PERIOD = 20.0, 2.0, 20.0, 12.0, 2.0, 1.5
 LONG_PAUSE = 800  # ms, from which on a border costs nothing
+
+
+# English words that begin a phrase: a cue had better end before them than after.
+_BINDING = regex.compile(
+    r"(a|an|the|of|to|in|on|at|by|for|with|from|into|and|or|but|that|which|who|if|when|because|as|than)$", regex.I
+)
 
 
 class TimedWord(NamedTuple):
@@ -100,13 +109,15 @@ def grouped(words: Sequence[TimedWord], layout: Layout, leads: Sequence[int], af
     columns = [width(word.text) for word in words]
     times = [0.0, *accumulate(reading_time(word.text) + reading_time(" ") * word.space for word in words)]
     pauses = [0, *(max(0, right.start - left.end) for left, right in pairwise(words))]
-    paused = [*accumulate((pause / 1000) ** 2 for pause in pauses)]
+    marks = [ends_sentence(word.text) for word in words]
+    # Up to each word, what it costs to go on at it with the cue of the one before.
+    costs = (
+        PAUSE * (pause / 1000) ** 2 + PERIOD * end for pause, end in zip(pauses, [False, *marks[:-1]], strict=True)
+    )
+    going_on = [*accumulate(costs)]
     starts = [*(word.start for word in words), after]
-    borders = [0.0, *map(_border, words, pauses[1:]), 0.0]
-    single = [
-        (number == 0 or ends_sentence(words[number - 1].text)) and ends_sentence(word.text)
-        for number, word in enumerate(words)
-    ]
+    borders = [0.0, *map(_border, words, words[1:]), 0.0]
+    single = [end and before for end, before in zip(marks, [True, *marks[:-1]], strict=True)]  # a sentence by itself
     ways = [(0.0, 0)]  # up to each word: the least price, and where the last cue of that way begins
     for last in range(1, count + 1):
         lines, used = 1, 0
@@ -127,11 +138,11 @@ def grouped(words: Sequence[TimedWord], layout: Layout, leads: Sequence[int], af
                 break
             room = starts[last] - words[first].start + leads[first]
             need = times[last] - times[first]
-            price = CUE + borders[last] + PAUSE * (paused[last - 1] - paused[first])
+            price = CUE + borders[last] + going_on[last - 1] - going_on[first]
             if room < LEAST:
                 price += SHORT * (2 - room / LEAST)
             if need > room:
-                price += FAST * need / max(1, room)
+                price += HURRY + FAST * (need / max(1, room) - 1)
             if following == last:
                 price += ORPHAN / (4 if single[first] else 1)
             if ways[first][0] + price < best[0]:
@@ -146,12 +157,14 @@ def grouped(words: Sequence[TimedWord], layout: Layout, leads: Sequence[int], af
     return groups[::-1]
 
 
-def _border(word: TimedWord, pause: int) -> float:
-    """The price of ending a cue after a word that a pause of so many milliseconds follows."""
+def _border(word: TimedWord, following: TimedWord) -> float:
+    """The price of ending a cue between two words."""
     if ends_sentence(word.text):
         return 0.0
-    price = CLAUSE if ends_clause(word.text) else WORD
-    return price * max(0.0, 1 - pause / LONG_PAUSE)
+    price = CLAUSE
+    if not ends_clause(word.text):
+        price = BOUND if _BINDING.match(word.text) else PHRASE if _BINDING.match(following.text) else WORD
+    return price * max(0.0, 1 - (following.start - word.end) / LONG_PAUSE)
 
 
 def shown(groups: Sequence[Sequence[TimedWord]], leads: Sequence[int], after: int) -> list[Group]:

@@ -110,8 +110,8 @@ def _rows(transcript: Transcript) -> list[Row]:
     found.sort(key=itemgetter(0))
     limit = length(transcript)
     if len(found) > limit:  # not even a millisecond for each: one for all
-        one: tuple[int, int, str, Sequence[Word]] = (*found[0][:2], " ".join(text for _, _, text, _ in found), ())
-        found = [one][:limit]
+        start, end, _, words = found[0]
+        found = [(start, end, " ".join(text for _, _, text, _ in found), words[:0])][:limit]
     starts = _apart([start for start, *_ in found], limit)
     rows, before = [], ""
     for start, following, (_, end, text, words) in zip(starts, [*starts, limit][1:], found, strict=True):
