@@ -154,7 +154,7 @@ class _Tree:
             np.add.at(gain, node[ends & ~word], bonus[ends & ~word])
             np.add.at(word_gain, node[ends & word], bonus[ends & word])
             keys.append(level)
-            levels.append(slice(size, size + len(level)))
+            levels.append(np.arange(size, size + len(level)))
             size += len(level)
         self.keys = np.concatenate(keys)
         self.loan, self.gain, self.word_gain = loan[:size], gain[:size], word_gain[:size]
@@ -167,18 +167,16 @@ class _Tree:
         outside = borders.ends | borders.special
         away = np.where(outside, BORDER, INSIDE)
         self.root_next = np.stack([away, away])
-        level = levels[0]
-        tokens = self.token[level]
-        self.root_next[BORDER, tokens] = np.arange(level.start, level.stop)
+        tokens = self.token[levels[0]]
+        self.root_next[BORDER, tokens] = levels[0]
         free = borders.begins[tokens]
-        self.root_next[INSIDE, tokens[free]] = np.arange(level.start, level.stop)[free]
+        self.root_next[INSIDE, tokens[free]] = levels[0][free]
 
         # The fail arcs, and along them what shorter matches earn at the same place.
         self.fail = np.zeros(size, dtype=np.int64)
         self.fail[INSIDE] = INSIDE
         self.root = np.concatenate([[BORDER, INSIDE], away[self.token[ROOTS:]]])
-        for depth, level in enumerate(levels):
-            here = np.arange(level.start, level.stop)
+        for depth, here in enumerate(levels):
             tokens = self.token[here]
             if depth == 0:
                 self.fail[here] = away[tokens]
