@@ -6,7 +6,8 @@ A phrase is a sequence of ids with a bonus. A hypothesis has earned
 
 where the loan is a part of the bonus of the longest beginning of a phrase that its last tokens are. It grows with each
 token that goes on, so that a search follows a phrase before it is complete, and is taken back where the phrase breaks
-off, which includes the end of the text. So at the end nothing is left but the bonuses of whole phrases.
+off, which includes the end of the text. So at the end nothing is left but the bonuses of whole phrases. A beginning of
+many phrases says little: where N phrases go on, the loan is smaller by log N, the share of one among them.
 
 For B rows:  states = start(B);  scores(states) is what each next token would add (B, V);  step(states, tokens) follows
 the tokens that were chosen;  final(states) is what the end would add.
@@ -143,15 +144,17 @@ class _Tree:
         keys, levels, size = [], [], ROOTS
         for depth in range(ids.shape[1]):
             alive = lengths > depth
-            level, inverse = np.unique(node[alive] * V + ids[alive, depth], return_inverse=True)
+            key = node[alive] * V + ids[alive, depth]
+            level, inverse, shared = np.unique(key, return_inverse=True, return_counts=True)
             node[alive] = size + inverse
-            share = FIRST + (1 - FIRST) * depth / np.maximum(lengths - 1, 1)
-            np.maximum.at(loan, node[alive], np.where(lengths == depth + 1, bonus, share * bonus)[alive])
             ends = lengths == depth + 1
+            share = FIRST + (1 - FIRST) * depth / np.maximum(lengths - 1, 1)
+            some = np.maximum(0.0, (share * bonus)[alive] - np.log(shared[inverse]))
+            np.maximum.at(loan, node[alive], np.where(ends[alive], bonus[alive], some))
             np.add.at(gain, node[ends & ~word], bonus[ends & ~word])
             np.add.at(word_gain, node[ends & word], bonus[ends & word])
             keys.append(level)
-            levels.append(slice(size, size + len(level)))
+            levels.append(np.arange(size, size + len(level)))
             size += len(level)
         self.keys = np.concatenate(keys)
         self.loan, self.gain, self.word_gain = loan[:size], gain[:size], word_gain[:size]
@@ -164,18 +167,16 @@ class _Tree:
         outside = borders.ends | borders.special
         away = np.where(outside, BORDER, INSIDE)
         self.root_next = np.stack([away, away])
-        here = np.arange(levels[0].start, levels[0].stop)
-        tokens = self.token[here]
-        self.root_next[BORDER, tokens] = here
+        tokens = self.token[levels[0]]
+        self.root_next[BORDER, tokens] = levels[0]
         free = borders.begins[tokens]
-        self.root_next[INSIDE, tokens[free]] = here[free]
+        self.root_next[INSIDE, tokens[free]] = levels[0][free]
 
         # The fail arcs, and along them what shorter matches earn at the same place.
         self.fail = np.zeros(size, dtype=np.int64)
         self.fail[INSIDE] = INSIDE
         self.root = np.concatenate([[BORDER, INSIDE], away[self.token[ROOTS:]]])
-        for depth, span in enumerate(levels):
-            here = np.arange(span.start, span.stop)
+        for depth, here in enumerate(levels):
             tokens = self.token[here]
             if depth == 0:
                 self.fail[here] = away[tokens]

@@ -239,7 +239,8 @@ def variants(phrase: str) -> dict[str, float]:
 
 
 def _upper(match: "regex.Match[str]") -> str:
-    return str(match[0]).upper()
+    first: str = match[0]
+    return first.upper()
 
 
 class Biases:
