@@ -402,7 +402,7 @@ def test_padding_to_speech_with_long_whole_keeps_all_windows(demo):
 
 def test_without_times_a_doubtful_sentence_stays_apart():
     """Those of one window and language are joined; what is doubtful of one isn't of its neighbor."""
-    window = Window(10.0, torch.ones(160_000))
+    window = Window(160_000, torch.ones(160_000))
     segments = [
         Segment(11.0, 12.0, "One.", -0.1, language="en"),
         Segment(12.0, 13.0, "Two.", -0.2, language="en"),
