@@ -152,7 +152,7 @@ def test_half_characters_are_left_out_of_a_text(name):
     one, two = (tokenizer.encode(text) for text in ("good", " morning"))
     assert "\ufffd" in tokenizer.decode([*one, half, *two])
     assert family.text([half, *one, half, *two, half]) == "good morning"
-    window = Window(0.0, torch.ones(16_000))
+    window = Window(0, torch.ones(16_000))
     assert [piece.text for piece in family.segments(window, [*one, half, *two])] == ["good morning"]
     assert family.segments(window, [half]) == []
 
