@@ -18,6 +18,7 @@ from .. import decode
 from ..decode import Hypothesis
 from ..errors import CheckpointError, GlmAsrError, ShortMemoryError, out_of_memory
 from ..rules import Rule, StopLoops, loops
+from ..searching.favor import Bias
 from . import coverage, recovery
 from .chunking import Window
 from .fallback import Limits, compression_ratio, fallback, favored
@@ -189,7 +190,7 @@ class WindowDecoder:
         ]
         guards = [StopLoops(stop[0])] if options.guards else []
 
-        def attempt(chosen: list[int], temperature: float, **bias: decode.Bias) -> list[Hypothesis]:
+        def attempt(chosen: list[int], temperature: float, **bias: Bias) -> list[Hypothesis]:
             limits = [budgets[index] for index in chosen]
             audio = encoded.rows(chosen)
             return search(self.model, *audio, stop, limits, options, [*rules, *guards], temperature, **bias)
@@ -373,7 +374,7 @@ def search(
     options: Options,
     rules: list[Rule],
     temperature: float = 0.0,
-    bias: decode.Bias | None = None,
+    bias: Bias | None = None,
 ) -> list[Hypothesis]:
     """The best hypothesis for each prompt, by the search that the options ask for. Above temperature 0 it is drawn, not
     searched."""
