@@ -104,7 +104,7 @@ class WindowDecoder:
 
     def _in_turn(self, jobs: list[Job], options: Options, states: States) -> tuple[list[Part], States]:
         """One by one, each with the text of those before it; without it where the text may be a copy of that."""
-        parts = []
+        parts: list[Part] = []
         for job in jobs:
             length, rules = self.family.padded_length(job.window, options), self.family.rules(job.requested, options)
             [part], after = self._alike([job], length, rules, options, states, False)
