@@ -1,5 +1,7 @@
 """Words and their times: the path, the words of a text, and what both make of a recording."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 import glmasr
 from glmasr.alignment import align, times
+from glmasr.alignment.heads import steadiest
 from glmasr.alignment.times import in_order
 from glmasr.alignment.words import spans, spell
 from glmasr.tokenizer import IncrementalDecoder
@@ -257,3 +260,33 @@ def test_a_segment_keeps_its_words_when_its_script_is_converted():
     assert found.text == "漢字。" and [word.text for word in found.words] == ["漢", "字。"]
     longer = with_text(segment, lambda text: text.replace("汉", "ha"))
     assert [word.text for word in longer.words] == ["ha", "字。"]
+
+
+def test_without_known_heads_the_steadiest_are_kept(recognizer, sound, monkeypatch):
+    """Not all are held at once: the result is the same."""
+    readings = []
+    read_again = recognizer.family.read_again
+
+    def both(*arguments, **more):
+        config = recognizer.model.config
+        with monkeypatch.context() as patch:
+            patch.setattr(type(recognizer.family), "config", replace(config, alignment_heads=()))
+            few, every = read_again(*arguments), read_again(*arguments, every_head=True)
+        readings.append((few.scores, every.scores))
+        return few
+
+    monkeypatch.setattr(recognizer.family, "read_again", both)
+    assert said(recognizer.transcribe(sound, sample_rate=16_000, words=True))
+    for few, every in readings:
+        assert len(few) == 4 < len(every)
+        chosen = every[steadiest(every.softmax(-1))]
+        assert sorted(float(one.sum()) for one in few) == pytest.approx(sorted(float(one.sum()) for one in chosen))
+
+
+def test_words_of_all_windows_in_one_prompt():
+    recognizer = glmasr.load("demo")
+    sound = torch.cat([glmasr.audio.load("examples/zh.wav"), torch.zeros(8_000)] * 3)
+    found = recognizer.transcribe(sound, sample_rate=16_000, words=True, long="whole", guards=False)
+    words = said(found)
+    assert "".join(word.text for word in words) == found.text.replace(" ", "")
+    assert all(a.end <= b.start for a, b in zip(words, words[1:], strict=False)) and words[-1].end <= found.seconds

@@ -10,10 +10,17 @@ HEADS = 4  # that are averaged
 
 
 def steadiest(weights: Tensor, count: int = HEADS) -> list[int]:
-    """Of attention weights (N heads, T tokens, S frames) the numbers of the heads that go from left to right along the
-    sound: the middle of what a token looks at grows with its place in the text, and little lies far from it. The
-    steadiest first."""
-    heads, tokens, frames = weights.shape
+    """Of attention weights (N heads, T tokens, S frames) the numbers of the heads that go along with the sound most
+    steadily, the steadiest first."""
+    found: list[int] = steadiness(weights).topk(min(count, len(weights))).indices.tolist()
+    return found
+
+
+def steadiness(weights: Tensor) -> Tensor:
+    """Attention weights (N heads, T tokens, S frames) -> (N,): 1 for a head that goes from left to right along the
+    sound, less the less it does. The middle of what a token looks at grows with its place in the text, and little lies
+    far from it."""
+    _, tokens, frames = weights.shape
     share = weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)
     places = torch.linspace(0, 1, frames, device=weights.device) if frames > 1 else weights.new_zeros(1)
     middle = share @ places  # (N, T)
@@ -21,5 +28,4 @@ def steadiest(weights: Tensor, count: int = HEADS) -> list[int]:
     along = torch.linspace(-1, 1, tokens, device=weights.device) if tokens > 1 else weights.new_zeros(1)
     away = middle - middle.mean(-1, keepdim=True)
     steady = (away @ along) / (away.norm(dim=-1) * along.norm()).clamp(min=1e-9)
-    found: list[int] = (steady - 2 * spread).topk(min(count, heads)).indices.tolist()
-    return found
+    return steady - 2 * spread

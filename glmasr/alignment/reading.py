@@ -4,7 +4,7 @@ The queries that count are those of the position before a token: they look at th
 kernel doesn't give its weights away, so the scores are computed beside it, of the few heads that are asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..decoder import CrossBlock, CrossDecoder, LlamaBlock, LlamaDecoder
 from ..layers import rope_table, rotate
+from .heads import HEADS, steadiness
 
 Heads = Sequence[tuple[int, int]]  # (layer, head), from 0
 
@@ -30,6 +31,32 @@ class Reading:
     logprobs: Tensor
 
 
+class _Kept:
+    """The scores of the heads that are wanted; where none are named, of the steadiest so far, and of no others: those
+    of all heads of a large model with an hour of sound would fill any memory."""
+
+    def __init__(self, wanted: Heads):
+        self.wanted = wanted
+        self.found: dict[tuple[int, int], Tensor] = {}
+        self.steady: dict[tuple[int, int], float] = {}
+
+    def take(self, layer: int, heads: int, score: Callable[[int], Tensor]) -> None:
+        """`score`: the scores (T + 1, S) of a head of this layer, which has so many heads."""
+        for head in [head for of, head in self.wanted if of == layer] if self.wanted else range(heads):
+            scores = score(head)
+            self.found[layer, head] = scores
+            if self.wanted:
+                continue
+            self.steady[layer, head] = float(steadiness(scores.softmax(-1)[None])[0])
+            if len(self.steady) > HEADS:
+                worst = min(self.steady, key=lambda one: self.steady[one])
+                del self.steady[worst], self.found[worst]
+
+    def scores(self) -> Tensor:
+        """(N, T + 1, S), in the order of the heads that were wanted."""
+        return torch.stack([self.found[head] for head in self.wanted or self.found])
+
+
 def all_heads(layers: int, heads: int) -> tuple[tuple[int, int], ...]:
     """Every head of a decoder."""
     return tuple((layer, head) for layer in range(layers) for head in range(heads))
@@ -40,19 +67,18 @@ def read_cross(
 ) -> Reading:
     """With an encoder-decoder; `cross`: of one recording, each layer's keys and values (1, H, S, K)."""
     tokens = torch.tensor([[*prompt, *ids, end]], device=decoder.embed.weight.device)
-    chosen = slice(len(prompt) - 1, -1)
-    found: dict[tuple[int, int], Tensor] = {}
+    chosen, kept = slice(len(prompt) - 1, -1), _Kept(heads)
 
     def look(layer: int, x: Tensor) -> None:
-        if wanted := [head for of, head in heads if of == layer]:
-            attention = cast(CrossBlock, decoder.blocks[layer]).cross
-            query = attention.split(attention.query(x[:, chosen]))[0]
-            key = cross[layer][0][0]
-            scores = query[wanted].float() @ key[wanted].float().mT / attention.head_size**0.5
-            found.update(zip([(layer, head) for head in wanted], scores, strict=True))
+        if heads and all(of != layer for of, _ in heads):
+            return
+        attention = cast(CrossBlock, decoder.blocks[layer]).cross
+        query, key = attention.split(attention.query(x[:, chosen]))[0], cross[layer][0][0]
+        scale = attention.head_size**-0.5
+        kept.take(layer, len(query), lambda head: query[head].float() @ key[head].float().mT * scale)
 
     states = decoder(tokens, cross, look=look)[0, chosen]
-    return Reading(torch.stack([found[head] for head in heads]), _logprobs(decoder.head(states[:-1]), ids))
+    return Reading(kept.scores(), _logprobs(decoder.head(states[:-1]), ids))
 
 
 def read_prompted(decoder: LlamaDecoder, x: Tensor, first: int, ids: list[int], sound: slice, heads: Heads) -> Reading:
@@ -60,20 +86,18 @@ def read_prompted(decoder: LlamaDecoder, x: Tensor, first: int, ids: list[int], 
     those of the `sound` are audio embeddings. Of all scores of a head, those with the audio embeddings count only."""
     config = decoder.config
     rope = rope_table(torch.arange(x.shape[1], device=x.device), config.head_size, config.theta, x.dtype)
-    chosen = slice(first - 1, -1)
-    found: dict[tuple[int, int], Tensor] = {}
+    chosen, kept = slice(first - 1, -1), _Kept(heads)
+    shared, scale = config.heads // config.key_heads, config.head_size**-0.5  # neighbors share a key head
 
     def look(layer: int, normed: Tensor) -> None:
-        if wanted := [head for of, head in heads if of == layer]:
-            attention = cast(LlamaBlock, decoder.blocks[layer]).attn
-            query, key, _ = attention.project(normed)
-            query, key = rotate(query, rope)[0, wanted, chosen], rotate(key, rope)[0, :, sound]
-            shared = [head * config.key_heads // config.heads for head in wanted]  # neighbors share a key head
-            scores = query.float() @ key[shared].float().mT / config.head_size**0.5
-            found.update(zip([(layer, head) for head in wanted], scores, strict=True))
+        if heads and all(of != layer for of, _ in heads):
+            return
+        query, key, _ = cast(LlamaBlock, decoder.blocks[layer]).attn.project(normed)
+        query, key = rotate(query, rope)[0, :, chosen], rotate(key, rope)[0, :, sound]
+        kept.take(layer, config.heads, lambda head: query[head].float() @ key[head // shared].float().mT * scale)
 
     states = decoder(x, look=look)[0, chosen]
-    return Reading(torch.stack([found[head] for head in heads]), _logprobs(decoder.head(states[:-1]), ids))
+    return Reading(kept.scores(), _logprobs(decoder.head(states[:-1]), ids))
 
 
 def _logprobs(logits: Tensor, ids: list[int]) -> Tensor:

@@ -210,8 +210,7 @@ class EncoderDecoderFamily:
         if config.no_timestamps is not None and prompt[-1] != config.no_timestamps:
             prompt = [*prompt, config.no_timestamps]
         ids = ids[: config.decoder.positions - len(prompt) - 1]
-        heads = () if every_head else config.alignment_heads
-        heads = heads or all_heads(config.decoder.layers, config.decoder.heads)
+        heads = all_heads(config.decoder.layers, config.decoder.heads) if every_head else config.alignment_heads
         reading = read_cross(self.model.decoder, prompt, ids, config.end, audio, heads)
         # TRAP: frames of padding have to go before the softmax, which would give them a share.
         frames = -(-len(window.samples) // self.samples_per_state)

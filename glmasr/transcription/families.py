@@ -195,8 +195,8 @@ class Family(Protocol):
     def read_again(
         self, window: Window, audio: Any, prompt: list[int], ids: list[int], every_head: bool = False
     ) -> Reading:
-        """A text's ids, without times, read once more in one pass, with the alignment heads, or with all where none are
-        known; `audio` as `EncodedBatch.rows` gives it of one window."""
+        """A text's ids, without times, read once more in one pass, with the alignment heads, or the steadiest where
+        none are known; `audio` as `EncodedBatch.rows` gives it of one window."""
         ...
 
     def resume(self, window: Window, ids: list[int]) -> float:

@@ -167,8 +167,7 @@ class GlmAsrFamily:
     ) -> Reading:
         """With the whole prompt, as it is what the text's keys are in; the audio embeddings are made already."""
         config, model = self.config, self.model.model if isinstance(self.model, GraphedModel) else self.model
-        heads = () if every_head else config.alignment_heads
-        heads = heads or all_heads(config.decoder.layers, config.decoder.heads)
+        heads = all_heads(config.decoder.layers, config.decoder.heads) if every_head else config.alignment_heads
         tokens = torch.tensor([[*prompt, *ids, config.stop[0]]], device=model.device)
         first = prompt.index(config.audio_token)
         sound = slice(first, first + len(audio[0]))

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from ..alignment.heads import steadiest
 from ..alignment.times import pauses, word_times
 from ..alignment.words import Spelled, spell
 from ..audio import HOP, SAMPLE_RATE
@@ -30,9 +29,6 @@ def timed_words(
     that the text was decoded with."""
     ids = [number for piece in pieces for number in piece.ids]
     reading = family.read_again(window, audio, prompt, ids)
-    scores = reading.scores
-    if not family.config.alignment_heads:
-        scores = scores[steadiest(scores.softmax(-1))]
     probabilities = reading.logprobs.exp().tolist()
     place, texts, found = 0, [], []
     for piece in pieces:
@@ -43,7 +39,7 @@ def timed_words(
         found += spelled
     silent = pauses(loudness(window.samples), HOP / SAMPLE_RATE)
     frame, lead = family.samples_per_state / SAMPLE_RATE, family.config.alignment_lead
-    timed = word_times(found, scores, frame, lead, silent, window.seconds)
+    timed = word_times(found, reading.scores, frame, lead, silent, window.seconds)
     spans = iter(timed.spans)
 
     def made(text: str, word: Spelled) -> Word:
