@@ -28,4 +28,5 @@ def steadiness(weights: Tensor) -> Tensor:
     along = torch.linspace(-1, 1, tokens, device=weights.device) if tokens > 1 else weights.new_zeros(1)
     away = middle - middle.mean(-1, keepdim=True)
     steady = (away @ along) / (away.norm(dim=-1) * along.norm()).clamp(min=1e-9)
-    return steady - 2 * spread
+    score: Tensor = steady - 2 * spread
+    return score
