@@ -192,8 +192,9 @@ class WindowDecoder:
 
         def attempt(chosen: list[int], temperature: float, **bias: Bias) -> list[Hypothesis]:
             limits = [budgets[index] for index in chosen]
-            audio = encoded.rows(chosen)
-            return search(self.model, *audio, stop, limits, options, [*rules, *guards], temperature, **bias)
+            audio, prompts = encoded.rows(chosen)
+            allowed = [*rules, *guards]
+            return search(self.model, audio, prompts, stop, limits, options, allowed, temperature, **bias)
 
         schedule, bias = options.temperature_schedule, self.biases.find(options.hotwords)
         if bias is None:
