@@ -193,7 +193,7 @@ class WindowDecoder:
         def attempt(chosen: list[int], temperature: float, **bias: Bias) -> list[Hypothesis]:
             limits = [budgets[index] for index in chosen]
             audio, prompts = encoded.rows(chosen)
-            allowed = [*rules, *guards]
+            allowed: list[Rule] = [*rules, *guards]
             return search(self.model, audio, prompts, stop, limits, options, allowed, temperature, **bias)
 
         schedule, bias = options.temperature_schedule, self.biases.find(options.hotwords)
