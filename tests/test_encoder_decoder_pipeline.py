@@ -633,7 +633,7 @@ def test_repeats_where_there_was_no_text(recognizer, monkeypatch, all_voice):
     found = recognizer.transcribe(sound(2), "en", sample_rate=16_000)
     assert (
         found.text == " ".join([LONG, *["ha ha so"] * 6])
-        and found.segments[0].flags == ("repeats",)
+        and [segment.flags for segment in found.segments] == [(), ("repeats",)]
         and len(asked) == 2
         and not found.uncovered
     )
