@@ -155,7 +155,7 @@ def test_memory_of_a_thousand_sessions_comes_back(server):
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(send, range(1000)))
-    server.until(lambda: server.memory() < before + FREE, 20)
+    server.until(lambda: server.memory() < before + FREE, 60)
     server.until(lambda: not any(path.name == "recording.wav" for path in server.uploads()))
     assert works(server)
 
@@ -184,8 +184,8 @@ def test_clients_that_leave_hours_of_silence_leave_no_thread(server):
         server.until(
             lambda: httpx.get(f"{server.url}/healthz").json() == {"status": "ok", "waiting": 0, "running": 0}, 20
         )
-        server.until(lambda: threads(server) <= before + 1, 3)
-    server.until(lambda: server.memory() < size + FREE, 20)
+        server.until(lambda: threads(server) <= before + 1, 15)
+    server.until(lambda: server.memory() < size + FREE, 60)
     assert works(server)
 
 
@@ -219,7 +219,7 @@ def test_ffmpeg_ends_with_its_client(slow_ffmpeg):
     with Server(environment=slow_ffmpeg) as server:
         with pytest.raises(httpx.TimeoutException):
             httpx.post(server.url + ROUTE, data={"model": MODEL}, files={"file": ("a.mkv", MATROSKA)}, timeout=2)
-        server.until(lambda: not ffmpegs(server), 3)
+        server.until(lambda: not ffmpegs(server), 15)
         assert works(server)
 
 
@@ -242,7 +242,7 @@ def test_ffmpeg_ends_with_the_server(slow_ffmpeg, number):
         server.process.send_signal(number)
         server.process.wait(40)
         assert time.monotonic() < began + 30
-        server.until(lambda: not ffmpegs(server), 3)
+        server.until(lambda: not ffmpegs(server), 15)
         assert {answer.result() for answer in answers} <= ({503} if number == signal.SIGTERM else {None})
 
 
@@ -352,7 +352,7 @@ def test_clients_that_never_read_are_closed(server):
         time.sleep(2)
         assert works(server)
         server.until(
-            lambda: open_connections(server) <= 3, gate.STALL + 60
+            lambda: open_connections(server) <= 3, gate.STALL + 180
         )  # from when they have filled what the system buffers
         worst()
     for connection in [*connections, *halves]:
@@ -404,7 +404,7 @@ def test_a_second_signal_ends_it_at_once():
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 143 and time.monotonic() < began + 2
         assert answer.result() is None and not list(server.temporary.iterdir())
-        server.until(lambda: not Path(f"/proc/{worker}").exists(), 5)
+        server.until(lambda: not Path(f"/proc/{worker}").exists(), 20)
 
 
 def together(server, count: int, send) -> float:
@@ -490,7 +490,7 @@ def test_a_client_that_leaves_with_a_request_behind_frees_its_place(server):
                     + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
                 )
                 server.until(lambda: httpx.get(f"{server.url}/healthz").json()["running"] == 1)
-            server.until(lambda: httpx.get(f"{server.url}/healthz").json()["running"] == 0, 5)
+            server.until(lambda: httpx.get(f"{server.url}/healthz").json()["running"] == 0, 20)
     finally:
         os.kill(server.worker, signal.SIGCONT)
     assert works(server)

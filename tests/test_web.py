@@ -512,7 +512,7 @@ def test_a_closed_page_leaves_nothing(browse):
         page.wait(lambda: page.text == TEXTS["zh.wav"])
         assert {path.name for path in server.uploads()} == {"zh.wav", "zh.txt", "zh.srt", "zh.vtt", "zh.json"}
         page.__exit__()
-        server.until(lambda: not server.uploads(), RETURN + 30)
+        server.until(lambda: not server.uploads(), RETURN + 120)
 
 
 def test_a_broken_file_and_none(browse, server):
