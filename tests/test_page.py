@@ -129,7 +129,7 @@ def test_the_box_reaches_the_model_and_the_player_the_recording(tmp_path):
 
     async def details(words):
         async with contextlib.aclosing(
-            page.Handlers(Queue(), kept, 60.0).show(path, "auto", True, words, 0, False, "")
+            page.Handlers(Queue(), kept, 60.0).show(path, "auto", True, words, 0, False, "", "")
         ) as values:
             return [value async for value in values][-1][2]
 

@@ -10,6 +10,7 @@ from helpers import ROOT
 
 import glmasr
 import transcribe
+from glmasr.alignment import heads
 from glmasr.errors import OptionError, OutputError
 from glmasr.model import GlmAsr
 from glmasr.tools import attention, explain, plot
@@ -95,9 +96,9 @@ def test_the_steadiest_head_goes_along_with_the_sound():
     for token in range(8):
         looked[1, 3, token, 5 * token + 2] = 1.0
     looked[0, 2] = looked[1, 3].flip(0)  # this one goes backward
-    heads = attention.steadiest(looked)
-    assert heads[0] == (1, 3) and len(heads) == attention.HEADS and (0, 2) not in heads
-    assert attention.steadiest(looked[:1, :1, :1, :1]) == [(0, 0)]
+    found = heads.steadiest(looked.flatten(0, 1))
+    assert found[0] == 6 + 3 and len(found) == heads.HEADS and 2 not in found
+    assert heads.steadiest(looked[:1, 0, :1, :1]) == [0]
 
 
 def test_the_text_looks_where_each_word_is_said(explained):

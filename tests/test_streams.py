@@ -314,7 +314,7 @@ def test_caches_stay_within_memory(recognizer, recordings, monkeypatch, options)
     key_heads = getattr(config.decoder, "key_heads", config.decoder.heads)
     each = 2 * config.decoder.layers * key_heads * config.decoder.head_size * 4
 
-    def counted(model, audio, prompts, stop, budgets, options, rules, temperature=0.0):
+    def counted(model, audio, prompts, stop, budgets, options, rules, temperature=0.0, bias=None):
         beams = options.beams if temperature == 0 else window_decoder.BEST_OF
         taken.append(each * len(prompts) * beams * (max(map(len, prompts)) + max(budgets)))
         return [

@@ -119,7 +119,9 @@ def _tag_length(head: bytes) -> int:
 
 
 def read_at(file: BinaryIO, place: int, count: int) -> bytes:
-    """Up to `count` bytes of the file from byte `place` on: fewer at its end."""
+    """Up to `count` bytes of the file from byte `place` on: fewer at its end, none beyond."""
+    if place >= 2**43:  # of a forged size; no file is as long, and systems refuse to go there
+        return b""
     file.seek(place)
     return file.read(count)
 
