@@ -23,8 +23,11 @@ def redacted(text: str) -> str:
 
     >>> redacted("https://me:secret@example.org/a.wav: no such thing")
     'https://***@example.org/a.wav: no such thing'
+    >>> redacted("https://me:12/34@example.org/"), redacted("https://example.org/@me/a.wav")
+    ('https://***@example.org/', 'https://example.org/@me/a.wav')
     """
-    return re.sub(r"\b([A-Za-z][\w+.-]+)://[^\s/?#]*@", r"\1://***@", text)
+    # A password may hold what ends a host, so after a colon all up to the last @ may be one.
+    return re.sub(r"\b([A-Za-z][\w+.-]+)://(?:[^\s/?#]*@|[^\s@]*:\S*@)", r"\1://***@", text)
 
 
 class GlmAsrError(Exception):

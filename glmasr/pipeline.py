@@ -328,6 +328,8 @@ class Recognizer:
         """Samples (S,) at 16 kHz of some recordings -> their transcripts. Their windows are decoded in common
         batches."""
         options = self.check(options=options)
+        if options.clips:
+            raise OptionError("clips are parts of a recording; expected the samples of each part as one of its own")
         batcher = Batcher(lambda jobs: self.decode_together(jobs, options), self.batch_size(options), soon=False)
         parts: list[list[Part]] = [[] for _ in recordings]
 
@@ -363,9 +365,10 @@ class Recognizer:
         """The windows of a recording, cut where there is no speech or it is quiet."""
         return cut_jobs(reader, self.config.window, recording, options)
 
-    def decode_together(self, jobs: list[Job], options: Options) -> list[Part | GlmAsrError]:
+    def decode_together(self, jobs: list[Job], options: Options, final: bool = True) -> list[Part | GlmAsrError]:
         """The parts of some windows, of one recording or of several, decoded together; `options` are those of `check`.
-        What the model can't answer is an error in place of its part."""
+        What the model can't answer is an error in place of its part. Unless `final`, segments keep the model's times:
+        the caller cuts the parts by them, and then calls `timed_by_words`."""
         convert = chinese_script.converter(options.script)
         parts = self.windows.decode(jobs, options)
         for index, (job, part) in enumerate(zip(jobs, parts, strict=True)):
@@ -373,8 +376,8 @@ class Recognizer:
                 segments = part.segments
                 if not options.timestamps and self.family.timed(options):
                     segments = untimed(job.window, segments)
-                if options.long != "seek":  # which goes by the model's times until it knows what to keep
-                    segments = timed_by_words(segments)
+                if final:
+                    segments = timed_by_words(segments, part.start, job.window.begin + job.window.seconds)
                 segments = [with_text(segment, convert) for segment in segments]
                 parts[index] = replace(part, segments=segments)
         return parts

@@ -14,8 +14,10 @@ from glmasr.alignment.heads import steadiest
 from glmasr.alignment.times import in_order
 from glmasr.alignment.words import spans, spell
 from glmasr.tokenizer import IncrementalDecoder
+from glmasr.transcription import word_times
 from glmasr.transcription.chunking import Window
-from glmasr.transcription.word_times import with_text
+from glmasr.transcription.families import Piece
+from glmasr.transcription.word_times import timed_by_words, timed_words, with_text
 
 
 def plain_path(cost: np.ndarray) -> list[int]:
@@ -64,6 +66,8 @@ def test_the_median_filter():
         ("OK吗？ $5 'tis", ["OK", "吗？", "$5", "'tis"]),
         ("—你好 — world —", ["—你", "好 —", "world —"]),
         ("naïve co-op…", ["naïve", "co-op…"]),
+        ("left—then wait...what", ["left—", "then", "wait...", "what"]),
+        ("3.14 U.S. don't", ["3.14", "U.S.", "don't"]),
         ("...", []),
         ("", []),
     ],
@@ -170,6 +174,21 @@ def test_times_are_put_in_order(pairs, seconds):
     for begin, end in found:
         assert begin >= place - 1e-9 and end - begin >= least - 1e-9 and end <= seconds + 1e-9
         place = end
+
+
+def test_a_text_without_a_word_has_no_times(recognizer, sound, monkeypatch):
+    """It is not even read again."""
+    window, piece = Window(0, sound[:8000]), Piece(0.0, 0.5, "...", [1])
+    monkeypatch.setattr(word_times, "spell", lambda ids, decoder: ("...", []))
+    assert timed_words(recognizer.family, window, None, [], [piece]) == ([()], True)
+
+
+def test_words_of_overlapping_windows_are_put_in_order():
+    first = glmasr.Segment(0.0, 1.0, "a b", words=(glmasr.Word("a", 0.0, 0.5, 1.0), glmasr.Word("b", 0.5, 1.2, 1.0)))
+    second = glmasr.Segment(1.0, 2.0, "c", words=(glmasr.Word("c", 1.0, 2.4, 1.0),))
+    found = timed_by_words([first, glmasr.Segment(1.0, 1.0, "..."), second], 0.0, 2.0)
+    assert [(word.start, word.end) for segment in found for word in segment.words] == [(0, 0.5), (0.5, 1.2), (1.2, 2)]
+    assert (found[0].end, found[1].text, found[2].start, found[2].end) == (1.2, "...", 1.2, 2.0)
 
 
 def test_times_in_order_stay():

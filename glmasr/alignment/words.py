@@ -19,7 +19,7 @@ _SIGNS = "ー" + "".join(
 )
 _SPOKEN = r"\p{L}\p{N}\p{M}"
 # A character of a script without spaces, with its marks; or letters and digits, with what stands between them.
-_WORD = rf"[{_SIGNS}][\p{{M}}ー々ゝゞ]*|(?![{_SIGNS}])[{_SPOKEN}](?:[^\s{_SIGNS}]*(?![{_SIGNS}])[{_SPOKEN}])?"
+_WORD = rf"[{_SIGNS}][\p{{M}}ー々ゝゞ]*|(?![{_SIGNS}])[{_SPOKEN}](?:(?!\.\.)[^\s{_SIGNS}—–…])*(?<=[{_SPOKEN}])"
 _UNITS = regex.compile(rf"(?P<word>{_WORD})|(?P<marks>[^\s{_SPOKEN}]+)")
 _OPENING = regex.compile(r"[\p{Ps}\p{Pi}]*$")
 _LETTER = regex.compile(f"[{_SPOKEN}]")

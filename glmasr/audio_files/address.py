@@ -29,7 +29,7 @@ def shown(name: str) -> str:
     >>> shown("https://me:secret@example.org/a.wav"), shown("https://me:sec/ret@example.org/"), shown("a@b.wav")
     ('https://***@example.org/a.wav', 'https://***@example.org/', 'a@b.wav')
     """
-    return re.sub(r"^([A-Za-z][\w+.-]+)://(?:[^/?#]*@|[^/?#@]*:(?!\d*(?:[/?#]|$)).*@)", r"\1://***@", name)
+    return re.sub(r"^([A-Za-z][\w+.-]+)://(?:[^/?#]*@|[^@]*:.*@)", r"\1://***@", name)  # see `errors.redacted`
 
 
 def for_request(name: str) -> tuple[str, str]:

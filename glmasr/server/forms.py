@@ -123,7 +123,7 @@ class Transcription(Translation):
         return replace(super().options(facts, max_duration), track=track, words="word" in self.granularities)
 
     def check_granularities(self) -> None:
-        """Raises Problem unless there are none, or "segment" alone with verbose_json."""
+        """Raises Problem unless there are none, or "segment", "word", or both with verbose_json."""
         name = "timestamp_granularities[]"
         if unknown := set(self.timestamp_granularities) - set(GRANULARITIES):
             raise InvalidValue(f"{name} is {min(unknown)[:100]!r}, expected 'segment' or 'word'", name)

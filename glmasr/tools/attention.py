@@ -79,7 +79,7 @@ def read_again(recognizer: Any, samples: Tensor, search: Search) -> Reading:
             states = model.decoder(tokens, cross_kv)
     else:
         rows = recognizer.family.embed(samples)
-        prompt = model.prompt(recognizer.tokenizer, len(rows))
+        prompt = search.prompt
         tokens = torch.tensor([prompt + ids], device=model.device)
         seconds = HOP * model.encoder.frontend.conv2.stride[0] * model.config.merge / SAMPLE_RATE
         first = prompt.index(model.config.audio_token)

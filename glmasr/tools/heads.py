@@ -28,6 +28,7 @@ from ..pipeline import Recognizer, load
 from ..transcription.chunking import Window
 from ..transcription.families import Job, RecordingState
 from ..transcription.window_decoder import search
+from ..writers.output import write_whole
 
 GAP = 0.05  # seconds between two recordings
 AROUND = 0.1  # seconds around a recording that count as it
@@ -111,7 +112,8 @@ def joins(recognizer: Recognizer, clips: list[Clip]) -> list[Join]:
         for clip in alike:
             length = GAP + len(clip.samples) / sound.SAMPLE_RATE
             if some and seconds + length > room:
-                found.append(joined(recognizer, some))
+                if len(some) > 1:
+                    found.append(joined(recognizer, some))
                 some, seconds = [], 0.0
             some.append(clip)
             seconds += length
@@ -185,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"first words begin {1000 * error:.0f} ms from where they do, in the mean", file=sys.stderr)
         if args.write:
             known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            path.write_text(json.dumps(known | found, indent=2) + "\n", encoding="utf-8")
+            write_whole(path, json.dumps(known | found, indent=2) + "\n")
     except (GlmAsrError, OSError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@
 The number behind the last colon, or the second of a pair, is the weight; 1 is what was measured (docs/HOTWORDS.md).
 """
 
+import threading
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -28,6 +29,7 @@ BONUS = 6.0  # nats that a phrase of weight 1 is favored by
 OTHER_CASE = 0.75  # of the bonus for "kowloon tong" where "Kowloon Tong" is listed
 # A short phrase is heard everywhere: it has less of the bonus, in proportion, and of a single letter there is none.
 WHOLE_BONUS, WIDE = 6, 2  # letters of a phrase with all of its bonus; letters that a character of Chinese counts as
+ENDINGS = (".txt", ".csv", ".tsv", ".list")  # of an argument that is meant to be a file
 KEPT_LISTS = 4  # whose automata are kept
 AT_ONCE = 500  # texts that go to the tokenizer together
 LARGEST_LIST = 4 * 2**20  # bytes of a file
@@ -124,7 +126,11 @@ def read(argument: str) -> Hotwords:
     except (OSError, ValueError):  # a list that is too long for a name
         is_file = False
     if not is_file:
-        return parse(listed(argument))
+        if argument.lower().endswith(ENDINGS) and "," not in argument:
+            raise OptionError(f"hotwords: there is no file {argument}; expected one, or names with commas between them")
+        if not (phrases := parse(listed(argument))):
+            raise OptionError(f"hotwords is {argument!r}, expected names with commas between them, or a file")
+        return phrases
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST_LIST + 1)
@@ -249,22 +255,27 @@ class Biases:
     def __init__(self, tokenizer: AnyTokenizer, vocabulary: int, device: torch.device | str = "cpu"):
         self._tokenizer, self._vocabulary, self._device = tokenizer, vocabulary, device
         self._kept: dict[Hotwords, Automaton | None] = {}
+        self._lock = threading.Lock()  # a server checks options in one thread and decodes in another
 
     def find(self, hotwords: Any) -> Automaton | None:
         """None without any. Raises OptionError for a phrase that the model can't write, or a vocabulary that can only
         be decoded."""
         if not hotwords:
             return None
-        listed = parse(hotwords)
-        if listed not in self._kept:
-            try:
-                found = automaton(listed, self._tokenizer, self._vocabulary, self._device)
-            except TokenizerError as error:
-                raise OptionError(f"hotwords need a tokenizer that encodes: {error}") from None
-            while len(self._kept) >= KEPT_LISTS:
-                self._kept.pop(next(iter(self._kept)), None)
-            self._kept[listed] = found
-        return self._kept[listed]
+        if not all(isinstance(entry, tuple) for entry in hotwords):  # else `parse` has seen them
+            hotwords = parse(hotwords)
+        with self._lock:
+            if hotwords not in self._kept:
+                try:
+                    found = automaton(hotwords, self._tokenizer, self._vocabulary, self._device)
+                except TokenizerError as error:
+                    raise OptionError(f"hotwords need a tokenizer that encodes: {error}") from None
+                while len(self._kept) >= KEPT_LISTS:
+                    del self._kept[next(iter(self._kept))]
+            else:
+                found = self._kept.pop(hotwords)
+            self._kept[hotwords] = found  # the last one that was asked for stays longest
+        return found
 
 
 @lru_cache(maxsize=4)

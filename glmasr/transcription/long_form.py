@@ -20,6 +20,7 @@ from .chunking import Window, cut
 from .families import Job, RecordingState
 from .language import join
 from .options import Options
+from .prompts import remembered
 from .results import Part, Segment
 from .word_times import timed_by_words
 
@@ -95,16 +96,18 @@ def items(
     options: Options,
     warnings: list[str],
     done: list[Part],
-    decode: Callable[[list[Job], Options], list[Part | GlmAsrError]],
+    decode: Callable[..., list[Part | GlmAsrError]],
 ) -> Iterator[Item]:
     """What is to be decoded of a recording after the parts that are `done`, or was decoded already, because what
-    follows depends on it; then its end, or its error."""
+    follows depends on it; then its end, or its error. `decode`: `Recognizer.decode_together`."""
     window, before, end, left_out = config.window, iter(done), 0.0, 0.0
     try:
         for start, stretch in clips.clipped(blocks(), options.clips, warnings.append):
             reader = Reader(stretch, window, start)
             if options.long == "seek" and not reader.fits:
-                yield from seek(reader, window, recording, options, before, lambda job, how: decode([job], how)[0])
+                yield from seek(
+                    reader, window, recording, options, before, lambda job, how: decode([job], how, False)[0]
+                )
             elif options.long == "whole" and not reader.fits and isinstance(config, GlmAsrConfig):
                 job = whole_job(reader, window, config.longest_windows, recording, warnings, clip=bool(options.clips))
                 yield from [] if next(before, None) else [job]
@@ -155,6 +158,7 @@ def seek(
         if known:
             part = known
         else:
+            context = recording.language.context
             part = decode(Job(Window(place, samples), recording, continues=more), replace(options, timestamps=True))
         if isinstance(part, GlmAsrError):
             raise part
@@ -162,12 +166,14 @@ def seek(
             # What comes after the last complete sentence is decoded again, from there.
             complete = [segment for segment in part.segments if segment.end <= part.resume + TIME_STEP / 2]
             part = replace(part, end=part.resume, segments=complete)
+            if options.context:  # of what is kept only
+                recording.language = replace(recording.language, context=remembered(context, part))
         count = min(len(samples), max(HOP, round((part.end - part.start) * SAMPLE_RATE)))
         if not known:
             segments = part.segments
             if not options.timestamps:
                 segments = untimed(Window(place, samples[:count]), segments)
-            segments = timed_by_words(segments)
+            segments = timed_by_words(segments, part.start, part.end)
             yield replace(part, segments=segments, language_state=recording.language)
         reader.skip(count)
         place += count

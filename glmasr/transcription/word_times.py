@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..alignment.times import pauses, word_times
+from ..alignment.times import in_order, pauses, word_times
 from ..alignment.words import Spelled, spell
 from ..audio import HOP, SAMPLE_RATE
 from .chunking import Window, loudness
@@ -27,9 +27,6 @@ def timed_words(
 ) -> tuple[list[tuple[Word, ...]], bool]:
     """The words of each piece of a window's text; and whether they were found in the sound. `audio` and `prompt`: those
     that the text was decoded with."""
-    ids = [number for piece in pieces for number in piece.ids]
-    reading = family.read_again(window, audio, prompt, ids)
-    probabilities = reading.logprobs.exp().tolist()
     place, texts, found = 0, [], []
     for piece in pieces:
         text, spelled = spell(piece.ids, family.tokenizer.decoder())
@@ -37,6 +34,11 @@ def timed_words(
         place += len(piece.ids)
         texts.append((text, spelled))
         found += spelled
+    if not found:  # nothing but punctuation
+        return [() for _ in pieces], True
+    ids = [number for piece in pieces for number in piece.ids]
+    reading = family.read_again(window, audio, prompt, ids)
+    probabilities = reading.logprobs.exp().tolist()
     silent = pauses(loudness(window.samples), HOP / SAMPLE_RATE)
     frame, lead = family.samples_per_state / SAMPLE_RATE, family.config.alignment_lead
     timed = word_times(found, reading.scores, frame, lead, silent, window.seconds)
@@ -51,12 +53,23 @@ def timed_words(
     return [tuple(made(text, word) for word in spelled) for text, spelled in texts], timed.found
 
 
-def timed_by_words(segments: list[Segment]) -> list[Segment]:
-    """The segments, each from its first word to its last; those without words as they are."""
-    return [
-        replace(segment, start=segment.words[0].start, end=segment.words[-1].end) if segment.words else segment
-        for segment in segments
-    ]
+def timed_by_words(segments: list[Segment], begin: float, end: float) -> list[Segment]:
+    """The segments of a stretch of a recording, from `begin` to `end` in seconds, each from its first word to its last;
+    those without words as they are. Words that were found in different windows may overlap; here they no longer do."""
+    said = [segment for segment in segments if segment.words]
+    spans = iter(in_order([(word.start, word.end) for segment in said for word in segment.words], begin, end))
+
+    def moved(word: Word) -> Word:
+        start, end = next(spans)
+        return replace(word, start=round(start, 3), end=round(end, 3))
+
+    found = []
+    for segment in segments:
+        if segment.words:
+            words = tuple(map(moved, segment.words))
+            segment = replace(segment, start=words[0].start, end=words[-1].end, words=words)
+        found.append(segment)
+    return found
 
 
 def with_text(segment: Segment, convert: Callable[[str], str]) -> Segment:
@@ -70,8 +83,8 @@ def with_text(segment: Segment, convert: Callable[[str], str]) -> Segment:
 def _converted(segment: Segment, text: str, convert: Callable[[str], str]) -> Iterator[Word]:
     place = 0
     for word in segment.words:
-        place = segment.text.index(word.text, place)
-        end = place + len(word.text)
+        at = segment.text.find(word.text, place)
+        place = at + len(word.text) if at >= 0 else place
         # What a character becomes may depend on its neighbors, so it is taken from the whole text where it can be.
-        yield replace(word, text=text[place:end] if len(text) == len(segment.text) else convert(word.text))
-        place = end
+        whole = at >= 0 and len(text) == len(segment.text)
+        yield replace(word, text=text[at:place] if whole else convert(word.text))
