@@ -149,7 +149,12 @@ def layout(name: str, queue: RequestQueue, handlers: "Handlers") -> Any:
                         visible=importlib.util.find_spec("opencc") is not None,
                     )
                     hotwords = gr.Textbox(
-                        label=say("hotwords"), info=say("hotwords_info"), lines=2, max_lines=8, elem_id="hotwords"
+                        "",  # TRAP: an empty one without a value sends null
+                        label=say("hotwords"),
+                        info=say("hotwords_info"),
+                        lines=2,
+                        max_lines=8,
+                        elem_id="hotwords",
                     )
                 with gr.Row():
                     go = gr.Button(say("go"), variant="primary", elem_id="go")
