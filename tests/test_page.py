@@ -53,7 +53,7 @@ def spoken(texts, start=0.0, probability=0.9):
     return Segment(start, start + len(texts) / 2, " ".join(texts), words=words)
 
 
-def shown(segments, say=SAY[0], source="gradio_api/file=/tmp/0123/talk.wav"):
+def shown(segments, say=SAY[0], source="gradio_api/file=/kept/0123/talk.wav"):
     transcript = Transcript(" ".join(segment.text for segment in segments), "en", segments, 60.0)
     finished = request_queue.Finished(transcript, [[]] * len(segments), [0.0] * len(segments), [0.1, 0.5, 0.2])
     _, text, details, files = page_views.result(finished, "talk.wav", say, source)
@@ -78,7 +78,7 @@ def test_words_have_their_times_and_the_rest_stays_text():
     assert [word[2] for word in read.all("span", "unsure")] == ["你"] and words[2][1]["title"] == "unsure: 31%"
     assert not any("title" in word[1] for word in (*words[:2], words[3]))
     [player] = read.all("audio")
-    assert player[1]["src"] == "gradio_api/file=/tmp/0123/talk.wav" and "controls" in player[1]
+    assert player[1]["src"] == "gradio_api/file=/kept/0123/talk.wav" and "controls" in player[1]
     assert Read(shown([segment], SAY[1])).all("span", "unsure")[0][1]["title"] == "没有把握：31%"
 
 
