@@ -22,13 +22,15 @@ Heads = Sequence[tuple[int, int]]  # (layer, head), from 0
 class Reading:
     """T tokens and the end that follows them, read with S frames of sound.
 
+    heads       (layer, head) of those that were asked for, or the steadiest
     scores      (N heads, T + 1, S) float32, before the softmax: of each token and the end, what was looked at to choose
                 it
-    logprobs    (T,) of each token, given those before it
+    logits      (T + 1, V) of all ids in place of each token and the end, given those before it
     """
 
+    heads: list[tuple[int, int]]
     scores: Tensor
-    logprobs: Tensor
+    logits: Tensor
 
 
 class _Kept:
@@ -52,9 +54,10 @@ class _Kept:
                 worst = min(self.steady, key=lambda one: self.steady[one])
                 del self.steady[worst], self.found[worst]
 
-    def scores(self) -> Tensor:
-        """(N, T + 1, S), in the order of the heads that were wanted."""
-        return torch.stack([self.found[head] for head in self.wanted or self.found])
+    def reading(self, logits: Tensor) -> Reading:
+        """In the order of the heads that were wanted; else the steadiest first."""
+        heads = list(self.wanted) or sorted(self.found, key=lambda head: -self.steady[head])
+        return Reading(heads, torch.stack([self.found[head] for head in heads]), logits)
 
 
 def all_heads(layers: int, heads: int) -> tuple[tuple[int, int], ...]:
@@ -78,10 +81,10 @@ def read_cross(
         kept.take(layer, len(query), lambda head: query[head].float() @ key[head].float().mT * scale)
 
     states = decoder(tokens, cross, look=look)[0, chosen]
-    return Reading(kept.scores(), _logprobs(decoder.head(states[:-1]), ids))
+    return kept.reading(decoder.head(states))
 
 
-def read_prompted(decoder: LlamaDecoder, x: Tensor, first: int, ids: list[int], sound: slice, heads: Heads) -> Reading:
+def read_prompted(decoder: LlamaDecoder, x: Tensor, first: int, sound: slice, heads: Heads) -> Reading:
     """With GLM-ASR; x (1, P, D): the embeddings of prompt, text and stop id, of which the text's begin at `first`, and
     those of the `sound` are audio embeddings. Of all scores of a head, those with the audio embeddings count only."""
     config = decoder.config
@@ -97,9 +100,4 @@ def read_prompted(decoder: LlamaDecoder, x: Tensor, first: int, ids: list[int], 
         kept.take(layer, config.heads, lambda head: query[head].float() @ key[head // shared].float().mT * scale)
 
     states = decoder(x, look=look)[0, chosen]
-    return Reading(kept.scores(), _logprobs(decoder.head(states[:-1]), ids))
-
-
-def _logprobs(logits: Tensor, ids: list[int]) -> Tensor:
-    """Logits (T, V) -> (T,) log-probabilities of the ids."""
-    return logits.float().log_softmax(-1).gather(-1, torch.tensor(ids, device=logits.device)[:, None])[:, 0]
+    return kept.reading(decoder.head(states))

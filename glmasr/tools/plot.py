@@ -178,7 +178,7 @@ def draw_attention(axes: "Axes", tokenizer: Any, reading: Reading, begin: float)
         fontsize=9 if tokens <= 30 else 7,
     )
     heads = ", ".join(f"{layer}.{head}" for layer, head in reading.heads)
-    which = f"mean of the steadiest heads (layer.head {heads}), {reading.share:.0%} of it on the sound"
+    which = f"mean of the steadiest heads (layer.head {heads})"
     axes.set_title(f"attention of the text over the sound: {which}", loc="left")
     axes.set_xlabel("seconds")
     axes.set_ylabel("token")

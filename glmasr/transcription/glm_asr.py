@@ -171,7 +171,7 @@ class GlmAsrFamily:
         tokens = torch.tensor([[*prompt, *ids, config.stop[0]]], device=model.device)
         first = prompt.index(config.audio_token)
         sound = slice(first, first + len(audio[0]))
-        return read_prompted(model.decoder, model.embed(tokens, audio), len(prompt), ids, sound, heads)
+        return read_prompted(model.decoder, model.embed(tokens, audio), len(prompt), sound, heads)
 
     def resume(self, window: Window, ids: list[int]) -> float:
         """The end of the window: without times it isn't known where a sentence ends."""

@@ -38,7 +38,8 @@ def timed_words(
         return [() for _ in pieces], True
     ids = [number for piece in pieces for number in piece.ids]
     reading = family.read_again(window, audio, prompt, ids)
-    probabilities = reading.logprobs.exp().tolist()
+    each = torch.tensor(ids, device=reading.logits.device)[: len(reading.logits) - 1, None]
+    probabilities = reading.logits[:-1].float().softmax(-1).gather(-1, each)[:, 0].tolist()
     silent = pauses(loudness(window.samples), HOP / SAMPLE_RATE)
     frame, lead = family.samples_per_state / SAMPLE_RATE, family.config.alignment_lead
     timed = word_times(found, reading.scores, frame, lead, silent, window.seconds)

@@ -35,21 +35,8 @@ class Word(Protocol):
         """What was said, in any whitespace: `clean` puts it on one line."""
 
 
-class Segment(Protocol):
-    """What a writer asks of a segment: seconds from the start of the recording, what was said there, and its words,
-    where they have times."""
-
-    @property
-    def start(self) -> float:
-        """Seconds from the start of the recording."""
-
-    @property
-    def end(self) -> float:
-        """Seconds from the start of the recording, not before `start`."""
-
-    @property
-    def text(self) -> str:
-        """What was said, in any whitespace: `clean` puts it on one line."""
+class Segment(Word, Protocol):
+    """What a writer asks of a segment: the same, and its words, where they have times."""
 
     @property
     def words(self) -> Sequence[Word]:
