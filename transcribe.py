@@ -162,6 +162,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--resume goes with files: add --format or --output-dir, as in the run that was stopped")
     if args.words_per_cue and not args.words:
         parser.error("--words-per-cue goes with --words, which gives each word its time")
+    if args.words_per_cue and not {"srt", "vtt", "lrc"}.intersection(args.format or ()):
+        parser.error("--words-per-cue is for subtitles: add --format srt, vtt or lrc")
     if args.clip and not (args.start is None and args.end is None):
         parser.error("--clip says where to begin and to end; it goes without --start and --end")
     args.clips = args.clip or () if args.start is None and args.end is None else ((args.start or 0.0, args.end),)

@@ -149,7 +149,9 @@ def test_what_begins_as_no_recording_is_not_waited_for(address, folder, path, wh
 def test_no_more_than_max_duration_may_have(address, folder, monkeypatch):
     monkeypatch.setattr(spool, "BESIDE", 0)
     with pytest.raises(AudioError, match=r"more than 6 MiB, and 1 s \(max_duration\) have less.*which has an end"):
-        audio.load(address + "/endless", max_duration=1)
+        audio.load(io.BytesIO(b"\xff\xfb\x90\x44" + bytes(range(1, 255)) * 40_000), max_duration=1)
+    with pytest.raises(AudioError, match=r"more than 1 MiB, and 40 s \(max_duration\) have less.*which has an end"):
+        audio.load(address + "/endless", max_duration=40)  # a WAV: its header says what a second has
     with pytest.raises(AudioError, match=r"more than 0 MiB, and 0.01 s"):  # before anything is read
         audio.load(address + "/talk.wav", max_duration=0.01)
 

@@ -471,3 +471,12 @@ def test_a_journal_knows_the_list():
 
     assert _list_digest(()) == "" != _list_digest((("a b", 1.0),)) != _list_digest((("a b", 2.0),))
     assert json.dumps(_list_digest((("张小明", 1.0),)))
+
+
+def test_a_folder_and_a_missing_file_are_no_names(tmp_path):
+    with pytest.raises(OptionError, match="is a folder"):
+        hotwords.read(str(tmp_path))
+    with pytest.raises(OptionError, match="no file"):
+        hotwords.read(str(tmp_path / "names.txt"))
+    with pytest.raises(OptionError, match="expected names"):
+        hotwords.read("")

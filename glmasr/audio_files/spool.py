@@ -37,17 +37,18 @@ def spooled(
         with open(path, "wb") as file:
             _check_size(name, stated or 0, max_duration)
             _check_room(name, stated or 1, folder)
-            size = looked = 0
+            size, looked, second = 0, 0, A_SECOND
             while part := stream.read(VALUES):
                 if cancelled():
                     raise Cancelled
                 size += file.write(part)
-                _check_size(name, size, max_duration)
+                _check_size(name, size, max_duration, second)
                 if size >= looked + VALUES:
                     file.flush()
                     _check_room(name, VALUES, folder)
                     if not looked:
                         _judge(path, name, cancelled)
+                        second = _bytes_a_second(path)
                     looked = size
             file.flush()  # here, and not where the file is closed, a full disk has a name
     except (TypeError, UnicodeDecodeError) as error:
@@ -61,8 +62,17 @@ def spooled(
     return path, name
 
 
-def _check_size(name: str, size: int, max_duration: float) -> None:
-    allowed = BESIDE + A_SECOND * max_duration
+def _bytes_a_second(path: str) -> int:
+    """What a second of a WAV has, as its header says; of others, the most that it may have."""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    place = head.find(b"fmt ")
+    stated = int.from_bytes(head[place + 16 : place + 20], "little") if place >= 0 else 0
+    return stated if head[8:12] == b"WAVE" and 0 < stated < A_SECOND else A_SECOND
+
+
+def _check_size(name: str, size: int, max_duration: float, second: int = A_SECOND) -> None:
+    allowed = BESIDE + second * max_duration
     if size > MOST_BYTES:
         raise AudioError(f"{name}: more than {MOST_BYTES / 2**30:.0f} GiB; expected a recording, which has an end")
     if size > allowed:

@@ -122,9 +122,11 @@ def read(argument: str) -> Hotwords:
     Raises OptionError."""
     path = Path(argument)
     try:
-        is_file = path.is_file()
+        is_file, is_folder = path.is_file(), bool(argument) and path.is_dir()
     except (OSError, ValueError):  # a list that is too long for a name
-        is_file = False
+        is_file = is_folder = False
+    if is_folder:
+        raise OptionError(f"hotwords: {argument} is a folder, expected a file, or names with commas between them")
     if not is_file:
         if argument.lower().endswith(ENDINGS) and "," not in argument:
             raise OptionError(f"hotwords: there is no file {argument}; expected one, or names with commas between them")
