@@ -11,8 +11,9 @@ synth60     sentences of the manifest, spoken by espeak-ng, which tells when eac
 labels      TextGrids that were labelled by hand, each beside a recording of its name, in the directory of --labels
 
 MANIFEST is a table as in tests/speech: path, language, text, separated by tabs. Where a recording's speech begins and
-ends is measured on its loudness, before it is joined with others. A border counts if its word was recognized. For
-comparison: openai-whisper and faster-whisper with the same weights and beams (--peers), and the words of our segments
+ends is measured on its loudness, before it is joined with others. It counts only where the loudness tells: where a breath,
+a click or a fading sound makes a threshold 10 dB higher say something else, nothing is known. A border counts if its
+word was recognized. For comparison: openai-whisper and faster-whisper with the same weights and beams (--peers), and the words of our segments
 spread evenly over their letters.
 
 Prints a table in Markdown.
@@ -39,6 +40,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 RATE = 16_000
 PAUSES = (0.6, 1.5)  # seconds between the recordings of a join
+CERTAIN = 0.1  # seconds by which the thresholds may differ about where speech begins or ends
 MARGIN = 0.05  # seconds around a recording's speech that are joined with it
 ROOM = 10 ** (-60 / 20)  # level of the noise in the pauses: rooms are never silent
 KINDS = ("utterance", "join60", "join300", "noisy60", "synth60", "labels")
@@ -92,12 +94,18 @@ def split(words: list[Timed], language: str) -> list[Timed]:
 # ---- sounds whose borders are known ----------------------------------------------------------------------------------
 
 
-def speech_span(samples: np.ndarray) -> tuple[int, int]:
-    """The samples between which there is speech: 35 dB below the loudest 10 ms, and 8 dB above the quietest."""
+def speech_span(samples: np.ndarray, below: float = 35.0) -> tuple[int, int]:
+    """The samples between which there is speech: so many dB below the loudest 10 ms, and 8 dB above the quietest."""
     levels = np.array([np.square(samples[at : at + 160]).mean() for at in range(0, len(samples) - 160, 80)])
     decibels = 10 * np.log10(levels + 1e-12)
-    loud = np.flatnonzero(decibels > max(decibels.max() - 35, np.percentile(decibels, 5) + 8))
+    loud = np.flatnonzero(decibels > max(decibels.max() - below, np.percentile(decibels, 5) + 8))
     return int(loud[0]) * 80, int(loud[-1]) * 80 + 160
+
+
+def certain(samples: np.ndarray) -> tuple[bool, bool]:
+    """Whether it is certain where the speech of a recording begins, and where it ends."""
+    soft, loud = speech_span(samples), speech_span(samples, 25.0)
+    return loud[0] - soft[0] <= CERTAIN * RATE, soft[1] - loud[1] <= CERTAIN * RATE
 
 
 def read(manifest: Path, languages: list[str], most: int | None) -> list[dict]:
@@ -138,12 +146,15 @@ def joined(
         place += length
 
     for row in rows:
-        samples, first, last = faded(np.asarray(audio.load(folder / row["path"])))
-        words = units(row["text"], row["language"])
+        recording = np.asarray(audio.load(folder / row["path"]))
+        begins, ends = certain(recording)
+        samples, first, last = faded(recording)
         pause()
-        sound.begins[len(sound.words)] = (place + first) / RATE
-        sound.words += words
-        sound.ends[len(sound.words) - 1] = (place + last) / RATE
+        if begins:
+            sound.begins[len(sound.words)] = (place + first) / RATE
+        sound.words += units(row["text"], row["language"])
+        if ends:
+            sound.ends[len(sound.words) - 1] = (place + last) / RATE
         pieces.append(samples)
         place += len(samples)
         if place > seconds * RATE or row is rows[-1]:
@@ -217,7 +228,8 @@ def synthesized(rows: list[dict], seconds: float = 60) -> list[Sound]:
             for word in units(text, "en")[:1]:
                 sound.begins[len(sound.words)] = place / RATE + (start if index else first / RATE)
                 sound.words.append(word)
-        sound.ends[len(sound.words) - 1] = (place + last) / RATE
+        if certain(samples)[1]:
+            sound.ends[len(sound.words) - 1] = (place + last) / RATE
         place += len(samples)
         if place > seconds * RATE or row is rows[-1]:
             sound.samples = np.concatenate([*pieces, noise.normal(0, ROOM, RATE // 2)]).astype(np.float32)

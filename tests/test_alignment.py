@@ -274,6 +274,29 @@ def test_a_word_next_to_a_pause_begins_or_ends_there():
     assert first == (0.1, 0.7) and second == (1.2, 1.8)
 
 
+def test_a_pause_after_a_token_belongs_to_none_of_its_characters():
+    """Two characters of one token, a pause of 0.6 s, and another one: the border of the first two isn't in the pause."""
+    _, words = spell([0, 1], Pieces(["情况", "那"]))
+    scores = torch.full((1, 3, 100), -4.0)
+    scores[0, 0, 5:65] = scores[0, 1, 65:90] = scores[0, 2, 95:] = 4.0
+    found = times.word_times(words, scores, 0.02, 0.06, [(0.0, 0.1), (0.7, 1.3), (1.8, 2.0)], 2.0).spans
+    assert [found[0][0], found[1][1], *found[2]] == [0.1, 0.7, 1.3, 1.8]
+    assert found[0][1] == found[1][0] == pytest.approx(0.4, abs=0.03)
+
+
+@pytest.mark.parametrize("short, end", [(0.1, 0.85), (0.22, 0.5)])
+def test_no_word_begins_between_two_pauses_of_a_border(short, end):
+    """A word, a pause, some sound, a long pause, two words: after a short pause the sound is the end of the first word,
+    else of none. It isn't the second word, even if the attention to the full stop goes on into that."""
+    _, words = spell([0, 1, 2, 3], Pieces([" one", ".", " two", " three"]))
+    scores = torch.full((1, 5, 150), -4.0)
+    for token, (first, last) in enumerate([(5, 20), (20, 86), (86, 90), (90, 140), (145, 150)]):
+        scores[0, token, first:last] = 4.0
+    silent = [(0.0, 0.1), (0.5, 0.5 + short), (0.85, 1.6), (2.8, 3.0)]
+    found = times.word_times(words, scores, 0.02, 0.0, silent, 3.0).spans
+    assert found[0] == (0.1, end) and found[1][0] == 1.6 and found[2][1] == 2.8
+
+
 def test_a_segment_keeps_its_words_when_its_script_is_converted():
     words = (glmasr.Word("汉", 0, 1, 0.5), glmasr.Word("字。", 1, 2, 0.5))
     segment = glmasr.Segment(0, 2, "汉字。", words=words)

@@ -9,6 +9,7 @@ to a pause is spread over it, and plain alignment is off by half of it. But the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def word_times(
     silent    the pauses, in order
     """
     seconds = token_seconds(words, scores, frame, lead, silent)
-    spans = [(_at(seconds, word.begins), _at(seconds, word.ends)) for word in words]
+    spans = [(_at(seconds, word.begins, silent), _at(seconds, word.ends, silent)) for word in words]
     spans = [(begin, max(begin, end)) for begin, end in spans]
     spans = _beside_pauses(spans, silent, last)
     lost = sum(end - begin < LEAST / 2 for begin, end in spans)
@@ -112,11 +113,31 @@ def token_seconds(
     return [float(place) * frame for place in places.numpy()[path]]
 
 
-def _at(seconds: Sequence[float], place: float) -> float:
-    """The second of a place among tokens: 2.5 is the middle of the third. A place beyond them is the end."""
+def _at(seconds: Sequence[float], place: float, silent: Sequence[Span]) -> float:
+    """The second of a place among tokens: 2.5 is the middle of the third. A place beyond them is the end. What is
+    silent doesn't count: a pause after a token of two characters is not half of the first one."""
     token = min(int(place), len(seconds) - 1)
-    following = seconds[min(token + 1, len(seconds) - 1)]
-    return seconds[token] + (following - seconds[token]) * (place - int(place))
+    share = place - int(place)
+    if not share:
+        return seconds[token]
+    return _along(_sounding(seconds[token], seconds[min(token + 1, len(seconds) - 1)], silent), share)
+
+
+def _sounding(first: float, last: float, silent: Sequence[Span]) -> list[Span]:
+    """What of a span isn't silent; the whole of it if nothing is left."""
+    edges = [first, *(min(max(second, first), last) for span in silent for second in span), last]
+    found = [(begin, end) for begin, end in zip(edges[::2], edges[1::2], strict=True) if end > begin]
+    return found or [(first, last)]
+
+
+def _along(sounding: Sequence[Span], share: float) -> float:
+    """The second at which this share of the spans is over."""
+    left = share * sum(end - begin for begin, end in sounding)
+    for begin, end in sounding:
+        if left <= end - begin:
+            return begin + left
+        left -= end - begin
+    return sounding[-1][1]
 
 
 def _beside_pauses(spans: list[Span], silent: Sequence[Span], last: float) -> list[Span]:
@@ -125,6 +146,7 @@ def _beside_pauses(spans: list[Span], silent: Sequence[Span], last: float) -> li
     begins, ends = [begin for begin, _ in spans], [end for _, end in spans]
     ends = [min(end, following) for end, following in zip(ends, [*begins[1:], float("inf")], strict=True)]
     count = len(spans)
+    beside: dict[int, list[Span]] = {}  # the pauses of the border after each word
     for begin, end in silent:
 
         def away(word: int, begin: float = begin, end: float = end) -> tuple[float, float]:
@@ -140,6 +162,17 @@ def _beside_pauses(spans: list[Span], silent: Sequence[Span], last: float) -> li
             word = min(range(-1, count), key=away)
             if away(word)[0] > NEAR:
                 continue
+        beside.setdefault(word, []).append((begin, end))
+    for word, near in beside.items():
+        left = ends[word] if word >= 0 else 0.0
+        right = begins[word + 1] if word + 1 < count else last
+        first, then = min(
+            combinations_with_replacement(range(len(near)), 2),
+            key=lambda pair: abs(near[pair[0]][0] - left) + abs(near[pair[1]][1] - right),
+        )
+        # What sounds between two pauses is a breath, of no word; but after a short one, the "t" of a last "night".
+        long = (begin for begin, end in near[first:then] if end - begin >= BREAK)
+        begin, end = next(long, near[then][0]), near[then][1]
         if word >= 0 and begin > begins[word] + LEAST:
             ends[word] = begin
         if word + 1 < count and end < ends[word + 1] - LEAST:
@@ -156,25 +189,12 @@ def _beside_pauses(spans: list[Span], silent: Sequence[Span], last: float) -> li
 
 def _spread(words: Sequence[Spelled], silent: Sequence[Span], last: float) -> list[Span]:
     """The words over what isn't silent, each as long as its letters say."""
-    edges = [0.0, *(second for span in silent for second in span), last]
-    sounding = [(begin, end) for begin, end in zip(edges[::2], edges[1::2], strict=True) if end > begin] or [
-        (0.0, last)
-    ]
-    total = sum(end - begin for begin, end in sounding)
+    sounding = _sounding(0.0, last, silent)
     letters = sum(word.last - word.first for word in words)
-
-    def second(share: float) -> float:
-        left = share * total
-        for begin, end in sounding:
-            if left <= end - begin:
-                return begin + left
-            left -= end - begin
-        return sounding[-1][1]
-
     spans, done = [], 0
     for word in words:
         begin, done = done, done + word.last - word.first
-        spans.append((second(begin / letters), second(done / letters)))
+        spans.append((_along(sounding, begin / letters), _along(sounding, done / letters)))
     return spans
 
 
