@@ -57,10 +57,11 @@ def split(text: str, until: float, pattern: regex.Pattern, behavior: str, invert
     spans, end = [], 0  # (start, end, is a delimiter)
     try:
         for match in pattern.finditer(text, timeout=max(0.0, until - _now())):
-            if match.start() > end:
-                spans.append((end, match.start(), invert))
-            spans.append((match.start(), match.end(), not invert))
-            end = match.end()
+            begin, stop = match.span()
+            if begin > end:
+                spans.append((end, begin, invert))
+            spans.append((begin, stop, not invert))
+            end = stop
     except TimeoutError:
         raise TokenizerError(
             f"the regular expression {pattern.pattern!r:.60} takes more than {MATCHING:g} s for a text; use the "

@@ -8,7 +8,8 @@ The number behind the last colon, or the second of a pair, is the weight; 1 is w
 import threading
 import unicodedata
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,7 @@ def automaton(
                 raise OptionError(
                     f"hotwords: {_shown(phrase)} is nothing that this model's vocabulary writes as text; leave it out"
                 )
+    characters = cache(tokenizer.encode)
     spellings = []
     for text, number in ids.items():
         word = bool(_JOINED.match(text, len(text) - 1))
@@ -186,7 +188,7 @@ def automaton(
             continue  # the space is a token of its own, and behind it the other spelling is found
         spellings.append(Spelling(number, texts[text], word))
         if text[0] != " " and not _JOINED.search(text):  # characters that a model may write one by one
-            apart = tuple(one for character in text for one in tokenizer.encode(character))
+            apart = tuple(one for character in text for one in characters(character))
             spellings.append(Spelling(apart, texts[text], word))
     return Automaton(spellings, edges, device)
 
@@ -210,20 +212,15 @@ def _encode_all(texts: list[str], tokenizer: AnyTokenizer, edges: Borders) -> di
         some = texts[start : start + AT_ONCE]
         joined = "\n".join(some)
         ids = tokenizer.encode(joined)
-        sequences: list[list[int]] = [[]]
-        for number in ids:
-            if [number] == line_break:
-                sequences.append([])
-            else:
-                sequences[-1].append(number)
+        ends = [-1, *(place for place, number in enumerate(ids) if [number] == line_break), len(ids)]
+        sequences = [ids[before + 1 : end] for before, end in pairwise(ends)]
         # SentencePiece knows no line breaks, and some vocabularies have tokens that hold one and more.
         if len(sequences) != len(some) or tokenizer.decode(ids) != joined:
             sequences = [tokenizer.encode(text) for text in some]
             pairs = zip(some, sequences, strict=True)
             sequences = [ids if tokenizer.decode(ids).strip() == text.strip() else [] for text, ids in pairs]
-        for text, sequence in zip(some, sequences, strict=True):
-            if sequence and special.isdisjoint(sequence):
-                found[text] = tuple(sequence)
+        written = zip(some, sequences, strict=True)
+        found |= ((text, tuple(ids)) for text, ids in written if ids and special.isdisjoint(ids))
     return found
 
 
@@ -284,6 +281,7 @@ class Biases:
 def borders(tokenizer: AnyTokenizer, vocabulary: int) -> Borders:
     """Where words may begin and end, of the ids below `vocabulary`."""
     begins, ends, special = (np.zeros(vocabulary, dtype=bool) for _ in range(3))
+    joined = cache(_JOINED.match)  # of a character
     names = set(tokenizer.special.values())
     for number in range(vocabulary):
         code = tokenizer.token_bytes(number)
@@ -295,9 +293,9 @@ def borders(tokenizer: AnyTokenizer, vocabulary: int) -> Borders:
         if code and 0x80 <= code[0] < 0xC0:
             begins[number] = False
         elif first and text.encode()[:1] == code[:1]:
-            begins[number] = not _JOINED.match(first)
+            begins[number] = not joined(first)
         else:
             begins[number] = bool(code) and code[0] >= 0xE2
         whole = bool(last) and code.endswith(last.encode())
-        ends[number] = not _JOINED.match(last) if whole else not text and bool(code) and code[0] < 0xC0
+        ends[number] = not joined(last) if whole else not text and bool(code) and code[0] < 0xC0
     return Borders(begins, ends, special)
