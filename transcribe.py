@@ -99,6 +99,8 @@ def make_parser() -> Parser:
     )
     add.add_argument("--timestamps", action=argparse.BooleanOptionalAction, help="segments with the model's times")
     add.add_argument("--words", action="store_true", help="times of each word")
+    kinds, means = ["character", "dictionary"], "a word of Chinese: character, or dictionary (extra [zh])"
+    add.add_argument("--zh-words", choices=kinds, default=kinds[0], metavar="KIND", help=means)
     add.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="if it's longer than a window")
     add.add_argument("--vad", default="auto", choices=["auto", "off"], help="auto: only speech, with the extra [vad]")
     add.add_argument(
@@ -160,6 +162,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--skip-existing goes with files: add --format or --output-dir")
     if args.resume and not args.files:
         parser.error("--resume goes with files: add --format or --output-dir, as in the run that was stopped")
+    if args.zh_words != "character" and not args.words:
+        parser.error("--zh-words goes with --words, which gives each word its time")
     if args.words_per_cue and not args.words:
         parser.error("--words-per-cue goes with --words, which gives each word its time")
     if args.words_per_cue and not {"srt", "vtt", "lrc"}.intersection(args.format or ()):
@@ -179,7 +183,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def recognition_options(args: argparse.Namespace, recognizer: "Recognizer") -> "Options":
     """Files of cues show the times that a model writes, even if they weren't asked for."""
     asked = "task timestamps beams max_new_tokens long batch_size pad_to script track vad words clips prompt context"
-    options = {name: getattr(args, name) for name in (*asked.split(), "instruction")}
+    options = {name: getattr(args, name) for name in (*asked.split(), "instruction", "zh_words")}
     options["languages"] = args.languages or ()
     if args.hotwords is not None:
         from glmasr.transcription import hotwords

@@ -38,7 +38,7 @@ from .kernels.prepare import Runtime
 from .model import EncoderDecoder, GlmAsr
 from .observing import stage
 from .tokenizer import read_tokenizer, tokenizer_file
-from .transcription import chinese_script
+from .transcription import chinese_script, chinese_words
 from .transcription.batcher import Batcher
 from .transcription.clips import Clip, within
 from .transcription.encoder_decoder import EncoderDecoderFamily
@@ -168,6 +168,7 @@ class Recognizer:
         languages: str | Iterable[str] = (),
         vad: str = "auto",
         words: bool = False,
+        zh_words: str = "character",
         clips: Sequence[Clip] = (),
         hotwords: Iterable[str | tuple[str, float]] = (),
         prompt: str = "",
@@ -207,6 +208,7 @@ class Recognizer:
             languages=listed(languages),
             vad=vad,
             words=words,
+            zh_words=zh_words,
             clips=tuple(clips or ()),
             hotwords=parse_hotwords(hotwords),
             prompt=prompt,
@@ -369,7 +371,7 @@ class Recognizer:
         """The parts of some windows, of one recording or of several, decoded together; `options` are those of `check`.
         What the model can't answer is an error in place of its part. Unless `final`, segments keep the model's times:
         the caller cuts the parts by them, and then calls `timed_by_words`."""
-        convert = chinese_script.converter(options.script)
+        convert, join = chinese_script.converter(options.script), chinese_words.joiner(options.zh_words)
         parts = self.windows.decode(jobs, options)
         for index, (job, part) in enumerate(zip(jobs, parts, strict=True)):
             if isinstance(part, Part):
@@ -378,7 +380,7 @@ class Recognizer:
                     segments = untimed(job.window, segments)
                 if final:
                     segments = timed_by_words(segments, part.start, job.window.begin + job.window.seconds)
-                segments = [with_text(segment, convert) for segment in segments]
+                segments = [join(with_text(segment, convert)) for segment in segments]
                 parts[index] = replace(part, segments=segments)
         return parts
 

