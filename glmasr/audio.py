@@ -231,23 +231,44 @@ def resample(samples: Tensor, source_rate: float, target_rate: float = SAMPLE_RA
 @stage("resample")
 def _resampled(parts: Iterable[Tensor], source_rate: int, target_rate: int) -> Iterator[Tensor]:
     """`resample` over a stream: tensors (any,) -> tensors (any,)."""
-    if source_rate == target_rate:
-        yield from parts
-        return
-    up, down, reach, groups = _phases(source_rate, target_rate)
-    pending, read, written = torch.zeros(reach), 0, 0  # silence before the first sample; as much after the last
-    for part in parts:
-        read += len(part)
-        pending = torch.cat([pending.to(part.device), part])
-        periods = (len(pending) - 2 * reach - 1) // down
-        if periods > 0:
-            yield _convolved(pending, periods, down, groups)
-            pending, written = pending[periods * down :], written + periods * up
-    left = -(-read * target_rate // source_rate) - written  # of ceil(read * target / source)
-    if left > 0:
+    resampler = Resampler(source_rate, target_rate)
+    yield from map(resampler.feed, parts)
+    yield resampler.finish()
+
+
+class Resampler:
+    """`resample` over a stream that comes bit by bit: what is fed, and at its end `finish`, joined are the same."""
+
+    def __init__(self, source_rate: int, target_rate: int = SAMPLE_RATE):
+        self.source, self.target = source_rate, target_rate
+        self._pending, self._read, self._written = torch.zeros(0), 0, 0
+        if source_rate != target_rate:
+            self._phases = _phases(source_rate, target_rate)
+            self._pending = torch.zeros(self._phases[2])  # silence before the first sample; as much after the last
+
+    def feed(self, samples: Tensor) -> Tensor:
+        """The next float samples (S,) -> those (any,) at the target rate that they make certain."""
+        if self.source == self.target:
+            return samples
+        up, down, reach, groups = self._phases
+        self._read += len(samples)
+        self._pending = torch.cat([self._pending.to(samples.device), samples])
+        periods = (len(self._pending) - 2 * reach - 1) // down
+        if periods <= 0:
+            return samples[:0]
+        found = _convolved(self._pending, periods, down, groups)
+        self._pending, self._written = self._pending[periods * down :], self._written + periods * up
+        return found
+
+    def finish(self) -> Tensor:
+        """The rest (any,): there is silence after the last sample."""
+        left = -(-self._read * self.target // self.source) - self._written  # of ceil(read * target / source)
+        if left <= 0:
+            return self._pending[:0]
+        up, down, reach, groups = self._phases
         periods = -(-left // up)
-        silence = pending.new_zeros(max(0, periods * down + 2 * reach + 1 - len(pending)))
-        yield _convolved(torch.cat([pending, silence]), periods, down, groups)[:left]
+        silence = self._pending.new_zeros(max(0, periods * down + 2 * reach + 1 - len(self._pending)))
+        return _convolved(torch.cat([self._pending, silence]), periods, down, groups)[:left]
 
 
 def _convolved(samples: Tensor, periods: int, down: int, groups: Groups) -> Tensor:

@@ -47,6 +47,7 @@ from .transcription.families import Job, LanguageState, RecordingState, checked_
 from .transcription.glm_asr import GlmAsrFamily
 from .transcription.hotwords import parse as parse_hotwords
 from .transcription.language import AnyTokenizer, listed
+from .transcription.live import Live
 from .transcription.long_form import Reader, Reading, cut_jobs, items, untimed
 from .transcription.memory import batch_size
 from .transcription.options import Options
@@ -323,6 +324,10 @@ class Recognizer:
                 if reading.failed:  # the rest of it would be in vain
                     break
         yield from reported(batcher.flush())
+
+    def live(self, language: str = "auto", **how: Any) -> Live:
+        """A session that recognizes sound while it comes; see `Live`. Raises OptionError."""
+        return Live(self, language, **how)
 
     def recognize(
         self, recordings: list[Tensor], languages: list[str], options: Options = DEFAULTS

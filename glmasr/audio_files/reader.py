@@ -43,7 +43,7 @@ def read(
     """
     source, sample_rate = _unpacked(source, sample_rate)
     if isinstance(source, np.ndarray | Tensor):
-        name, parts = _array(source, sample_rate, warn)
+        name, parts = read_array(source, sample_rate, warn)
         only_track(track, name)
     elif sample_rate is not None:
         raise AudioError(
@@ -133,7 +133,7 @@ def _as_array(source: Any, what: str) -> np.ndarray | Tensor:
     )
 
 
-def _array(source: np.ndarray | Tensor, sample_rate: object, warn: Warn) -> tuple[str, Iterator[Part]]:
+def read_array(source: np.ndarray | Tensor, sample_rate: object, warn: Warn) -> tuple[str, Iterator[Part]]:
     """An array or tensor in memory -> its name in messages, and its parts."""
     name = f"the {type(source).__name__} of shape {tuple(source.shape)}"
     array = _in_memory(source, name) if isinstance(source, Tensor) else source

@@ -33,6 +33,9 @@ FORGET = 156  # chunks, 5 s, that go through the network together; if there is n
 # dialed tones.
 THRESHOLD, UNTIL = 0.25, 0.1  # probabilities at which speech begins and below which it ends
 SHORTEST, GAP = 8, 4  # frames of 32 ms
+# Of `LoudnessActivity`, dB: how far above the quietest so far speech begins and goes on; by how much that is forgotten
+# in a second; the quietest and the loudest that a room can be.
+ABOVE_ROOM, JUST_ABOVE, FORGOTTEN, ROOM = 12.0, 8.0, 3.0, (-70.0, -30.0)
 # Of `voiced`.
 FFT = 1024  # 64 ms: five periods of the lowest voice
 LOWEST, HIGHEST = 70, 400  # Hz; the pitch of voices
@@ -188,6 +191,36 @@ class VoiceActivity:
                 self._state = self._start if self._highest < UNTIL else self._state
                 self._passed, self._highest = 0, 0.0
         return torch.cat(probabilities)
+
+
+class LoudnessActivity:
+    """What a live session goes by without the weights: what is louder than the room. `margin`: dB that are added; with
+    minus infinity everything is speech."""
+
+    def __init__(self, margin: float = 0.0) -> None:
+        self._margin, self._rest, self._room = margin, torch.zeros(0), ROOM[0]
+
+    def __call__(self, samples: Tensor, last: bool = False) -> Tensor:
+        """As `VoiceActivity`: 1 for speech, and for what may be the end of a word just above UNTIL."""
+        samples = torch.cat((self._rest, samples))
+        if last:
+            samples = F.pad(samples, (0, -len(samples) % CHUNK))
+        count = len(samples) // CHUNK
+        self._rest = samples[count * CHUNK :].clone()
+        found = []
+        for level in (10 * samples[: count * CHUNK].view(-1, CHUNK).square().mean(1).clamp(min=1e-10).log10()).tolist():
+            self._room = min(max(level, ROOM[0]), self._room + FORGOTTEN * CHUNK / SAMPLE_RATE, ROOM[1])
+            above = level - self._room - self._margin
+            found.append(1.0 if above >= ABOVE_ROOM else (UNTIL + THRESHOLD) / 2 if above >= JUST_ABOVE else 0.0)
+        return torch.tensor(found)
+
+
+def detector(vad: str) -> VoiceActivity | LoudnessActivity:
+    """For "auto", that with weights, where they are installed, else by loudness; for "off" that by loudness; for "none"
+    one to which everything is speech."""
+    if vad == "auto" and available():
+        return VoiceActivity()
+    return LoudnessActivity(-torch.inf if vad == "none" else 0.0)
 
 
 def spans(

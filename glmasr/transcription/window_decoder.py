@@ -187,7 +187,7 @@ class WindowDecoder:
     ) -> list[tuple[Hypothesis, float]]:
         stop = self.family.config.stop
         budgets = [
-            self._budget(job.window, len(prompt), options) for job, prompt in zip(jobs, encoded.prompts, strict=True)
+            self.budget(job.window, len(prompt), options) for job, prompt in zip(jobs, encoded.prompts, strict=True)
         ]
         guards = [StopLoops(stop[0])] if options.guards else []
 
@@ -308,7 +308,7 @@ class WindowDecoder:
         part = make_part(job.window, parts[0].language, segments, failed, options, flags)
         return replace(part, uncovered=uncovered, warnings=[*part.warnings, *map(lacking, uncovered)])
 
-    def _budget(self, window: Window, prompt: int, options: Options) -> int:
+    def budget(self, window: Window, prompt: int, options: Options) -> int:
         """Tokens that an answer may have."""
         budget = options.max_new_tokens or TOKENS_AT_LEAST + round(TOKENS_A_SECOND * window.seconds)
         return max(1, min(budget, self.family.token_limit(prompt)))

@@ -1,0 +1,384 @@
+"""Live: sound as it comes -> what is said, word by word, while somebody speaks.
+
+    session = recognizer.live("en", step=1.0)
+    for event in session.feed(samples): ...         # again and again
+    for event in session.finish(): ...
+
+    samples -> frames of 32 ms -> speech begins -> every `step` seconds: decode what isn't committed -> Tentative
+        -> what two decodings agree on -> Committed -> speech stops -> decode all of it, as offline -> Segment
+
+What is committed is never revised: it is the prefix of the next decoding. The last word of a text is often a guess, for
+the sound ends in its middle; so what ends in the last 0.4 s isn't committed.
+
+A session has no thread and no clock: its events depend on the sound alone, however it is cut into pieces. Whoever feeds
+it says how much sound waits (`behind`), and where a machine is too slow, the steps get longer. docs/LIVE.md has a
+picture, and measurements.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..alignment.times import in_order
+from ..audio import HOP, Resampler
+from ..audio_files import reader
+from ..audio_files.channels import mono
+from ..audio_files.limits import checked_rate
+from ..config import SAMPLE_RATE, is_number
+from ..errors import AudioError, GlmAsrError, OptionError
+from . import chinese_script, vad
+from .chunking import AROUND_SPEECH, Window, last_cut_frame, loudness
+from .families import RecordingState
+from .live_decoder import Heard, Request, decode
+from .live_events import Committed, Event, Notice, SpeechStarted, SpeechStopped, Tentative
+from .live_words import Said, remaining
+from .options import Options
+from .results import Part, Segment
+from .vad import CHUNK, GAP, SHORTEST
+
+if TYPE_CHECKING:
+    from ..pipeline import Recognizer
+
+UNCERTAIN = 0.4  # seconds at the end of the sound, in which no word is committed
+OVERLAP = 2.0  # seconds of committed words that are decoded again with what follows, as its prefix
+HUM = 8  # frames, 0.25 s, after which what is only just likely to be speech is none: the detector takes time in noise
+STEPS, PAUSES = (0.1, 30.0), (0.1, 10.0)  # seconds
+
+
+Course = Generator[Event | Request, "Heard | Part | GlmAsrError | None", None]
+
+
+class Live:
+    """A session.
+
+    language     as of `Recognizer.transcribe`
+    step         seconds of speech after which it is decoded anew
+    pause        seconds without speech that end a segment; None: `commit` does
+    sample_rate  of what is fed, in Hz
+    threshold    probability at which speech begins
+    options      those of `Options` that concern no file, such as hotwords
+
+    Raises OptionError, AudioError for a rate that can't be.
+    """
+
+    def __init__(
+        self,
+        recognizer: "Recognizer",
+        language: str = "auto",
+        *,
+        step: float = 1.0,
+        pause: float | None = 0.5,
+        sample_rate: int = SAMPLE_RATE,
+        threshold: float = vad.THRESHOLD,
+        **options: Any,
+    ):
+        _check(Options(**options), step, pause, threshold)
+        self._recognizer = recognizer
+        self._options = replace(recognizer.check(language, Options(**options)), words=True)
+        self._convert = chinese_script.converter(self._options.script)
+        self._recording = RecordingState.of(language)
+        self._resampler = Resampler(checked_rate(sample_rate, "live"))
+        self._asked = self.step = step
+        self._pause = None if pause is None else max(GAP, round(pause * SAMPLE_RATE / CHUNK))
+        self._threshold, self._until = threshold, threshold * vad.UNTIL / vad.THRESHOLD
+        self._detector = vad.detector(self._options.vad if pause is not None else "none")
+        self._samples, self._kept = torch.zeros(0), 0  # those that may be needed, and how many came before them
+        self._waiting: list[float] = []  # probabilities of speech of frames that are there and weren't looked at
+        self._frame = 0  # frames that were looked at
+        self._finished = False
+        self._reset()
+
+    def _reset(self) -> None:
+        """Nobody speaks."""
+        self._first: int | None = None  # the frame with which speech may begin
+        self._last = self._likely = 0  # the frame after the last one that may be speech; that probably is
+        self._begin: int | None = None  # the frame with which the segment begins
+        self._levels: list[float] = []  # probabilities of its frames
+        self._due = 0  # the frame at which to decode
+        self._committed: list[Said] = []
+        self._before: list[Said] = []  # what the last decoding said after them
+        self._language = ""
+        self._shown = ""
+
+    @property
+    def seconds(self) -> float:
+        """How much sound was looked at."""
+        return self._frame * CHUNK / SAMPLE_RATE
+
+    def feed(self, samples: Any, behind: float = 0.0) -> list[Event]:
+        """What the next samples (S,) make known: a tensor or an array, of floats from -1 to 1 or of int16.
+
+        behind    seconds of sound that wait at the caller, because decoding takes longer than speaking; where that is
+                  more than a step, steps get longer, up to half a minute, and a `Notice` says so
+
+        Raises AudioError for what is no sound, GlmAsrError for what the model can't answer; the session goes on.
+        """
+        [found] = feed_together([(self, samples, behind)])
+        return _raised(found)
+
+    def commit(self) -> list[Event]:
+        """Ends the segment here, pause or not."""
+        [found] = run_together(self._recognizer, [self._end()])
+        return _raised(found)
+
+    def finish(self) -> list[Event]:
+        """The rest. Nothing can be fed afterwards."""
+        [found] = run_together(self._recognizer, [self.finishing()])
+        return _raised(found)
+
+    # -- the course of a session, as generators: they yield events, and requests, for which they are sent the answers --
+
+    def hearing(self, samples: Any, behind: float = 0.0) -> Course:
+        """What `feed` does, for `run_together`. Raises AudioError, at once."""
+        if self._finished:
+            raise AudioError("the session is finished; expected no more samples: begin another one")
+        return self._hear(self._resampler.feed(_checked(samples)), behind)
+
+    def finishing(self) -> Course:
+        """What `finish` does, for `run_together`."""
+        if not self._finished:
+            self._finished = True
+            yield from self._hear(self._resampler.finish(), 0.0, last=True)
+            yield from self._end()
+
+    def _hear(self, samples: Tensor, behind: float, last: bool = False) -> Course:
+        self._samples = torch.cat((self._samples, samples))
+        self._waiting += self._detector(samples, last=last).tolist()
+        if behind > self.step and self.step < STEPS[1]:
+            self.step = min(2 * self.step, STEPS[1])
+            yield Notice(f"this machine is too slow for the speech: from here on a step of {self.step:g} s")
+        elif not behind and self.step > self._asked and self._begin is None:
+            self.step = max(self._asked, self.step / 2)
+        while self._waiting:
+            yield from self._look(self._waiting.pop(0))
+        if self._begin is None:
+            first = self._frame if self._first is None else self._first
+            self._keep_from((first - AROUND_SPEECH) * CHUNK)
+
+    def _keep_from(self, sample: int) -> None:
+        gone = max(0, sample - self._kept)
+        self._samples, self._kept = self._samples[gone:].clone(), self._kept + gone
+
+    def _look(self, likely: float) -> Course:
+        """The next frame, with its probability of speech."""
+        self._frame += 1
+        frame = self._frame
+        if likely >= self._threshold:
+            self._first = frame - 1 if self._first is None else self._first
+            self._likely = self._last = frame
+        elif self._first is not None and likely >= self._until and frame - self._likely <= HUM:
+            self._last = frame
+        if self._begin is None:
+            if self._first is None:
+                return
+            if self._last - self._first >= (SHORTEST if self._pause else 0):
+                yield from self._start(self._first)
+            elif frame - self._last >= GAP:
+                self._first = None
+            return
+        self._levels.append(likely)
+        if self._pause and frame - self._last >= self._pause:
+            yield SpeechStopped(self._last * CHUNK / SAMPLE_RATE)
+            yield from self._close(min(self._last + AROUND_SPEECH, frame))
+            self._reset()
+        elif (frame - self._begin + 1) * CHUNK > self._recognizer.config.window:
+            yield from self._cut()
+        elif frame >= self._due:
+            self._due = frame + max(1, round(self.step * SAMPLE_RATE / CHUNK))
+            if frame - self._last < GAP:  # else nothing was said since
+                yield from self._decode()
+
+    def _start(self, first: int) -> Course:
+        self._begin = max(first - AROUND_SPEECH, -(-self._kept // CHUNK), 0)
+        self._levels = [0.0] * (first - self._begin) + [1.0] * (self._frame - first)
+        self._due = first + round(self.step * SAMPLE_RATE / CHUNK)
+        yield SpeechStarted(first * CHUNK / SAMPLE_RATE)
+
+    def _sound(self, first: int, last: int) -> Tensor:
+        """The samples of frames."""
+        return self._samples[first * CHUNK - self._kept : last * CHUNK - self._kept]
+
+    def _decode(self) -> Course:
+        """What isn't committed of the segment so far, after some words that are."""
+        assert self._begin is not None
+        prefix: list[Said] = []
+        begin = self._begin
+        for said in reversed(self._committed):
+            if self._committed[-1].words[-1].end - said.words[0].start > OVERLAP and prefix:
+                begin = max(begin, int(prefix[0].words[0].start * SAMPLE_RATE / CHUNK) - 3)
+                break
+            prefix.insert(0, said)
+        start = begin * CHUNK
+        spoken = max(0, (self._first or 0) - begin), max(1, self._last - begin)
+        window = Window(start, self._sound(begin, self._frame), ((spoken[0] * CHUNK, spoken[1] * CHUNK),))
+        ids = tuple(number for said in prefix for number in said.ids)
+        recording = RecordingState.of(self._language) if self._committed and self._language else self._recording
+        heard = yield Request(window, recording, self._options, ids)
+        if isinstance(heard, GlmAsrError):
+            raise heard
+        assert isinstance(heard, Heard)
+        yield from self._agree(heard, self._frame * CHUNK / SAMPLE_RATE)
+
+    def _agree(self, heard: Heard, now: float) -> Course:
+        """Commits what two decodings agree on, and shows the rest."""
+        count = 0
+        for before, said in zip(self._before, heard.said, strict=False):
+            if before.key != said.key or said.words[-1].end > now - UNCERTAIN:
+                break
+            count += 1
+        new, self._before = list(heard.said[:count]), list(heard.said[count:])
+        if new:
+            self._language = heard.language
+            yield self._commit(new)
+        text = self._convert("".join(said.text for said in self._before))
+        text = text if self._committed else text.lstrip()
+        if text != self._shown:
+            self._shown = text
+            yield Tentative(text)
+
+    def _commit(self, new: list[Said]) -> Committed:
+        """These are certain from now on, with times after those before."""
+        since = self._committed[-1].words[-1].end if self._committed else 0.0
+        spans = in_order([(word.start, word.end) for said in new for word in said.words], since, float("inf"))
+        times = iter(spans)
+        text, first = "", not self._committed
+        for said in new:
+            words = tuple(
+                replace(word, text=self._convert(word.text), start=round(start, 3), end=round(end, 3))
+                for word, (start, end) in zip(said.words, times, strict=False)
+            )
+            self._committed.append(replace(said, words=words))
+            text += said.text
+        words = tuple(word for said in self._committed[-len(new) :] for word in said.words)
+        return Committed(self._convert(text.lstrip() if first else text), words)
+
+    def _close(self, end: int) -> Course:
+        """The segment up to this frame is decoded as a recording is; what that says after what is committed is
+        certain."""
+        assert self._begin is not None
+        first, samples = self._begin, self._sound(self._begin, end)
+        spans = vad.spans(torch.tensor(self._levels[: end - first]), self._threshold, self._until, inside=True)
+        places = tuple((begin * CHUNK, min(last * CHUNK, len(samples))) for begin, last in spans)
+        window = Window(first * CHUNK, samples, places if self._pause and places else None)
+        committed, self._committed, self._before, self._shown = self._committed, [], [], ""
+        part = yield Request(window, self._recording, self._options, final=True)
+        if isinstance(part, GlmAsrError):
+            raise part
+        assert isinstance(part, Part)
+        for warning in part.warnings:
+            yield Notice(warning)
+        rest, text = remaining(committed, part)
+        begin = committed[-1].words[-1].end if committed else window.begin
+        spans_ = in_order([(word.start, word.end) for word in rest], begin, max(begin, window.begin + window.seconds))
+        rest = [
+            replace(word, start=round(start, 3), end=round(end, 3))
+            for word, (start, end) in zip(rest, spans_, strict=True)
+        ]
+        said = self._convert("".join(one.text for one in committed)).lstrip()
+        text = text if said else text.lstrip()
+        if rest:
+            yield Committed(text, tuple(rest))
+        words = (*(word for one in committed for word in one.words), *rest)
+        flags = tuple(dict.fromkeys(name for segment in part.segments for name in segment.flags))
+        found = part.segments[0] if part.segments else Segment(0.0, 0.0, "", language=part.language)
+        yield replace(
+            found,
+            start=words[0].start if words else round(window.begin, 3),
+            end=words[-1].end if words else round(window.begin + window.seconds, 3),
+            text=said + text,
+            words=words,
+            flags=flags,
+        )
+
+    def _cut(self) -> Course:
+        """Speech fills a window: it ends where it is quietest, and the next one goes on from there."""
+        assert self._begin is not None
+        place = last_cut_frame(loudness(self._sound(self._begin, self._frame))) * HOP // CHUNK
+        cut = self._begin + max(1, place)
+        border = cut * CHUNK / SAMPLE_RATE
+        later = [said for said in self._committed if said.words[0].start + said.words[-1].end > 2 * border]
+        self._committed = self._committed[: len(self._committed) - len(later)]
+        levels, language = self._levels[cut - self._begin :], self._language
+        yield from self._close(cut)
+        self._begin, self._levels, self._committed, self._language = cut, levels, later, language
+        self._first = max(cut, self._first or 0)
+        self._keep_from(cut * CHUNK)
+
+    def _end(self) -> Course:
+        if self._begin is not None:
+            yield SpeechStopped(self._last * CHUNK / SAMPLE_RATE)
+            yield from self._close(self._frame if self._pause is None else min(self._last + AROUND_SPEECH, self._frame))
+        self._reset()
+        self._keep_from(self._frame * CHUNK)
+
+
+def feed_together(fed: Sequence[tuple[Live, Any, float]]) -> list[list[Event | GlmAsrError]]:
+    """(session, samples, behind) of sessions of one recognizer, each at most once -> their events; what they want
+    decoded goes through the model in common batches. A session that fails ends with its error."""
+    if not fed:
+        return []
+    return run_together(fed[0][0]._recognizer, [session.hearing(samples, behind) for session, samples, behind in fed])
+
+
+def run_together(recognizer: "Recognizer", courses: Sequence[Course]) -> list[list[Event | GlmAsrError]]:
+    """The events of courses of sessions, which decode together."""
+    found: list[list[Event | GlmAsrError]] = [[] for _ in courses]
+    waiting: dict[int, Request] = {}
+
+    def go_on(index: int, answer: "Heard | Part | GlmAsrError | None" = None) -> None:
+        """Up to the next request."""
+        try:
+            while not isinstance(item := courses[index].send(answer), Request):
+                found[index].append(item)
+                answer = None
+            waiting[index] = item
+        except StopIteration:
+            pass
+        except GlmAsrError as error:
+            found[index].append(error)
+
+    for index in range(len(courses)):
+        go_on(index)
+    while waiting:
+        asked, waiting = waiting, {}
+        for index, answer in zip(asked, decode(recognizer, list(asked.values())), strict=True):
+            go_on(index, answer)
+    return found
+
+
+def _checked(samples: Any) -> Tensor:
+    """Samples (S,) as floats. Raises AudioError."""
+    if getattr(samples, "ndim", 1) != 1:
+        raise AudioError(
+            f"samples have the shape {tuple(samples.shape)}; expected (S,), one channel: take the mean of several"
+        )
+    name, parts = reader.read_array(samples, SAMPLE_RATE, _ignore)
+    return torch.cat([torch.zeros(0), *mono((part for _, part in parts), name, SAMPLE_RATE, _ignore)])
+
+
+def _raised(found: list[Event | GlmAsrError]) -> list[Event]:
+    """The events; raises the error at their end."""
+    events = [event for event in found if not isinstance(event, GlmAsrError)]
+    for error in found[len(events) :]:
+        raise error  # type: ignore[misc]
+    return events
+
+
+def _ignore(warning: str) -> None:
+    """What `reader` warns of concerns whole recordings."""
+
+
+def _check(options: Options, step: float, pause: float | None, threshold: float) -> None:
+    """Raises OptionError."""
+    for name, value, (least, most) in (("step", step, STEPS), ("pause", PAUSES[0] if pause is None else pause, PAUSES)):
+        if not (is_number(value) and least <= value <= most):
+            raise OptionError(f"{name} is {value!r}, expected seconds from {least:g} to {most:g}")
+    if not (is_number(threshold) and 0 < threshold < 1):
+        raise OptionError(f"threshold is {threshold!r}, expected a probability of speech between 0 and 1")
+    whole = Options()
+    for name in ("clips", "track", "long", "context", "task", "timestamps"):
+        if getattr(options, name) != getattr(whole, name):
+            raise OptionError(f"{name} is {getattr(options, name)!r}, which a live session doesn't have; leave it out")

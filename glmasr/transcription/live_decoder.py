@@ -1,0 +1,125 @@
+"""What live sessions want decoded -> what is said there: those of several sessions in common batches.
+
+Request, not final -> encode, greedy search after the ids that are committed, words with times -> Heard
+Request, final     -> as of a recording: `Recognizer.decode_together` -> Part
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..alignment.words import characters, spans
+from ..errors import GlmAsrError
+from ..rules import Rule, StopLoops
+from .chunking import Window
+from .fallback import Limits
+from .families import Family, Job, Piece, RecordingState
+from .live_words import Said
+from .options import Options
+from .results import Part
+from .window_decoder import search
+from .word_times import timed_words
+
+if TYPE_CHECKING:
+    from ..pipeline import Recognizer
+
+LOOP = 6  # ids that a loop has at least, all its turns together
+
+
+@dataclass(frozen=True)
+class Request:
+    """A stretch of sound to decode. `prefix`: ids that its text begins with. `final`: it will get no longer."""
+
+    window: Window
+    recording: RecordingState
+    options: Options
+    prefix: tuple[int, ...] = ()
+    final: bool = False
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was heard after the prefix, and in which language; nothing where that can't be right."""
+
+    said: tuple[Said, ...] = ()
+    language: str = ""
+
+
+def decode(recognizer: "Recognizer", requests: Sequence[Request]) -> list[Heard | Part | GlmAsrError]:
+    """An answer for each; what can't be decoded is an error for it alone."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, request in enumerate(requests):
+        rules = recognizer.family.rules(request.recording.language.requested, request.options)
+        length = 0 if request.final else recognizer.family.padded_length(request.window, _quick(request.options))
+        groups.setdefault((request.options, request.final, id(rules), length), []).append(index)
+    found: dict[int, Heard | Part | GlmAsrError] = {}
+    for (options, final, _, length), members in groups.items():
+        some = [requests[index] for index in members]
+        if final:
+            jobs = [Job(request.window, request.recording) for request in some]
+            size = recognizer.batch_size(options)
+            for start in range(0, len(jobs), size):
+                parts = recognizer.decode_together(jobs[start : start + size], options)
+                found |= zip(members[start : start + size], parts, strict=True)
+        else:
+            found |= zip(members, _heard(recognizer, some, length, _quick(options)), strict=True)
+    return [found[index] for index in range(len(requests))]
+
+
+def _quick(options: Options) -> Options:
+    """For a text that is soon replaced: greedy, once, without times of its own."""
+    return replace(options, timestamps=False, beams=1, temperatures=(0.0,), guards=False, pad_to="speech")
+
+
+@torch.inference_mode()
+def _heard(recognizer: "Recognizer", requests: list[Request], length: int, options: Options) -> list[Heard]:
+    family, windows = recognizer.family, recognizer.windows
+    jobs = [Job(request.window, request.recording) for request in requests]
+    rules: list[Rule] = [*family.rules(jobs[0].requested, options), StopLoops(family.config.stop[0])]
+    encoded = family.encode(jobs, length, options, {job.recording: job.recording.language for job in jobs})
+    audio, prompts = encoded.rows(range(len(jobs)))
+    begun = [[*prompt, *request.prefix] for prompt, request in zip(prompts, requests, strict=True)]
+    budgets = [windows.budget(job.window, len(ids), options) for job, ids in zip(jobs, begun, strict=True)]
+    bias = windows.biases.find(options.hotwords)
+    found = search(recognizer.model, audio, begun, family.config.stop, budgets, options, rules, bias=bias)
+    heard = []
+    for index, (request, hypothesis) in enumerate(zip(requests, found, strict=True)):
+        ids = unlooped([*request.prefix, *hypothesis.ids])
+        silence = hypothesis.empty if encoded.no_speech is None else encoded.no_speech[index]
+        said: tuple[Said, ...] = ()
+        if len(ids) > len(request.prefix) and (request.prefix or not Limits().silent(hypothesis, silence)):
+            row, [prompt] = encoded.rows([index])
+            said = tuple(_grouped(family, request, row, prompt, ids))
+        heard.append(Heard(said, encoded.languages[index]))
+    return heard
+
+
+def unlooped(ids: list[int]) -> list[int]:
+    """The ids up to where they begin to repeat themselves until the end, for the third time at least. A sound that ends
+    amid a word makes a decoder loop; what it says first is as good as any."""
+    for period in range(1, len(ids) // 3 + 1):
+        same = 0
+        while same < len(ids) - period and ids[-1 - same] == ids[-1 - same - period]:
+            same += 1
+        if same >= 2 * period and same + period >= LOOP:
+            return ids[: len(ids) - same]
+    return ids
+
+
+def _grouped(family: Family, request: Request, audio: Any, prompt: list[int], ids: list[int]) -> Iterator[Said]:
+    """The words of an answer after its prefix; nothing where they can't be found in the sound. Those that share a token
+    stay together: a prefix has whole tokens."""
+    [words], found = timed_words(family, request.window, audio, prompt, [Piece(0.0, 0.0, "", ids)])
+    text, places = characters(ids, family.tokenizer.decoder())
+    border = len(request.prefix)
+    # Signs after the last word of the prefix go with the word that follows.
+    since = next(index for index, place in enumerate(places) if place >= border)
+    first, some = border, []
+    for word, (_, last) in zip(words, spans(text), strict=True) if found else ():
+        if last > since and any(sign.isalnum() for sign in text[since:last]):
+            some.append(word)
+            if (place := places[last]) == int(place):
+                yield Said(text[since:last], tuple(some), tuple(ids[first : int(place)]))
+                since, first, some = last, int(place), []

@@ -1,0 +1,240 @@
+"""Live sessions: what is committed stays, no matter how the sound is cut; and the words that remain at the end."""
+
+import numpy as np
+import pytest
+import torch
+
+import glmasr
+from glmasr import audio
+from glmasr.errors import AudioError, OptionError
+from glmasr.transcription.live import Live, feed_together, remaining
+from glmasr.transcription.live_decoder import unlooped
+from glmasr.transcription.live_events import Committed, Notice, SpeechStarted, SpeechStopped, Tentative
+from glmasr.transcription.live_words import Said
+from glmasr.transcription.results import Part, Segment, Word
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module", params=["demo", "demo-article"])
+def recognizer(request):
+    return glmasr.load(request.param, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return glmasr.load("demo", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def digits(examples):
+    return audio.load(examples / "en.mp3")
+
+
+@pytest.fixture(scope="module")
+def examples(request):
+    return request.config.rootpath / "examples"
+
+
+def listened(session: Live, samples: torch.Tensor, size: int) -> list:
+    found = []
+    for start in range(0, len(samples), size):
+        found += session.feed(samples[start : start + size])
+    return found + session.finish()
+
+
+def with_pauses(samples: torch.Tensor, times: int, pause: float = 1.0) -> torch.Tensor:
+    quiet = torch.zeros(round(pause * RATE))
+    return torch.cat([quiet, *[part for _ in range(times) for part in (samples, quiet)]])
+
+
+def test_it_says_what_is_said(recognizer, digits):
+    found = listened(recognizer.live("en", vad="off"), with_pauses(digits, 2), 1600)
+    segments = [event for event in found if isinstance(event, Segment)]
+    expected = recognizer.transcribe(digits, "en", sample_rate=RATE).text
+    assert [segment.text for segment in segments] == [expected, expected]
+    assert segments[0].start == pytest.approx(1.0, abs=0.4) and segments[0].end < segments[1].start
+    assert all(segment.language == "en" and segment.words for segment in segments)
+    assert [type(event) for event in found if isinstance(event, SpeechStarted | SpeechStopped)] == [
+        SpeechStarted,
+        SpeechStopped,
+    ] * 2
+    assert any(isinstance(event, Tentative) for event in found)
+
+
+def test_what_is_committed_is_what_the_segment_says(recognizer, digits):
+    found, text, words, early = listened(recognizer.live(step=0.5, vad="off"), with_pauses(digits, 1), 800), "", [], 0
+    for number, event in enumerate(found):
+        if isinstance(event, Committed):
+            text, words = text + event.text, [*words, *event.words]
+            early += not any(isinstance(other, SpeechStopped) for other in found[:number])
+        elif isinstance(event, Segment):
+            assert event.text == text and list(event.words) == words
+            assert all(a.end <= b.start for a, b in zip(words, words[1:], strict=False))
+    assert early  # while somebody speaks
+
+
+@pytest.mark.parametrize("size", [1, 37, 512, 100_000])
+def test_it_does_not_matter_how_the_sound_is_cut(demo, digits, size):
+    samples = with_pauses(digits[: 2 * RATE], 1, 0.7)
+    size = size if size > 1 else 11
+    assert listened(demo.live(vad="off"), samples, size) == listened(demo.live(vad="off"), samples, 5000)
+
+
+def test_other_rates_and_types(demo, digits):
+    rate = 8000
+    narrow = audio.resample(with_pauses(digits, 1), RATE, rate)
+    integers = (narrow * 32767).round().to(torch.int16).numpy()
+    session, found = demo.live("en", sample_rate=rate, vad="off"), []
+    for start in range(0, len(integers), 801):
+        found += session.feed(integers[start : start + 801])
+    found += session.finish()
+    [segment] = [event for event in found if isinstance(event, Segment)]
+    assert segment.text == demo.transcribe(narrow, "en", sample_rate=rate).text
+
+
+def test_silence_costs_nothing(demo, monkeypatch):
+    session = demo.live(vad="off")
+    monkeypatch.setattr("glmasr.transcription.live.decode", lambda *_: pytest.fail("decoded"))
+    noise = torch.Generator().manual_seed(1)
+    for _ in range(120):
+        assert session.feed(1e-3 * torch.randn(30 * RATE, generator=noise)) == []
+        assert len(session._samples) < 2 * RATE and not session._waiting
+    assert session.finish() == [] and session.seconds == pytest.approx(3600, abs=1)
+
+
+def test_speech_without_a_pause_is_cut(demo, digits):
+    loud = torch.cat([digits] * 12)  # 36 s; the demo takes 4 s at a time
+    found = listened(demo.live("en", step=2.0, vad="off", pause=10.0), loud, RATE)
+    segments = [event for event in found if isinstance(event, Segment)]
+    assert len(segments) >= 36 / 4 and sum(isinstance(event, SpeechStarted) for event in found) == 1
+    committed = [word for event in found if isinstance(event, Committed) for word in event.words]
+    assert committed == [word for segment in segments for word in segment.words]
+    assert all(a.end <= b.start for a, b in zip(committed, committed[1:], strict=False))
+    assert 80 <= len(committed) <= 100  # of 96
+
+
+def test_a_segment_ends_when_it_is_told_to(demo, digits):
+    session = demo.live("en", pause=None)
+    found = session.feed(with_pauses(digits, 1, 0.2))
+    assert not any(isinstance(event, SpeechStopped | Segment) for event in found)
+    [*_, segment] = session.commit()
+    assert isinstance(segment, Segment) and len(segment.words) == 7
+    assert session.commit() == [] == session.finish()
+
+
+def test_sessions_together_are_as_alone(recognizer, digits):
+    texts = {}
+    streams = [with_pauses(digits, 1, 0.8), with_pauses(digits[RATE:], 1, 1.1)]
+    for name in ("alone", "together"):
+        sessions, found = [recognizer.live("en", vad="off") for _ in streams], [[], []]
+        for start in range(0, 6 * RATE, 4000):
+            fed = [
+                (session, samples[start : start + 4000], 0.0)
+                for session, samples in zip(sessions, streams, strict=True)
+            ]
+            groups = feed_together(fed) if name == "together" else [session.feed(some) for session, some, _ in fed]
+            for events, new in zip(found, groups, strict=True):
+                events += new
+        for events, session in zip(found, sessions, strict=True):
+            events += session.finish()
+        texts[name] = [[event.text for event in events if isinstance(event, Segment)] for events in found]
+    assert texts["alone"] == texts["together"] and all(map(len, texts["alone"]))
+
+
+def test_a_slow_machine_takes_longer_steps(demo, digits):
+    session = demo.live(step=1.0, vad="off")
+    [notice] = session.feed(torch.zeros(RATE), behind=1.5)
+    assert isinstance(notice, Notice) and "2 s" in notice.text and session.step == 2.0
+    assert session.feed(torch.zeros(RATE), behind=1.5) == []  # that is less than a step now
+    session.feed(torch.zeros(RATE))
+    assert session.step == 1.0
+    for _ in range(10):
+        session.feed(torch.zeros(RATE), behind=100.0)
+    assert session.step == 30.0
+
+
+def test_after_finish_nothing_is_taken(demo):
+    session = demo.live(vad="off")
+    session.finish()
+    with pytest.raises(AudioError, match="finished"):
+        session.feed(torch.zeros(10))
+
+
+@pytest.mark.parametrize(
+    "samples, says",
+    [
+        (np.zeros((100, 2), np.float32), "one channel"),
+        (np.full(100, np.nan, np.float32), "NaN"),
+        (np.zeros(100, np.int64), "int64"),
+        (np.full(100, 5000.0, np.float32), "full scale"),
+    ],
+)
+def test_what_is_no_sound_is_refused_and_the_session_goes_on(demo, digits, samples, says):
+    session = demo.live("en", vad="off")
+    with pytest.raises(AudioError, match=says):
+        session.feed(samples)
+    session.feed(with_pauses(digits, 1))
+    assert any(isinstance(event, Segment) for event in session.finish()) or session.seconds > 3
+
+
+@pytest.mark.parametrize(
+    "how, says",
+    [
+        ({"step": 0}, "step is 0"),
+        ({"step": "1"}, "step is '1'"),
+        ({"pause": 60}, "pause is 60"),
+        ({"threshold": 1.5}, "threshold is 1.5"),
+        ({"long": "whole"}, "long is 'whole'"),
+        ({"clips": ((0, 1),)}, "clips is"),
+        ({"language": "xx"}, "language is 'xx'"),
+        ({"beams": 0}, "beams is 0"),
+    ],
+)
+def test_wrong_options(demo, how, says):
+    with pytest.raises(OptionError, match=says):
+        demo.live(**how)
+
+
+def said(text: str, start: float) -> Said:
+    return Said(f" {text}", (Word(text, start, start + 0.3, 1.0),), (1,))
+
+
+def part(text: str) -> Part:
+    words = tuple(Word(each, float(place), place + 0.3, 1.0) for place, each in enumerate(text.split()))
+    return Part(0.0, 9.0, "en", [Segment(0.0, 9.0, text, words=words)], [])
+
+
+@pytest.mark.parametrize(
+    "committed, text, rest",
+    [
+        ("", "a b c", "a b c"),
+        ("a b", "A, b. c", " c"),
+        ("a x", "a b c", " c"),  # a word that the last decoding hears otherwise
+        ("a b", "a c d", " d"),
+        ("a - b", "a and b c", " c"),
+        ("a and b", "a b c", " c"),
+        ("a b c", "a b", ""),
+        ("a b", "", ""),
+    ],
+)
+def test_what_remains_after_the_committed_words(committed, text, rest):
+    before = [said(word, float(place)) for place, word in enumerate(committed.split()) if word != "-"]
+    words, found = remaining(before, part(text))
+    assert found == rest and [word.text for word in words] == rest.split()
+
+
+@pytest.mark.parametrize(
+    "ids, kept",
+    [
+        ([1, 2, 3], [1, 2, 3]),
+        ([1, 2, 3, 2, 3], [1, 2, 3, 2, 3]),  # said twice
+        ([1, 2, 3, 2, 3, 2, 3], [1, 2, 3]),
+        ([1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2], [1, 2, 3, 4]),
+        ([5, 5, 5], [5, 5, 5]),  # three digits
+        ([9] * 8, [9]),
+        ([], []),
+    ],
+)
+def test_a_loop_is_said_once(ids, kept):
+    assert unlooped(ids) == kept
