@@ -363,6 +363,7 @@ class Recognizer:
         """The options with this model's defaults. Raises OptionError for what it can't do."""
         options = replace(options, languages=listed(options.languages))
         options.check(self.config.decoder.positions)
+        chinese_words.joiner(options.zh_words)
         languages = checked_languages(self.family, language, options)
         hotwords, beams = parse_hotwords(options.hotwords), options.beams or self.config.beams
         self.windows.biases.find(hotwords)

@@ -71,7 +71,7 @@ def test_nothing_asked_nothing_changed():
 @pytest.mark.parametrize("kind", ["Dictionary", "", 3, None])
 def test_unknown_kinds(kind):
     with pytest.raises(OptionError, match="zh_words is .*, expected 'character' or 'dictionary'"):
-        joiner(kind)
+        Options(zh_words=kind).check(100)
 
 
 def test_without_the_package(monkeypatch):

@@ -15,7 +15,6 @@ from ..errors import OptionError
 from . import chinese_script
 from .results import Segment, Word
 
-KINDS = ("character", "dictionary")
 CHINESE = ("", "zh", "yue")  # languages of a segment; Japanese has the same characters, but other words
 _ONE = regex.compile(r"\p{P}*\p{Script=Han}\p{P}*")
 
@@ -24,8 +23,6 @@ def joiner(kind: str) -> Callable[[Segment], Segment]:
     """A function that joins the words of a segment, "dictionary", or leaves them as they are, "character". Raises
     OptionError.
     """
-    if kind not in KINDS:
-        raise OptionError(f"zh_words is {kind!r}, expected {' or '.join(map(repr, KINDS))}")
     if kind == "character":
         return lambda segment: segment
     try:

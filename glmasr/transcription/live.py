@@ -17,7 +17,7 @@ picture, and measurements.
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,15 +32,12 @@ from ..errors import AudioError, GlmAsrError, OptionError
 from . import chinese_script, vad
 from .chunking import AROUND_SPEECH, Window, last_cut_frame, loudness
 from .families import RecordingState
-from .live_decoder import Heard, Request, decode
+from .live_decoder import Heard, Recognizer, Request, decode
 from .live_events import Committed, Event, Notice, SpeechStarted, SpeechStopped, Tentative
 from .live_words import Said, remaining
 from .options import Options
 from .results import Part, Segment
 from .vad import CHUNK, GAP, SHORTEST
-
-if TYPE_CHECKING:
-    from ..pipeline import Recognizer
 
 UNCERTAIN = 0.4  # seconds at the end of the sound, in which no word is committed
 OVERLAP = 2.0  # seconds of committed words that are decoded again with what follows, as its prefix
@@ -66,7 +63,7 @@ class Live:
 
     def __init__(
         self,
-        recognizer: "Recognizer",
+        recognizer: Recognizer,
         language: str = "auto",
         *,
         step: float = 1.0,
@@ -174,7 +171,7 @@ class Live:
         if self._begin is None:
             if self._first is None:
                 return
-            if self._last - self._first >= (SHORTEST if self._pause else 0):
+            if self._last - self._first >= (SHORTEST if self._pause else GAP):
                 yield from self._start(self._first)
             elif frame - self._last >= GAP:
                 self._first = None
@@ -184,7 +181,7 @@ class Live:
             yield SpeechStopped(self._last * CHUNK / SAMPLE_RATE)
             yield from self._close(min(self._last + AROUND_SPEECH, frame))
             self._reset()
-        elif (frame - self._begin + 1) * CHUNK > self._recognizer.config.window:
+        elif (frame - self._begin + 1) * CHUNK > self._recognizer.family.config.window:
             yield from self._cut()
         elif frame >= self._due:
             self._due = frame + max(1, round(self.step * SAMPLE_RATE / CHUNK))
@@ -308,7 +305,7 @@ class Live:
         self._keep_from(cut * CHUNK)
 
     def _end(self) -> Course:
-        if self._begin is not None:
+        if self._begin is not None and self._frame - self._begin >= GAP:  # there is no word in less
             yield SpeechStopped(self._last * CHUNK / SAMPLE_RATE)
             yield from self._close(self._frame if self._pause is None else min(self._last + AROUND_SPEECH, self._frame))
         self._reset()
@@ -323,7 +320,7 @@ def feed_together(fed: Sequence[tuple[Live, Any, float]]) -> list[list[Event | G
     return run_together(fed[0][0]._recognizer, [session.hearing(samples, behind) for session, samples, behind in fed])
 
 
-def run_together(recognizer: "Recognizer", courses: Sequence[Course]) -> list[list[Event | GlmAsrError]]:
+def run_together(recognizer: Recognizer, courses: Sequence[Course]) -> list[list[Event | GlmAsrError]]:
     """The events of courses of sessions, which decode together."""
     found: list[list[Event | GlmAsrError]] = [[] for _ in courses]
     waiting: dict[int, Request] = {}

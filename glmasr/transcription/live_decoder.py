@@ -6,7 +6,7 @@ Request, final     -> as of a recording: `Recognizer.decode_together` -> Part
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -19,11 +19,8 @@ from .families import Family, Job, Piece, RecordingState
 from .live_words import Said
 from .options import Options
 from .results import Part
-from .window_decoder import search
+from .window_decoder import WindowDecoder, search
 from .word_times import timed_words
-
-if TYPE_CHECKING:
-    from ..pipeline import Recognizer
 
 LOOP = 6  # ids that a loop has at least, all its turns together
 
@@ -39,6 +36,24 @@ class Request:
     final: bool = False
 
 
+class Recognizer(Protocol):
+    """What sessions need of a `pipeline.Recognizer`."""
+
+    windows: WindowDecoder
+
+    @property
+    def family(self) -> Family:
+        """Its adapter."""
+
+    def check(self, language: str = "auto", options: Options = ...) -> Options:
+        """The options with the model's defaults. Raises OptionError."""
+        ...
+
+    def decode_together(self, jobs: list[Job], options: Options) -> list[Part | GlmAsrError]:
+        """The parts of whole segments."""
+        ...
+
+
 @dataclass(frozen=True)
 class Heard:
     """What was heard after the prefix, and in which language; nothing where that can't be right."""
@@ -47,7 +62,7 @@ class Heard:
     language: str = ""
 
 
-def decode(recognizer: "Recognizer", requests: Sequence[Request]) -> list[Heard | Part | GlmAsrError]:
+def decode(recognizer: Recognizer, requests: Sequence[Request]) -> list[Heard | Part | GlmAsrError]:
     """An answer for each; what can't be decoded is an error for it alone."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, request in enumerate(requests):
@@ -59,7 +74,7 @@ def decode(recognizer: "Recognizer", requests: Sequence[Request]) -> list[Heard 
         some = [requests[index] for index in members]
         if final:
             jobs = [Job(request.window, request.recording) for request in some]
-            size = recognizer.batch_size(options)
+            size = recognizer.windows.batch_size(options)
             for start in range(0, len(jobs), size):
                 parts = recognizer.decode_together(jobs[start : start + size], options)
                 found |= zip(members[start : start + size], parts, strict=True)
@@ -74,7 +89,7 @@ def _quick(options: Options) -> Options:
 
 
 @torch.inference_mode()
-def _heard(recognizer: "Recognizer", requests: list[Request], length: int, options: Options) -> list[Heard]:
+def _heard(recognizer: Recognizer, requests: list[Request], length: int, options: Options) -> list[Heard]:
     family, windows = recognizer.family, recognizer.windows
     jobs = [Job(request.window, request.recording) for request in requests]
     rules: list[Rule] = [*family.rules(jobs[0].requested, options), StopLoops(family.config.stop[0])]
@@ -83,7 +98,7 @@ def _heard(recognizer: "Recognizer", requests: list[Request], length: int, optio
     begun = [[*prompt, *request.prefix] for prompt, request in zip(prompts, requests, strict=True)]
     budgets = [windows.budget(job.window, len(ids), options) for job, ids in zip(jobs, begun, strict=True)]
     bias = windows.biases.find(options.hotwords)
-    found = search(recognizer.model, audio, begun, family.config.stop, budgets, options, rules, bias=bias)
+    found = search(windows.model, audio, begun, family.config.stop, budgets, options, rules, bias=bias)
     heard = []
     for index, (request, hypothesis) in enumerate(zip(requests, found, strict=True)):
         ids = unlooped([*request.prefix, *hypothesis.ids])

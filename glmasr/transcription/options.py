@@ -6,11 +6,12 @@ from ..audio import MAX_DURATION
 from ..audio_files.tracks import check_track
 from ..config import is_integer, is_number
 from ..errors import OptionError
-from . import chinese_script, chinese_words, clips, hotwords
+from . import chinese_script, clips, hotwords
 from .fallback import TEMPERATURES
 
 MOST_BEAMS = 64  # memory and time grow with them; no gain is known beyond ten
 MOST_BATCH = 4096
+ZH_WORDS = ("character", "dictionary")
 LONGEST_PROMPT = 10_000  # characters; of a prompt the last few hundred are read
 PROMPT = f"a text of at most {LONGEST_PROMPT:,} characters"
 
@@ -107,7 +108,7 @@ class Options:
         good = good and all(is_number(value) and 0 <= value <= 10 for value in self.temperatures)
         _require(good, "temperatures", self.temperatures, "numbers from 0 to 10, at least one")
         chinese_script.converter(self.script)
-        chinese_words.joiner(self.zh_words)
+        _require(self.zh_words in ZH_WORDS, "zh_words", self.zh_words, " or ".join(map(repr, ZH_WORDS)))
         check_track(self.track)
         clips.check(self.clips)
         hotwords.parse(self.hotwords)
