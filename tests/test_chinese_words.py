@@ -9,6 +9,7 @@ import transcribe
 from glmasr.alignment.words import spans
 from glmasr.errors import OptionError
 from glmasr.transcription.chinese_words import joined, joiner
+from glmasr.transcription.options import Options
 
 
 def segment(text: str, words: list[str], language: str = "zh") -> glmasr.Segment:
