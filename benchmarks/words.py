@@ -8,6 +8,8 @@ join60      recordings of one language, joined to a minute with pauses of 0.6 to
 join300     the same, joined to five minutes
 noisy60     join60 with pink noise 10 dB below the speech
 synth60     sentences of the manifest, spoken by espeak-ng, which tells when each word begins; where it is installed
+digits      recordings of single words, which have `digit` in a column `kind` of the table, joined to a minute with pauses of
+            0.15 to 0.5 s: what the demos know (--model demo --kinds digits --beams 1)
 labels      TextGrids that were labelled by hand, each beside a recording of its name, in the directory of --labels
 
 MANIFEST is a table as in tests/speech: path, language, text, separated by tabs. Where a recording's speech begins and
@@ -40,10 +42,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 RATE = 16_000
 PAUSES = (0.6, 1.5)  # seconds between the recordings of a join
+DIGIT_PAUSES = (0.05, 0.4)  # the same between single words; the margins come on top
 CERTAIN = 0.1  # seconds by which the thresholds may differ about where speech begins or ends
 MARGIN = 0.05  # seconds around a recording's speech that are joined with it
 ROOM = 10 ** (-60 / 20)  # level of the noise in the pauses: rooms are never silent
-KINDS = ("utterance", "join60", "join300", "noisy60", "synth60", "labels")
+KINDS = ("utterance", "join60", "join300", "noisy60", "synth60", "digits", "labels")
+
+PEERS = ("openai-whisper", "faster-whisper")
 
 Timed = tuple[str, float, float]  # a word, from when to when
 
@@ -108,10 +113,10 @@ def certain(samples: np.ndarray) -> tuple[bool, bool]:
     return loud[0] - soft[0] <= CERTAIN * RATE, soft[1] - loud[1] <= CERTAIN * RATE
 
 
-def read(manifest: Path, languages: list[str], most: int | None) -> list[dict]:
+def read(manifest: Path, languages: list[str], most: int | None, kind: str = "sentence") -> list[dict]:
     with open(manifest, encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
-    rows = [row for row in rows if row["language"] in languages and row.get("kind", "sentence") == "sentence"]
+    rows = [row for row in rows if row["language"] in languages and row.get("kind", "sentence") == kind]
     random.Random(1).shuffle(rows)
     return rows[:most]
 
@@ -288,7 +293,7 @@ class Espeak:
 Recognize = Callable[[np.ndarray, str], tuple[list[Timed], list[Timed]]]  # words; and words spread evenly, or []
 
 
-def ours(args) -> Recognize:
+def ours(args, timed: bool = True) -> Recognize:
     import torch
 
     import glmasr
@@ -303,7 +308,7 @@ def ours(args) -> Recognize:
             sample_rate=RATE,
             beams=args.beams,
             timestamps=recognizer.timed(glmasr.Options()) or None,
-            words=args.words,
+            words=timed,
         )
         words = [(word.text, word.start, word.end) for segment in found.segments for word in segment.words]
         return words, [each for segment in found.segments for each in spread(segment, language)]
@@ -386,33 +391,38 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--most", type=int, help="recordings of each language")
     parser.add_argument("--labels", type=Path, metavar="DIR")
-    parser.add_argument("--peers", action="store_true", help="openai-whisper and faster-whisper as well")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, help="these as well; without a name, all of them")
+    parser.add_argument("--cost", action="store_true", help="recognize without words as well, to tell what they cost")
     parser.add_argument("--heads", metavar="NAME", help="openai-whisper's alignment heads are those of this name")
     parser.add_argument("--beams", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    args.words = True
 
     sounds: list[Sound] = []
     for language in args.languages.split(","):
         rows = read(args.manifest, [language], args.most)
-        if not rows:
-            continue
+        digits = read(args.manifest, [language], args.most, "digit")
         lengths = {"utterance": 0.0, "join60": 60.0, "join300": 300.0}
         for kind in args.kinds:
-            if kind in lengths:
+            if kind == "digits" and digits:
+                sounds += joined(digits, args.manifest.parent, kind, 60.0, DIGIT_PAUSES)
+            elif kind == "labels" and args.labels and language == "en":
+                sounds += labelled(args.labels)
+            elif not rows:
+                continue
+            elif kind in lengths:
                 sounds += joined(rows, args.manifest.parent, kind, lengths[kind])
             elif kind == "noisy60":
                 sounds += map(noisy, joined(rows, args.manifest.parent, "join60", 60.0))
             elif kind == "synth60" and language == "en":
                 sounds += synthesized(rows)
-            elif kind == "labels" and args.labels and language == "en":
-                sounds += labelled(args.labels)
 
     with tempfile.TemporaryDirectory() as folder:
         recognizers: dict[str, Recognize] = {"glmasr": ours(args)}
-        if args.peers:
+        if args.cost:
+            recognizers["glmasr without words"] = ours(args, timed=False)
+        if args.peers is not None:
             import torch
             from real import openai_checkpoint
 
@@ -420,8 +430,9 @@ def main() -> None:
 
             checkpoint = f"{folder}/openai.pt"
             torch.save(openai_checkpoint(weights.load(args.model)), checkpoint)
-            recognizers["openai-whisper"] = openai_whisper(args, checkpoint)
-            recognizers["faster-whisper"] = faster_whisper(args, checkpoint)
+            for name, made in zip(PEERS, (openai_whisper, faster_whisper), strict=True):
+                if name in (args.peers or PEERS):
+                    recognizers[name] = made(args, checkpoint)
         known: dict[tuple[str, str, str, str], list[float]] = {}
         borders: dict[tuple[str, str, str], int] = {}
         seconds = dict.fromkeys(recognizers, 0.0)
@@ -430,9 +441,9 @@ def main() -> None:
                 key = sound.kind, sound.language, which
                 borders[key] = borders.get(key, 0) + len(places)
             for name, recognize in recognizers.items():
-                begun = time.perf_counter()
+                begun = time.process_time()
                 words, even = recognize(sound.samples, sound.language)
-                seconds[name] += time.perf_counter() - begun
+                seconds[name] += time.process_time() - begun
                 for who, what in ((name, words), *((("evenly spread", even),) if even else ())):
                     for which, late in zip(("start", "end"), errors(sound, what), strict=True):
                         known.setdefault((sound.kind, sound.language, which, who), []).extend(late)
@@ -448,7 +459,7 @@ def main() -> None:
     total = sum(len(sound.samples) for sound in sounds) / RATE
     times = ", ".join(f"{name} {value / total:.3f}" for name, value in seconds.items())
     print(
-        f"\n{total:.0f} s of sound; real-time factor {times}. {machine()}, {args.threads} threads, {datetime.date.today()}."
+        f"\n{total:.0f} s of sound; seconds of a processor for each {times}. {machine()}, {args.threads} threads, {datetime.date.today()}."
     )
 
 
