@@ -1,9 +1,11 @@
 """What the server and the worker process say to each other: plain data, which the pipe pickles."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import GlmAsrError
 from ..pipeline import Options, Part
+from ..transcription.live_events import Event
 
 # ---- to the worker ---------------------------------------------------------------------------------------------------
 
@@ -20,7 +22,59 @@ class Recording:
 
 @dataclass(frozen=True)
 class Cancel:
-    """The client of this recording has left."""
+    """The client of this recording, or of this live session, has left."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class LiveSettings:
+    """What a live session is begun with, as of `Recognizer.live`.
+
+    rate      of its sound, in Hz
+    options   further ones, such as hotwords
+    """
+
+    language: str = "auto"
+    rate: int = 24_000
+    pause: float | None = 0.5
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Begin a live session; or end the segment here, and go on with these settings. Answered with Heard or Refused, as
+    all that a live session is sent."""
+
+    number: int
+    settings: LiveSettings
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Sound of a live session: samples of one channel, int16 in this machine's byte order."""
+
+    number: int
+    samples: bytes
+
+
+@dataclass(frozen=True)
+class Commit:
+    """End the segment here."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Clear:
+    """Forget the segment so far."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Nothing else comes."""
 
     number: int
 
@@ -93,6 +147,33 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """The settings of a live session can't be taken; it goes on with those before, if there are any."""
+
+    number: int
+    error: GlmAsrError
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a live session made of a message, or of several with sound.
+
+    events    the last one may be an error; the session goes on
+    asked     the kind of message
+    count     how many messages
+    seconds   of sound that is in them
+    since     seconds of sound from which the times of the events count
+    """
+
+    number: int
+    events: list[Event | GlmAsrError]
+    asked: "type[ToLive]"
+    count: int = 1
+    seconds: float = 0.0
+    since: float = 0.0
+
+
+@dataclass(frozen=True)
 class Batch:
     """So many windows of so many recordings were decoded together."""
 
@@ -100,5 +181,7 @@ class Batch:
     recordings: int
 
 
-ToWorker = Recording | Cancel
-FromWorker = Ready | Broken | Began | PartReady | Done | Failed | Batch
+ToLive = Listen | Sound | Commit | Clear | Finish
+ToWorker = Recording | Cancel | ToLive
+FromLive = Refused | Heard
+FromWorker = Ready | Broken | Began | PartReady | Done | Failed | Batch | FromLive

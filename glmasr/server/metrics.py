@@ -17,7 +17,11 @@ class QueueState(Protocol):
 
     @property
     def running(self) -> Sized:
-        """Recordings at the worker."""
+        """Recordings and live sessions at the worker."""
+
+    @property
+    def sessions(self) -> Sized:
+        """Live sessions."""
 
     @property
     def ready(self) -> object:
@@ -37,6 +41,12 @@ class Metrics:
         self._ended = Counter(
             "glmasr_recordings", "Recordings that left, by task and outcome", ["task", "outcome"], registry=registry
         )
+        self._sessions = Counter(
+            "glmasr_sessions", "Live sessions that ended, by outcome", ["outcome"], registry=registry
+        )
+        self._lasted = Histogram(
+            "glmasr_session_seconds", "Time that a live session lasted", buckets=SECONDS, registry=registry
+        )
         self._refused = Counter(
             "glmasr_refused_requests", "Requests answered with an error, by its status", ["status"], registry=registry
         )
@@ -53,7 +63,8 @@ class Metrics:
         )
         for name, text, value in (
             ("waiting", "Recordings in the queue", lambda: len(queue.waiting)),
-            ("running", "Recordings with the worker", lambda: len(queue.running)),
+            ("running", "Recordings and live sessions with the worker", lambda: len(queue.running)),
+            ("live_sessions", "Live sessions", lambda: len(queue.sessions)),
             ("ready", "1 while the model is loaded", lambda: int(queue.ready is not None)),
             ("worker_restarts", "Times that the worker was started again", lambda: queue.restarts),
         ):
@@ -65,6 +76,12 @@ class Metrics:
         self._sound.inc(seconds)
         self._waited.observe(waited)
         self._worked.observe(worked)
+
+    def session(self, outcome: str, seconds: float, lasted: float) -> None:
+        """A live session has ended: `seconds` of sound, and of time."""
+        self._sessions.labels(outcome).inc()
+        self._sound.inc(seconds)
+        self._lasted.observe(lasted)
 
     def refused(self, status: int) -> None:
         """A request was answered with a 4xx or 5xx."""

@@ -187,6 +187,12 @@ class Closing(Problem):
     status, code = 503, "shutting_down"
 
 
+class Loading(Problem):
+    """The model isn't loaded, or not again yet."""
+
+    status, code = 503, "model_loading"
+
+
 class TooLong(Problem):
     """It took longer than the time limit."""
 

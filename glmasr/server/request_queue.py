@@ -7,7 +7,7 @@
 
 At most RUNNING recordings are with the worker, which decodes their windows in common batches; `max_waiting` more may
 wait, and further requests are refused at once (`Busy`). Closing the iterator gives the place back, wherever the
-recording is by then.
+recording is by then. A live session (`listen`) takes one of the places with the worker; it can't wait for one.
 
 What is unusual here: the worker may die. The requests it was working on end with `WorkerDied`; those that wait go on
 waiting, for another worker is started.
@@ -31,11 +31,26 @@ from typing import Any
 from ..errors import CheckpointError, GlmAsrError
 from ..pipeline import Options, Part, Transcript
 from . import worker
-from .messages import Batch, Began, Broken, Cancel, Done, Failed, FromWorker, PartReady, Ready, Recording, ToWorker
+from .live_session import LiveSession
+from .messages import (
+    Batch,
+    Began,
+    Broken,
+    Cancel,
+    Done,
+    Failed,
+    FromWorker,
+    LiveSettings,
+    PartReady,
+    Ready,
+    Recording,
+    ToWorker,
+)
 from .metrics import Metrics
-from .problems import Busy, Closing, Problem, TooLong, WorkerDied
+from .problems import Busy, Closing, Loading, Problem, TooLong, WorkerDied
 
-RUNNING = 16  # recordings that the worker has at once
+RUNNING = 16  # recordings and live sessions that the worker has at once
+SESSIONS = 12  # of them may be live sessions, which last: the rest is for recordings
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a worker is started again: doubled until one can be started
 log = logging.getLogger("glmasr")
 
@@ -68,6 +83,15 @@ class Request:
     events: asyncio.Queue[FromWorker | Exception] = field(default_factory=asyncio.Queue)
     started: float | None = None  # when it was handed to the worker
 
+    @property
+    def number(self) -> int:
+        """Its number in messages."""
+        return self.recording.number
+
+    def put(self, event: FromWorker | Exception) -> None:
+        """Hands an event to whoever waits for it."""
+        self.events.put_nowait(event)
+
 
 class RequestQueue:
     """`model`: arguments of `pipeline.load`. `max_waiting`: recordings beside those that run. `time_limit`: seconds
@@ -77,7 +101,7 @@ class RequestQueue:
         self.model, self.max_waiting, self.time_limit = model, max_waiting, time_limit
         self.metrics = Metrics(self)
         self.waiting: deque[Request] = deque()
-        self.running: dict[int, Request] = {}
+        self.running: dict[int, Request | LiveSession] = {}
         self.ready: Ready | None = None  # None while no worker can work
         self.facts: Ready | None = None  # what the last one that could has said
         self.closing = False
@@ -139,15 +163,41 @@ class RequestQueue:
                 retry_after=self._retry_after(),
             )
 
+    def listen(self, settings: LiveSettings) -> LiveSession:
+        """Begins a live session, which has to be closed. Raises as `check_session`."""
+        self.check_session()
+        number = next(self._numbers)
+        session = LiveSession(number, settings, self._send, self._leave, self._overdue, self.time_limit)
+        self.running[number] = session
+        return session
+
+    @property
+    def sessions(self) -> list[LiveSession]:
+        """The live sessions."""
+        return [place for place in self.running.values() if isinstance(place, LiveSession)]
+
+    def check_session(self) -> None:
+        """Raises Busy, Loading or Closing where a live session would be refused."""
+        if self.closing:
+            raise Closing("the server is about to end; connect to another one, or later", retry_after=10)
+        if self.ready is None:
+            raise Loading("the model is being loaded; connect again later", retry_after=10)
+        if len(self.running) >= RUNNING or len(self.sessions) >= SESSIONS:
+            raise Busy(
+                f"{len(self.sessions)} live sessions and {len(self.running) - len(self.sessions)} recordings are under "
+                f"way; there may be {SESSIONS} sessions, and {RUNNING} of both; try again later",
+                retry_after=self._retry_after(),
+            )
+
     def _retry_after(self) -> int:
         """Seconds until a place will be free, about."""
         return max(1, min(60, round(self._pace * (1 + len(self.waiting) / 4))))
 
-    def _overdue(self, request: Request) -> None:
+    def _overdue(self, request: Request | LiveSession) -> None:
         hangs = request.started and time.monotonic() - self._last_message > self.time_limit
         if hangs and self.process is not None:
             self.process.kill()
-        request.events.put_nowait(
+        request.put(
             TooLong(
                 f"it took longer than {self.time_limit:g} s, the limit for a recording; cut it, or send it when less "
                 "is to do"
@@ -159,23 +209,29 @@ class RequestQueue:
         while self.waiting and self.ready is not None and len(self.running) < RUNNING:
             request = self.waiting.popleft()
             request.started = time.monotonic()
-            self.running[request.recording.number] = request
+            self.running[request.number] = request
             self._send(request.recording)
 
-    def _release(self, request: Request) -> None:
+    def _release(self, request: Request | LiveSession) -> None:
         """Its place with the worker is free."""
-        if self.running.pop(request.recording.number, None) and request.started is not None:
+        left = self.running.pop(request.number, None)
+        if left and isinstance(request, Request) and request.started is not None:
             now = time.monotonic()
             took = min(60.0, now - max(self._last_left, request.started))
             self._pace, self._last_left = 0.9 * self._pace + 0.1 * took, now
         self._hand_over()
 
-    def _leave(self, request: Request) -> None:
+    def _leave(self, request: Request | LiveSession) -> None:
         """Whatever becomes of it, its client is gone or has been answered."""
-        if request.recording.number in self.running:
-            self._send(Cancel(request.recording.number))
+        if request.number in self.running:
+            self._send(Cancel(request.number))
             self._release(request)
-        with suppress(ValueError):
+        if isinstance(request, LiveSession):
+            lasted = time.monotonic() - request.started
+            text = "live session %d: %s, %.1f s of sound, took %.1f s"
+            log.info(text, request.number, request.outcome, request.seconds, lasted)
+            self.metrics.session(request.outcome, request.seconds, lasted)
+        elif request in self.waiting:
             self.waiting.remove(request)
 
     def _record(self, request: Request, outcome: str, transcript: Transcript | None) -> None:
@@ -247,7 +303,7 @@ class RequestQueue:
         elif request := self.running.get(message.number):
             if isinstance(message, (Done, Failed)):
                 self._release(request)
-            request.events.put_nowait(message)
+            request.put(message)
 
     def _died(self, pipe: "Connection[Any, Any]") -> None:
         pipe.close()
@@ -257,7 +313,7 @@ class RequestQueue:
         self.ready = None
         for request in list(self.running.values()):
             self._release(request)
-            request.events.put_nowait(
+            request.put(
                 WorkerDied(
                     "the process that recognized it has ended; send it again, and a smaller part of it if that happens "
                     "twice"
@@ -281,17 +337,20 @@ class RequestQueue:
     # ---- the end ----
 
     def close(self) -> None:
-        """From now on nothing is taken in. Those that wait are refused; what runs is finished."""
+        """From now on nothing is taken in. Those that wait are refused; what runs is finished, and live sessions are
+        told to."""
         self.closing = True
         message = "the server is about to end; send it to another one, or later"
-        while self.waiting:
-            self.waiting.popleft().events.put_nowait(Closing(message, retry_after=10))
+        ending: list[Request | LiveSession] = [*self.waiting, *self.sessions]
+        self.waiting.clear()
+        for request in ending:
+            request.put(Closing(message, retry_after=10))
 
     def give_up(self) -> None:
         """Those that still run are refused as well."""
         message = "the server ends, and this took too long to wait for; send it again"
         for request in self.running.values():
-            request.events.put_nowait(Closing(message, retry_after=10))
+            request.put(Closing(message, retry_after=10))
 
     def end(self) -> None:
         """Ends the worker."""

@@ -2,7 +2,8 @@
 
     receive (thread)         requests and cancellations come in through a pipe
     ReaderThread (threads)   one for each recording: reads it, cuts it into windows, stays a few windows ahead
-    run                      takes windows of all recordings in turn, decodes them in one batch, sends the parts back
+    run                      takes windows of all recordings in turn, decodes them in one batch, sends the parts back;
+                             between two batches come the live sessions, `live_worker.py`
 
 What is unusual here: it is a process, not a thread. A decoder of a strange format that crashes, or a machine that is
 out of memory, then ends this process and not the server, which starts another one (`request_queue.py`). So whatever is
@@ -31,7 +32,8 @@ from ..pipeline import Options, Part, Recognizer, load
 from ..transcription.families import Job, RecordingState
 from ..transcription.language import LANGUAGES, join, spaced
 from ..transcription.long_form import Reader
-from .messages import Batch, Began, Broken, Cancel, Done, Failed, FromWorker, PartReady, Ready, Recording
+from .live_worker import Listener, Turn, take_turns
+from .messages import Batch, Began, Broken, Cancel, Done, Failed, FromWorker, PartReady, Ready, Recording, ToLive
 
 IDLE = 2.0  # seconds without work after which memory is given back
 AHEAD = 4  # windows of a recording that are read before their turn: 8 MB of samples
@@ -69,8 +71,9 @@ class Worker:
     def __init__(self, recognizer: Recognizer, pipe: "Connection[Any, Any]"):
         self.recognizer, self.pipe = recognizer, pipe
         self.readers: dict[int, ReaderThread] = {}  # by the number of the recording, in the order of their turns
-        self.taken = 0  # recordings so far
-        self.changed = threading.Condition()  # guards `readers`, and what the readers have
+        self.listeners: dict[int, Listener] = {}  # by the number of the live session
+        self.taken = 0  # recordings and live sessions so far
+        self.changed = threading.Condition()  # guards `readers` and `listeners`, and what they have
         self.sending = threading.Lock()
 
     def send(self, message: FromWorker) -> None:
@@ -89,7 +92,11 @@ class Worker:
                 with self.changed:
                     if reader := self.readers.pop(message.number, None):
                         reader.cancelled = True
+                    self.listeners.pop(message.number, None)
                     self.changed.notify_all()
+                continue
+            if isinstance(message, ToLive):
+                self.put(message)
                 continue
             try:
                 options = self.recognizer.check(message.language, message.options)
@@ -101,27 +108,43 @@ class Worker:
                 self.taken += 1
             reader.start()
 
+    def put(self, message: ToLive) -> None:
+        """Hands a message to its live session."""
+        with self.changed:
+            if message.number not in self.listeners:
+                self.listeners[message.number] = Listener(message.number)
+                self.taken += 1
+            self.listeners[message.number].inputs.append(message)
+            self.changed.notify_all()
+
     def run(self) -> None:
-        """Decodes what the readers have read, for ever."""
-        tidied = 0  # recordings so far, when memory was last given back
+        """Decodes what the readers have read and what live sessions have heard, for ever."""
+        tidied = 0  # recordings and sessions so far, when memory was last given back
         while True:
             with self.changed:
                 if not self.changed.wait_for(self.has_work, IDLE):
-                    if not self.readers and tidied < self.taken:
+                    if not self.readers and not self.listeners and tidied < self.taken:
                         tidied = self.taken
                         give_memory_back()
                     continue
                 ended = self.take_ended()
+                turns = self.take_turns()
                 batch = self.take_batch()
                 self.changed.notify_all()  # there is room for more windows
-            for message in ended:
+            for message in [*ended, *take_turns(self.recognizer, turns)]:
                 self.send(message)
             if batch:
                 self.decode(batch)
 
     def has_work(self) -> bool:
-        """Whether a window or the end of a recording is ready. The caller holds `changed`."""
-        return any(reader.windows or reader.ended for reader in self.readers.values())
+        """Whether a window, the end of a recording or sound is there. The caller holds `changed`."""
+        return any(reader.windows or reader.ended for reader in self.readers.values()) or any(
+            listener.inputs for listener in self.listeners.values()
+        )
+
+    def take_turns(self) -> list[Turn]:
+        """A turn of each live session that was sent something."""
+        return [listener.take() for listener in self.listeners.values() if listener.inputs]
 
     def take_ended(self) -> list[Done | Failed]:
         """Forgets the readers whose last window is decoded. -> what they end with."""
