@@ -11,7 +11,7 @@ What is committed is never revised: it is the prefix of the next decoding. The l
 the sound ends in its middle; so what ends in the last 0.4 s isn't committed.
 
 A session has no thread and no clock: its events depend on the sound alone, however it is cut into pieces. Whoever feeds
-it says how much sound waits (`behind`), and where a machine is too slow, the steps get longer. docs/LIVE.md has a
+it says how much sound waits (`behind`): where a machine is too slow, steps get longer. docs/LIVE.md has a
 picture, and measurements.
 """
 
@@ -78,7 +78,7 @@ class Live:
         self._convert = chinese_script.converter(self._options.script)
         self._recording = RecordingState.of(language)
         self._resampler = Resampler(checked_rate(sample_rate, "live"))
-        self._asked = self.step = step
+        self.step = self._widest = step
         self._pause = None if pause is None else max(GAP, round(pause * SAMPLE_RATE / CHUNK))
         self._threshold, self._until = threshold, threshold * vad.UNTIL / vad.THRESHOLD
         self._detector = vad.detector(self._options.vad if pause is not None else "none")
@@ -108,8 +108,8 @@ class Live:
     def feed(self, samples: Any, behind: float = 0.0) -> list[Event]:
         """What the next samples (S,) make known: a tensor or an array, of floats from -1 to 1 or of int16.
 
-        behind    seconds of sound that wait at the caller, because decoding takes longer than speaking; where that is
-                  more than a step, steps get longer, up to half a minute, and a `Notice` says so
+        behind    seconds of sound that wait at the caller, because decoding takes longer than speaking; while that is
+                  more than a step, only whole segments are decoded: so steps get longer, and a `Notice` says so
 
         Raises AudioError for what is no sound, GlmAsrError for what the model can't answer; the session goes on.
         """
@@ -144,13 +144,8 @@ class Live:
     def _hear(self, samples: Tensor, behind: float, last: bool = False) -> Course:
         self._samples = torch.cat((self._samples, samples))
         self._waiting += self._detector(samples, last=last).tolist()
-        if behind > self.step and self.step < STEPS[1]:
-            self.step = min(2 * self.step, STEPS[1])
-            yield Notice(f"this machine is too slow for the speech: from here on a step of {self.step:g} s")
-        elif not behind and self.step > self._asked and self._begin is None:
-            self.step = max(self._asked, self.step / 2)
         while self._waiting:
-            yield from self._look(self._waiting.pop(0))
+            yield from self._look(self._waiting.pop(0), behind)
         if self._begin is None:
             first = self._frame if self._first is None else self._first
             self._keep_from((first - AROUND_SPEECH) * CHUNK)
@@ -159,7 +154,7 @@ class Live:
         gone = max(0, sample - self._kept)
         self._samples, self._kept = self._samples[gone:].clone(), self._kept + gone
 
-    def _look(self, likely: float) -> Course:
+    def _look(self, likely: float, behind: float) -> Course:
         """The next frame, with its probability of speech."""
         self._frame += 1
         frame = self._frame
@@ -183,10 +178,17 @@ class Live:
             self._reset()
         elif (frame - self._begin + 1) * CHUNK > self._recognizer.family.config.window:
             yield from self._cut()
-        elif frame >= self._due:
+        elif frame >= self._due and behind <= self.step:  # else what was decoded now would soon be old
+            yield from self._widened((frame - self._due) * CHUNK / SAMPLE_RATE + self.step)
             self._due = frame + max(1, round(self.step * SAMPLE_RATE / CHUNK))
             if frame - self._last < GAP:  # else nothing was said since
                 yield from self._decode()
+
+    def _widened(self, step: float) -> Course:
+        """Says so where a step is twice as long as it was said to be."""
+        if step > 2 * self._widest:
+            self._widest = step
+            yield Notice(f"this machine is too slow for a step of {self.step:g} s: text comes every {step:.1f} s")
 
     def _start(self, first: int) -> Course:
         self._begin = max(first - AROUND_SPEECH, -(-self._kept // CHUNK), 0)
