@@ -106,9 +106,9 @@ def test_without_clips_the_stream_is_handed_on():
 @pytest.mark.parametrize(
     "wrong, reason",
     [
-        ([(2, 1)], "2-1 ends before"),
-        ([(1, 1)], "1-1 ends before"),
-        ([(1, 1 + 1e-9)], "ends before"),  # not even a sample
+        ([(2, 1)], "2-1 begins at 2 s and ends at 1 s"),
+        ([(1, 1)], "1-1 begins at 1 s and ends at 1 s"),
+        ([(1, 1 + 1e-9)], "there is nothing in it"),  # not even a sample
         ([(-1, 3)], "no number of seconds"),
         ([(math.nan, 3)], "nan-3 has a time"),
         ([(0, math.inf)], "0-inf has a time"),
@@ -272,10 +272,10 @@ def test_clips_of_standard_input(call, talk, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        (["--clip", "2-1"], "ends before it has begun"),
+        (["--clip", "2-1"], "begins at 2 s and ends at 1 s"),
         (["--clip", "5-7,6-8"], "begins before the end of the one before it"),
-        (["--start", "5", "--end", "4"], "ends before it has begun"),
-        (["--end", "0"], "ends before it has begun"),
+        (["--start", "5", "--end", "4"], "begins at 5 s and ends at 4 s"),
+        (["--end", "0"], "begins at 0 s and ends at 0 s, so there is nothing in it; expected an end"),
         (["--start", "nan"], "is not a time"),
         (["--clip", "1-2", "--start", "1"], "it goes without --start and --end"),
         (["--words-per-cue", "2"], "goes with --words"),

@@ -33,7 +33,10 @@ def check(clips: object) -> None:
         if not all(is_number(value) and 0 <= value < math.inf for value in (start, 0 if end is None else end)):
             raise OptionError(f"clip {name(clip)} has a time that is no number of seconds from 0 on; {expected}")
         if end is not None and not round(start * SAMPLE_RATE) < round(end * SAMPLE_RATE):
-            raise OptionError(f"clip {name(clip)} ends before it has begun; expected an end after its start")
+            raise OptionError(
+                f"clip {name(clip)} begins at {start:.10g} s and ends at {end:.10g} s, so there is nothing in it; "
+                "expected an end after its start, or none, to go on to the end of the recording"
+            )
         if before is None or start < before:
             raise OptionError(
                 f"clip {name(clip)} begins before the end of the one before it; expected them in order, none "
