@@ -1,13 +1,18 @@
 """What a user says before the sound: a prompt and what was said before, for Whisper; an instruction, for GLM-ASR."""
 
 import json
+import math
 
 import numpy as np
 import pytest
-from helpers.checkpoints import make_checkpoint, make_encoder_decoder
+import torch
+from helpers.checkpoints import make_checkpoint, make_encoder_decoder, make_tokenizer
 
 from glmasr import Options, load
 from glmasr.errors import OptionError
+from glmasr.tokenizer import Tokenizer
+from glmasr.transcription.chunking import Window
+from glmasr.transcription.families import Job, LanguageState, RecordingState
 from glmasr.transcription.prompts import copied, previous, remembered
 from glmasr.transcription.results import Part, Segment
 
@@ -79,7 +84,7 @@ def test_what_was_said_is_the_prompt_of_what_follows(whisper, monkeypatch):
     from glmasr.transcription import prompts, window_decoder
 
     monkeypatch.setattr(prompts, "UNSURE", -99.0)
-    monkeypatch.setattr(window_decoder, "copied", lambda context, part: False)
+    monkeypatch.setattr(window_decoder, "DOUBTED", -math.inf)
     audio = noise(5.5)
     seen, found = asked(whisper, monkeypatch, audio, language="zh", context=True, prompt="good", guards=False)
     texts = [segment.text for segment in found.segments]
@@ -106,18 +111,66 @@ def test_only_what_is_sure_is_gone_on_with():
     def part(text, failed=False, **more):
         return Part(0.0, 1.0, "en", [Segment(0.0, 1.0, text, **more)], [], failed)
 
-    assert remembered("one", part("two", mean_logprob=-0.3)) == "one two"
+    assert remembered("<|0.00|> one<|2.00|>", part("two", mean_logprob=-0.3)) == (
+        "<|0.00|> one<|2.00|><|0.00|> two<|1.00|>"
+    )
+    assert remembered("", part("两个")) == "<|0.00|>两个<|1.00|>"
     assert remembered("one", part("two", mean_logprob=-0.6)) == ""
     assert remembered("one", part("two", temperature=0.8)) == ""
     assert remembered("one", part("two", failed=True)) == ""
     assert remembered("one", Part(0.0, 1.0, "en", [], [])) == "one"
-    assert "<|" not in remembered("", part("a <|endoftext|> b")) and len(remembered("x" * 5000, part("y"))) == 2000
+    assert "<|end" not in remembered("", part("a <|endoftext|> b"))
+    long = remembered("<|0.00|> x<|1.00|>" * 500, part("y"))
+    assert 1980 < len(long) <= 2000 and long.startswith("<|") and long.endswith(" y<|1.00|>")
 
 
 def test_a_copy_of_what_was_said_is_found():
     part = Part(0.0, 1.0, "en", [Segment(0.0, 1.0, "the same words")], [])
-    assert copied("and the same words again", part) and not copied("other words", part)
+    assert copied("<|0.00|> and the same<|1.00|><|1.00|> words again<|2.00|>", part) and not copied("other words", part)
     assert not copied("yes yes", Part(0.0, 1.0, "en", [Segment(0.0, 1.0, "yes")], []))
+
+
+def test_what_was_said_has_times_if_the_window_has():
+    """Else the model writes none either, and a window ends in the middle of a sentence."""
+    tokenizer, context = Tokenizer(make_tokenizer()), "<|0.00|> good<|0.40|><|1.00|> better<|1.50|>"
+    tokenizer.special["<|startofprev|>"] = 7
+    good, better = tokenizer.encode(" good"), tokenizer.encode(" better")
+    assert previous(tokenizer, "", context, 100) == [7, *good, *better]
+    assert previous(tokenizer, "", context, 100, 500) == [7, 500, *good, 520, 550, *better, 575]
+    assert previous(tokenizer, "", context, 6, 500) == [7, *better[-1:], 575]
+
+
+def part_of(*texts, failed=False, mean_logprob=-0.1):
+    segments = [Segment(0.0, 1.0, text, mean_logprob=mean_logprob) for text in texts]
+    return Part(0.0, 1.0, "en", segments, [], failed, resume=1.0)
+
+
+@pytest.mark.parametrize(
+    "led, alone, stays",
+    [
+        (part_of("led", mean_logprob=-0.2), part_of("alone"), "led"),  # sure enough: not asked twice
+        (part_of("led", mean_logprob=-0.5), part_of("alone", mean_logprob=-0.4), "alone"),
+        (part_of("led", mean_logprob=-0.5), part_of("alone", mean_logprob=-0.6), "led"),
+        (part_of(), part_of("alone", mean_logprob=-0.9), "alone"),  # speech that the context hid
+        (part_of("led", failed=True), part_of("alone", mean_logprob=-0.9), "alone"),
+        (part_of("led", mean_logprob=-0.9), part_of("alone", failed=True), "led"),
+        (part_of("what was said"), part_of("alone", mean_logprob=-0.9), "alone"),  # a copy
+    ],
+)
+def test_a_text_that_its_context_led_astray_is_found_without(whisper, monkeypatch, led, alone, stays):
+    windows, asked = whisper.windows, []
+
+    def answer(jobs, length, rules, options, states, nested):
+        context = states[jobs[0].recording].context
+        asked.append(context)
+        return [led if context else alone], states
+
+    monkeypatch.setattr(windows, "_alike", answer)
+    recording = RecordingState(LanguageState("zh", context="<|0.00|> what was said<|1.00|>"))
+    job = Job(Window(0, torch.zeros(16000)), recording)
+    [found] = windows.decode([job], Options(context=True))
+    assert [segment.text for segment in found.segments] == [stays]
+    assert (len(asked) == 1) == (found is led and led.segments[0].mean_logprob > -0.3)
 
 
 @pytest.mark.parametrize(

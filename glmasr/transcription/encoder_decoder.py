@@ -160,8 +160,10 @@ class EncoderDecoderFamily:
         them what was said before, if the options or `context` have any."""
         if options.instruction:
             raise OptionError("instruction is given, which GLM-ASR reads; this model reads none, but a prompt")
-        before = previous(self.tokenizer, options.prompt, context, self.config.decoder.positions)
-        return [*before, *self.model.prompt(language or None, options.task, self.timed(options))]
+        timed = self.timed(options)
+        first_time = self.config.times if timed else None
+        before = previous(self.tokenizer, options.prompt, context, self.config.decoder.positions, first_time)
+        return [*before, *self.model.prompt(language or None, options.task, timed)]
 
     def token_limit(self, prompt: int) -> int:
         """Learned positions that the prompt leaves free."""

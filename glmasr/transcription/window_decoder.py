@@ -26,7 +26,7 @@ from .families import EncodedBatch, Family, Job, RecordingState, States
 from .hotwords import Biases
 from .language import join, written_in
 from .options import Options
-from .prompts import copied, remembered
+from .prompts import DOUBTED, remembered, sureness
 from .recovery import Lost, fuller, halves_of, lacking, lost_stretches, patched
 from .results import FLAGS, Part, Segment, Word
 from .word_times import timed_words
@@ -86,9 +86,7 @@ class WindowDecoder:
         if options.context and not nested:
             return self._in_turn(jobs, options, states)
         groups: dict[tuple[int, int, int], list[int]] = {}
-        turns: dict[
-            RecordingState, tuple[int, int]
-        ] = {}  # of each recording: which turn it is, and the length of its windows
+        turns: dict[RecordingState, tuple[int, int]] = {}  # of each recording: its turn, and the length of its windows
         rules = [self.family.rules(job.requested, options) for job in jobs]
         for index, job in enumerate(jobs):
             length = self.family.padded_length(job.window, options)
@@ -104,15 +102,17 @@ class WindowDecoder:
         return [found[index] for index in range(len(jobs))], states
 
     def _in_turn(self, jobs: list[Job], options: Options, states: States) -> tuple[list[Part], States]:
-        """One by one, each with the text of those before it; without it where the text may be a copy of that."""
+        """One by one, each with the text of those before it. That may lead a window astray: what isn't sure in spite of
+        it, or is a copy of it, is decoded without it too, and the surer answer stays."""
         parts: list[Part] = []
         for job in jobs:
             length, rules = self.family.padded_length(job.window, options), self.family.rules(job.requested, options)
             [part], after = self._alike([job], length, rules, options, states, False)
-            if context := states[job.recording].context:
-                if copied(context, part):
-                    alone = states | {job.recording: replace(states[job.recording], context="")}
-                    [part], after = self._alike([job], length, rules, options, alone, False)
+            if (context := states[job.recording].context) and sureness(part, context) < DOUBTED:
+                alone = states | {job.recording: replace(states[job.recording], context="")}
+                [other], then = self._alike([job], length, rules, options, alone, False)
+                if sureness(other) >= sureness(part, context):
+                    part, after = other, then
             after[job.recording] = replace(after[job.recording], context=remembered(context, part))
             parts, states = [*parts, part], after
         return parts, states
