@@ -2,9 +2,10 @@
 
     pip install -c constraints.txt '.[bench]'
     python benchmarks/hotwords.py MANIFEST --model DIR [--lists 0 10 100 1000 10000] [--most 40] [--weight 1]
+    python benchmarks/hotwords.py --model DIR --cost
 
 MANIFEST is a table with tabs and a header: path (beside it), language, text, speaker. Of its English sentences, the words
-that the model spells in three tokens or more count as rare. Beside these there is synthetic speech, if the program
+that the model spells in three tokens or more count as rare; Mandarin and Cantonese ones have no names. Beside these there is synthetic speech, if the program
 espeak-ng is there: sentences in English, Mandarin and Cantonese around names that are in no dictionary.
 
 A list of N phrases has the rare names of a recording, those of the others as far as there is room, and invented names up
@@ -113,21 +114,22 @@ def synthetic(languages: list[str], most: int) -> list[Recording]:
     return found
 
 
-def real(manifest: Path, most: int, tokenizer) -> list[Recording]:
-    """English sentences, first those with rare words, each sentence once."""
+def real(manifest: Path, language: str, most: int, tokenizer) -> list[Recording]:
+    """Sentences, first those with rare words, each sentence once. Of English only it is looked for rare words."""
     from glmasr import audio
 
     found: dict[str, Recording] = {}
-    for clip in read(manifest, None, ["en"], None):
+    for clip in read(manifest, None, [language], None):
         text = clip.text if not clip.text.isupper() else clip.text.lower()
         rare = [
             word
             for word in dict.fromkeys(re.findall(r"[A-Za-z]+", text))
-            if len(word) >= SHORTEST
+            if language == "en"
+            and len(word) >= SHORTEST
             and min(len(tokenizer.encode(f" {form}")) for form in (word, word.lower(), word.title())) >= RARE
         ]
-        if text not in found and len(text.split()) > 3:
-            found[text] = Recording(clip.path, "en", text, "real", rare)
+        if text not in found and len(words(text, language)) > 3:
+            found[text] = Recording(clip.path, language, text, "real", rare)
     with_names = [one for one in found.values() if one.names][:most]
     without = [one for one in found.values() if not one.names][:most]
     for one in [*with_names, *without]:
@@ -192,9 +194,39 @@ def row(recognizer, recordings: list[Recording], everything: list[Recording], si
     ]
 
 
+def cost(model: str, sizes: list[int], widths: tuple[int, ...] = (1, 5, 40)) -> None:
+    """What a list costs a core, of English names: seconds to build, and milliseconds of a step for so many rows, whose tokens
+    are those of listed names, one behind the other. Of the model only the tokenizer is read."""
+    import torch
+
+    from glmasr.tokenizer import read_tokenizer
+    from glmasr.transcription import hotwords
+
+    tokenizer = read_tokenizer(Path(model))
+    print(f"\n| phrases | {tokenizer.size:,} ids: nodes | built, s |" + "".join(f" {w} rows, ms |" for w in widths))
+    print("|---" * (3 + len(widths)) + "|")
+    hotwords.automaton(hotwords.parse(["Kowloon"]), tokenizer, tokenizer.size)  # what is done once for a tokenizer
+    for size in filter(None, sizes):
+        names = hotwords.parse(invented("en", size))
+        start = time.process_time()
+        automaton = hotwords.automaton(names, tokenizer, tokenizer.size)
+        built = time.process_time() - start
+        said = [number for name, _ in names[:100] for number in tokenizer.encode(f" {name}")][:100]
+        steps = []
+        for width in widths:
+            states, times = automaton.start(width), []
+            for number in said:
+                start = time.process_time()
+                automaton.scores(states)
+                states = automaton.step(states, torch.full((width,), number))
+                times.append(time.process_time() - start)
+            steps.append(1000 * sorted(times)[len(times) // 2])
+        print(f"| {size:,} | {automaton.size:,} | {built:.2f} |" + "".join(f" {step:.2f} |" for step in steps))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("manifest", type=Path)
+    parser.add_argument("manifest", type=Path, nargs="?")
     parser.add_argument("--model", required=True)
     parser.add_argument("--lists", type=int, nargs="+", default=[0, 10, 100, 1000, 10000])
     parser.add_argument("--languages", nargs="+", default=["en", "zh", "yue"], choices=["en", "zh", "yue"])
@@ -203,6 +235,7 @@ def main() -> None:
     parser.add_argument("--beams", type=int)
     parser.add_argument("--pad-to", default="window", choices=["window", "speech"])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cost", action="store_true", help="only what a list costs; MANIFEST isn't needed")
     parser.add_argument("--verbose", action="store_true", help="all texts on standard error")
     args = parser.parse_args()
 
@@ -211,8 +244,14 @@ def main() -> None:
     import glmasr
 
     torch.set_num_threads(args.threads)
+    if args.cost:
+        return cost(args.model, args.lists)
+    if args.manifest is None:
+        parser.error("expected MANIFEST, or --cost")
     recognizer = glmasr.load(args.model, device="cpu", dtype="float32")
-    everything = real(args.manifest, args.most, recognizer.tokenizer) if "en" in args.languages else []
+    everything = [
+        one for language in args.languages for one in real(args.manifest, language, args.most, recognizer.tokenizer)
+    ]
     everything += synthetic(args.languages, args.most)
     print(
         f"{Path(args.model).name}, {args.threads} threads, {platform.machine()}, {datetime.date.today()}, weight {args.weight:g}\n"
