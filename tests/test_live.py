@@ -6,7 +6,7 @@ import torch
 
 import glmasr
 from glmasr import audio
-from glmasr.errors import AudioError, OptionError
+from glmasr.errors import AudioError, CheckpointError, OptionError
 from glmasr.transcription.live import Live, feed_together, remaining
 from glmasr.transcription.live_decoder import unlooped
 from glmasr.transcription.live_events import Committed, Notice, SpeechStarted, SpeechStopped, Tentative
@@ -95,7 +95,7 @@ def test_other_rates_and_types(demo, digits):
 
 def test_silence_costs_nothing(demo, monkeypatch):
     session = demo.live(vad="off")
-    monkeypatch.setattr("glmasr.transcription.live.decode", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("glmasr.transcription.live_decoder.decode", lambda *_: pytest.fail("decoded"))
     noise = torch.Generator().manual_seed(1)
     for _ in range(120):
         assert session.feed(1e-3 * torch.randn(30 * RATE, generator=noise)) == []
@@ -140,6 +140,23 @@ def test_sessions_together_are_as_alone(recognizer, digits):
             events += session.finish()
         texts[name] = [[event.text for event in events if isinstance(event, Segment)] for events in found]
     assert texts["alone"] == texts["together"] and all(map(len, texts["alone"]))
+
+
+def test_an_error_is_that_of_its_session_and_what_is_committed_stays(demo, digits, monkeypatch):
+    good, bad = demo.live("en", vad="off"), demo.live("en", vad="off")
+    samples = with_pauses(digits, 1)
+    found = [event for start in range(0, 3 * RATE, 1600) for event in bad.feed(samples[start : start + 1600])]
+    committed = "".join(event.text for event in found if isinstance(event, Committed))
+    windows = bad.recognizer.windows
+    refused = lambda jobs, options: [CheckpointError("no answer")] * len(jobs)  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(windows, "decode", refused)
+        [fine, failed] = feed_together([(good, torch.zeros(10), 0.0), (bad, samples[3 * RATE :], 0.0)])
+    assert fine == [] and isinstance(failed[-1], CheckpointError)
+    committed += "".join(event.text for event in failed if isinstance(event, Committed))
+    assert isinstance(failed[-2], Segment) and failed[-2].text == committed != ""
+    [wrong, right] = feed_together([(good, torch.full((9,), torch.nan), 0.0), (bad, samples, 0.0)])
+    assert isinstance(wrong[0], AudioError) and any(isinstance(event, Segment) for event in [*right, *bad.finish()])
 
 
 def test_on_a_slow_machine_steps_get_longer(demo, digits):

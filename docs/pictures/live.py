@@ -18,8 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 import glmasr
 from glmasr import audio
-from glmasr.transcription import live
+from glmasr.transcription import live_decoder
 from glmasr.transcription.live_decoder import Request
+from glmasr.transcription.live_events import Committed
 
 INK, SOUND, PREFIX, NEW, SHOWN = "#555555", "#dddddd", "#8fa8c4", "#3a6ea5", "#d4542b"
 PIECE = 1600  # samples, 0.1 s, that are fed at a time
@@ -27,7 +28,7 @@ PIECE = 1600  # samples, 0.1 s, that are fed at a time
 
 def decodings(recognizer: glmasr.Recognizer, samples: torch.Tensor) -> list:
     """(request, answer, words committed afterwards, seconds of sound so far) of each decoding."""
-    found, decode, fed = [], live.decode, 0
+    found, decode, fed = [], live_decoder.decode, 0
 
     def noted(of, requests: list[Request]):
         answers = decode(of, requests)
@@ -36,7 +37,7 @@ def decodings(recognizer: glmasr.Recognizer, samples: torch.Tensor) -> list:
         )
         return answers
 
-    live.decode = noted
+    live_decoder.decode = noted
     try:
         session = recognizer.live(step=0.5, vad="off")
         for start in range(0, len(samples), PIECE):
@@ -44,13 +45,13 @@ def decodings(recognizer: glmasr.Recognizer, samples: torch.Tensor) -> list:
             note(found, session.feed(samples[start : start + PIECE]))
         note(found, session.finish())
     finally:
-        live.decode = decode
+        live_decoder.decode = decode
     return found
 
 
 def note(found: list, events: list) -> None:
     for event in events:
-        if isinstance(event, live.Committed):
+        if isinstance(event, Committed):
             found[-1][2] += event.words
 
 

@@ -15,7 +15,7 @@ it says how much sound waits (`behind`): where a machine is too slow, steps get 
 picture, and measurements.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,20 +32,17 @@ from ..errors import AudioError, GlmAsrError, OptionError
 from . import chinese_script, vad
 from .chunking import AROUND_SPEECH, Window, last_cut_frame, loudness
 from .families import RecordingState
-from .live_decoder import Heard, Recognizer, Request, decode
+from .live_decoder import Course, Heard, Recognizer, Request, run_together
 from .live_events import Committed, Event, Notice, SpeechStarted, SpeechStopped, Tentative
 from .live_words import Said, remaining
 from .options import Options
-from .results import Part, Segment
+from .results import Part, Segment, Word
 from .vad import CHUNK, GAP, SHORTEST
 
 UNCERTAIN = 0.4  # seconds at the end of the sound, in which no word is committed
 OVERLAP = 2.0  # seconds of committed words that are decoded again with what follows, as its prefix
 HUM = 8  # frames, 0.25 s, after which what is only just likely to be speech is none: the detector takes time in noise
 STEPS, PAUSES = (0.1, 30.0), (0.1, 10.0)  # seconds
-
-
-Course = Generator[Event | Request, "Heard | Part | GlmAsrError | None", None]
 
 
 class Live:
@@ -73,7 +70,7 @@ class Live:
         **options: Any,
     ):
         _check(Options(**options), step, pause, threshold)
-        self._recognizer = recognizer
+        self.recognizer = recognizer
         self._options = replace(recognizer.check(language, Options(**options)), words=True)
         self._convert = chinese_script.converter(self._options.script)
         self._recording = RecordingState.of(language)
@@ -118,12 +115,12 @@ class Live:
 
     def commit(self) -> list[Event]:
         """Ends the segment here, pause or not."""
-        [found] = run_together(self._recognizer, [self._end()])
+        [found] = run_together(self.recognizer, [self._end()])
         return _raised(found)
 
     def finish(self) -> list[Event]:
         """The rest. Nothing can be fed afterwards."""
-        [found] = run_together(self._recognizer, [self.finishing()])
+        [found] = run_together(self.recognizer, [self.finishing()])
         return _raised(found)
 
     # -- the course of a session, as generators: they yield events, and requests, for which they are sent the answers --
@@ -174,9 +171,11 @@ class Live:
         self._levels.append(likely)
         if self._pause and frame - self._last >= self._pause:
             yield SpeechStopped(self._last * CHUNK / SAMPLE_RATE)
-            yield from self._close(min(self._last + AROUND_SPEECH, frame))
-            self._reset()
-        elif (frame - self._begin + 1) * CHUNK > self._recognizer.family.config.window:
+            try:
+                yield from self._close(min(self._last + AROUND_SPEECH, frame))
+            finally:
+                self._reset()
+        elif (frame - self._begin + 1) * CHUNK > self.recognizer.family.config.window:
             yield from self._cut()
         elif frame >= self._due and behind <= self.step:  # else what was decoded now would soon be old
             yield from self._widened((frame - self._due) * CHUNK / SAMPLE_RATE + self.step)
@@ -264,7 +263,8 @@ class Live:
         window = Window(first * CHUNK, samples, places if self._pause and places else None)
         committed, self._committed, self._before, self._shown = self._committed, [], [], ""
         part = yield Request(window, self._recording, self._options, final=True)
-        if isinstance(part, GlmAsrError):
+        if isinstance(part, GlmAsrError):  # what is committed stays
+            yield self._segment(window, committed, [], "", Part(0.0, 0.0, self._language, [], []))
             raise part
         assert isinstance(part, Part)
         for warning in part.warnings:
@@ -276,20 +276,22 @@ class Live:
             replace(word, start=round(start, 3), end=round(end, 3))
             for word, (start, end) in zip(rest, spans_, strict=True)
         ]
-        said = self._convert("".join(one.text for one in committed)).lstrip()
-        text = text if said else text.lstrip()
+        text = text if committed else text.lstrip()
         if rest:
             yield Committed(text, tuple(rest))
+        yield self._segment(window, committed, rest, text, part)
+
+    def _segment(self, window: Window, committed: list[Said], rest: list[Word], text: str, part: Part) -> Segment:
+        """The committed words, then the rest, with its text."""
         words = (*(word for one in committed for word in one.words), *rest)
-        flags = tuple(dict.fromkeys(name for segment in part.segments for name in segment.flags))
         found = part.segments[0] if part.segments else Segment(0.0, 0.0, "", language=part.language)
-        yield replace(
+        return replace(
             found,
             start=words[0].start if words else round(window.begin, 3),
             end=words[-1].end if words else round(window.begin + window.seconds, 3),
-            text=said + text,
+            text=self._convert("".join(one.text for one in committed)).lstrip() + text,
             words=words,
-            flags=flags,
+            flags=tuple(dict.fromkeys(name for segment in part.segments for name in segment.flags)),
         )
 
     def _cut(self) -> Course:
@@ -301,50 +303,37 @@ class Live:
         later = [said for said in self._committed if said.words[0].start + said.words[-1].end > 2 * border]
         self._committed = self._committed[: len(self._committed) - len(later)]
         levels, language = self._levels[cut - self._begin :], self._language
-        yield from self._close(cut)
-        self._begin, self._levels, self._committed, self._language = cut, levels, later, language
-        self._first = max(cut, self._first or 0)
-        self._keep_from(cut * CHUNK)
+        try:
+            yield from self._close(cut)
+        finally:
+            self._begin, self._levels, self._committed, self._language = cut, levels, later, language
+            self._first = max(cut, self._first or 0)
+            self._keep_from(cut * CHUNK)
 
     def _end(self) -> Course:
-        if self._begin is not None and self._frame - self._begin >= GAP:  # there is no word in less
-            yield SpeechStopped(self._last * CHUNK / SAMPLE_RATE)
-            yield from self._close(self._frame if self._pause is None else min(self._last + AROUND_SPEECH, self._frame))
-        self._reset()
-        self._keep_from(self._frame * CHUNK)
+        try:
+            if self._begin is not None and self._frame - self._begin >= GAP:  # there is no word in less
+                yield SpeechStopped(self._last * CHUNK / SAMPLE_RATE)
+                yield from self._close(min(self._last + AROUND_SPEECH, self._frame) if self._pause else self._frame)
+        finally:
+            self._reset()
+            self._keep_from(self._frame * CHUNK)
 
 
 def feed_together(fed: Sequence[tuple[Live, Any, float]]) -> list[list[Event | GlmAsrError]]:
     """(session, samples, behind) of sessions of one recognizer, each at most once -> their events; what they want
     decoded goes through the model in common batches. A session that fails ends with its error."""
-    if not fed:
-        return []
-    return run_together(fed[0][0]._recognizer, [session.hearing(samples, behind) for session, samples, behind in fed])
-
-
-def run_together(recognizer: Recognizer, courses: Sequence[Course]) -> list[list[Event | GlmAsrError]]:
-    """The events of courses of sessions, which decode together."""
-    found: list[list[Event | GlmAsrError]] = [[] for _ in courses]
-    waiting: dict[int, Request] = {}
-
-    def go_on(index: int, answer: "Heard | Part | GlmAsrError | None" = None) -> None:
-        """Up to the next request."""
+    found: list[list[Event | GlmAsrError]] = [[] for _ in fed]
+    courses: dict[int, Course] = {}
+    for index, (session, samples, behind) in enumerate(fed):
         try:
-            while not isinstance(item := courses[index].send(answer), Request):
-                found[index].append(item)
-                answer = None
-            waiting[index] = item
-        except StopIteration:
-            pass
+            courses[index] = session.hearing(samples, behind)
         except GlmAsrError as error:
             found[index].append(error)
-
-    for index in range(len(courses)):
-        go_on(index)
-    while waiting:
-        asked, waiting = waiting, {}
-        for index, answer in zip(asked, decode(recognizer, list(asked.values())), strict=True):
-            go_on(index, answer)
+    if courses:
+        events = run_together(fed[0][0].recognizer, list(courses.values()))
+        for index, some in zip(courses, events, strict=True):
+            found[index] += some
     return found
 
 

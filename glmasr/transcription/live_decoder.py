@@ -4,7 +4,7 @@ Request, not final -> encode, greedy search after the ids that are committed, wo
 Request, final     -> as of a recording: `Recognizer.decode_together` -> Part
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from ..rules import Rule, StopLoops
 from .chunking import Window
 from .fallback import Limits
 from .families import Family, Job, Piece, RecordingState
+from .live_events import Event
 from .live_words import Said
 from .options import Options
 from .results import Part
@@ -60,6 +61,35 @@ class Heard:
 
     said: tuple[Said, ...] = ()
     language: str = ""
+
+
+Course = Generator[Event | Request, Heard | Part | GlmAsrError | None, None]
+
+
+def run_together(recognizer: Recognizer, courses: Sequence[Course]) -> list[list[Event | GlmAsrError]]:
+    """The events of courses of sessions, which decode together."""
+    found: list[list[Event | GlmAsrError]] = [[] for _ in courses]
+    waiting: dict[int, Request] = {}
+
+    def go_on(index: int, answer: "Heard | Part | GlmAsrError | None" = None) -> None:
+        """Up to the next request."""
+        try:
+            while not isinstance(item := courses[index].send(answer), Request):
+                found[index].append(item)
+                answer = None
+            waiting[index] = item
+        except StopIteration:
+            pass
+        except GlmAsrError as error:
+            found[index].append(error)
+
+    for index in range(len(courses)):
+        go_on(index)
+    while waiting:
+        asked, waiting = waiting, {}
+        for index, answer in zip(asked, decode(recognizer, list(asked.values())), strict=True):
+            go_on(index, answer)
+    return found
 
 
 def decode(recognizer: Recognizer, requests: Sequence[Request]) -> list[Heard | Part | GlmAsrError]:
