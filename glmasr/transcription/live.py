@@ -214,7 +214,8 @@ class Live:
         window = Window(start, self._sound(begin, self._frame), ((spoken[0] * CHUNK, spoken[1] * CHUNK),))
         ids = tuple(number for said in prefix for number in said.ids)
         recording = RecordingState.of(self._language) if self._committed and self._language else self._recording
-        heard = yield Request(window, recording, self._options, ids)
+        new = window.begin + window.seconds - (self._committed[-1].words[-1].end if prefix else window.begin)
+        heard = yield Request(window, recording, self._options, ids, new)
         if isinstance(heard, GlmAsrError):
             raise heard
         assert isinstance(heard, Heard)

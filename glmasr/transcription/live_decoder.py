@@ -24,16 +24,20 @@ from .window_decoder import WindowDecoder, search
 from .word_times import timed_words
 
 LOOP = 6  # ids that a loop has at least, all its turns together
+PHRASE = 5  # ids that nobody is likely to say twice in a row
+TOKENS, TOKENS_A_SECOND = 8, 10  # in an answer, for each second that isn't committed
 
 
 @dataclass(frozen=True)
 class Request:
-    """A stretch of sound to decode. `prefix`: ids that its text begins with. `final`: it will get no longer."""
+    """A stretch of sound to decode. `prefix`: ids that its text begins with; `new`: seconds of sound after them.
+    `final`: it will get no longer."""
 
     window: Window
     recording: RecordingState
     options: Options
     prefix: tuple[int, ...] = ()
+    new: float = 0.0
     final: bool = False
 
 
@@ -126,7 +130,11 @@ def _heard(recognizer: Recognizer, requests: list[Request], length: int, options
     encoded = family.encode(jobs, length, options, {job.recording: job.recording.language for job in jobs})
     audio, prompts = encoded.rows(range(len(jobs)))
     begun = [[*prompt, *request.prefix] for prompt, request in zip(prompts, requests, strict=True)]
-    budgets = [windows.budget(job.window, len(ids), options) for job, ids in zip(jobs, begun, strict=True)]
+    limits = [TOKENS + round(TOKENS_A_SECOND * request.new) for request in requests]
+    budgets = [
+        min(limit, windows.budget(job.window, len(ids), options))
+        for limit, job, ids in zip(limits, jobs, begun, strict=True)
+    ]
     bias = windows.biases.find(options.hotwords)
     found = search(windows.model, audio, begun, family.config.stop, budgets, options, rules, bias=bias)
     heard = []
@@ -142,13 +150,13 @@ def _heard(recognizer: Recognizer, requests: list[Request], length: int, options
 
 
 def unlooped(ids: list[int]) -> list[int]:
-    """The ids up to where they begin to repeat themselves until the end, for the third time at least. A sound that ends
-    amid a word makes a decoder loop; what it says first is as good as any."""
-    for period in range(1, len(ids) // 3 + 1):
+    """The ids up to where they repeat themselves until the end, for the second time, or the third if they are few. A
+    sound that ends amid a word makes a decoder loop; what it says first is as good as any."""
+    for period in range(1, len(ids) // 2 + 1):
         same = 0
         while same < len(ids) - period and ids[-1 - same] == ids[-1 - same - period]:
             same += 1
-        if same >= 2 * period and same + period >= LOOP:
+        if same >= (period if period >= PHRASE else 2 * period) and same + period >= LOOP:
             return ids[: len(ids) - same]
     return ids
 
