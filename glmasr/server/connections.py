@@ -2,6 +2,7 @@
 sends a byte now and then, or doesn't take its answer."""
 
 import asyncio
+import logging
 import select
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import h11
 from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from . import gate
 
@@ -20,6 +22,12 @@ CHUNKS, SMALLEST = (
     256,
     128,
 )  # after so many chunks of a body they have to have so many bytes on average; each costs as much as a large one
+MESSAGE = 15 * 2**20  # bytes of a WebSocket's message, as OpenAI has it: three minutes of sound
+FRAMES = 1024  # of a message, at most
+UNREAD = 2**20  # bytes that a client may let lie while it sends pings
+GONE = "glmasr.gone"  # an extension of a WebSocket's scope: an event that is set when the client has left
+SILENT = logging.getLogger("glmasr.sockets")  # what uvicorn logs of a WebSocket quotes what its client sent
+SILENT.disabled = True
 TICK = 1.0
 LEFT = getattr(select, "POLLRDHUP", 0)  # that the other side sends no more; Linux only
 
@@ -87,17 +95,71 @@ class Connection(H11Protocol):
                 self.transport.abort()
             elif now > self.idle + HEADERS:
                 self.transport.close()
-        elif self.flow.read_paused and self.left():
+        elif self.flow.read_paused and left(self.transport):
             self.transport.abort()
 
-    def left(self) -> bool:
-        """Whether the client has closed its side. TRAP: a transport that doesn't read, for it holds enough, doesn't see
-        that."""
-        if not LEFT or self.transport.is_closing():
-            return False
-        poll = select.poll()
-        poll.register(self.transport.get_extra_info("socket").fileno(), LEFT)
-        return bool(poll.poll(0))
+
+class Socket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, closed where the client is too slow to take what it is sent."""
+
+    def __init__(self, config: Config, *args: Any, **more: Any):
+        super().__init__(config, *args, **more)
+        self.logger = self.conn.logger = SILENT
+        self.taken = self.loop.time()  # when the client last took all that was sent
+        self.gone = asyncio.Event()
+
+    def handle_connect(self, event: Any) -> None:
+        """Beside what ASGI has, the application gets GONE."""
+        super().handle_connect(event)
+        if not self.handshake_complete:
+            extensions: Any = self.scope["extensions"]
+            extensions[GONE] = self.gone
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left, whatever it sent before that nobody has read."""
+        super().connection_lost(exc)
+        self.gone.set()
+
+    def resume_writing(self) -> None:
+        """The client has caught up: the timer for a stalled client restarts."""
+        super().resume_writing()
+        self.taken = self.loop.time()
+
+    def handle_ping(self) -> None:
+        """Answers, unless the client sends ping after ping and takes no answer."""
+        super().handle_ping()
+        if self.transport.get_write_buffer_size() > UNREAD:
+            self.transport.abort()
+
+    def handle_cont(self, event: Any) -> None:
+        """Part of a message. TRAP: empty ones count nothing towards its size."""
+        super().handle_cont(event)
+        if len(self.frames) > FRAMES:
+            self.transport.abort()
+
+    def shutdown(self) -> None:
+        """At the end of the server. Once it is open, `realtime.py` says goodbye."""
+        if not self.handshake_complete:
+            super().shutdown()
+
+    def check(self, now: float) -> None:
+        """Closes the connection where the client is too slow."""
+        if not self.transport.get_write_buffer_size():
+            self.taken = now
+        elif now > self.taken + gate.STALL:
+            self.transport.abort()
+        if self.read_paused and left(self.transport):
+            self.transport.abort()
+
+
+def left(transport: asyncio.Transport) -> bool:
+    """Whether the client has closed its side. TRAP: a transport that doesn't read, for it holds enough, doesn't see
+    that."""
+    if not LEFT or transport.is_closing():
+        return False
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), LEFT)
+    return bool(poll.poll(0))
 
 
 async def watch(connections: Iterable[object]) -> None:
@@ -106,5 +168,5 @@ async def watch(connections: Iterable[object]) -> None:
     while True:
         await asyncio.sleep(TICK)
         for connection in list(connections):
-            if isinstance(connection, Connection):
+            if isinstance(connection, Connection | Socket):
                 connection.check(loop.time())

@@ -23,6 +23,7 @@ from .problems import (
     Problem,
     TooLarge,
     UnknownHost,
+    UnknownUrl,
     UnsupportedType,
     UploadTimeout,
     as_problem,
@@ -30,6 +31,8 @@ from .problems import (
 from .request_queue import RequestQueue
 
 ROUTES = {"transcribe": "/v1/audio/transcriptions", "translate": "/v1/audio/translations"}  # task -> where to send it
+REALTIME = "/v1/realtime"  # the only WebSocket
+KEY_PROTOCOL = "openai-insecure-api-key."  # before the key, where a browser sends it: its WebSockets have no headers
 STALL = 20.0  # seconds without a byte of an upload, or without a byte taken of an answer, until a connection is dropped
 UPLOAD = 600.0  # seconds that an upload may take
 LINGER = 5.0  # seconds for which a refused upload is read on: a client that is still sending doesn't read the answer
@@ -64,13 +67,13 @@ class Gate:
         self.unfinished = 0  # bytes of all bodies that are under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Requests go to `answer`, lifespan events pass, WebSockets are closed with code 1008."""
+        """Requests go to `answer`, WebSockets to `connect`, lifespan events pass."""
         if scope["type"] == "http":
             await self.answer(scope, receive, send)
-        elif scope["type"] == "lifespan":
+        elif scope["type"] == "websocket":
+            await self.connect(scope, receive, send)
+        else:
             await self.app(scope, receive, send)
-        else:  # no route of this server is a WebSocket
-            await send({"type": "websocket.close", "code": 1008})
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Decides by path and headers, before any of the body is read."""
@@ -80,6 +83,31 @@ class Gate:
             await self.refuse(problem, scope, receive, send)
         else:
             await self.let_in(scope, receive, send, limit)
+
+    async def connect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Decides before the handshake, so that a refusal is an HTTP answer."""
+        accepted = False
+
+        async def noted(message: Message) -> None:
+            nonlocal accepted
+            accepted = accepted or message["type"] == "websocket.accept"
+            await send(message)
+
+        try:
+            self.check_host(scope)
+            self.check_origin(scope)
+            self.check_key(scope)
+            if scope["path"] != REALTIME:
+                raise UnknownUrl(f"{scope['path'][:100]} is no WebSocket; this server has {REALTIME}")
+            self.queue.check_session()
+            await self.app(scope, receive, noted)
+        except Exception as error:  # TRAP: beyond this place its message would be logged
+            problem = as_problem(error)
+            if accepted:
+                await send({"type": "websocket.close", "code": 1011})
+            else:
+                self.queue.metrics.refused(problem.status)
+                await problem.response()(scope, receive, send)
 
     # ---- what is checked before anything is read ----
 
@@ -107,7 +135,8 @@ class Gate:
     def check_origin(self, scope: Scope) -> None:
         """Whether the page that sends this may: `check_host`."""
         origin = self.header(scope, b"origin")
-        if not origin or scope["method"] in HARMLESS or {origin, "*"} & set(self.origins):
+        harmless = scope["type"] == "http" and scope["method"] in HARMLESS
+        if not origin or harmless or {origin, "*"} & set(self.origins):
             return
         if not same_origin(origin, self.header(scope, b"host")):
             raise ForeignOrigin(
@@ -126,6 +155,9 @@ class Gate:
         """Whether the request has the key, or none is set. Constant-time, so that timing doesn't leak it."""
         if not self.key:
             return True
+        for protocol in scope.get("subprotocols", ()):
+            if protocol.startswith(KEY_PROTOCOL):
+                return hmac.compare_digest(protocol.removeprefix(KEY_PROTOCOL).encode(), self.key)
         kind, _, value = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
         if kind.lower() == b"basic":
             try:

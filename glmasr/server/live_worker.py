@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import GlmAsrError
 from ..pipeline import Recognizer
-from ..transcription.live import Course, Live, run_together
+from ..transcription.live import Live
+from ..transcription.live_decoder import Course, run_together
 from ..transcription.live_events import Event
 from .messages import Clear, FromLive, Heard, Listen, LiveSettings, Refused, Sound, ToLive
 

@@ -136,6 +136,18 @@ class UploadTimeout(Problem):
     status, code = 408, "upload_timeout"
 
 
+class SessionIdle(Problem):
+    """No sound came for too long."""
+
+    status, code = 408, "session_idle"
+
+
+class SessionExpired(Problem):
+    """A live session lasted as long as one may."""
+
+    status, code = 408, "session_expired"
+
+
 class Gone(Problem):
     """A file of the page that is no longer kept."""
 
@@ -152,6 +164,12 @@ class UnsupportedType(Problem):
     """A content type, or a charset of it."""
 
     status, code = 415, "unsupported_type"
+
+
+class UpgradeRequired(Problem):
+    """A route that is a WebSocket."""
+
+    status, code = 426, "upgrade_required"
 
 
 class ClientLeft(Problem):

@@ -72,7 +72,11 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
             args.host,
             args.port,
             http=connections.Connection,
-            ws="none",
+            ws=connections.Socket,
+            ws_max_size=connections.MESSAGE,
+            ws_per_message_deflate=False,  # a message says its size
+            # TRAP: the answer to a ping waits behind sound that is not yet heard; an idle session ends by itself.
+            ws_ping_interval=None,
             access_log=False,
             log_config=None,
             server_header=False,
