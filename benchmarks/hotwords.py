@@ -58,7 +58,8 @@ OTHERS = {  # sentences without names, for the synthetic voices too
     "zh": ("今天的天气很好，我们一起去公园散步吧。", "请问从这里到火车站怎么走？", "这本书我已经看完了，明天还给你。"),
     "yue": ("今日天氣好好，不如一齊去公園行下。", "唔該問下點樣去火車站？", "呢本書我已經睇完，聽日還返俾你。"),
 }
-VOICES = {"en": ("en-us", "en-gb"), "zh": ("cmn",), "yue": ("yue",)}
+# TRAP: the voice "cmn" spells many characters in English: "qing three".
+VOICES = {"en": ("en-us", "en-gb"), "zh": ("cmn-latn-pinyin",), "yue": ("yue",)}
 SYLLABLES = (
     "ka lo mi ten shor wick ba dul ner vor sha tre quin os el han gar ber lin mar fos ter ri ga stone ford ley".split()
 )
