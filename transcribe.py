@@ -3,6 +3,7 @@
 
     python transcribe.py talk.wav --lang zh                                     text to standard output
     python transcribe.py talks/ --recursive --format srt,json --output-dir out  files, named after the recordings
+    arecord -f S16_LE -r 16000 | python transcribe.py --live -                  what is said, as it is said
 
 Progress, warnings and closing lines go to standard error. Exit code: 0 all recognized, 1 some recording or the model
 could not be used, or a text can't be written, 2 wrong usage, 130 interrupted. What was recognized of a recording before
@@ -78,7 +79,7 @@ def make_parser() -> Parser:
 
     add = parser.add_argument_group("model")
     default = "glm-asr-nano-2512"
-    model = f"{default} (default), demo, demo-article, a Whisper (tiny to large-v3, turbo), a directory, or owner/name"
+    model = f"{default} (default), demo, a Whisper (tiny to turbo), a directory, or owner/name"
     add.add_argument("--model", default=default, metavar="NAME|DIR", help=model)
     add.add_argument("--revision", metavar="REV", help="commit, branch or tag of a hub's model")
     hubs = ["huggingface", "modelscope"]
@@ -99,7 +100,7 @@ def make_parser() -> Parser:
     )
     add.add_argument("--timestamps", action=argparse.BooleanOptionalAction, help="segments with the model's times")
     add.add_argument("--words", action="store_true", help="times of each word")
-    kinds, means = ["character", "dictionary"], "a word of Chinese: character, or dictionary (extra [zh])"
+    kinds, means = ["character", "dictionary"], "words of Chinese: character, or dictionary"
     add.add_argument("--zh-words", choices=kinds, default=kinds[0], metavar="KIND", help=means)
     add.add_argument("--long", default="cut", choices=["cut", "whole", "seek"], help="if it's longer than a window")
     add.add_argument("--vad", default="auto", choices=["auto", "off"], help="auto: only speech, with the extra [vad]")
@@ -114,6 +115,12 @@ def make_parser() -> Parser:
     add.add_argument("--clip", type=clips, metavar="FROM-TO,...", help="parts: 60-120,5:00-; or --start, --end")
     add.add_argument("--start", type=moment, help=argparse.SUPPRESS)
     add.add_argument("--end", type=moment, help=argparse.SUPPRESS)
+    add.add_argument("--live", action="store_true", help="as it is said: AUDIO is -, mic or a file")
+    step = "until it grows (1); also --rate, --channels"
+    add.add_argument("--live-step", type=seconds, default=1.0, metavar="SECONDS", help=step)
+    add.add_argument("--rate", type=positive, default=16_000, metavar="HZ", help=argparse.SUPPRESS)
+    add.add_argument("--channels", type=positive, default=1, metavar="N", help=argparse.SUPPRESS)
+    add.add_argument("--input-device", metavar="N|NAME", help=argparse.SUPPRESS)
     add.add_argument("--hotwords", metavar="FILE|NAME,...", help="names to be spelled right")
     add.add_argument("--prompt", default="", metavar="TEXT", help="what was said before (Whisper)")
     add.add_argument("--context", action="store_true", help="what was said prompts what follows (Whisper)")
@@ -121,8 +128,7 @@ def make_parser() -> Parser:
     scripts = ["simplified", "traditional"]
     add.add_argument("--script", choices=scripts, metavar="SCRIPT", help="simplified or traditional (extra [zh])")
 
-    says = "With --format (default: txt) or --output-dir, named after the recordings."
-    add = parser.add_argument_group("files", says)
+    add = parser.add_argument_group("files, named after the recordings")
     add.add_argument("--format", type=formats, metavar="NAME,...", help=f"{', '.join(WRITERS)}, or all")
     add.add_argument("--output-dir", metavar="DIR", help="default: beside the recordings")
     add.add_argument("--recursive", action="store_true", help="also what is in the folders of a folder")
@@ -175,9 +181,28 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         check_clips(args.clips)
     except OptionError as error:
         parser.error(str(error))
+    check_live(parser, args)
     if args.max_line_width < 2:
         parser.error("--max-line-width has to be 2 or more: a Chinese character takes two columns")
     return args
+
+
+# What a session hasn't: it can't begin anew, and has neither parts nor several windows at a time.
+NOT_LIVE = (
+    "resume skip_existing recursive clip start end long explain track batch_size task context max_duration".split()
+)
+ONLY_LIVE = "live_step rate channels input_device".split()
+
+
+def check_live(parser: Parser, args: argparse.Namespace) -> None:
+    """Wrong usage of `--live`, or of what goes with it, ends the process."""
+    wrong = [name for name in (NOT_LIVE if args.live else ONLY_LIVE) if getattr(args, name) != parser.get_default(name)]
+    if wrong:
+        parser.error(f"--{wrong[0].replace('_', '-')} goes {'without' if args.live else 'with'} --live")
+    if args.live and (len(args.audio) > 1 or is_address(args.audio[0])):
+        parser.error("--live takes one source: - (standard input), mic, or a file; for an address, what ffmpeg pipes")
+    if args.input_device is not None and args.audio[0] != "mic":
+        parser.error("--input-device goes with `--live mic`")
 
 
 def recognition_options(args: argparse.Namespace, recognizer: "Recognizer") -> "Options":
@@ -189,7 +214,9 @@ def recognition_options(args: argparse.Namespace, recognizer: "Recognizer") -> "
         from glmasr.transcription import hotwords
 
         options["hotwords"] = hotwords.read(args.hotwords)
-    if args.timestamps is None and TIMED.intersection(args.format or ()) and recognizer.timed(glmasr.Options()):
+    if args.live:
+        options["timestamps"] = None  # those of a session are of words
+    elif args.timestamps is None and TIMED.intersection(args.format or ()) and recognizer.timed(glmasr.Options()):
         options["timestamps"] = True
     if args.max_duration:
         options["max_duration"] = args.max_duration
@@ -210,7 +237,7 @@ class Work:
 
     def run(self) -> int:
         """Everything; returns the exit code: 1 if a recording or the model failed, 2 for an unusable option."""
-        names = self.recordings()
+        names = self.args.audio if self.args.live else self.recordings()
         if self.args.files:
             self.outputs = output.plan_outputs(names, self.args.format or ["txt"], self.args.output_dir)
         if self.args.skip_existing:
@@ -228,6 +255,8 @@ class Work:
         except GlmAsrError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2 if isinstance(error, OptionError) else 1
+        if self.args.live:
+            return self.listen(names[0])
         try:
             if names:
                 self.recognize(self.journals.begun(names, self.outputs, self.fail))
@@ -277,6 +306,27 @@ class Work:
             self.messages.say(f"{args.model}: {hub.DEMO}")
         if args.verbose:
             self.messages.say(", ".join(f"{name} {value}" for name, value in self.how.items()))
+
+    def listen(self, name: str) -> int:
+        """A live session; returns the exit code."""
+        from glmasr.audio_files.pcm import Pcm
+        from glmasr.tools import live_console, live_screen
+
+        args, outputs = self.args, {}
+        if args.files:
+            stem = "live" if name in ("-", "mic") else name
+            outputs = output.plan_outputs([stem], args.format or ["txt"], args.output_dir)[stem]
+        try:
+            session = self.recognizer.live(args.lang, step=args.live_step, **vars(self.options))
+            raw = Pcm(args.rate, args.channels)
+        except OptionError as error:
+            self.fail(error)
+            return 2
+        layout = Layout(args.max_line_width, args.max_line_count, args.words_per_cue)
+        files = live_console.Files(outputs, layout, name, self.how, args.words)
+        screen = live_screen.Screen(args.json, args.timestamps, args.words)
+        console = live_console.Console(self.recognizer, session, screen, files, self.messages)
+        return console.run(partial(live_console.sound, name, raw, args.input_device))
 
     def fail(self, error: Exception, name: str = "") -> None:
         """Prints an error and counts it; the other recordings go on."""

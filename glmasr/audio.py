@@ -173,17 +173,24 @@ def blocks(
     check_track(track)
     with ExitStack() as stack:  # closes files and ends ffmpeg, also when the caller stops before the end
         name, parts = reader.read(source, sample_rate, track, max_duration, stack, warn, cancelled or (lambda: False))
-        yield from _regrouped(_at_16_khz(parts, name, warn), round(seconds * SAMPLE_RATE))
+        yield from blocks_of(parts, name, seconds, warn)
 
 
-def _at_16_khz(parts: Iterable[tuple[int, np.ndarray]], name: str, warn: Warn) -> Iterator[Tensor]:
-    """(rate, float array (samples, channels)) -> tensors (any,). The rate changes where another recording begins in the
-    same file.
+def blocks_of(
+    parts: Iterable[tuple[int, np.ndarray]], name: str, seconds: float, warn: Warn = warn_printable
+) -> Iterator[Tensor]:
+    """(sample rate, float array (samples, channels)) as they come, of a recording called `name` in messages -> float32
+    blocks (S,), mono, 16 kHz, each `seconds` long, the last one at most that. The rate changes where another recording
+    begins in the same file. Raises AudioError for samples that are NaN, infinite or above 1000 times full scale.
     """
-    for rate, some in groupby(parts, itemgetter(0)):
-        samples = mono(map(itemgetter(1), some), name, rate, warn)
-        # Decoders give small parts; long ones are faster here.
-        yield from _resampled(_regrouped(samples, VALUES), rate, SAMPLE_RATE)
+
+    def at_16_khz() -> Iterator[Tensor]:
+        for rate, some in groupby(parts, itemgetter(0)):
+            samples = mono(map(itemgetter(1), some), name, rate, warn)
+            # Decoders give small parts; long ones are faster here.
+            yield from _resampled(_regrouped(samples, min(VALUES, round(seconds * rate))), rate, SAMPLE_RATE)
+
+    yield from _regrouped(at_16_khz(), round(seconds * SAMPLE_RATE))
 
 
 def _regrouped(parts: Iterable[Tensor], length: int) -> Iterator[Tensor]:

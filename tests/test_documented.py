@@ -70,7 +70,7 @@ def options(path: Path) -> set[str]:
             }
         elif isinstance(node, (ast.Import, ast.ImportFrom)) and path.parent.name in ("training", "benchmarks"):
             for name in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]:
-                if (beside := path.parent / f"{name}.py").is_file():
+                if (beside := path.parent / f"{name}.py").is_file() and beside != path:
                     found |= options(beside)
     return found
 

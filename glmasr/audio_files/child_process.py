@@ -8,11 +8,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import IO
 
-from ..errors import Cancelled
+from ..errors import Cancelled, GlmAsrError
 from .limits import IsCancelled
 
 if sys.platform == "linux":
@@ -27,17 +27,20 @@ class Child:
     """A program whose output is read, in a session of its own: it is ended with all that it has started
 
     - when it is closed;
-    - when nothing came for PATIENCE seconds (then it is `silent`), or `cancelled()` is true: a thread looks after that;
+    - when nothing came for PATIENCE seconds (then it is `silent`), those not counted in which it may still get input,
+      or `cancelled()` is true: a thread looks after that;
     - when this process is gone, however that ended: the kernel closes the pipe then that a shell, the leash, reads
       from.
+
+    `read(count)` gives its input, at most so many bytes, b"" at the end; a thread asks for it. None: it has none.
 
     Raises OSError where it can't be started.
     """
 
     LEASH = 'read -r _; kill -9 -"$1"'  # what closes the pipe, kills the session
 
-    def __init__(self, command: Sequence[str], cancelled: IsCancelled):
-        self.cancelled, self.silent, self.patience = cancelled, False, PATIENCE
+    def __init__(self, command: Sequence[str], cancelled: IsCancelled, read: Callable[[int], bytes] | None = None):
+        self.cancelled, self.silent, self.patience = cancelled, False, math.inf if read else PATIENCE
         self.deadline, self.closed = math.inf, threading.Event()
         with ExitStack() as stack:
             # TRAP: a pipe that isn't read would stop it at 64 KiB.
@@ -46,7 +49,7 @@ class Child:
             self.process = stack.enter_context(
                 subprocess.Popen(
                     command,
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE if read else subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=self.log,
                     start_new_session=True,
@@ -54,6 +57,8 @@ class Child:
             )
             assert self.process.stdout is not None
             self.output: IO[bytes] = self.process.stdout
+            if read:
+                stack.callback(self._close_input)  # `Popen` would complain that nobody reads the rest
             stack.callback(self.kill)  # runs before the wait that `Popen` ends with
             if sys.platform == "linux":
                 with suppress(OSError):
@@ -72,6 +77,8 @@ class Child:
                 )
                 stack.callback(leash.kill)  # before its pipe is closed: the number may be another one's by then
                 stack.callback(self.kill)
+            if read:  # nobody waits for this thread: who gives the input may be silent forever
+                threading.Thread(target=self._feed, args=[read], daemon=True).start()
             watcher = threading.Thread(target=self._watch, daemon=True)
             watcher.start()
             stack.callback(watcher.join)
@@ -88,6 +95,12 @@ class Child:
         """So many bytes, fewer at the end."""
         with self._limited():
             return self.output.read(count)
+
+    def read_some(self, count: int) -> bytes:
+        """What is there, at most so many bytes, at least one; none at the end."""
+        with self._limited():
+            content: bytes = self.output.read1(count)  # type: ignore[attr-defined]
+            return content
 
     def said(self, count: int) -> str:
         """The last bytes, so many at most, of what it has written to standard error."""
@@ -120,6 +133,22 @@ class Child:
         self.deadline = math.inf
         if self.cancelled():
             raise Cancelled
+
+    def _feed(self, read: Callable[[int], bytes]) -> None:
+        assert self.process.stdin is not None
+        # It has ended, or was closed. What `read` raises, it raises again for whoever wants the rest.
+        with suppress(OSError, ValueError, GlmAsrError, Cancelled):
+            while content := read(2**16):
+                self.process.stdin.write(content)
+                self.process.stdin.flush()
+        self._close_input()
+        self.patience = PATIENCE
+        self.deadline = time.monotonic() + PATIENCE
+
+    def _close_input(self) -> None:
+        assert self.process.stdin is not None
+        with suppress(OSError, ValueError):
+            self.process.stdin.close()
 
     def _watch(self) -> None:
         while not self.closed.wait(0.1):

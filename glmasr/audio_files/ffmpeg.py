@@ -8,7 +8,7 @@ the lists below.
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -114,13 +114,16 @@ class Ffmpeg:
             )
         self.program = program
 
-    def start(self, options: Sequence[str], output: Sequence[str] = ()) -> Child:
-        """Starts ffmpeg with `options` before the input and `output` after it. Raises AudioError."""
+    def start(
+        self, options: Sequence[str], output: Sequence[str] = (), read: Callable[[int], bytes] | None = None
+    ) -> Child:
+        """Starts ffmpeg with `options` before the input and `output` after it. `read`: gives the bytes of the file, as
+        of `Child`, in place of the path. Raises AudioError."""
         limits = f"-max_alloc {MOST_ALLOCATED} -threads 1 -vn -sn -dn -protocol_whitelist file,pipe"
-        source = ["-format_whitelist", CONTAINERS, "-i", self.path]
+        source = ["-format_whitelist", CONTAINERS, "-i", "pipe:0" if read else self.path]
         command = [self.program, "-nostdin", "-hide_banner", *options, *limits.split(), *source, *output]
         try:
-            return Child(command, self.cancelled)
+            return Child(command, self.cancelled, read)
         except OSError as error:
             raise AudioError(
                 f"{self.name}: not readable ({self.trouble}), and {self.program} can't be started ({error}); mend "
@@ -165,15 +168,28 @@ class Ffmpeg:
                 length = 3600 * int(clock["hours"]) + 60 * int(clock["minutes"]) + float(clock["seconds"])
         return [found[index] for index in sorted(found)], begin, length
 
-    def decode(self, track: Track | None, begin: float, length: float, stack: ExitStack) -> Decoded:
-        """A track; None: the first sound, of a file that lists nothing."""
+    def decode(
+        self,
+        track: Track | None,
+        begin: float | None,
+        length: float,
+        stack: ExitStack,
+        read: Callable[[int], bytes] | None = None,
+    ) -> Decoded:
+        """A track; None: the first sound, of a file that lists nothing. `read`: of the bytes that this gives, as of
+        `Child`, and as soon as they are there."""
         # No -ac: ffmpeg's own downmix weighs the channels. Matroska is the simplest container that says when a packet
         # is played.
         # TRAP: without -copyts a transport stream begins where its sound does, not where the file does.
         what = f"-map {f'0:{track.index}' if track else '0:a:0'} -map_metadata -1 -map_chapters -1"
         form = "-avoid_negative_ts disabled -c:a pcm_f32le -f matroska pipe:1"
-        child = stack.enter_context(self.start(["-v", "error", "-copyts"], f"{what} {form}".split()))
-        decoded = Decoded(child, max(begin, 0.0), length)
+        options = "-v error -copyts"
+        if read:  # else it looks at 5 MB or 5 s before it gives the first sound, and gives 5 s of it at once
+            # TRAP: with -fflags nobuffer what it has looked at would be lost.
+            options += " -probesize 1048576 -analyzeduration 500000"
+            form = f"-cluster_time_limit 100 -flush_packets 1 {form}"
+        child = stack.enter_context(self.start(options.split(), f"{what} {form}".split(), read))
+        decoded = Decoded(child, begin if begin is None else max(begin, 0.0), length, soon=read is not None)
         if not decoded.rate or not decoded.channels:
             raise self.refused(child)
         return decoded

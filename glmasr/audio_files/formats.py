@@ -102,8 +102,12 @@ def why_no_sound(path: str) -> str:
     """Why a file whose first VALUES bytes are there is no recording, whoever reads it; "" if it may be one."""
     with open(path, "rb") as file:
         start = file.read(VALUES)
-    if not any(start):  # ffmpeg looks no further either
-        return f"its first {VALUES:,} bytes are zeros"
+    # ffmpeg looks no further either
+    return no_sound(start) if any(start) else f"its first {VALUES:,} bytes are zeros"
+
+
+def no_sound(start: bytes) -> str:
+    """Why what begins so is no recording; "" if it may be one."""
     if kind := next((kind for beginning, kind in NO_SOUND.items() if start.startswith(beginning)), None):
         return f"it is {kind}"
     # TRAP: a character may be cut at the end. Some headers are text, but what follows them is not.
@@ -172,13 +176,13 @@ def _stated_sound(file: BinaryIO, place: int) -> tuple[int, int] | None:
     if head[:4] in (b".snd", b"dns."):
         order: Literal["little", "big"] = "little" if head[:4] == b"dns." else "big"
         offset, size = (int.from_bytes(head[start : start + 4], order) for start in (4, 8))
-        return (place + offset, place + offset + size) if _is_stated(size) else None
+        return (place + offset, place + offset + size) if is_stated(size) else None
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff", b"riff"):
         return _stated_chunk(file, place, head)
     return None
 
 
-def _is_stated(size: int) -> bool:
+def is_stated(size: int) -> bool:
     """Whether a number of bytes is one. Who writes into a pipe can't know it: ffmpeg writes 2^32 - 1 or 0, SoX
     0x7f000000 or 0x7ffff000, others 2^31 or what is next to it, and in 64 bits -1 or 2^63 - 1."""
     return 0 < size < 2**62 and not (0x7F000000 <= size <= 2**31 + 2**16 or 0xFF000000 <= size < 2**32)
@@ -212,7 +216,7 @@ def _stated_chunk(file: BinaryIO, place: int, head: bytes) -> tuple[int, int] | 
         if chunk[:4] in (b"data", b"SSND"):
             size = long if long and size == 2**32 - 1 else size
             before = {b"FORM": 8, b"caff": 4}.get(kind, 0)  # bytes that are not sound yet
-            return (place + before, place + size) if _is_stated(size) else None
+            return (place + before, place + size) if is_stated(size) else None
         place += size + (-size % 8 if kind == b"riff" else size % 2 if digits == 4 else 0)
     return None
 
@@ -240,10 +244,7 @@ def mpeg_frames(path: str) -> Iterator[tuple[float, int, bytes]]:
     # it.
     with open(path, "rb", buffering=VALUES) as file:
         while len(start := read_at(file, place, 40)) >= 4:
-            head = int.from_bytes(start[:4], "big")
-            version, layer = head >> 19 & 3, 4 - (head >> 17 & 3)
-            index, rate, padding = head >> 12 & 15, head >> 10 & 3, head >> 9 & 1
-            if head >> 21 != 0x7FF or version == 1 or layer == 4 or index in (0, 15) or rate == 3:
+            if (frame := mpeg_frame(start)) is None:
                 if start[:3] == b"ID3":
                     place += _tag_length(start)
                     if _tag_length(start) >= 20:  # libmpg123 takes smaller ones for damage
@@ -256,12 +257,24 @@ def mpeg_frames(path: str) -> Iterator[tuple[float, int, bytes]]:
                 if not piece or missed > 100_000:  # no further frame, or damaged through and through
                     break
                 continue
-            hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
-            bits = 1000 * BIT_RATES[version == 3, layer][index]
-            samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
-            yield samples / hertz, place - end, start
-            place += (12 * bits // hertz + padding) * 4 if layer == 1 else samples // 8 * bits // hertz + padding
+            seconds, length = frame
+            yield seconds, place - end, start
+            place += length
             end = place
+
+
+def mpeg_frame(start: bytes) -> tuple[float, int] | None:
+    """Seconds and bytes of the frame of an MP3 that begins so; None: none does."""
+    head = int.from_bytes(start[:4], "big")
+    version, layer = head >> 19 & 3, 4 - (head >> 17 & 3)
+    index, rate, padding = head >> 12 & 15, head >> 10 & 3, head >> 9 & 1
+    if head >> 21 != 0x7FF or version == 1 or layer == 4 or index in (0, 15) or rate == 3:
+        return None
+    hertz = (44_100, 48_000, 32_000)[rate] // {3: 1, 2: 2, 0: 4}[version]
+    bits = 1000 * BIT_RATES[version == 3, layer][index]
+    samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
+    length = (12 * bits // hertz + padding) * 4 if layer == 1 else samples // 8 * bits // hertz + padding
+    return samples / hertz, length
 
 
 def mpeg_seconds(path: str) -> float:

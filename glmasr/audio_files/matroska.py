@@ -23,8 +23,8 @@ LONGEST_GAP = 3600.0  # seconds; beyond that a clock has jumped, and no sound is
 
 class Decoded:
     """What ffmpeg makes of a track: its `rate`, and `parts`, with silence where the clock of the file runs on without
-    sound, whose first second is `begin` and whose last one is `length` later. No sound is dropped: where the clock goes
-    back, the sound goes on.
+    sound, whose first second is `begin` (None: that of the first sound) and whose last one is `length` later. No sound
+    is dropped: where the clock goes back, the sound goes on. `soon`: the parts are as short as they come.
     """
 
     # Elements of Matroska (RFC 9559): those that hold others, and those that count here. All others are skipped.
@@ -32,12 +32,13 @@ class Decoded:
     HOLDERS = {0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE, 0xE1, 0xA0}
     RATE, CHANNELS, TIME, BLOCKS = 0xB5, 0x9F, 0xE7, (0xA3, 0xA1)
 
-    def __init__(self, child: Child, begin: float, length: float):
-        self.child, self.begin, self.length = child, begin, length
+    def __init__(self, child: Child, begin: float | None, length: float, soon: bool = False):
+        self.child, self.length, self.least = child, length, 1 if soon else 4 * VALUES
         self.rate, self.channels, self.read = 0.0, 0, 0  # `read`: samples so far
         self.stream = io.BufferedReader(_Output(child), 4 * VALUES)
         blocks = self._blocks()
         first = next(blocks, None)  # what comes before it says rate and channels
+        self.begin = begin if begin is not None else (first and first[0]) or 0.0
         self.blocks = chain([first] if first else [], blocks)
 
     def _number(self, marked: bool = False) -> int | None:
@@ -100,7 +101,7 @@ class Decoded:
                         yield taken()
                     yield from self._silence(round(missing * self.rate))
             held += piece
-            if len(held) >= 4 * VALUES:
+            if len(held) >= max(self.least, width):
                 yield taken()
         if held:
             yield taken()
@@ -122,6 +123,6 @@ class _Output(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:  # anything that can be written into
-        content = self.child.read(len(buffer))
+        content = self.child.read_some(len(buffer))
         buffer[: len(content)] = content
         return len(content)
