@@ -123,10 +123,31 @@ class Page:
     def alert(self) -> str:
         return self.find("#status .glm-alert").text
 
-    def download(self, form: str) -> Path:
+    def download(self, form: str, button: str = "download") -> Path:
         """The file that the button of a format gives."""
-        self.find(f"#download-{form}").click()
+        self.find(f"#{button}-{form}").click()
         return self.wait(lambda: next(iter(self.downloads.glob(f"*.{form}"))), f"a file .{form}")
+
+    def live(self) -> None:
+        """Goes to the tab "Live"."""
+        self.find("#live-button").click()
+        self.wait(lambda: self.script("return window.glmLive") is not None, "the microphone")
+
+    def listen(self) -> None:
+        """Begins a live recording."""
+        self.find("#live-record").click()
+        self.wait(lambda: self.find("#live-stop").is_displayed(), "a recording")
+
+    def stop_listening(self) -> None:
+        """Ends it, and waits for the rest of its text and the files."""
+        self.find("#live-stop").click()
+        self.wait(lambda: self.find("#live-record").is_displayed(), "the end of the recording")
+        self.wait(lambda: self.find("#live-download-srt").is_enabled(), "files")
+
+    @property
+    def said(self) -> str:
+        """All of the text of the tab "Live", a line for each segment."""
+        return self.find("#live-said").text
 
     def picture(self, path: Path) -> None:
         self.driver.save_screenshot(str(path))

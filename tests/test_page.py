@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("gradio", reason="needs the extra [web]")
 
 from glmasr.pipeline import Options, Segment, Transcript, Word  # noqa: E402
-from glmasr.server import calls, messages, page, page_texts, page_views, page_words, request_queue, uploads  # noqa: E402
+from glmasr.server import calls, messages, page, page_texts, page_views, page_words, request_queue, talks, uploads  # noqa: E402
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "a&b", "' onclick='x", "${7*7}", "{{value}}"]
 SAY = [lambda name, index=index: page_texts.TEXTS[name][index] for index in (0, 1)]
@@ -144,7 +144,7 @@ def test_the_box_is_named_in_both_languages():
     facts = messages.Ready(["auto", "en"], True, ["transcribe"], {"device": "cpu", "dtype": "float32"})
     queue = request_queue.RequestQueue({})
     queue.facts = facts
-    blocks = page.layout("model", queue, page.Handlers(queue, None, 60.0))
+    blocks = page.layout("model", queue, page.Handlers(queue, None, 60.0), talks.Talks(None, 60.0))
     [box] = [block for block in blocks.blocks.values() if getattr(block, "elem_id", "") == "words"]
     assert box.value is False and box.label.key == "words" and box.info.key == "words_info"
     assert page_texts.TEXTS["words"] == ("Word times", "逐词时间")
@@ -155,7 +155,7 @@ def test_what_the_page_sends_unchanged_is_let_through():
     facts = messages.Ready(["auto", "en"], True, ["transcribe"], {"device": "cpu", "dtype": "float32"})
     queue = request_queue.RequestQueue({})
     queue.facts = facts
-    blocks = page.layout("model", queue, page.Handlers(queue, None, 60.0))
+    blocks = page.layout("model", queue, page.Handlers(queue, None, 60.0), talks.Talks(None, 60.0))
     [show] = [call for call in blocks.fns.values() if call.name == "show"]
     values = [None, *(field.value for field in show.inputs[1:])]
     assert calls.checked_values(values, 1, {"language": ["auto", "en"]})[1:] == values[1:]

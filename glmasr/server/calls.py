@@ -17,6 +17,7 @@ from .problems import InvalidValue, UnsupportedParameter
 from .uploads import Uploads
 
 NAME = r"[\w.-]{1,64}"  # a pattern for what names a session or an event
+KEY = "[0-9a-f]{32}"
 NUMBERS = ("fn_index", "trigger_id")  # fields with a number; all others have a NAME
 MOST_BEAMS = 10  # of the page
 LONGEST_LIST = 20_000  # characters of its hotwords
@@ -42,9 +43,25 @@ def is_list(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= LONGEST_LIST
 
 
-# What each function takes after the recording, by its number. What has no check here is one of the choices that a model
-# leaves; the task is none of them where it does not translate, and isn't sent then.
-CALLS = {0: ("language", "task"), 1: ("language", "timestamps", "words", "beams", "fast", "script", "hotwords", "task")}
+def is_key(value: Any) -> bool:
+    """Whether it is a name for sound that somebody speaks: 32 random digits, of 16."""
+    return isinstance(value, str) and bool(re.fullmatch(KEY, value, re.ASCII))
+
+
+def is_rate(value: Any) -> bool:
+    """Whether it is a rate of sound that microphones have, in Hz."""
+    return type(value) is int and 8000 <= value <= 192_000
+
+
+LISTEN, FRESH = 5, 6  # the functions of the tab "Live"
+# What each function takes, by its number. What has no check here is one of the choices that a model leaves; the task is
+# none of them where it does not translate, and isn't sent then.
+CALLS: dict[int, tuple[str, ...]] = {
+    0: ("recording", "language", "task"),
+    1: ("recording", "language", "timestamps", "words", "beams", "fast", "script", "hotwords", "task"),
+    LISTEN: ("key", "rate", "language"),
+    FRESH: (),
+}
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "timestamps": is_truth,
     "words": is_truth,
@@ -52,6 +69,8 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "fast": is_truth,
     "script": is_script,
     "hotwords": is_list,
+    "key": is_key,
+    "rate": is_rate,
 }
 
 
@@ -73,6 +92,8 @@ def checked_call(
             "session_hash",
         )
     values = checked_values(call.get("data"), number, choices)
+    if "recording" not in CALLS[number]:
+        return checked | {"data": values}
     recording = checked_recording(values[0], body, uploads)
     if number == 1 and recording:
         uploads.show(recording, checked["session_hash"])
@@ -103,15 +124,17 @@ def checked_fields(call: dict[str, Any], known: tuple[str, ...]) -> dict[str, An
 
 
 def checked_values(values: Any, number: int, choices: dict[str, list[str]]) -> list[Any]:
-    """`data` of a call of the function with this number, defaults filled in: the recording, as it came, and what
-    CALLS says. Raises Problem."""
-    names = [name for name in CALLS[number] if name in CHECKS or name in choices]
-    count = 1 + len(names)
+    """`data` of a call of the function with this number, defaults filled in; the recording as it came. Raises
+    Problem."""
+    names = [name for name in CALLS[number] if name == "recording" or name in CHECKS or name in choices]
+    count = len(names)
     if not isinstance(values, list) or len(values) != count and not (number == 0 and len(values) < count):
-        raise InvalidValue(f"data is no list of {count} values; expected the recording, {', '.join(names)}", "data")
-    defaults = [None, *(choices.get(name, [None])[0] for name in names)]
+        raise InvalidValue(f"data is no list of {count} values; expected {', '.join(names) or 'an empty list'}", "data")
+    defaults = [choices.get(name, [None])[0] for name in names]
     checked: list[Any] = [*values, *defaults[len(values) :]]
-    for place, name in enumerate(names, 1):
+    for place, name in enumerate(names):
+        if name == "recording":
+            continue
         value = checked[place] = canonical(checked[place]) if name == "language" else checked[place]
         if name in CHECKS:
             if not CHECKS[name](value):

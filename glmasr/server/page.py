@@ -1,6 +1,6 @@
 """The web page, made with Gradio and mounted into the application of `api.py`.
 
-What it says is in `page_texts.py`, what it shows of a recording in `page_views.py`.
+What it says is in `page_texts.py`, what it shows of a recording in `page_views.py`; the tab "Live" is `page_live.py`.
 
 What is unusual here: Gradio sees no file, no address and no object that a client names: `fence.py` stands in front of
 it, and `uploads.py` keeps the files.
@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 from abc import ABCMeta
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote
@@ -28,14 +28,16 @@ from ..checkpoint.hub import BUILT_IN
 from ..pipeline import Options
 from ..transcription.hotwords import listed, parse
 from ..transcription.language import join
-from . import page_words
+from . import page_live, page_words
 from .fence import Fence
 from .file_routes import add_file_routes
-from .messages import Began, PartReady
+from .messages import Began, PartReady, Ready
 from .page_texts import CHOICES, labeled, translations, translator
 from .page_views import CSS, FORMATS, alert, clock, progress, result
 from .problems import as_problem
-from .request_queue import Event, Finished, RequestQueue
+from .request_queue import Finished, RequestQueue
+from .talks import Talks
+from .ticking import ticking
 from .uploads import Uploads
 
 SESSIONS = 64  # that Gradio remembers; the functions here keep nothing in them
@@ -54,7 +56,9 @@ def add(
     facts, ended = queue.facts, asyncio.Event()
     assert facts is not None, "the page is made when the model is loaded"
     add_file_routes(app, uploads, ended)
-    blocks = layout(name, queue, Handlers(queue, uploads, max_duration))
+    talks = app.state.talks = Talks(uploads, max_duration)
+    page_live.add_route(app, talks)
+    blocks = layout(name, queue, Handlers(queue, uploads, max_duration), talks)
     blocks.queue(default_concurrency_limit=None, max_size=EVENTS)
     blocks.state_session_capacity = SESSIONS
     gr.mount_gradio_app(
@@ -62,7 +66,7 @@ def add(
         blocks,
         "/",
         theme=gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"]),
-        css=CSS + page_words.CSS,
+        css=CSS + page_words.CSS + page_live.CSS,
         i18n=translations(),
         max_file_size=most_bytes,
         run_history=False,
@@ -100,102 +104,110 @@ class Discreet:
 # ---- what stands where -----------------------------------------------------------------------------------------------
 
 
-def layout(name: str, queue: RequestQueue, handlers: "Handlers") -> Any:
+def layout(name: str, queue: RequestQueue, handlers: "Handlers", talks: Talks) -> Any:
     """Gradio's Blocks."""
     facts, say = queue.facts, translations()
     assert facts is not None
-    languages, translates = labeled(facts.languages), "translate" in facts.tasks
     with gr.Blocks(title="glmasr", analytics_enabled=False) as blocks:
         gr.Markdown(say("intro" if set(facts.languages) == set(CHOICES) else "intro_of_others"))
         if name in BUILT_IN:
             gr.Markdown(say("demo"))
-        with gr.Row(equal_height=False):
-            with gr.Column(min_width=320):
-                # TRAP: this label alone can't be translated.
-                recording = Input(
-                    sources=["upload", "microphone"],
-                    type="filepath",
-                    label="Recording 录音",
-                    elem_id="recording",
-                    editable=False,
-                    buttons=[],
-                )
-                choice = gr.Radio if len(languages) <= len(CHOICES) else gr.Dropdown  # the latter can be searched
-                language = choice(languages, value="auto", label=say("language"), elem_id="language")
-                task = []
-                if translates:
-                    names = [(say(task), task) for task in facts.tasks]
-                    task = [gr.Radio(names, value="transcribe", label=say("task"), elem_id="task")]
-                with gr.Accordion(say("more"), open=False, elem_id="more"):
-                    model = f"{name} ({facts.runtime['device']}, {facts.runtime['dtype']})"
-                    gr.Textbox(model, label=say("model"), interactive=False)
-                    timestamps = gr.Checkbox(
-                        facts.timestamps,
-                        label=say("timestamps"),
-                        info=say("timestamps_info"),
-                        visible=facts.timestamps,
-                    )
-                    words = gr.Checkbox(False, label=say("words"), info=say("words_info"), elem_id="words")
-                    beams = gr.Slider(0, 10, 0, step=1, label=say("beams"), info=say("beams_info"))
-                    fast = gr.Checkbox(False, label=say("fast"), info=say("fast_info"))
-                    script = gr.Radio(
-                        [
-                            (say("as_is"), ""),
-                            (say("simplified"), "simplified"),
-                            (say("traditional"), "traditional"),
-                        ],
-                        value="",
-                        label=say("script"),
-                        visible=importlib.util.find_spec("opencc") is not None,
-                    )
-                    hotwords = gr.Textbox(
-                        "",  # TRAP: an empty one without a value sends null
-                        label=say("hotwords"),
-                        info=say("hotwords_info"),
-                        lines=2,
-                        max_lines=8,
-                        elem_id="hotwords",
-                    )
-                with gr.Row():
-                    go = gr.Button(say("go"), variant="primary", elem_id="go")
-                    stop = gr.Button(say("stop"), elem_id="stop")
-            with gr.Column(min_width=320):
-                status = gr.HTML(elem_id="status")
-                text = gr.Textbox(
-                    label=say("text"),
-                    placeholder=say("empty"),
-                    lines=5,
-                    max_lines=15,
-                    buttons=["copy"],
-                    interactive=False,
-                    elem_id="text",
-                )
-                details = gr.HTML(elem_id="details", js_on_load=page_words.SCRIPT)
-                with gr.Row(elem_classes="glm-files"):
-                    files = [
-                        gr.DownloadButton(form, interactive=False, size="sm", min_width=50, elem_id=f"download-{form}")
-                        for form in FORMATS
-                    ]
-        # TRAP: the article's call names the function by its number, 0: this one has to be the first.
-        gr.Button(visible=False).click(
-            handlers.transcribe,
-            [recording, language, *task],
-            gr.Textbox(visible=False),
-            api_name="transcribe",
-            concurrency_limit=None,
-            show_progress="hidden",
-        )
-        run = go.click(
-            handlers.show,
-            [recording, language, timestamps, words, beams, fast, script, hotwords, *task],
-            [status, text, details, *files],
-            api_visibility="private",
-            concurrency_limit=None,
-            show_progress="hidden",
-        )
-        stop.click(None, None, status, js="() => ''", cancels=[run], api_visibility="private")
+        with gr.Tab(say("tab_recording")):
+            add_recording(name, facts, handlers)
         blocks.unload(lambda: None)  # so that a page holds a connection while it is open: `file_routes.py`
+        with gr.Tab(say("tab_live"), elem_id="live"):
+            page_live.add(queue, talks, labeled(facts.languages))
     return blocks
+
+
+def add_recording(name: str, facts: Ready, handlers: "Handlers") -> None:
+    """Puts the tab "Recording" into Gradio's Blocks."""
+    say, languages, translates = translations(), labeled(facts.languages), "translate" in facts.tasks
+    with gr.Row(equal_height=False):
+        with gr.Column(min_width=320):
+            # TRAP: this label alone can't be translated.
+            recording = Input(
+                sources=["upload", "microphone"],
+                type="filepath",
+                label="Recording 录音",
+                elem_id="recording",
+                editable=False,
+                buttons=[],
+            )
+            choice = gr.Radio if len(languages) <= len(CHOICES) else gr.Dropdown  # the latter can be searched
+            language = choice(languages, value="auto", label=say("language"), elem_id="language")
+            task = []
+            if translates:
+                names = [(say(task), task) for task in facts.tasks]
+                task = [gr.Radio(names, value="transcribe", label=say("task"), elem_id="task")]
+            with gr.Accordion(say("more"), open=False, elem_id="more"):
+                model = f"{name} ({facts.runtime['device']}, {facts.runtime['dtype']})"
+                gr.Textbox(model, label=say("model"), interactive=False)
+                timestamps = gr.Checkbox(
+                    facts.timestamps,
+                    label=say("timestamps"),
+                    info=say("timestamps_info"),
+                    visible=facts.timestamps,
+                )
+                words = gr.Checkbox(False, label=say("words"), info=say("words_info"), elem_id="words")
+                beams = gr.Slider(0, 10, 0, step=1, label=say("beams"), info=say("beams_info"))
+                fast = gr.Checkbox(False, label=say("fast"), info=say("fast_info"))
+                script = gr.Radio(
+                    [
+                        (say("as_is"), ""),
+                        (say("simplified"), "simplified"),
+                        (say("traditional"), "traditional"),
+                    ],
+                    value="",
+                    label=say("script"),
+                    visible=importlib.util.find_spec("opencc") is not None,
+                )
+                hotwords = gr.Textbox(
+                    "",  # TRAP: an empty one without a value sends null
+                    label=say("hotwords"),
+                    info=say("hotwords_info"),
+                    lines=2,
+                    max_lines=8,
+                    elem_id="hotwords",
+                )
+            with gr.Row():
+                go = gr.Button(say("go"), variant="primary", elem_id="go")
+                stop = gr.Button(say("stop"), elem_id="stop")
+        with gr.Column(min_width=320):
+            status = gr.HTML(elem_id="status")
+            text = gr.Textbox(
+                label=say("text"),
+                placeholder=say("empty"),
+                lines=5,
+                max_lines=15,
+                buttons=["copy"],
+                interactive=False,
+                elem_id="text",
+            )
+            details = gr.HTML(elem_id="details", js_on_load=page_words.SCRIPT)
+            with gr.Row(elem_classes="glm-files"):
+                files = [
+                    gr.DownloadButton(form, interactive=False, size="sm", min_width=50, elem_id=f"download-{form}")
+                    for form in FORMATS
+                ]
+    # TRAP: the article's call names the function by its number, 0: this one has to be the first.
+    gr.Button(visible=False).click(
+        handlers.transcribe,
+        [recording, language, *task],
+        gr.Textbox(visible=False),
+        api_name="transcribe",
+        concurrency_limit=None,
+        show_progress="hidden",
+    )
+    run = go.click(
+        handlers.show,
+        [recording, language, timestamps, words, beams, fast, script, hotwords, *task],
+        [status, text, details, *files],
+        api_visibility="private",
+        concurrency_limit=None,
+        show_progress="hidden",
+    )
+    stop.click(None, None, status, js="() => ''", cancels=[run], api_visibility="private")
 
 
 class Plain(ComponentMeta):
@@ -316,26 +328,3 @@ def extended(text: str, event: PartReady) -> str:
 def refused(message: str) -> Exception:
     """The error that the page shows to its user and that isn't logged."""
     return gr.Error(message, print_exception=False)  # the log is not for what users send
-
-
-async def ticking(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event | None, None]:
-    """The same events, and None in every second without one. TRAP: Gradio looks whether a user is still there when a
-    function yields, and at no other time."""
-    task: asyncio.Future[Event] | None = None
-    try:
-        while True:
-            task = task or asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait([task], timeout=1.0)
-            if done:
-                found, task = task, None
-                try:
-                    yield found.result()
-                except StopAsyncIteration:
-                    return
-            else:
-                yield None
-    finally:
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        await events.aclose()

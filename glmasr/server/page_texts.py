@@ -69,6 +69,23 @@ TEXTS = {  # name -> English, Chinese
     "unknown": ("unknown", "未知"),
     "start": ("Start", "开始"),
     "end": ("End", "结束"),
+    "tab_recording": ("Recording", "录音文件"),
+    "tab_live": ("Live", "实时"),
+    "live_intro": (
+        "Speak, and read along; what may still change is grey. Stop whenever you like: the next recording goes on with "
+        "the same text.",
+        "边说边看文字，灰色部分还可能变化。可随时停止，再次录音会接在后面。",
+    ),
+    "live_record": ("Record", "开始录音"),
+    "live_denied": (
+        "There is no microphone, or the browser doesn't let this page use it. It never does where the page's address "
+        "begins with http:// and is not this machine's own.",
+        "没有麦克风，或浏览器不允许本页使用麦克风（以 http:// 打开的非本机页面一律不允许）。",
+    ),
+    "live_listens": ("Listening", "正在听"),
+    "live_stopped": ("Stopped", "已停止"),
+    "copy": ("Copy", "复制"),
+    "fresh": ("New text", "清空重来"),
     "player": ("The recording, word by word", "录音（逐词播放）"),
     "unsure": ("unsure: {share:.0%}", "没有把握：{share:.0%}"),
 }

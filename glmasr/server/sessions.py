@@ -1,4 +1,4 @@
-"""Tidies up what the page no longer needs: files, and what Gradio keeps of sessions that have left."""
+"""Tidies up what the page no longer needs: files, texts, and what Gradio keeps of sessions that have left."""
 
 import asyncio
 import time
@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from .talks import Talks
 from .uploads import KEEP, Uploads
 
 
@@ -13,10 +14,12 @@ async def tidy(app: FastAPI, uploads: Uploads) -> None:
     """Drops what is no longer needed, for ever. `app`: with the page in it, `page.add`."""
     mounted: Any = app.router.routes[-1]
     gradio_app = mounted.app.app
+    talks: Talks = app.state.talks
     unread: dict[str, float] = {}
     while True:
         await asyncio.sleep(5)
         uploads.tidy()
+        talks.tidy()
         tidy_sessions(gradio_app.get_blocks()._queue, unread)
 
 

@@ -42,6 +42,7 @@ class Kept:
     used: float  # when, by the monotonic clock
     once: bool  # for one call, which drops it
     busy: int = 0  # calls that are at work on it
+    lasts: bool = False  # another recording leaves it there
 
 
 class Uploads:
@@ -68,7 +69,21 @@ class Uploads:
 
     def keep(self, name: str, content: bytes, beside: str) -> str:
         """The path of a new file with this content, for the page that shows `beside`. Raises as `new` does."""
-        path = self.new(name, self.files[beside].session if beside in self.files else "")
+        return self._kept(name, content, self.files[beside].session if beside in self.files else "")
+
+    def keep_last(self, files: dict[str, bytes], session: str) -> list[str]:
+        """The paths of new files, name -> content, which belong to no recording; those before, of the same page, go.
+        Raises as `new` does."""
+        for path, kept in list(self.files.items()):
+            if kept.lasts and kept.session == session:
+                self.drop(path)
+        paths = [self._kept(name, content, session) for name, content in files.items()]
+        for path in paths:
+            self.files[path].lasts = True
+        return paths
+
+    def _kept(self, name: str, content: bytes, session: str) -> str:
+        path = self.new(name, session)
         self.grow(path, len(content))
         Path(path).write_bytes(content)
         return path
@@ -103,7 +118,7 @@ class Uploads:
     def show(self, path: str, session: str) -> None:
         """A page shows this recording from now on, and what it showed before is no longer needed."""
         for other, kept in list(self.files.items()):
-            if session and kept.session == session and other != path:
+            if session and kept.session == session and other != path and not kept.lasts:
                 kept.once = True
                 if not kept.busy:
                     self.drop(other)
