@@ -7,6 +7,7 @@ import torch
 import glmasr
 from glmasr import audio
 from glmasr.errors import AudioError, CheckpointError, OptionError
+from glmasr.transcription import live_decoder
 from glmasr.transcription.live import Live, feed_together, remaining
 from glmasr.transcription.live_decoder import unlooped
 from glmasr.transcription.live_events import Committed, Notice, SpeechStarted, SpeechStopped, Tentative
@@ -257,3 +258,10 @@ def test_what_remains_after_the_committed_words(committed, text, rest):
 )
 def test_a_loop_is_said_once(ids, kept):
     assert unlooped(ids) == kept
+
+
+def test_a_draft_changes_nothing(recognizer, digits, monkeypatch):
+    samples = with_pauses(digits, 1)
+    with_draft = listened(recognizer.live("en", step=0.5, vad="off"), samples, 1600)
+    monkeypatch.setattr(live_decoder, "_confirmed", lambda family, request, *_: list(request.prefix))
+    assert listened(recognizer.live("en", step=0.5, vad="off"), samples, 1600) == with_draft

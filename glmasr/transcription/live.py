@@ -215,7 +215,8 @@ class Live:
         ids = tuple(number for said in prefix for number in said.ids)
         recording = RecordingState.of(self._language) if self._committed and self._language else self._recording
         new = window.begin + window.seconds - (self._committed[-1].words[-1].end if prefix else window.begin)
-        heard = yield Request(window, recording, self._options, ids, new)
+        draft = tuple(number for said in self._before for number in said.ids)
+        heard = yield Request(window, recording, self._options, ids, new, draft)
         if isinstance(heard, GlmAsrError):
             raise heard
         assert isinstance(heard, Heard)

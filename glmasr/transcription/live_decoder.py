@@ -31,13 +31,14 @@ TOKENS, TOKENS_A_SECOND = 8, 10  # in an answer, for each second that isn't comm
 @dataclass(frozen=True)
 class Request:
     """A stretch of sound to decode. `prefix`: ids that its text begins with; `new`: seconds of sound after them.
-    `final`: it will get no longer."""
+    `draft`: those that probably follow. `final`: it will get no longer."""
 
     window: Window
     recording: RecordingState
     options: Options
     prefix: tuple[int, ...] = ()
     new: float = 0.0
+    draft: tuple[int, ...] = ()
     final: bool = False
 
 
@@ -129,7 +130,8 @@ def _heard(recognizer: Recognizer, requests: list[Request], length: int, options
     rules: list[Rule] = [*family.rules(jobs[0].requested, options), StopLoops(family.config.stop[0])]
     encoded = family.encode(jobs, length, options, {job.recording: job.recording.language for job in jobs})
     audio, prompts = encoded.rows(range(len(jobs)))
-    begun = [[*prompt, *request.prefix] for prompt, request in zip(prompts, requests, strict=True)]
+    known = [_confirmed(family, request, *encoded.rows([index])) for index, request in enumerate(requests)]
+    begun = [[*prompt, *ids] for prompt, ids in zip(prompts, known, strict=True)]
     limits = [TOKENS + round(TOKENS_A_SECOND * request.new) for request in requests]
     budgets = [
         min(limit, windows.budget(job.window, len(ids), options))
@@ -139,7 +141,7 @@ def _heard(recognizer: Recognizer, requests: list[Request], length: int, options
     found = search(windows.model, audio, begun, family.config.stop, budgets, options, rules, bias=bias)
     heard = []
     for index, (request, hypothesis) in enumerate(zip(requests, found, strict=True)):
-        ids = unlooped([*request.prefix, *hypothesis.ids])
+        ids = unlooped([*known[index], *hypothesis.ids])
         silence = hypothesis.empty if encoded.no_speech is None else encoded.no_speech[index]
         said: tuple[Said, ...] = ()
         if len(ids) > len(request.prefix) and (request.prefix or not Limits().silent(hypothesis, silence)):
@@ -147,6 +149,19 @@ def _heard(recognizer: Recognizer, requests: list[Request], length: int, options
             said = tuple(_grouped(family, request, row, prompt, ids))
         heard.append(Heard(said, encoded.languages[index]))
     return heard
+
+
+def _confirmed(family: Family, request: Request, audio: Any, prompts: list[list[int]]) -> list[int]:
+    """The prefix, and what of the draft greedy search would say again: one pass over all of it is cheaper than a step
+    for each. Hotwords change what is said, so with them there is no draft."""
+    prefix, draft = list(request.prefix), list(request.draft)
+    if not draft or request.options.hotwords:
+        return prefix
+    best = family.read_again(request.window, audio, prompts[0], [*prefix, *draft]).logits.argmax(-1).tolist()
+    count = 0
+    while count < len(draft) and best[len(prefix) + count : len(prefix) + count + 1] == [draft[count]]:
+        count += 1
+    return [*prefix, *draft[:count]]
 
 
 def unlooped(ids: list[int]) -> list[int]:
