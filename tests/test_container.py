@@ -26,11 +26,7 @@ pytest.importorskip("fastapi", reason="needs the extra [web]")
 from helpers.programs import needs, program  # noqa: E402
 from helpers.server import ROOT, Server  # noqa: E402
 
-from glmasr.server import (
-    gate,
-    main,  # noqa: E402
-    running,  # noqa: E402
-)
+from glmasr.server import gate, main, realtime, running  # noqa: E402
 
 EXAMPLES = ROOT / "examples"
 TEXTS = {
@@ -153,6 +149,12 @@ def test_nginx_agrees_with_the_server():
         seconds(directive("proxy_read_timeout")) > known.time_limit
         and seconds(directive("client_body_timeout")) > gate.STALL
     )
+    # A WebSocket passes, and is not closed while it may be idle.
+    assert re.findall(r"proxy_set_header (Upgrade|Connection) (\S+);", NGINX) == [
+        ("Upgrade", "$http_upgrade"),
+        ("Connection", "$connection_upgrade"),
+    ]
+    assert directive("proxy_http_version") == "1.1" and seconds(directive("proxy_read_timeout")) > realtime.IDLE
     error = json.loads(re.search(r"return 413 '(.+)';", NGINX)[1])
     assert set(error["error"]) == {"message", "type", "param", "code"} and error["error"]["code"] == "too_large"
 
@@ -305,6 +307,26 @@ def test_recordings_through_nginx(nginx):
     client = openai.OpenAI(base_url=f"{nginx}/v1", api_key="none", max_retries=0)
     for name, text in TEXTS.items():
         assert client.audio.transcriptions.create(file=EXAMPLES / name, model=MODEL).text == text
+
+
+@container
+def test_a_realtime_session_through_nginx(nginx, server):
+    openai = pytest.importorskip("openai", reason="needs the extra [test]")
+    soundfile, audio = pytest.importorskip("soundfile"), pytest.importorskip("glmasr.audio")
+    sound = io.BytesIO()
+    soundfile.write(
+        sound, audio.resample(audio.load(EXAMPLES / "en.mp3"), 16_000, 24_000).numpy(), 24_000, "PCM_16", format="RAW"
+    )
+    client = openai.OpenAI(
+        base_url=f"{nginx}/v1", websocket_base_url=f"{nginx}/v1".replace("http", "ws", 1), api_key="none"
+    )
+    with client.realtime.connect(model=MODEL, extra_query={"intent": "transcription"}) as connection:
+        connection.session.update(session={"type": "transcription", "audio": {"input": {"turn_detection": None}}})
+        connection.input_audio_buffer.append(audio=base64.b64encode(sound.getvalue()).decode())
+        connection.input_audio_buffer.commit()
+        texts = (event.transcript for event in connection if event.type.endswith(".completed"))
+        assert next(texts) == TEXTS["en.mp3"]
+    server.until(lambda: httpx.get(f"{server.url}/healthz").json()["running"] == 0, 5)
 
 
 @container

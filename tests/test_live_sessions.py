@@ -104,7 +104,9 @@ def test_what_waits_is_heard_together(recognizer, digits):
 def test_a_commit_ends_the_segment_with_all_that_was_sent(recognizer, digits):
     listener = begun(recognizer, settings=LiveSettings("en", RATE, None))
     samples = spoken(digits)
-    said = heard(recognizer, listener, *sounds(samples, 3200), Commit(1), *sounds(samples, 3200), Finish(1))
+    said = []
+    for message in (*sounds(samples, 3200), Commit(1), *sounds(samples, 3200), Finish(1)):
+        said += heard(recognizer, listener, message)
     segments = events(said, Segment)
     assert [segment.text for segment in segments] == [TEXT, TEXT]
     commit, *_, finish = [message for message in said if message.asked in (Commit, Finish)]
@@ -156,10 +158,11 @@ def test_one_that_has_sent_an_hour_holds_up_no_other(recognizer, digits):
     assert turn <= 6 and len(flood.inputs) == 3600 - turn
 
 
-def test_what_waits_makes_steps_longer(recognizer):
-    listener = begun(recognizer)
-    said = heard(recognizer, listener, *sounds(spoken(5.0), 2 * RATE))
-    assert events(said[:1], Notice) and listener.session.step > 1
+def test_while_sound_waits_only_whole_segments_are_decoded(recognizer, digits):
+    said = heard(recognizer, begun(recognizer), *sounds(spoken(0.5, digits, 1.0, 5.0), 2 * RATE))
+    first = next(number for number, event in enumerate(events(said)) if not isinstance(event, Notice | SpeechStarted))
+    assert isinstance(events(said)[first], SpeechStopped)
+    assert [segment.text for segment in events(said, Segment)] == [TEXT]
 
 
 def test_errors_come_as_events(recognizer, digits, monkeypatch):

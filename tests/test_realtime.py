@@ -42,6 +42,7 @@ from glmasr.server.messages import (  # noqa: E402
     Sound,
 )
 from glmasr.server.realtime_events import Dialog  # noqa: E402
+from glmasr.server.realtime_messages import SLICE, read  # noqa: E402
 
 TYPES = pydantic.TypeAdapter(RealtimeServerEvent)
 VAD = {"type": "server_vad", "threshold": 0.5, "prefix_padding_ms": 300, "silence_duration_ms": 700}
@@ -91,7 +92,7 @@ def begun(detection=VAD, older=False) -> Dialog:
 
 
 def take(dialog, kind: str, **content) -> list[dict]:
-    return checked(dialog.take(json.dumps({"type": kind, "event_id": "mine", **content})))
+    return checked(dialog.take(read(json.dumps({"type": kind, "event_id": "mine", **content}))))
 
 
 def update(dialog, **session) -> list[dict]:
@@ -228,15 +229,36 @@ def test_what_the_user_should_know_is_with_the_text():
 
 @pytest.mark.parametrize("detection", [VAD, None])
 def test_a_text_that_fails(detection):
-    """While somebody speaks it is an error; at the end it is that of the item."""
-    dialog = begun(detection)
+    """While somebody speaks it is an error; at the end it is that of the item, whose deltas stay."""
+    dialog, wrong = begun(detection), ShortMemoryError("no room")
     dialog.answer(Heard(1, [SpeechStarted(1.0), Committed("one", ())], Sound))
-    assert error(dialog.answer(Heard(1, [ShortMemoryError("no room")], Sound)))["code"] == "no_memory"
-    events = dialog.answer(Heard(1, [SpeechStopped(2.0), ShortMemoryError("no room")], Commit))
-    assert kinds(events)[0] == "input_audio_buffer.committed" and kinds(events)[-1] == "failed"
-    assert events[-1]["error"]["code"] == "no_memory" and "completed" not in kinds(events)
+    assert error(dialog.answer(Heard(1, [wrong], Sound)))["code"] == "no_memory"
+    events = dialog.answer(Heard(1, [SpeechStopped(2.0), segment("one"), wrong], Commit))
+    assert kinds(events) == [
+        "input_audio_buffer.committed",
+        "conversation.item.added",
+        "conversation.item.done",
+        "failed",
+    ]
+    assert events[-1]["error"]["code"] == "no_memory" and events[-1]["item_id"] == events[0]["item_id"]
     events = dialog.answer(Heard(1, [SpeechStarted(3.0), SpeechStopped(4.0), segment()], Commit))
     assert kinds(events)[-1] == "completed"
+
+
+def test_a_window_that_fails():
+    """It is an item where pauses end items, else a gap in one."""
+    wrong = [segment("one"), ShortMemoryError("no room")]
+    dialog = begun()
+    dialog.answer(Heard(1, [SpeechStarted(1.0), Committed("one", ())], Sound))
+    failed = dialog.answer(Heard(1, wrong, Sound))
+    assert kinds(failed)[-1] == "failed"
+    events = dialog.answer(Heard(1, [SpeechStopped(9.0), Committed("two", ()), segment("two")], Sound))
+    assert events[-1]["transcript"] == "two" and events[-1]["item_id"] != failed[-1]["item_id"]
+    dialog = begun(None)
+    dialog.answer(Heard(1, [SpeechStarted(1.0), Committed("one", ())], Sound))
+    error(dialog.answer(Heard(1, wrong, Sound)))
+    events = dialog.answer(Heard(1, [SpeechStopped(9.0), Committed("two", ()), segment("two")], Commit))
+    assert events[-1]["transcript"] == "one two"
 
 
 def test_at_the_end_what_was_said_is_told():
@@ -336,6 +358,8 @@ def test_what_the_server_cannot_do_is_an_error_that_says_so(session, says, param
         ('{"type": "input_audio_buffer.append"}', "audio is missing"),
         ('{"type": "input_audio_buffer.append", "audio": 7}', "audio is missing"),
         ('{"type": "input_audio_buffer.append", "audio": "!!!"}', "isn't base64"),
+        ('{"type": "input_audio_buffer.append", "audio": "AA==AAAA"}', "isn't base64"),
+        ('{"type": "input_audio_buffer.append", "audio": "AAAAA"}', "isn't base64"),
         ('{"type": "input_audio_buffer.append", "audio": "é"}', "isn't base64"),
         ('{"type": "input_audio_buffer.append", "audio": "AAAA", "rate": 8000}', "rate is no field"),
         ('{"type": "input_audio_buffer.append", "audio": "AAAA"}', "odd number"),
@@ -346,7 +370,7 @@ def test_what_the_server_cannot_do_is_an_error_that_says_so(session, says, param
 )
 def test_garbage_is_an_error_and_the_session_goes_on(message, says):
     dialog = begun()
-    found = error(dialog.take(message))
+    found = error(dialog.take(read(message)))
     assert says in found["message"] and found["type"] == "invalid_request_error" and not dialog.told.log
     json.dumps(found).encode()
     assert append(dialog, bytes(4800)) == [] and len(dialog.told.log) == 1
@@ -359,6 +383,13 @@ def test_a_commit_needs_a_tenth_of_a_second():
     append(dialog, bytes(2))
     assert take(dialog, "input_audio_buffer.commit") == []
     assert error(take(dialog, "input_audio_buffer.commit"))["message"].startswith("0 ms")
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, SLICE // 4 * 3, SLICE + 1, SLICE * 2])
+def test_sound_is_decoded_in_slices(size):
+    sound = np.random.default_rng(1).bytes(size)
+    message = {"type": "input_audio_buffer.append", "audio": base64.b64encode(sound).decode()}
+    assert read(json.dumps(message)).sound == sound
 
 
 # ---- the older protocol ----------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """The realtime API: a WebSocket on which OpenAI's clients send sound and get text while somebody speaks.
 
-    client -> receive -> `Dialog.take` -> LiveSession -> the worker -> LiveSession -> `Dialog.answer` -> send -> client
+    client -> `read` -> `Dialog.take` -> LiveSession -> the worker -> LiveSession -> `Dialog.answer` -> client
 
-What the events mean is in `realtime_events.py`, what a client may set in `realtime_settings.py`; here is what flows,
-and when a session ends.
+What a client may send is in `realtime_messages.py`, what the events mean in `realtime_events.py`, what may be set in
+`realtime_settings.py`; here is what flows, and when a session ends.
 
 What is unusual here: nothing is thrown away and nothing piles up. While more than `live_session.ROOM` seconds of sound
 wait for the model, the client's next message isn't read, so it is the client that waits.
@@ -34,9 +34,11 @@ from .problems import (
     as_problem,
 )
 from .realtime_events import Dialog, EventData, check_model
+from .realtime_messages import read
 from .request_queue import RequestQueue
 
 IDLE = 300.0  # seconds without sound after which a session ends
+LARGE = 2**18  # characters of a message, from which on it is read in a thread
 TICK = 1.0
 PROTOCOL = "realtime"  # which browsers ask for, beside the one with their key
 OLDER = "openai-beta.realtime-v1"  # as a protocol; as a header  OpenAI-Beta: realtime=v1
@@ -129,7 +131,9 @@ class Connection:
                 continue
             before = self.session.seconds
             text = message.get("text")
-            for event in self.dialog.take(message["bytes"] if text is None else text):
+            content = message["bytes"] if text is None else text
+            large = len(content) > LARGE
+            for event in self.dialog.take(await asyncio.to_thread(read, content) if large else read(content)):
                 await self.send(event)
             if self.session.seconds > before:
                 self.last_sound = time.monotonic()

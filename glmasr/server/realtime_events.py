@@ -1,8 +1,8 @@
 """The realtime protocol, without connection or model: events of a client -> what a live session is told; what it
 answers -> events for the client.
 
-    session.update, input_audio_buffer.append, .commit, .clear
-        -> `Dialog.take` -> session.change, .hear, .commit, .clear -> (worker) -> Heard, Refused -> `Dialog.answer`
+    session.update, input_audio_buffer.append, .commit, .clear -> `realtime_messages.read` -> `Dialog.take`
+        -> session.change, .hear, .commit, .clear -> (worker) -> Heard, Refused -> `Dialog.answer`
         -> input_audio_buffer.speech_started, .speech_stopped, .committed, conversation.item.added, .done,
            conversation.item.input_audio_transcription.delta, .completed, .failed, error
 
@@ -11,12 +11,10 @@ are never revised. What speech fills a window with becomes an item without a pau
 on with the same item.
 """
 
-import base64
-import binascii
-import json
 import secrets
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Protocol
 
 from ..errors import GlmAsrError, OptionError
@@ -25,18 +23,12 @@ from ..transcription.live_events import Committed, Notice, SpeechStarted, Speech
 from ..transcription.results import Segment
 from .g711 import samples
 from .messages import Clear, Commit, Finish, Heard, Listen, LiveSettings, Refused
-from .problems import InvalidValue, ModelNotFound, Problem, UnsupportedParameter, as_problem
+from .problems import InvalidValue, ModelNotFound, Problem, as_problem
+from .realtime_messages import Message
 from .realtime_settings import PADDING, Session, as_older, of_older, of_options, updated
 
 EventData = dict[str, Any]
 LEAST = 0.1  # seconds that may be committed
-FIELDS = {  # of what a client may send, beside type and event_id
-    "session.update": ("session",),
-    "transcription_session.update": ("session",),  # the older shape
-    "input_audio_buffer.append": ("audio",),
-    "input_audio_buffer.commit": (),
-    "input_audio_buffer.clear": (),
-}
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
 
@@ -113,52 +105,38 @@ class Dialog:
         """What a session begins with."""
         return self._described("transcription_session.created" if self.older else "session.created", self.older)
 
-    def take(self, message: str | bytes) -> list[EventData]:
+    def take(self, message: Message) -> list[EventData]:
         """Does what an event of the client asks for. -> what is to be said to that at once."""
-        event_id: str | None = None
         try:
-            content = _parsed(message)
-            event_id = content.get("event_id")
-            self._obey(content, event_id)
-        except (Problem, GlmAsrError) as error:
-            return [self._error(as_problem(error), event_id)]
+            if message.problem:
+                raise message.problem
+            self._obey(message)
+        except Problem as problem:
+            return [self._error(problem, message.event_id)]
         return []
 
-    def _obey(self, content: dict[str, Any], event_id: str | None) -> None:
-        kind = content["type"]
-        if kind == "input_audio_buffer.append":
-            self._append(content)
-        elif kind == "input_audio_buffer.commit":
+    def _obey(self, message: Message) -> None:
+        if message.kind == "input_audio_buffer.append":
+            found = samples(message.sound, self.session.audio.input.format.type)
+            self.buffered += len(found) / self.told.settings.rate
+            self.told.hear(found.tobytes())
+        elif message.kind == "input_audio_buffer.commit":
             self._check_buffer()
             self.buffered = 0.0
             self.told.commit()
-        elif kind == "input_audio_buffer.clear":
+        elif message.kind == "input_audio_buffer.clear":
             self.buffered = 0.0
             self.told.clear()
         else:
-            older = kind != "session.update"
-            session = updated(self.session, of_older(content.get("session")) if older else content.get("session"))
+            older = message.kind != "session.update"
+            session = updated(self.session, of_older(message.session) if older else message.session)
             check_model(session.audio.input.transcription.model, self.names, "session.audio.input.transcription.model")
             try:
                 settings = session.live()
             except OptionError as error:
                 raise of_options(error) from None
-            self.updates.append(Update(event_id, session, older))
+            self.updates.append(Update(message.event_id, session, older))
             self.told.change(settings)
-
-    def _append(self, content: dict[str, Any]) -> None:
-        text = content.get("audio")
-        if not isinstance(text, str):
-            raise InvalidValue("audio is missing, or is no text; expected sound in base64", "audio")
-        try:
-            sound = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
-            raise InvalidValue(
-                f"audio isn't base64, it begins with {text[:20]!r}; expected the bytes of sound in base64", "audio"
-            ) from None
-        found = samples(sound, self.session.audio.input.format.type)
-        self.buffered += len(found) / self.told.settings.rate
-        self.told.hear(found.tobytes())
 
     def _check_buffer(self) -> None:
         """Raises InvalidValue with OpenAI's code, where there is nothing to commit."""
@@ -179,7 +157,10 @@ class Dialog:
             problem = of_options(answer.error) if isinstance(answer.error, OptionError) else as_problem(answer.error)
             return [self._error(problem, update.event_id if update else None)]
         told: list[EventData] = []
-        for event in answer.events:
+        for event, after in zip_longest(answer.events, answer.events[1:]):
+            if isinstance(event, Segment) and isinstance(after, GlmAsrError):
+                told += self._failed(as_problem(after), answer)
+                break
             told += self._tell(event, answer)
         ended = any(event["type"] in (f"{TRANSCRIPTION}.completed", f"{TRANSCRIPTION}.failed") for event in told)
         if answer.asked is Commit and not ended:
@@ -215,8 +196,8 @@ class Dialog:
             return self._segment(event)
         if isinstance(event, Notice):
             self.warnings.append(event.text)
-        if isinstance(event, GlmAsrError):
-            return self._failed(as_problem(event), answer)
+        if isinstance(event, GlmAsrError):  # of a text that would have been replaced anyway
+            return [self._error(as_problem(event))]
         return []
 
     def _stopped(self, event: SpeechStopped, answer: Heard) -> list[EventData]:
@@ -251,11 +232,12 @@ class Dialog:
         return told
 
     def _failed(self, problem: Problem, answer: Heard) -> list[EventData]:
-        """Of a whole item; or of a text that would have been replaced anyway."""
-        item = self.item
-        if item is None or not (item.committed or answer.asked in (Commit, Finish)):
+        """The end of an item that has no text but its deltas; or of a window, as of `_segment`."""
+        item = self._current()
+        if not self._detects and answer.asked not in (Commit, Finish):
+            item.cut = bool(item.said)
             return [self._error(problem)]
-        self.item = None
+        self.item = None if item.committed else Item()
         error = problem.content()["error"]
         failed = self._event(f"{TRANSCRIPTION}.failed", item_id=item.id, content_index=0, error=error)
         return [*self._committed(item), failed]
@@ -329,27 +311,3 @@ def check_model(name: str, names: tuple[str, ...], param: str) -> None:
     """Raises ModelNotFound unless it is one of `names`."""
     if name not in names:
         raise ModelNotFound(f"model is {name[:100]!r}, but this server has {', '.join(names)}", param)
-
-
-def _parsed(message: str | bytes) -> dict[str, Any]:
-    """An event of a client: its type is one of FIELDS, and it has no other fields. Raises Problem."""
-    if isinstance(message, bytes):
-        raise InvalidValue(
-            f"a binary message of {len(message)} bytes came, expected JSON as text; sound goes as base64 into "
-            "input_audio_buffer.append"
-        )
-    try:
-        content = json.loads(message)
-    except (ValueError, RecursionError):
-        raise InvalidValue(
-            f"a message isn't JSON, it begins with {message[:40]!r}; expected an object with type"
-        ) from None
-    kind = content.get("type") if isinstance(content, dict) else None
-    if not isinstance(kind, str) or kind not in FIELDS:
-        raise InvalidValue(f"type is {str(kind)[:100]!r}, but this server takes {', '.join(FIELDS)}", "type")
-    if not isinstance(content.get("event_id", ""), str):
-        raise InvalidValue("event_id is no text; expected one, or none", "event_id")
-    for name in content:
-        if name not in ("type", "event_id", *FIELDS[kind]):
-            raise UnsupportedParameter(f"{name[:100]} is no field of {kind}; leave it out", name[:100])
-    return {str(name): value for name, value in content.items()}
