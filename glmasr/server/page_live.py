@@ -33,6 +33,7 @@ CSS = """
 #live-said { box-shadow: inset 0 -4px color-mix(in srgb, var(--color-accent) calc(100% * var(--level, 0)), transparent);
   display: block; min-height: 9em; max-height: 24em; overflow-y: auto; padding: .6em .9em; border-radius: 6px;
   border: 1px solid var(--border-color-primary); background: var(--input-background-fill); }
+#live-said .html-container { padding: 0 !important; }
 #live-said p { margin: 0 0 .4em; overflow-wrap: anywhere; font-size: 1.1em; line-height: 1.5; }
 #live-said .glm-maybe { color: var(--body-text-color-subdued); }
 """
