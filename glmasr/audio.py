@@ -173,7 +173,8 @@ def blocks(
     check_track(track)
     with ExitStack() as stack:  # closes files and ends ffmpeg, also when the caller stops before the end
         name, parts = reader.read(source, sample_rate, track, max_duration, stack, warn, cancelled or (lambda: False))
-        yield from blocks_of(parts, name, seconds, warn)
+        # What comes out of a pipe isn't held back until there are 30 s of it.
+        yield from blocks_of(parts, name, min(seconds, getattr(source, "seconds", seconds)), warn)
 
 
 def blocks_of(

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from . import audio as sound
+from .audio_files.pipe import piped
 from .audio_files.reader import may_wait
 from .audio_files.sound_files import stated_duration
 from .checkpoint import hub as hubs
@@ -304,7 +305,7 @@ class Recognizer:
                 reading.warnings.clear()
                 yield index, replace(part, warnings=new + part.warnings)
 
-        for index, audio in enumerate(recordings):
+        for index, audio in enumerate(map(piped, recordings)):
             if may_wait(audio):
                 yield from reported(batcher.flush())  # what came before must not wait with it
             before = done.get(index, [])
@@ -320,7 +321,7 @@ class Recognizer:
                 warn=reading.warnings.append,
             )
             for item in items(blocks, self.config, recording, options, reading.warnings, before, self.decode_together):
-                yield from reported(batcher.add(index, item))
+                yield from reported(batcher.add(index, item, now=getattr(audio, "idle", False)))
                 if reading.failed:  # the rest of it would be in vain
                     break
         yield from reported(batcher.flush())

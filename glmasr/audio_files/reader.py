@@ -20,6 +20,7 @@ from ..errors import AudioError
 from . import sound_files, web
 from .address import is_address, scheme, shown
 from .limits import MOST_BYTES, MOST_CHANNELS, VALUES, IsCancelled, Warn, checked_rate, too_long, until
+from .pipe import Pipe, piped
 from .spool import spooled
 from .tracks import only_track
 
@@ -50,6 +51,8 @@ def read(
             f"sample_rate={sample_rate} was given for a {type(source).__name__}; only arrays need it, a file "
             "states its own: leave it out"
         )
+    elif isinstance(source := piped(source), Pipe):
+        name, parts = source.name, source.parts(track, max_duration, stack, warn, cancelled)
     else:
         path, name = _as_file(source, max_duration, stack, cancelled)
         parts = sound_files.decode(path, name, track, max_duration, stack, warn, cancelled)
@@ -221,7 +224,7 @@ def _as_file(source: Any, max_duration: float, stack: ExitStack, cancelled: IsCa
         raise AudioError(f"{name!r}: cannot be opened: no file has a NUL in its name; check how the name was made")
     try:
         path = Path(name)
-        if path.is_fifo():  # a shell's <(command)
+        if path.is_fifo():  # where a `Pipe` can't be
             return spooled(stack.enter_context(open(path, "rb")), name, max_duration, stack, cancelled)
         if path.is_dir():
             raise AudioError(f"{name}: is a directory; expected an audio file: name the files in it")

@@ -7,6 +7,7 @@ neither more room than `max_duration` seconds need nor all of the disk.
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,31 +27,47 @@ def spooled(
     """Writes the rest of a binary stream into a temporary file that lives as long as `stack` -> its path, `name`.
     `stated`: how many bytes will come, where that is known. Raises AudioError, Cancelled.
     """
+    path = temporary(name, stack)
+    for _ in copied(stream, path, name, max_duration, cancelled, stated):
+        pass
+    return path, name
+
+
+def temporary(name: str, stack: ExitStack) -> str:
+    """The path of a file that can be made, and lives as long as `stack`. Raises AudioError."""
     try:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="glmasr-"))
     except OSError as error:
         raise AudioError(
             f"{name}: no room for a temporary copy ({error}); make room, or name another folder in TMPDIR"
         ) from error
-    path = os.path.join(folder, "recording")
+    return os.path.join(folder, "recording")
+
+
+def copied(
+    stream: Any, path: str, name: str, max_duration: float, cancelled: IsCancelled, stated: int | None = None
+) -> Iterator[int]:
+    """Writes the rest of a binary stream into the file, and gives how many bytes are in it, again and again, as soon as
+    they are. Arguments and errors are those of `spooled`."""
+    folder, size = os.path.dirname(path), 0
     try:
         with open(path, "wb") as file:
             _check_size(name, stated or 0, max_duration)
             _check_room(name, stated or 1, folder)
-            size, looked, second = 0, 0, A_SECOND
+            looked, second = 0, A_SECOND
             while part := stream.read(VALUES):
                 if cancelled():
                     raise Cancelled
                 size += file.write(part)
                 _check_size(name, size, max_duration, second)
+                file.flush()  # here, and not where the file is closed, a full disk has a name
                 if size >= looked + VALUES:
-                    file.flush()
                     _check_room(name, VALUES, folder)
                     if not looked:
                         _judge(path, name, cancelled)
                         second = _bytes_a_second(path)
                     looked = size
-            file.flush()  # here, and not where the file is closed, a full disk has a name
+                yield size
     except (TypeError, UnicodeDecodeError) as error:
         raise AudioError(f"{name}: gives text; expected bytes: open it in binary mode, 'rb'") from error
     except (OSError, ValueError) as error:  # a closed file, a full disk, also where the file is closed after an error
@@ -59,7 +76,6 @@ def spooled(
         ) from error
     if not size:
         raise AudioError(f"{name}: is empty (0 bytes); expected the bytes of an audio file")
-    return path, name
 
 
 def _bytes_a_second(path: str) -> int:

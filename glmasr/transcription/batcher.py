@@ -30,13 +30,14 @@ class Batcher:
         self.size = min(FIRST_BATCH, most) if soon else most
         self.items: list[tuple[int, Item]] = []
 
-    def add(self, index: int, item: Item) -> Iterator[tuple[int, Part | GlmAsrError]]:
-        """`index` is the number of the recording. Gives what is decoded by it."""
+    def add(self, index: int, item: Item, now: bool = False) -> Iterator[tuple[int, Part | GlmAsrError]]:
+        """`index` is the number of the recording; `now`: nothing may follow for a while. Gives what is decoded by
+        it."""
         self.items.append((index, item))
         waiting = sum(isinstance(item, Job) for _, item in self.items)
         # What is decoded already is given at once; the end of a recording, or its error, can wait for the others of a
         # batch.
-        if waiting == self.size or not waiting or isinstance(item, Part) and not item.last:
+        if now or waiting == self.size or not waiting or isinstance(item, Part) and not item.last:
             if waiting == self.size:
                 self.size = min(2 * self.size, self.most)
             yield from self.flush()
