@@ -1,5 +1,6 @@
 """`--live`: text while somebody speaks, from a pipe, a file, a microphone; on a terminal, in a pipe, into files."""
 
+import errno
 import io
 import json
 import os
@@ -303,6 +304,24 @@ def test_what_ffmpeg_reads_from_a_pipe(form, tmp_path):
     assert found.shape[1] == 1 and len(found) / rate == pytest.approx(len(expected) / RATE, abs=0.05)
     if form == "flac":
         assert np.array_equal(found[:, 0], expected.numpy())
+
+
+@pytest.mark.parametrize("kind", ["WAV", pytest.param("OGG", marks=needs_ffmpeg)])
+def test_a_source_that_breaks_off_is_an_error_after_its_sound(kind):
+    class Broken(Dribble):
+        def read(self, count=-1):
+            if not self.content:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(count)
+
+    content = bytes_of(speech(3.0)) if kind == "WAV" else (ROOT / "examples" / "en.ogg").read_bytes()
+    if kind == "WAV":
+        content = header() + content[44:]
+    seconds = 0.0
+    with ExitStack() as stack, pytest.raises(AudioError, match="it: cannot be read on .*Input/output error"):
+        for rate, part in live_sound.parts(Broken(content), "it", Pcm(RATE), stack, lambda: False):
+            seconds += len(part) / rate
+    assert seconds > 2.5
 
 
 # ---- a queue ---------------------------------------------------------------------------------------------------------

@@ -40,7 +40,16 @@ def parts(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(sample rate, float32 array (samples, channels)) of a file that is not buffered, called `name` in messages, until
     its end. `raw`: how samples without a header are. An ffmpeg ends with `stack`. Raises AudioError."""
-    incoming = Incoming(lambda count: _read(source, name, count))
+    failed: list[AudioError] = []  # TRAP: where ffmpeg is fed by a thread, an error of reading looks like the end
+
+    def read(count: int) -> bytes:
+        try:
+            return source.read(count) or b""
+        except (OSError, ValueError) as error:
+            failed.append(AudioError(f"{name}: cannot be read on ({error}); what comes before is used"))
+            raise failed[0] from error
+
+    incoming = Incoming(read)
     if not incoming.peek(12):
         raise AudioError(f"{name}: is empty (0 bytes); expected sound")
     while (header := wav_header(incoming)) is not None:
@@ -60,6 +69,8 @@ def parts(
         rate = checked_rate(found.rate, name)
         for part in found.parts():
             yield rate, part
+        if failed:
+            raise failed[0]
         if not found.read:
             raise ffmpeg.refused(found.child)
         if found.child.wait() != 0:
@@ -120,10 +131,3 @@ def opened(source: str, stack: ExitStack) -> tuple[BinaryIO, str]:
         return stack.enter_context(open(source, "rb", buffering=0)), source
     except (OSError, ValueError) as error:
         raise AudioError(f"{source}: cannot be opened ({error}); expected -, mic or a file") from error
-
-
-def _read(source: BinaryIO, name: str, count: int) -> bytes:
-    try:
-        return source.read(count) or b""
-    except (OSError, ValueError) as error:
-        raise AudioError(f"{name}: cannot be read on ({error}); what comes before is used") from error

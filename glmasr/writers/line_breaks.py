@@ -116,8 +116,10 @@ class Break(NamedTuple):
     price: float
 
 
+@lru_cache(maxsize=20_000)  # a live session writes its files after each segment: those before are cut already
 def cut(text: str, layout: Layout) -> list[list[str]]:
-    """A clean text -> its cues, each a list of lines. What fits into one cue becomes one."""
+    """A clean text -> its cues, each a list of lines. What fits into one cue becomes one. Shared by all callers: do not
+    change in place."""
     clusters = regex.findall(r"\X", text)
     before = [0, *accumulate(map(_columns, clusters))]  # columns of all clusters before this one
     if before[-1] <= layout.max_line_width:
