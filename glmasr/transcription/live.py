@@ -40,6 +40,7 @@ from .results import Part, Segment, Word
 from .vad import CHUNK, GAP, SHORTEST
 
 UNCERTAIN = 0.4  # seconds at the end of the sound, in which no word is committed
+SURE = 0.5  # probability of a word; a less likely one waits for more sound, and with it those after it
 OVERLAP = 2.0  # seconds of committed words that are decoded again with what follows, as its prefix
 HUM = 8  # frames, 0.25 s, after which what is only just likely to be speech is none: the detector takes time in noise
 STEPS, PAUSES = (0.1, 30.0), (0.1, 10.0)  # seconds
@@ -226,7 +227,7 @@ class Live:
         """Commits what two decodings agree on, and shows the rest."""
         count = 0
         for before, said in zip(self._before, heard.said, strict=False):
-            if before.key != said.key or said.words[-1].end > now - UNCERTAIN:
+            if before.key != said.key or said.words[-1].end > now - UNCERTAIN or said.probability < SURE:
                 break
             count += 1
         new, self._before = list(heard.said[:count]), list(heard.said[count:])

@@ -23,6 +23,11 @@ class Said:
         """What two answers agree on: letters and digits."""
         return key(self.text)
 
+    @property
+    def probability(self) -> float:
+        """Of the least likely word."""
+        return min(word.probability for word in self.words)
+
 
 def key(text: str) -> str:
     """A text as it is compared: its letters and digits, in lower case."""
