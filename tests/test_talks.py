@@ -149,7 +149,8 @@ def test_another_recording_goes_on_with_the_text_and_its_times():
     within_time(run())
 
 
-def test_what_was_certain_stays_where_a_session_breaks_off():
+@pytest.mark.parametrize("in_time", [True, False])
+def test_what_was_certain_stays_where_a_session_breaks_off(in_time):
     async def run():
         queue, talk = Queue(), talks.Talk(60.0)
         listening = Listening(talk, queue)
@@ -158,9 +159,15 @@ def test_what_was_certain_stays_where_a_session_breaks_off():
         await talk.hear(0, bytes(2 * RATE), False)
         queue.say(SPOKEN[:4])
         queue.session.put(Closing("the server is about to end"))
+        await turns()
+        assert isinstance(queue.sent[-1], Finish) and not listening.task.done()
+        if in_time:
+            queue.say(SPOKEN[4:], asked=Finish)
+        else:
+            queue.session.put(Closing("the server ends"))
         with pytest.raises(Closing):
             await listening.task
-        assert [segment.text for segment in talk.segments] == ["one"] and not talk.tentative
+        assert [segment.text for segment in talk.segments] == ["one two" if in_time else "one"] and not talk.tentative
         assert queue.session is None and queue.outcome == "Closing"
         with pytest.raises(Gone):
             await talk.hear(RATE, b"", False)

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 
 import pytest
 
@@ -147,6 +149,38 @@ def test_a_worker_that_dies(browse, speak, server):
     page.listen()
     page.wait(lambda: TEXTS["en.mp3"] in page.said, "all words")
     page.stop_listening()
+
+
+def test_the_server_ends_while_somebody_speaks():
+    """And says all that was heard by then."""
+    from glmasr import audio
+
+    digits = audio.resample(audio.load(EXAMPLES / "en.mp3"), 16_000, 8000)
+    sound = (digits * 32767).short().numpy().tobytes()
+    key, answers = "0123456789abcdef" * 2, []
+    with Server(model="demo") as server:
+        call = {"data": [key, 8000, "en"], "fn_index": 5, "session_hash": "speaker"}
+        assert httpx.post(f"{server.url}/gradio_api/queue/join", json=call).status_code == 200
+
+        def listen():
+            query = {"session_hash": "speaker"}
+            with httpx.stream("GET", f"{server.url}/gradio_api/queue/data", params=query, timeout=60) as stream:
+                answers.extend(stream.iter_lines())
+
+        listening = threading.Thread(target=listen)
+        listening.start()
+        headers = {"Content-Type": "application/octet-stream"}
+        for place in range(0, len(sound), 4000):
+            answer = httpx.post(
+                f"{server.url}/live/{key}?at={place // 2}", content=sound[place : place + 4000], headers=headers
+            )
+            assert answer.status_code == 204
+        server.until(lambda: "five" in "".join(answers))
+        began = time.monotonic()
+        assert server.stop() == 0 and time.monotonic() - began < 30
+        listening.join(10)
+    said = "".join(answers)
+    assert "about to end" in said and TEXTS["en.mp3"] in said and "Traceback" not in server.log
 
 
 def test_without_a_microphone_the_page_says_so(browse):

@@ -23,7 +23,7 @@ from ..transcription.live_events import Committed, Event, Notice, SpeechStarted,
 from ..transcription.results import Word
 from .live_session import LiveSession
 from .messages import Heard, LiveSettings, Refused
-from .problems import Busy, Gone, InvalidValue, UnknownUrl
+from .problems import Busy, Closing, Gone, InvalidValue, UnknownUrl
 from .request_queue import RequestQueue
 from .uploads import RETURN, Uploads
 
@@ -68,20 +68,29 @@ class Talk:
 
     async def listen(self, queue: RequestQueue, key: str, settings: LiveSettings) -> AsyncGenerator[None, None]:
         """Takes a place for the sound that comes by this key, until its end; yields whenever there is more to show.
-        What was said before stays. Raises Problem, GlmAsrError."""
+        What was said before stays. Raises Problem, GlmAsrError; where the server ends, after the rest of the text."""
         if self.session:
             raise InvalidValue("this page is being spoken to; stop that first")
         self.key, self.used = key, time.monotonic()
         self._count, self._over = 0, False
+        closing: Closing | None = None
         with queue.listen(settings) as self.session:
             try:
                 yield
                 while self.session.unanswered or not self._over:
-                    self._take(await self.session.heard())
+                    try:
+                        self._take(await self.session.heard())
+                    except Closing as error:
+                        if closing:  # the rest can't be waited for any more
+                            raise
+                        closing = error
+                        self.end()
                     yield
                 for answer in self.session.ready():  # the last answers may have come together
                     self._take(answer)
                 yield
+                if closing:
+                    raise closing
                 self.session.outcome = "done"
             finally:
                 self._before, self.session = self.seconds, None
