@@ -158,6 +158,22 @@ def test_one_that_has_sent_an_hour_holds_up_no_other(recognizer, digits):
     assert turn <= 6 and len(flood.inputs) == 3600 - turn
 
 
+@pytest.mark.parametrize("model", ["demo", "demo-article"])
+def test_sessions_that_began_at_different_times_are_decoded_together(model, digits):
+    """What they have committed so far, which the next decoding begins with, has other lengths."""
+    recognizer = glmasr.load(model, device="cpu", dtype="float32")
+    listeners = [begun(recognizer, number) for number in range(4)]
+    texts = {listener.number: [] for listener in listeners}
+    for step in range(80):
+        for listener in listeners:
+            at = step - 5 * listener.number  # whole seconds, so they are due in the same turns
+            samples = spoken(0.5, digits, 1.0)[6400 * at : 6400 * (at + 1)] if at >= 0 else b""
+            listener.inputs.append(Sound(listener.number, samples or spoken(0.2)))
+        for message in take_turns(recognizer, [listener.take() for listener in listeners]):
+            texts[message.number] += [event.text for event in message.events if isinstance(event, Segment)]
+    assert texts == {number: [TEXT] for number in texts}
+
+
 def test_while_sound_waits_only_whole_segments_are_decoded(recognizer, digits):
     said = heard(recognizer, begun(recognizer), *sounds(spoken(0.5, digits, 1.0, 5.0), 2 * RATE))
     first = next(number for number, event in enumerate(events(said)) if not isinstance(event, Notice | SpeechStarted))

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from ..alignment.words import characters, spans
+from ..config import EncoderDecoderConfig
+from ..decode import Hypothesis
 from ..errors import GlmAsrError
 from ..rules import Rule, StopLoops
 from .chunking import Window
@@ -129,7 +131,7 @@ def _heard(recognizer: Recognizer, requests: list[Request], length: int, options
     jobs = [Job(request.window, request.recording) for request in requests]
     rules: list[Rule] = [*family.rules(jobs[0].requested, options), StopLoops(family.config.stop[0])]
     encoded = family.encode(jobs, length, options, {job.recording: job.recording.language for job in jobs})
-    audio, prompts = encoded.rows(range(len(jobs)))
+    prompts = encoded.prompts
     known = [_confirmed(family, request, *encoded.rows([index])) for index, request in enumerate(requests)]
     begun = [[*prompt, *ids] for prompt, ids in zip(prompts, known, strict=True)]
     limits = [TOKENS + round(TOKENS_A_SECOND * request.new) for request in requests]
@@ -138,9 +140,19 @@ def _heard(recognizer: Recognizer, requests: list[Request], length: int, options
         for limit, job, ids in zip(limits, jobs, begun, strict=True)
     ]
     bias = windows.biases.find(options.hotwords)
-    found = search(windows.model, audio, begun, family.config.stop, budgets, options, rules, bias=bias)
+    groups: dict[int, list[int]] = {}
+    for index, ids in enumerate(begun):  # learned positions can't be shifted: such prompts are equally long in a batch
+        groups.setdefault(len(ids) if isinstance(family.config, EncoderDecoderConfig) else 0, []).append(index)
+    found: dict[int, Hypothesis] = {}
+    for members in groups.values():
+        audio, _ = encoded.rows(members)
+        some = [begun[index] for index in members]
+        most = [budgets[index] for index in members]
+        hypotheses = search(windows.model, audio, some, family.config.stop, most, options, rules, bias=bias)
+        found |= zip(members, hypotheses, strict=True)
     heard = []
-    for index, (request, hypothesis) in enumerate(zip(requests, found, strict=True)):
+    for index, request in enumerate(requests):
+        hypothesis = found[index]
         ids = unlooped([*known[index], *hypothesis.ids])
         silence = hypothesis.empty if encoded.no_speech is None else encoded.no_speech[index]
         said: tuple[Said, ...] = ()
