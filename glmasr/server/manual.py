@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from .gate import REALTIME
 from .problems import ModelNotFound
 
 SERVER = "http://127.0.0.1:7860"  # in the examples, where the browser runs no script
@@ -115,6 +116,9 @@ def page(
 can't do is an error that says so: no field is accepted and ignored.</p>
 {known_text}
 {locked}
+<p>Text while somebody speaks comes through a WebSocket, <code>{REALTIME}?intent=transcription</code>, with the events
+of OpenAI's transcription sessions: <code>AsyncOpenAI(...).realtime.connect(extra_query={{"intent":
+"transcription"}})</code>.</p>
 <ul>{links}</ul>
 {"".join(_call(schema, *one, model, key) for one in calls)}
 <h2 id="errors">Errors</h2>

@@ -361,7 +361,7 @@ def heavy(most: int = 100 * MiB) -> list[Attack]:
             raw(
                 "GET /gradio_api/queue/data HTTP/1.1\r\nHost: HOST\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13"
             ),
-            {422},
+            {404},
         ),
         Attack("no HTTP", raw("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"), {400}),
     ]
