@@ -6,7 +6,7 @@ import torch
 
 import glmasr
 from glmasr import audio
-from glmasr.errors import AudioError, CheckpointError, OptionError
+from glmasr.errors import AudioError, CheckpointError, GlmAsrError, OptionError
 from glmasr.transcription import live_decoder
 from glmasr.transcription.live import Live, feed_together, remaining
 from glmasr.transcription.live_decoder import unlooped
@@ -158,6 +158,39 @@ def test_an_error_is_that_of_its_session_and_what_is_committed_stays(demo, digit
     assert isinstance(failed[-2], Segment) and failed[-2].text == committed != ""
     [wrong, right] = feed_together([(good, torch.full((9,), torch.nan), 0.0), (bad, samples, 0.0)])
     assert isinstance(wrong[0], AudioError) and any(isinstance(event, Segment) for event in [*right, *bad.finish()])
+
+
+def test_what_cannot_be_decoded_together_is_decoded_one_by_one(recognizer, digits, monkeypatch):
+    def fed() -> list:
+        return [(recognizer.live("en", vad="off"), samples, 0.0) for samples in streams]
+
+    streams = [with_pauses(digits, 1)[: 3 * RATE], with_pauses(digits[RATE:], 1, 1.0)[: 3 * RATE]]
+    search, sizes = live_decoder.search, []
+
+    def refusing(model, audio, prompts, *rest, **more):
+        sizes.append(len(prompts))
+        if len(prompts) > 1:
+            raise CheckpointError("no finite logits")
+        return search(model, audio, prompts, *rest, **more)
+
+    expected = feed_together(fed())
+    monkeypatch.setattr(live_decoder, "search", refusing)
+    found = feed_together(fed())
+    assert [list(map(type, events)) for events in found] == [list(map(type, events)) for events in expected]
+    assert 2 in sizes and not any(isinstance(event, GlmAsrError) for events in found for event in events)
+
+
+def test_what_cannot_be_decoded_at_all_is_an_error(demo, digits, monkeypatch):
+    def refuse(*_, **more):
+        raise CheckpointError("no finite logits")
+
+    session, samples = demo.live("en", vad="off"), with_pauses(digits, 1)[: 3 * RATE]
+    with monkeypatch.context() as patch:
+        patch.setattr(live_decoder, "search", refuse)
+        with pytest.raises(CheckpointError, match="no finite logits"):
+            session.feed(samples)
+    *_, segment = [*session.feed(torch.zeros(RATE)), *session.finish()]
+    assert isinstance(segment, Segment) and segment.text
 
 
 def test_on_a_slow_machine_steps_get_longer(demo, digits):

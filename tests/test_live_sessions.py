@@ -208,7 +208,7 @@ def queue(loop):
 
 async def all_of(session) -> list:
     found = []
-    while session.unanswered or not session._events.empty():
+    while not session.done:
         found.append(await session.heard())
     return found
 

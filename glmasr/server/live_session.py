@@ -3,7 +3,7 @@
     with queue.listen(LiveSettings("en", 48_000)) as session:
         session.hear(samples); await session.room()     # again and again
         session.commit()                                # or not: a pause ends a segment as well
-        heard = await session.heard()                   # until `session.unanswered` is 0
+        heard = await session.heard()                   # until `session.done`
 
 What is unusual here: nobody may send more than the worker can hear. `hear` takes all that it is given; who feeds it
 waits for `room` before it takes more from its client, and the client waits for that.
@@ -101,6 +101,11 @@ class LiveSession:
         """The next answer. Raises Closing, once where the server is about to end and again when it does, TooLong,
         WorkerDied."""
         return self._taken(await self._events.get())
+
+    @property
+    def done(self) -> bool:
+        """Whether all that it was sent is answered, and the answers were taken."""
+        return not self.unanswered and self._events.empty()
 
     def ready(self) -> list[Heard | Refused]:
         """The answers that are there. Raises as `heard`."""

@@ -157,7 +157,7 @@ class Connection:
             for event in self.dialog.answer(answer):
                 await self.send(event)
             self.answered.set()
-            if self.ending and not self.session.unanswered:
+            if self.ending and self.session.done:
                 raise self.ending
 
     async def leave(self) -> None:

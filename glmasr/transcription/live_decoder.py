@@ -13,7 +13,7 @@ import torch
 from ..alignment.words import characters, spans
 from ..config import EncoderDecoderConfig
 from ..decode import Hypothesis
-from ..errors import GlmAsrError
+from ..errors import CheckpointError, GlmAsrError, ShortMemoryError, out_of_memory
 from ..rules import Rule, StopLoops
 from .chunking import Window
 from .fallback import Limits
@@ -116,13 +116,30 @@ def decode(recognizer: Recognizer, requests: Sequence[Request]) -> list[Heard | 
                 parts = recognizer.decode_together(jobs[start : start + size], options)
                 found |= zip(members[start : start + size], parts, strict=True)
         else:
-            found |= zip(members, _heard(recognizer, some, length, _quick(options)), strict=True)
+            found |= zip(members, _answered(recognizer, some, length, _quick(options)), strict=True)
     return [found[index] for index in range(len(requests))]
 
 
 def _quick(options: Options) -> Options:
     """For a text that is soon replaced: greedy, once, without times of its own."""
     return replace(options, timestamps=False, beams=1, temperatures=(0.0,), guards=False, pad_to="speech")
+
+
+def _answered(
+    recognizer: Recognizer, requests: list[Request], length: int, options: Options
+) -> list[Heard | GlmAsrError]:
+    """As `WindowDecoder.decode` does it: what fails together is decoded one by one."""
+    try:
+        return list(_heard(recognizer, requests, length, options))
+    except CheckpointError as error:
+        refused: GlmAsrError = CheckpointError(str(error))  # without the frames, which hold what the batch took
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        refused = ShortMemoryError("the memory of the device doesn't hold one more text; expected fewer sessions")
+    if len(requests) == 1:
+        return [refused]
+    return [one for request in requests for one in _answered(recognizer, [request], length, options)]
 
 
 @torch.inference_mode()
