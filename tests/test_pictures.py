@@ -131,6 +131,6 @@ def test_the_encoder_decoder_has_the_shapes_of_its_modules(texts):
 
 def test_plots_are_small():
     plots = sorted(FOLDER.glob("*.png"))
-    assert len(plots) == 3
+    assert len(plots) == 4
     for path in plots:
         assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size <= 150_000
