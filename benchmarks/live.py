@@ -7,6 +7,7 @@ MANIFEST is a table as in tests/speech; recordings of one language are joined to
 1.5 s. Sound comes in pieces of 0.1 s by a simulated clock, which runs on by the time that decoding takes: so a text that
 was computed for two seconds is two seconds late. --real waits as long as the sound takes. --hour feeds an hour.
 
+wait            seconds of sound from the end of a word until it is committed: the lag on a machine that takes no time
 lag             from the end of a word to when it is committed
 first           from the start of a segment's first word until some text of it is there
 revised         committed words that the segment at the end doesn't have
@@ -48,9 +49,10 @@ Said = tuple[str, float, float]  # text, start, end
 
 @dataclass
 class Course:
-    """What came of a stream: committed words with the second at which they were; and by segments."""
+    """What came of a stream: committed words, with the second at which they were and that of the sound fed so far; and
+    what is known of segments."""
 
-    committed: list[tuple[glmasr.Word, float]] = field(default_factory=list)
+    committed: list[tuple[glmasr.Word, float, float]] = field(default_factory=list)
     firsts: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     revised: int = 0
@@ -58,11 +60,11 @@ class Course:
     shown: float | None = None
     open: list[str] = field(default_factory=list)
 
-    def take(self, event: object, now: float) -> None:
+    def take(self, event: object, now: float, fed: float) -> None:
         if isinstance(event, Tentative | Committed) and self.shown is None and event.text.strip():
             self.shown = now
         if isinstance(event, Committed):
-            self.committed += [(word, now) for word in event.words]
+            self.committed += [(word, now, fed) for word in event.words]
             self.open += [word.text for word in event.words]
         elif isinstance(event, glmasr.Segment):
             self.texts.append(event.text)
@@ -109,17 +111,17 @@ def policy(
             (session, stream[place : place + PIECE], behind) for session, stream in zip(sessions, streams, strict=True)
         ]
         found = clock.spend(lambda fed=fed: feed_together(fed))
-        take(courses, found, clock.now)
         place += PIECE
+        take(courses, found, clock.now, place / RATE)
     found = clock.spend(lambda: run_together(recognizer, [session.finishing() for session in sessions]))
-    take(courses, found, clock.now)
+    take(courses, found, clock.now, place / RATE)
     return courses
 
 
-def take(courses: list[Course], found: list[list], now: float) -> None:
+def take(courses: list[Course], found: list[list], now: float, fed: float) -> None:
     for course, events in zip(courses, found, strict=True):
         for event in events:
-            course.take(event, now)
+            course.take(event, now, fed)
 
 
 def baseline(
@@ -151,7 +153,7 @@ def baseline(
             count += 1
         if place == len(stream):
             count = len(words)
-        course.committed += [(glmasr.Word(*word, 1.0), clock.now) for word in words[:count]]
+        course.committed += [(glmasr.Word(*word, 1.0), clock.now, place / RATE) for word in words[:count]]
         said, before = said + words[:count], words[count:]
         if place / RATE - begin > TRIM and said:
             ends = [end for word, _, end in said if word[-1] in ".!?。！？"]
@@ -171,13 +173,14 @@ def changes(wanted: list[str], found: list[str]) -> int:
 
 
 def measured(name: str, args, recognizer, sounds, offline, step: float, count: int, run) -> str:
-    lags, firsts, wrong, said, revised, seconds, spent, slow = [], [], 0, 0, 0, 0.0, 0.0, 0
+    lags, waits, firsts, wrong, said, revised, seconds, spent, slow = [], [], [], 0, 0, 0, 0.0, 0.0, 0
     for start in range(0, len(sounds), count):
         some = [sounds[(start + number) % len(sounds)] for number in range(count)]
         clock = Clock(args.real, args.cpu_time)
         streams = [torch.from_numpy(np.asarray(sound.samples, dtype=np.float32)) for sound in some]
         for sound, course in zip(some, run(recognizer, some[0].language, streams, step, clock), strict=True):
-            lags += [at - word.end for word, at in course.committed]
+            lags += [at - word.end for word, at, _ in course.committed]
+            waits += [fed - word.end for word, _, fed in course.committed]
             firsts += course.firsts
             revised += course.revised
             slow += any("too slow" in notice for notice in course.notices)
@@ -189,7 +192,7 @@ def measured(name: str, args, recognizer, sounds, offline, step: float, count: i
     first = f"{np.median(firsts):.2f}" if firsts else ""
     note = f" ({slow} widened)" if slow else ""
     return (
-        f"| {Path(args.model).name} | {sounds[0].language} | {name} | {step:g} | {count} | {first} | {lags.mean():.2f} | "
+        f"| {Path(args.model).name} | {sounds[0].language} | {name} | {step:g} | {count} | {first} | {np.mean(waits or [0.0]):.2f} | {lags.mean():.2f} | "
         f"{np.percentile(lags, 95):.2f} | {revised} | {100 * wrong / said:+.2f} | {spent / seconds:.2f}{note} |"
     )
 
@@ -211,9 +214,9 @@ def hour(recognizer: glmasr.Recognizer, language: str, stream: torch.Tensor, arg
             clock.wait_until((place + PIECE) / RATE)
             behind = clock.now - (place + PIECE) / RATE
             found = clock.spend(lambda at=at, behind=behind: session.feed(stream[at : at + PIECE], behind))
-            take([course], [found], clock.now)
             place += PIECE
-        lags = [at - word.end for word, at in course.committed]
+            take([course], [found], clock.now, place / RATE)
+        lags = [at - word.end for word, at, _ in course.committed]
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         yield f"| {6 * tenth} | {len(lags)} | {np.mean(lags or [0.0]):.2f} | {memory:.0f} |"
 
@@ -237,7 +240,7 @@ def main() -> None:
     recognizer = glmasr.load(args.model, device="cpu", dtype=args.dtype)
     how = recognizer.how()
     print(f"{datetime.date.today()}, {args.threads} threads, {how['dtype']}, {how['linears']}\n")
-    head = "model | language | policy | step, s | sessions | first, s | mean lag, s | 95 % lag, s | revised | errors, points | CPU time / time"
+    head = "model | language | policy | step, s | sessions | first, s | wait, s | mean lag, s | 95 % lag, s | revised | errors, points | CPU time / time"
     if not args.hour:
         print(f"| {head} |\n|{'---|' * (head.count('|') + 1)}")
     for language in args.languages.split(","):
