@@ -15,6 +15,7 @@ it says how much sound waits (`behind`): where a machine is too slow, steps get 
 picture, and measurements.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -81,7 +82,7 @@ class Live:
         self._threshold, self._until = threshold, threshold * vad.UNTIL / vad.THRESHOLD
         self._detector = vad.detector(self._options.vad if pause is not None else "none")
         self._samples, self._kept = torch.zeros(0), 0  # those that may be needed, and how many came before them
-        self._waiting: list[float] = []  # probabilities of speech of frames that are there and weren't looked at
+        self._waiting: deque[float] = deque()  # probabilities of speech of frames that are there and weren't looked at
         self._frame = 0  # frames that were looked at
         self._finished = False
         self._reset()
@@ -143,7 +144,7 @@ class Live:
         self._samples = torch.cat((self._samples, samples))
         self._waiting += self._detector(samples, last=last).tolist()
         while self._waiting:
-            yield from self._look(self._waiting.pop(0), behind)
+            yield from self._look(self._waiting.popleft(), behind)
         if self._begin is None:
             first = self._frame if self._first is None else self._first
             self._keep_from((first - AROUND_SPEECH) * CHUNK)
