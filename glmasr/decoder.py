@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import CrossDecoderConfig, DecoderConfig
-from .layers import MLP, Cache, CrossAttention, LayerCache, Rope, SelfAttention, causal_mask, rope_table
+from .layers import MLP, Cache, CrossAttention, LayerCache, Rope, SelfAttention, causal_mask, multiply, rope_table
 from .observing import stage
 
 Look = Callable[[int, Tensor], None]
@@ -222,4 +222,4 @@ class CrossDecoder(nn.Module):
     @stage("decoder.head")
     def head(self, x: Tensor) -> Tensor:
         """States (..., D) -> logits (..., V), with the weight of the embedding."""
-        return F.linear(x, self.embed.weight)
+        return multiply(x, self.embed.weight)

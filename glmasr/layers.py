@@ -35,6 +35,25 @@ def rotate(x: Tensor, table: Rope) -> Tensor:
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
 
+# -- a product with few rows -------------------------------------------------------------------------------------------
+
+FEW = 16  # rows
+
+
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """x (..., in) and weight (out, in) -> (..., out), as `F.linear`.
+
+    TRAP: for a few rows of float32 on a CPU, x W' takes two to six times as long as W x', where PyTorch's library for
+    products has no kernels made for the processor; and W x' of a single column takes as long as either, so it has two.
+    """
+    count = x.numel() // weight.shape[1]
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not 0 < count <= FEW:
+        return F.linear(x, weight)
+    rows = x.reshape(count, -1)
+    columns = weight @ (rows if count > 1 else rows.repeat(2, 1)).mT
+    return columns[:, :count].mT.contiguous().view(*x.shape[:-1], len(weight))
+
+
 # -- attention ---------------------------------------------------------------------------------------------------------
 
 

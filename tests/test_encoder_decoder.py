@@ -25,6 +25,7 @@ from glmasr.config import (
 from glmasr.conv_frontend import WaveformFrontend, receptive_field
 from glmasr.encoder import sinusoids
 from glmasr.errors import CheckpointError, OptionError
+from glmasr.layers import multiply
 from glmasr.model import EncoderDecoder
 
 NEAR = 1e-4  # greatest difference to Transformers, at every stage
@@ -277,6 +278,16 @@ def test_a_batch_with_different_languages_gives_what_each_alone_gives(pair):
         for i in range(3)
     ]
     assert [hypothesis.ids for hypothesis in together] == [hypothesis.ids for hypothesis in alone]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (1, 5), (16,), (17,), (3, 7), (0,)])
+def test_a_product_of_any_number_of_rows(shape):
+    x, weight = torch.randn(*shape, 24, requires_grad=True), torch.randn(301, 24)
+    y = multiply(x, weight)
+    assert y.is_contiguous()
+    torch.testing.assert_close(y, F.linear(x, weight), rtol=0, atol=2e-5)
+    [slope] = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(slope, weight.sum(0).expand_as(x), rtol=0, atol=1e-4)
 
 
 def test_prompts():
