@@ -75,6 +75,32 @@ def test_what_is_committed_is_what_the_segment_says(recognizer, digits):
     assert early  # while somebody speaks
 
 
+@pytest.fixture
+def windows(monkeypatch):
+    """What is decoded, as it is asked for."""
+    asked, decode = [], live_decoder.decode
+    monkeypatch.setattr(live_decoder, "decode", lambda who, some: (asked.extend(some), decode(who, some))[1])
+    return asked
+
+
+@pytest.mark.parametrize("padding", [0.0, 0.3, 1.0, 5.0])
+def test_sound_before_the_speech_is_decoded_too(demo, digits, windows, padding):
+    samples = torch.cat([torch.zeros(2 * RATE), digits[: 2 * RATE], torch.zeros(RATE)])
+    found = listened(demo.live("en", vad="off", padding=padding), samples, 1600)
+    [start] = [event.seconds for event in found if isinstance(event, SpeechStarted)]
+    assert windows[0].window.begin == pytest.approx(max(0, start - padding), abs=0.033)
+
+
+def test_a_segment_has_nothing_of_the_one_before(demo, digits, windows):
+    part, pause = digits[: 2 * RATE], torch.zeros(RATE // 4)
+    samples = torch.cat([pause, part, pause, part, torch.zeros(RATE)])
+    found = listened(demo.live("en", vad="off", padding=5.0, pause=0.1), samples, 1600)
+    stops = [event.seconds for event in found if isinstance(event, SpeechStopped)]
+    starts = [asked.window.begin for asked in windows if asked.final]
+    assert len(stops) == len(starts) > 1
+    assert all(start == pytest.approx(stop) for start, stop in zip(starts[1:], stops, strict=False))
+
+
 @pytest.mark.parametrize("size", [1, 37, 512, 100_000])
 def test_it_does_not_matter_how_the_sound_is_cut(demo, digits, size):
     samples = with_pauses(digits[: 2 * RATE], 1, 0.7)

@@ -276,7 +276,12 @@ def test_an_update_changes_what_it_names():
     asked = {"model": "whisper-1", "language": "zh", "prompt": "before", "keywords": ["GLM-ASR", "Kowloon Tong:2"]}
     sound = {"format": {"type": "audio/pcmu"}, "transcription": asked, "noise_reduction": None}
     assert update(dialog, audio={"input": sound}, include=[]) == [] and dialog.changing
-    options = {"prompt": "before", "hotwords": (("GLM-ASR", 1.0), ("Kowloon Tong", 2.0)), "threshold": 0.5}
+    options = {
+        "prompt": "before",
+        "hotwords": (("GLM-ASR", 1.0), ("Kowloon Tong", 2.0)),
+        "threshold": 0.5,
+        "padding": 0.3,
+    }
     assert dialog.told.log == [LiveSettings("zh", 8000, 0.7, options)]
     [updated] = checked(dialog.answer(Heard(1, [], Listen)))
     assert updated["session"]["audio"]["input"] == {
@@ -320,7 +325,7 @@ def test_an_update_amid_speech_ends_the_item_unless_the_client_does():
         ({"audio": {"input": {"turn_detection": {"type": "semantic_vad"}}}}, "semantic_vad", "turn_detection.type"),
         ({"audio": {"input": {"turn_detection": {"threshold": 1.5}}}}, "less than 1", "threshold"),
         ({"audio": {"input": {"turn_detection": {"silence_duration_ms": 60_000}}}}, "10000", "silence_duration_ms"),
-        ({"audio": {"input": {"turn_detection": {"prefix_padding_ms": 500}}}}, "300 ms", "prefix_padding_ms"),
+        ({"audio": {"input": {"turn_detection": {"prefix_padding_ms": 5001}}}}, "5000", "prefix_padding_ms"),
         ({"audio": {"input": {"turn_detection": {"create_response": True}}}}, "no responses", "create_response"),
         ({"audio": {"input": {"turn_detection": {"idle_timeout_ms": 5000}}}}, "no responses", "idle_timeout_ms"),
         ({"audio": {"input": {"transcription": None}}}, "nothing but transcribe", "transcription"),

@@ -25,7 +25,7 @@ from .g711 import samples
 from .messages import Clear, Commit, Finish, Heard, Listen, LiveSettings, Refused
 from .problems import InvalidValue, ModelNotFound, Problem, as_problem
 from .realtime_messages import Message
-from .realtime_settings import PADDING, Session, as_older, of_older, of_options, updated
+from .realtime_settings import Session, as_older, of_older, of_options, updated
 
 EventData = dict[str, Any]
 LEAST = 0.1  # seconds that may be committed
@@ -186,7 +186,8 @@ class Dialog:
     def _tell(self, event: Any, answer: Heard) -> list[EventData]:
         if isinstance(event, SpeechStarted) and self._detects:
             self.item = Item()
-            start = max(0, round(1000 * (answer.since + event.seconds)) - PADDING)
+            padding = self.told.settings.options.get("padding", 0.0)
+            start = max(0, round(1000 * (answer.since + event.seconds - padding)))
             return [self._event("input_audio_buffer.speech_started", audio_start_ms=start, item_id=self.item.id)]
         if isinstance(event, SpeechStopped) and (self._detects or answer.asked in (Commit, Finish)):
             return self._stopped(event, answer)

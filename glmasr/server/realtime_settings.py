@@ -12,13 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import OptionError
 from ..transcription.hotwords import parse
-from ..transcription.live import PAUSES
+from ..transcription.live import PADDINGS, PAUSES
 from ..transcription.vad import THRESHOLD
 from .g711 import RATES
 from .messages import LiveSettings
 from .problems import InvalidValue, Problem, UnsupportedParameter, UnsupportedValue
-
-PADDING = 300  # ms of sound before the speech that a segment has
 
 
 class Strict(BaseModel):
@@ -54,7 +52,7 @@ class ServerVad(Strict):
 
     type: Literal["server_vad"]
     threshold: float = Field(default=THRESHOLD, gt=0, lt=1, allow_inf_nan=False)
-    prefix_padding_ms: Literal[300] = 300
+    prefix_padding_ms: int = Field(default=300, ge=round(1000 * PADDINGS[0]), le=round(1000 * PADDINGS[1]))
     silence_duration_ms: int = Field(default=500, ge=round(1000 * PAUSES[0]), le=round(1000 * PAUSES[1]))
     create_response: Literal[False] | None = None
     interrupt_response: Literal[False] | None = None
@@ -98,7 +96,7 @@ class Session(Strict):
         asked, detection = sound.transcription, sound.turn_detection
         options: dict[str, Any] = {"prompt": asked.prompt or "", "hotwords": parse(asked.keywords or [])}
         if detection:
-            options["threshold"] = detection.threshold
+            options |= {"threshold": detection.threshold, "padding": detection.prefix_padding_ms / 1000}
         pause = detection.silence_duration_ms / 1000 if detection else None
         return LiveSettings(asked.language or "auto", RATES[sound.format.type], pause, options)
 
@@ -111,7 +109,6 @@ INSTEAD = {
     "session.audio.input.noise_reduction": "this server doesn't reduce noise; expected null, or leave it out",
     "session.audio.input.transcription": "this server does nothing but transcribe; expected an object with model",
     "session.audio.input.turn_detection": "expected server_vad, or null for input_audio_buffer.commit",
-    "session.audio.input.turn_detection.prefix_padding_ms": f"this server takes {PADDING} ms of sound before speech",
     "session.audio.input.turn_detection.create_response": "a transcription has no responses; expected false",
     "session.audio.input.turn_detection.interrupt_response": "a transcription has no responses; expected false",
     "session.audio.input.turn_detection.idle_timeout_ms": "a transcription has no responses; leave it out",

@@ -18,6 +18,7 @@ picture, and measurements.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import torch
@@ -41,10 +42,10 @@ from .results import Part, Segment, Word
 from .vad import CHUNK, GAP, SHORTEST
 
 UNCERTAIN = 0.4  # seconds at the end of the sound, in which no word is committed
-SURE = 0.5  # probability of a word; a less likely one waits for more sound, and with it those after it
+SURE = 0.35  # probability of a word; a less likely one waits for more sound, and with it those after it
 OVERLAP = 2.0  # seconds of committed words that are decoded again with what follows, as its prefix
 HUM = 8  # frames, 0.25 s, after which what is only just likely to be speech is none: the detector takes time in noise
-STEPS, PAUSES = (0.1, 30.0), (0.1, 10.0)  # seconds
+STEPS, PAUSES, PADDINGS = (0.1, 30.0), (0.1, 10.0), (0.0, 5.0)  # seconds
 
 
 class Live:
@@ -53,6 +54,8 @@ class Live:
     language     as of `Recognizer.transcribe`
     step         seconds of speech after which it is decoded anew
     pause        seconds without speech that end a segment; None: `commit` does
+    padding      seconds of sound before its speech that are decoded as well, as far as no segment has them: a detector
+                 misses soft beginnings
     sample_rate  of what is fed, in Hz
     threshold    probability at which speech begins
     options      those of `Options` that concern no file, such as hotwords
@@ -67,11 +70,12 @@ class Live:
         *,
         step: float = 1.0,
         pause: float | None = 0.5,
+        padding: float = 0.3,
         sample_rate: int = SAMPLE_RATE,
         threshold: float = vad.THRESHOLD,
         **options: Any,
     ):
-        _check(Options(**options), step, pause, threshold)
+        _check(Options(**options), step, pause, padding, threshold)
         self.recognizer = recognizer
         self._options = replace(recognizer.check(language, Options(**options)), words=True)
         self._convert = chinese_script.converter(self._options.script)
@@ -79,11 +83,13 @@ class Live:
         self._resampler = Resampler(checked_rate(sample_rate, "live"))
         self.step = self._widest = step
         self._pause = None if pause is None else max(GAP, round(pause * SAMPLE_RATE / CHUNK))
+        self._padding = ceil(padding * SAMPLE_RATE / CHUNK)
         self._threshold, self._until = threshold, threshold * vad.UNTIL / vad.THRESHOLD
         self._detector = vad.detector(self._options.vad if pause is not None else "none")
         self._samples, self._kept = torch.zeros(0), 0  # those that may be needed, and how many came before them
         self._waiting: deque[float] = deque()  # probabilities of speech of frames that are there and weren't looked at
         self._frame = 0  # frames that were looked at
+        self._ended = 0  # the frame after the speech of the last segment
         self._finished = False
         self._reset()
 
@@ -147,7 +153,7 @@ class Live:
             yield from self._look(self._waiting.popleft(), behind)
         if self._begin is None:
             first = self._frame if self._first is None else self._first
-            self._keep_from((first - AROUND_SPEECH) * CHUNK)
+            self._keep_from((first - self._padding) * CHUNK)
 
     def _keep_from(self, sample: int) -> None:
         gone = max(0, sample - self._kept)
@@ -176,6 +182,7 @@ class Live:
             try:
                 yield from self._close(min(self._last + AROUND_SPEECH, frame))
             finally:
+                self._ended = self._last
                 self._reset()
         elif (frame - self._begin + 1) * CHUNK > self.recognizer.family.config.window:
             yield from self._cut()
@@ -192,7 +199,7 @@ class Live:
             yield Notice(f"this machine is too slow for a step of {self.step:g} s: text comes every {step:.1f} s")
 
     def _start(self, first: int) -> Course:
-        self._begin = max(first - AROUND_SPEECH, -(-self._kept // CHUNK), 0)
+        self._begin = max(first - self._padding, self._ended, -(-self._kept // CHUNK))
         self._levels = [0.0] * (first - self._begin) + [1.0] * (self._frame - first)
         self._due = first + round(self.step * SAMPLE_RATE / CHUNK)
         yield SpeechStarted(first * CHUNK / SAMPLE_RATE)
@@ -363,9 +370,11 @@ def _ignore(warning: str) -> None:
     """What `reader` warns of concerns whole recordings."""
 
 
-def _check(options: Options, step: float, pause: float | None, threshold: float) -> None:
+def _check(options: Options, step: float, pause: float | None, padding: float, threshold: float) -> None:
     """Raises OptionError."""
-    for name, value, (least, most) in (("step", step, STEPS), ("pause", PAUSES[0] if pause is None else pause, PAUSES)):
+    pause = PAUSES[0] if pause is None else pause
+    for name, value, limits in (("step", step, STEPS), ("pause", pause, PAUSES), ("padding", padding, PADDINGS)):
+        least, most = limits
         if not (is_number(value) and least <= value <= most):
             raise OptionError(f"{name} is {value!r}, expected seconds from {least:g} to {most:g}")
     if not (is_number(threshold) and 0 < threshold < 1):
