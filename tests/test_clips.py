@@ -318,7 +318,7 @@ def test_a_run_with_clips_goes_on_where_it_was_stopped(call, recognizer, monkeyp
     stop = -1
     other = [*arguments[:-2], "0-4,8-12,16-23", "--words", "--output-dir", "out", "--resume"]
     code, _, err = call(*other)
-    assert code == 0 and "the run that was stopped had another clips" in err
+    assert code == 0 and "the run that was stopped differs in its clips" in err
 
 
 def test_the_checks_of_clips_need_no_torch():

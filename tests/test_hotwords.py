@@ -317,6 +317,9 @@ def test_phrases_and_weights():
     assert hotwords.parse(given) == (("GLM-ASR", 1.0), ("Kowloon Tong", 2.0), ("张小明", 1.5), ("Re:Zero", 3.0))
     assert hotwords.parse(hotwords.parse(given)) == hotwords.parse(given)
     assert hotwords.parse([]) == ()
+    unseen = ["\ufeffKowloon\u200b Tong\x00:2", "Mün\u00adchen", "\u202aGLM-ASR\u202c"]
+    assert hotwords.parse(unseen) == (("Kowloon Tong", 2.0), ("München", 1.0), ("GLM-ASR", 1.0))
+    assert hotwords.parse(["نمی\u200cدانم"]) == (("نمی\u200cدانم", 1.0),)  # there it shapes the letters
 
 
 @pytest.mark.parametrize(
@@ -326,6 +329,10 @@ def test_phrases_and_weights():
         (3, "hotwords is 3, expected a list"),
         (["Kowloon:two"], "weight of 'Kowloon' is 'two', expected a number.*add a weight: 'Kowloon:two:1'"),
         (["Kowloon:0"], "weight of 'Kowloon' is 0.0, expected a number from 0.1 to 10"),
+        (["Act 12:30"], "is 30.0, expected a number from 0.1 to 10; where the colon .* add a weight: 'Act 12:30:1'"),
+        ([("Kowloon", 30)], "is 30, expected a number from 0.1 to 10$"),
+        ({"Kowloon": 2}, "hotwords is {'Kowloon': 2}, expected a list .* pairs"),
+        (b"Kowloon", "hotwords is b'Kowloon', expected a list"),
         (["Kowloon:nan"], "is nan, expected"),
         ([("Kowloon", "2")], "is '2', expected a number"),
         ([("Kowloon", True)], "is True, expected a number"),

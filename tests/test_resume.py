@@ -287,14 +287,14 @@ def test_other_options_begin_anew(run, whole, tmp_path, options, other):
     assert (
         code == 130
         and count == 2
-        and f"talk.wav: begins anew, because the run that was stopped had another {other}\n" in err
+        and f"talk.wav: begins anew, because the run that was stopped differs in its {other}\n" in err
     )
 
 
 def test_another_recording_or_model_begins_anew(run, whole, tmp_path, monkeypatch):
     run(stop=4)
     monkeypatch.setattr(journal, "_digest", lambda recording: "another")
-    assert "had another recording\n" in run("--resume", stop=1)[1]
+    assert "differs in its recording\n" in run("--resume", stop=1)[1]
     monkeypatch.undo()
 
 

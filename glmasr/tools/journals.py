@@ -64,7 +64,7 @@ class Journals:
         if not other and left.parts:
             say(f"{name}: begins anew; with --resume it goes on {place}")
         elif self.resume:
-            changed = f"the run that was stopped had another {', '.join(other)}"
+            changed = f"the run that was stopped differs in its {', '.join(other)}"
             if run["recording"] is None:
                 changed = "it can't be read a second time"
             little = "too little was recognized of it" if left.run else "nothing was recognized of it"

@@ -7,7 +7,7 @@ The number behind the last colon, or the second of a pair, is the weight; 1 is w
 
 import threading
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +43,9 @@ _JOINED = regex.compile(
 )
 _HAN, _WORD_START = regex.compile(r"\p{Han}"), regex.compile(r"(?<![\w'’])\w")
 _SPECIAL = regex.compile(r"<\|.{1,40}\|>")
+# What is copied along with a name and isn't seen, with which it would never be found: controls, byte order marks,
+# spaces of no width, hyphens of a line's end, directions.
+_UNSEEN = regex.compile(r"(?!\s)\p{Cc}|[\u00AD\u200B\u200E\u200F\u202A-\u202E\u2060-\u2069\uFEFF]")
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -51,9 +54,11 @@ _SPECIAL = regex.compile(r"<\|.{1,40}\|>")
 def parse(given: Any) -> Hotwords:
     """Phrases with their weights, each phrase once: of "Kowloon Tong:2", or of pairs (phrase, weight). Raises
     OptionError."""
-    if isinstance(given, str) or not isinstance(given, Iterable):
+    # Of a dictionary only the names would be read, and of bytes numbers.
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
         raise OptionError(
-            f"hotwords is {_shown(given)}, expected a list of phrases, such as ['GLM-ASR', 'Kowloon Tong:2']"
+            f"hotwords is {_shown(given)}, expected a list of phrases, such as ['GLM-ASR', 'Kowloon Tong:2'], or of "
+            "pairs, such as [('Kowloon Tong', 2)]"
         )
     found: dict[str, float] = {}
     for entry in given:
@@ -76,10 +81,12 @@ def _entry(entry: Any) -> tuple[str, float]:
         phrase, weight = entry
     low, high = WEIGHTS
     if not is_number(weight) or not low <= weight <= high:
+        way_out = _colon_belongs(entry) if isinstance(entry, str) else ""
         raise OptionError(
-            f"hotwords: the weight of {_shown(phrase)} is {_shown(weight)}, expected a number from {low:g} to {high:g}"
+            f"hotwords: the weight of {_shown(phrase)} is {_shown(weight)}, "
+            f"expected a number from {low:g} to {high:g}{way_out}"
         )
-    phrase = " ".join(unicodedata.normalize("NFC", phrase).split())
+    phrase = " ".join(_UNSEEN.sub("", unicodedata.normalize("NFC", phrase)).split())
     if not phrase:
         raise OptionError(f"hotwords: {_shown(entry)} is an empty phrase; leave it out")
     if len(phrase) > LONGEST_PHRASE:
@@ -103,9 +110,13 @@ def _split_weight(text: str) -> tuple[str, float]:
         return phrase, float(number)
     except ValueError:
         raise OptionError(
-            f"hotwords: the weight of {_shown(phrase)} is {_shown(number)}, expected a number, such as 2; "
-            f"where the colon belongs to the phrase, add a weight: {_shown(text + ':1')}"
+            f"hotwords: the weight of {_shown(phrase)} is {_shown(number)}, "
+            f"expected a number, such as 2{_colon_belongs(text)}"
         ) from None
+
+
+def _colon_belongs(text: str) -> str:
+    return f"; where the colon belongs to the phrase, add a weight: {_shown(text + ':1')}"
 
 
 def _shown(value: object) -> str:
