@@ -1,11 +1,12 @@
 """How soon is there text, while somebody speaks, and what does it cost? On recordings that come at their own pace.
 
     pip install -c constraints.txt '.[vad]'
-    python benchmarks/live.py MANIFEST --model DIR [--languages en,zh] [--steps 0.5 1 2] [--sessions 1 4] [--most N]
+    python benchmarks/live.py MANIFEST --model DIR [--languages en,zh] [--steps 0.5 1 2] [--sessions 1 4]
 
 MANIFEST is a table as in tests/speech; recordings of one language are joined to a minute and more, with pauses of 0.6 to
-1.5 s. Sound comes in pieces of 0.1 s by a simulated clock, which runs on by the time that decoding takes: so a text that
-was computed for two seconds is two seconds late. --real waits as long as the sound takes. --hour feeds an hour.
+1.5 s; single digits, which the demos know, with 0.15 to 0.5 s (--digits). Sound comes in pieces of 0.1 s by a simulated
+clock, which runs on by the time that decoding takes: so a text that was computed for two seconds is two seconds late.
+--real waits as long as the sound takes. --hour feeds an hour.
 
 wait            seconds of sound from the end of a word until it is committed: the lag on a machine that takes no time
 lag             from the end of a word to when it is committed
@@ -33,7 +34,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from words import joined, read, units  # noqa: E402
+from words import DIGIT_PAUSES, PAUSES, joined, read, units  # noqa: E402
 
 import glmasr  # noqa: E402
 from glmasr.transcription.live import feed_together, run_together  # noqa: E402
@@ -226,6 +227,9 @@ def main() -> None:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--languages", default="en")
+    parser.add_argument(
+        "--digits", action="store_true", help="recordings with `digit` in a column `kind`, as words.py joins them"
+    )
     parser.add_argument("--steps", type=float, nargs="+", default=[0.5, 1.0, 2.0])
     parser.add_argument("--sessions", type=int, nargs="+", default=[1])
     parser.add_argument("--most", type=int, help="recordings of each language")
@@ -244,8 +248,8 @@ def main() -> None:
     if not args.hour:
         print(f"| {head} |\n|{'---|' * (head.count('|') + 1)}")
     for language in args.languages.split(","):
-        rows = read(args.manifest, [language], args.most)
-        sounds = joined(rows, args.manifest.parent, "join60", 60.0)
+        rows = read(args.manifest, [language], args.most, "digit" if args.digits else "sentence")
+        sounds = joined(rows, args.manifest.parent, "join60", 60.0, DIGIT_PAUSES if args.digits else PAUSES)
         if args.hour:
             stream = torch.from_numpy(np.concatenate([sound.samples for sound in sounds]).astype(np.float32))
             stream = stream[: len(stream) // PIECE * PIECE]
