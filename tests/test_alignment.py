@@ -274,6 +274,19 @@ def test_a_word_next_to_a_pause_begins_or_ends_there():
     assert first == (0.1, 0.7) and second == (1.2, 1.8)
 
 
+def test_a_full_stop_that_looks_behind_the_pause_leaves_its_word_before_it():
+    """Two words, both of which look at the end of the first stretch, and one after the pause, where the full stop of
+    the second looks at the beginning of that."""
+    _, words = spell([0, 1, 2, 3], Pieces([" one", " two", ".", " three"]))
+    scores = torch.full((1, 5, 200), -4.0)
+    for token, (first, last) in enumerate([(45, 75), (66, 75), (115, 140), (140, 190), (195, 200)]):
+        scores[0, token, first:last] = 4.0
+    silent = [(0.0, 0.1), (1.5, 2.3), (3.8, 4.0)]
+    [one, two, three] = times.word_times(words, scores, 0.02, 0.0, silent, 4.0).spans
+    assert one[0] == 0.1 and one[1] == two[0] == pytest.approx(1.3, abs=0.05)
+    assert two[1] == 1.5 and three == (2.3, 3.8)
+
+
 def test_a_pause_after_a_token_belongs_to_none_of_its_characters():
     """Two characters of one token, a pause of 0.6 s, and another one: the border of the first two isn't in the pause."""
     _, words = spell([0, 1], Pieces(["情况", "那"]))

@@ -78,8 +78,8 @@ def starts(score: Tensor, breaks: Collection[int] = (), begins: Sequence[bool] =
     """Agreement (T, S) -> (T,): the frame at which the best path comes to each token; they never fall. The path goes
     from the first token and frame to the last ones; with each step it goes on by a token, a frame, or both.
 
-    breaks    frames before which there was a pause. There the path goes on to a token that `begins` a word, or pays the
-              cost `amid`
+    breaks    frames before which there was a pause. There the path goes on to a token that `begins` a word, or is of
+              none, or pays the cost `amid`
     """
     cost = -score.double().cpu().numpy().T
     frames, tokens = cost.shape

@@ -7,7 +7,8 @@ A decoder looks at a pause before it goes on, and where it has nothing else to l
 to a pause is spread over it, and plain alignment is off by half of it. But the sound itself says where a pause is.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
@@ -101,16 +102,31 @@ def token_seconds(
     if len(places) < 2:
         places = torch.arange(frames)
     edges = set(torch.searchsorted(places, torch.tensor(breaks)).tolist()) - {0, len(places)} if breaks else set()
-    begins = [False] * scores.shape[1]
-    for word in words:
-        begins[min(int(word.begins), len(begins) - 1)] = True
-    begins[-1] = True  # the end
+    tokens = scores.shape[1]
+    amid = {token for word in words for token in range(int(word.begins) + 1, math.ceil(word.ends))}
+    amid -= {int(word.begins) for word in words} | {tokens - 1}  # which is the end
+    begins = [token not in amid for token in range(tokens)]
     within = SMOOTH_WITHIN if frame < LONG else SMOOTH_WITHIN_LONG
     coarse = align.agreement(scores, max(SMOOTH / frame, SMOOTH_LONG))
     coarse = align.delayed(coarse, round((lead + MORE_SOON) / frame))[:, places]
     fine = align.delayed(align.shares(scores, within), round(lead / frame))[:, places]
-    path = align.refined(fine, align.starts(coarse, edges, begins), edges)
+    path = align.refined(fine, _closed(align.starts(coarse, edges, begins), words, edges), edges)
     return [float(place) * frame for place in places.numpy()[path]]
+
+
+def _closed(path: align.Path, words: Sequence[Spelled], edges: Collection[int]) -> align.Path:
+    """The path with each full stop before the pause. Its attention may be behind that, and has to be allowed there, or
+    it takes its word along; but what sounds there is the next word, unless that begins after a further pause."""
+    found = path.copy()
+    end = len(path) - 1
+    firsts = [*(min(int(word.begins), end) for word in words), end]  # words may be beyond what was read
+    for word, first in zip(words, firsts[1:], strict=True):
+        for mark in range(math.ceil(word.ends), first):
+            following = min((edge for edge in edges if edge > path[mark]), default=math.inf)
+            if path[mark] in edges and path[first] < following:
+                found[mark:first], found[first] = path[mark] - 1, path[mark]
+                break
+    return found
 
 
 def _at(seconds: Sequence[float], place: float, silent: Sequence[Span]) -> float:
