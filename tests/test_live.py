@@ -141,6 +141,22 @@ def test_speech_without_a_pause_is_cut(demo, digits):
     assert 80 <= len(committed) <= 100  # of 96
 
 
+@pytest.mark.parametrize("skipped", [0.0, 2.8])
+def test_words_are_in_the_segment_that_follows_them(demo, digits, skipped):
+    """The quietest place of the first window lies before words that are committed already."""
+    samples = torch.cat([digits] * 3)[round(skipped * RATE) :]
+    samples += 3e-3 * torch.randn(len(samples), generator=torch.Generator().manual_seed(1))
+    samples[round(2.75 * RATE) :][:1200] = 0
+    text, words, count = "", [], 0
+    for event in listened(demo.live("en", step=0.3, vad="off", pause=10.0), samples, 800):
+        if isinstance(event, Committed):
+            text, words = text + event.text, [*words, *event.words]
+        elif isinstance(event, Segment):
+            assert event.text == text and list(event.words) == words
+            text, words, count = "", [], count + 1
+    assert not words and count >= 3
+
+
 def test_a_segment_ends_when_it_is_told_to(demo, digits):
     session = demo.live("en", pause=None)
     found = session.feed(with_pauses(digits, 1, 0.2))
@@ -242,6 +258,8 @@ def test_after_finish_nothing_is_taken(demo):
     "samples, says",
     [
         (np.zeros((100, 2), np.float32), "one channel"),
+        ([0.0, 0.1], "are a list; expected a tensor or an array"),
+        (b"\0\0", "are a bytes"),
         (np.full(100, np.nan, np.float32), "NaN"),
         (np.zeros(100, np.int64), "int64"),
         (np.full(100, 5000.0, np.float32), "full scale"),
@@ -299,6 +317,21 @@ def test_what_remains_after_the_committed_words(committed, text, rest):
     before = [said(word, float(place)) for place, word in enumerate(committed.split()) if word != "-"]
     words, found = remaining(before, part(text))
     assert found == rest and [word.text for word in words] == rest.split()
+
+
+@pytest.mark.parametrize(
+    "committed, texts, rest",
+    [
+        ("", ["a b", "c d"], "a b c d"),
+        ("a", ["a b", "c d"], " b c d"),
+        ("a b", ["a b", "c d"], " c d"),
+        ("", ["八", "二"], "八二"),
+    ],
+)
+def test_between_the_segments_of_a_text_is_a_space(committed, texts, rest):
+    segments = [segment for text in texts for segment in part(text).segments]
+    before = [said(word, 8.0 * place) for place, word in enumerate(committed.split())]
+    assert remaining(before, Part(0.0, 9.0, "en", segments, []))[1] == rest
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from dataclasses import replace
 from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,6 +102,8 @@ class Live:
         self._levels: list[float] = []  # probabilities of its frames
         self._due = 0  # the frame at which to decode
         self._committed: list[Said] = []
+        self._told = 0  # how many of these the segment before has
+        self._text = ""  # of the others, as it was told
         self._before: list[Said] = []  # what the last decoding said after them
         self._language = ""
         self._shown = ""
@@ -243,7 +246,7 @@ class Live:
             self._language = heard.language
             yield self._commit(new)
         text = self._convert("".join(said.text for said in self._before))
-        text = text if self._committed else text.lstrip()
+        text = text if self._text else text.lstrip()
         if text != self._shown:
             self._shown = text
             yield Tentative(text)
@@ -253,7 +256,7 @@ class Live:
         since = self._committed[-1].words[-1].end if self._committed else 0.0
         spans = in_order([(word.start, word.end) for said in new for word in said.words], since, float("inf"))
         times = iter(spans)
-        text, first = "", not self._committed
+        text = ""
         for said in new:
             words = tuple(
                 replace(word, text=self._convert(word.text), start=round(start, 3), end=round(end, 3))
@@ -262,62 +265,68 @@ class Live:
             self._committed.append(replace(said, words=words))
             text += said.text
         words = tuple(word for said in self._committed[-len(new) :] for word in said.words)
-        return Committed(self._convert(text.lstrip() if first else text), words)
+        return self._tell(self._convert(text), words)
 
-    def _close(self, end: int) -> Course:
+    def _tell(self, text: str, words: tuple[Word, ...]) -> Committed:
+        """More of the segment."""
+        text = text if self._text else text.lstrip()
+        self._text += text
+        return Committed(text, words)
+
+    def _close(self, end: int, later: bool = False) -> Course:
         """The segment up to this frame is decoded as a recording is; what that says after what is committed is
-        certain."""
+        certain, unless words `later` than that are committed."""
         assert self._begin is not None
         first, samples = self._begin, self._sound(self._begin, end)
         spans = vad.spans(torch.tensor(self._levels[: end - first]), self._threshold, self._until, inside=True)
         places = tuple((begin * CHUNK, min(last * CHUNK, len(samples))) for begin, last in spans)
         window = Window(first * CHUNK, samples, places if self._pause and places else None)
-        committed, self._committed, self._before, self._shown = self._committed, [], [], ""
+        committed, self._before, self._shown = self._committed, [], ""
         part = yield Request(window, self._recording, self._options, final=True)
         if isinstance(part, GlmAsrError):  # what is committed stays
-            yield self._segment(window, committed, [], "", Part(0.0, 0.0, self._language, [], []))
+            yield self._segment(window, [], Part(0.0, 0.0, self._language, [], []))
             raise part
         assert isinstance(part, Part)
         for warning in part.warnings:
             yield Notice(warning)
-        rest, text = remaining(committed, part)
+        rest, text = ([], "") if later else remaining(committed, part)
         begin = committed[-1].words[-1].end if committed else window.begin
         spans_ = in_order([(word.start, word.end) for word in rest], begin, max(begin, window.begin + window.seconds))
         rest = [
             replace(word, start=round(start, 3), end=round(end, 3))
             for word, (start, end) in zip(rest, spans_, strict=True)
         ]
-        text = text if committed else text.lstrip()
         if rest:
-            yield Committed(text, tuple(rest))
-        yield self._segment(window, committed, rest, text, part)
+            yield self._tell(text, tuple(rest))
+        yield self._segment(window, rest, part)
 
-    def _segment(self, window: Window, committed: list[Said], rest: list[Word], text: str, part: Part) -> Segment:
-        """The committed words, then the rest, with its text."""
-        words = (*(word for one in committed for word in one.words), *rest)
+    def _segment(self, window: Window, rest: list[Word], part: Part) -> Segment:
+        """The committed words, then the rest."""
+        words = (*(word for one in self._committed[self._told :] for word in one.words), *rest)
+        begin = self._committed[-1].words[-1].end if self._committed else 0.0
         found = part.segments[0] if part.segments else Segment(0.0, 0.0, "", language=part.language)
         return replace(
             found,
-            start=words[0].start if words else round(window.begin, 3),
-            end=words[-1].end if words else round(window.begin + window.seconds, 3),
-            text=self._convert("".join(one.text for one in committed)).lstrip() + text,
+            start=words[0].start if words else round(max(begin, window.begin), 3),
+            end=words[-1].end if words else round(max(begin, window.begin + window.seconds), 3),
+            text=self._text,
             words=words,
             flags=tuple(dict.fromkeys(name for segment in part.segments for name in segment.flags)),
         )
 
     def _cut(self) -> Course:
-        """Speech fills a window: it ends where it is quietest, and the next one goes on from there."""
+        """Speech fills a window: it ends where it is quietest, and the next one goes on from there. Words that are
+        committed beyond that were told before: they stay in this segment, and the next one only goes on from them."""
         assert self._begin is not None
         place = last_cut_frame(loudness(self._sound(self._begin, self._frame))) * HOP // CHUNK
         cut = self._begin + max(1, place)
         border = cut * CHUNK / SAMPLE_RATE
         later = [said for said in self._committed if said.words[0].start + said.words[-1].end > 2 * border]
-        self._committed = self._committed[: len(self._committed) - len(later)]
-        levels, language = self._levels[cut - self._begin :], self._language
         try:
-            yield from self._close(cut)
+            yield from self._close(cut, bool(later))
         finally:
-            self._begin, self._levels, self._committed, self._language = cut, levels, later, language
+            self._levels = self._levels[cut - self._begin :]
+            self._begin, self._committed, self._told, self._text = cut, later, len(later), ""
             self._first = max(cut, self._first or 0)
             self._keep_from(cut * CHUNK)
 
@@ -350,7 +359,11 @@ def feed_together(fed: Sequence[tuple[Live, Any, float]]) -> list[list[Event | G
 
 def _checked(samples: Any) -> Tensor:
     """Samples (S,) as floats. Raises AudioError."""
-    if getattr(samples, "ndim", 1) != 1:
+    if not isinstance(samples, np.ndarray | Tensor):
+        raise AudioError(
+            f"samples are a {type(samples).__name__}; expected a tensor or an array, such as np.array(...)"
+        )
+    if samples.ndim != 1:
         raise AudioError(
             f"samples have the shape {tuple(samples.shape)}; expected (S,), one channel: take the mean of several"
         )

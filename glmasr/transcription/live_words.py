@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import regex
 
+from .language import spaced
 from .results import Part, Segment, Word
 
 _SIGNS = regex.compile(r"[^\p{L}\p{N}\p{M}]")
@@ -37,10 +38,11 @@ def key(text: str) -> str:
 def remaining(committed: Sequence[Said], part: Part) -> tuple[list[Word], str]:
     """What a part says after the words that are committed, and its text: its beginning that is most like them is left
     out, the number of changes counts, and among equals the time."""
-    pieces = [piece for segment in part.segments for piece in _pieces(segment)]
+    texts = spaced([segment.text for segment in part.segments])
+    pieces = [piece for segment, text in zip(part.segments, texts, strict=True) for piece in _pieces(segment, text)]
     mine = [key(word.text) for said in committed for word in said.words]
     if not mine:
-        return [word for word, _ in pieces], "".join(text for _, text in pieces)
+        return [word for word, _ in pieces], "".join(text for _, text in pieces).lstrip()
     costs = list(range(len(pieces) + 1))  # of changing nothing into the first words of the part
     for row, wanted in enumerate(mine, 1):
         above, costs = costs, [row]
@@ -53,12 +55,12 @@ def remaining(committed: Sequence[Said], part: Part) -> tuple[list[Word], str]:
     return [word for word, _ in pieces[best:]], "".join(text for _, text in pieces[best:])
 
 
-def _pieces(segment: Segment) -> list[tuple[Word, str]]:
-    """The words of a segment, each with its text and the space before it."""
+def _pieces(segment: Segment, text: str) -> list[tuple[Word, str]]:
+    """The words of a segment, each with its text and the space before it, as in `text`."""
     found, place = [], 0
     for word in segment.words:
-        at = segment.text.find(word.text, place)
+        at = text.find(word.text, place)
         last = at + len(word.text) if at >= 0 else place
-        found.append((word, segment.text[place:last] if at >= 0 else f" {word.text}"))
+        found.append((word, text[place:last] if at >= 0 else f" {word.text}"))
         place = last
     return found
