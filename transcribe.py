@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 import glmasr
 from glmasr.audio_files.address import is_address, shown
+from glmasr.audio_files.limits import HIGHEST_RATE, LOWEST_RATE, MOST_CHANNELS
 from glmasr.cli import (
     INTERRUPTED,
     Parser,
@@ -201,6 +202,12 @@ def check_live(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--{wrong[0].replace('_', '-')} goes {'without' if args.live else 'with'} --live")
     if args.live and (len(args.audio) > 1 or is_address(args.audio[0])):
         parser.error("--live takes one source: - (standard input), mic, or a file; for an address, what ffmpeg pipes")
+    for name, value, least, most in (
+        ("rate", args.rate, LOWEST_RATE, HIGHEST_RATE),
+        ("channels", args.channels, 1, MOST_CHANNELS),
+    ):
+        if not least <= value <= most:
+            parser.error(f"--{name} is {value}, expected {least} to {most}")
     if args.input_device is not None and args.audio[0] != "mic":
         parser.error("--input-device goes with `--live mic`")
 

@@ -435,6 +435,8 @@ def test_quiet(call, twice):
         (["https://example.org/a.mp3"], "--live takes one source"),
         (["-", "--input-device", "2"], "--input-device goes with `--live mic`"),
         (["-", "--live-step", "60"], "step is 60.0"),
+        (["-", "--rate", "3999"], "--rate is 3999, expected 4000 to 384000"),
+        (["-", "--channels", "256"], "--channels is 256, expected 1 to 255"),
         (["-", "--lang", "xx"], None),
     ],
 )
