@@ -287,6 +287,17 @@ def test_a_full_stop_that_looks_behind_the_pause_leaves_its_word_before_it():
     assert two[1] == 1.5 and three == (2.3, 3.8)
 
 
+@settings(max_examples=300, derandomize=True, database=None, deadline=None)
+@given(st.lists(st.sampled_from([" one", " two", "wo", ".", ",", " -", "?!"]), min_size=1, max_size=9), st.integers(0))
+def test_tokens_follow_each_other_whatever_they_look_at(pieces, seed):
+    _, words = spell(list(range(len(pieces))), Pieces(pieces))
+    generator = torch.Generator().manual_seed(seed % 2**32)
+    scores = 4 * torch.randn(2, len(pieces) + 1, 150, generator=generator)
+    silent = [(0.5, 0.9), (1.1, 1.5), (1.6, 2.2)][seed % 3 :]
+    seconds = times.token_seconds(words, scores, 0.02, 0.0, silent)
+    assert seconds == sorted(seconds)
+
+
 def test_a_pause_after_a_token_belongs_to_none_of_its_characters():
     """Two characters of one token, a pause of 0.6 s, and another one: the border of the first two isn't in the pause."""
     _, words = spell([0, 1], Pieces(["情况", "那"]))

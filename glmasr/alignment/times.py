@@ -123,7 +123,8 @@ def _closed(path: align.Path, words: Sequence[Spelled], edges: Collection[int]) 
     for word, first in zip(words, firsts[1:], strict=True):
         for mark in range(math.ceil(word.ends), first):
             following = min((edge for edge in edges if edge > path[mark]), default=math.inf)
-            if path[mark] in edges and path[first] < following:
+            alone = not mark or path[mark - 1] < path[mark]  # else the word itself begins behind the pause
+            if alone and path[mark] in edges and path[first] < following:
                 found[mark:first], found[first] = path[mark] - 1, path[mark]
                 break
     return found
