@@ -7,8 +7,10 @@ import logging
 import os
 import random
 import re
+import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -204,6 +206,45 @@ def test_a_hanging_worker_does_not_hold_the_event_loop():
         reader.close()
 
     asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_worker_that_dies_amid_a_message_leaves_no_error():
+    """Its pipe is closed by whoever writes into it, not while that writes."""
+    done = []
+
+    class Pipe:
+        def __init__(self):
+            self.begun, self.goes_on = threading.Event(), threading.Event()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.close()
+
+        def close(self):
+            done.append("closed")
+
+        def send(self, message):
+            self.begun.set()
+            self.goes_on.wait(10)
+            done.append("written")
+            raise BrokenPipeError
+
+    async def run():
+        queue = request_queue.RequestQueue({})
+        queue._loop, queue.closing = asyncio.get_running_loop(), True
+        queue._pipe, queue._outbox = pipe, outbox = Pipe(), SimpleQueue()
+        writing = threading.Thread(target=queue._write_pipe, args=(pipe, outbox), daemon=True)
+        writing.start()
+        queue._send(messages.Clear(1))
+        assert await asyncio.to_thread(pipe.begun.wait, 10)
+        queue._died(pipe)
+        pipe.goes_on.set()
+        await asyncio.to_thread(writing.join, 10)
+
+    asyncio.run(run())
+    assert done == ["written", "closed"]
 
 
 # ---- the body of a call ---------------------------------------------------------------------------------------------------

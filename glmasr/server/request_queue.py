@@ -267,11 +267,12 @@ class RequestQueue:
 
     @staticmethod
     def _write_pipe(pipe: "Connection[Any, Any]", outbox: "SimpleQueue[ToWorker | None]") -> None:
-        """Thread: what the worker is told. TRAP: a pipe takes no more where the worker hangs, and the event loop may
-        not wait for that."""
-        with suppress(OSError):  # it has just died: `_died` will say so
+        """Thread: what the worker is told, up to None. TRAP: a pipe takes no more where the worker hangs, and the event
+        loop may not wait for that; nor may it close the pipe, into which half a message may just be written."""
+        with pipe:
             while (message := outbox.get()) is not None:
-                pipe.send(message)
+                with suppress(OSError):  # it has just died: `_died` will say so
+                    pipe.send(message)
 
     def _read_pipe(self, pipe: "Connection[Any, Any]") -> None:
         """Thread: what the worker says, handed to the event loop."""
@@ -306,7 +307,6 @@ class RequestQueue:
             request.put(message)
 
     def _died(self, pipe: "Connection[Any, Any]") -> None:
-        pipe.close()
         if pipe is not self._pipe:
             return
         self._outbox.put(None)
