@@ -150,6 +150,16 @@ def test_an_item_from_its_first_word_to_its_text():
     assert events[2]["previous_item_id"] == item and events[-1]["transcript"] == ""
 
 
+@pytest.mark.parametrize("seconds, start", [(2.5, 12_000), (6.0, 13_000), (1.5, 12_000)])
+def test_an_item_begins_where_the_one_before_ended_at_the_earliest(seconds, start):
+    """What is heard before its speech has nothing of that item, nor of the session before."""
+    dialog = begun({"type": "server_vad", "prefix_padding_ms": 3000})
+    [started, *_] = dialog.answer(Heard(1, [SpeechStarted(1.0), SpeechStopped(2.0), segment()], Sound, since=10.0))
+    assert started["audio_start_ms"] == 10_000
+    [started] = checked(dialog.answer(Heard(1, [SpeechStarted(seconds)], Sound, since=10.0)))
+    assert started["audio_start_ms"] == start
+
+
 def test_speech_that_fills_a_window_becomes_an_item_without_a_pause():
     dialog = begun()
     dialog.answer(Heard(1, [SpeechStarted(1.0), Committed("one", ())], Sound))
@@ -326,6 +336,9 @@ def test_an_update_amid_speech_ends_the_item_unless_the_client_does():
         ({"audio": {"input": {"turn_detection": {"threshold": 1.5}}}}, "less than 1", "threshold"),
         ({"audio": {"input": {"turn_detection": {"silence_duration_ms": 60_000}}}}, "10000", "silence_duration_ms"),
         ({"audio": {"input": {"turn_detection": {"prefix_padding_ms": 5001}}}}, "5000", "prefix_padding_ms"),
+        ({"audio": {"input": {"turn_detection": {"prefix_padding_ms": True}}}}, "integer", "prefix_padding_ms"),
+        ({"audio": {"input": {"turn_detection": {"silence_duration_ms": "500"}}}}, "integer", "silence_duration_ms"),
+        ({"audio": {"input": {"turn_detection": {"threshold": "0.5"}}}}, "number", "threshold"),
         ({"audio": {"input": {"turn_detection": {"create_response": True}}}}, "no responses", "create_response"),
         ({"audio": {"input": {"turn_detection": {"idle_timeout_ms": 5000}}}}, "no responses", "idle_timeout_ms"),
         ({"audio": {"input": {"transcription": None}}}, "nothing but transcribe", "transcription"),

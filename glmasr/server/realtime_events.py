@@ -91,6 +91,7 @@ class Dialog:
         self.updates: deque[Update | None] = deque([None])  # the first one is that with which it began
         self.item: Item | None = None  # the one that is under way
         self.previous: str | None = None  # the one that was committed last
+        self.stopped = 0.0  # the second up to which somebody spoke
         self.warnings: list[str] = []
         self.buffered = 0.0  # seconds of sound since the client committed or cleared it
 
@@ -187,7 +188,7 @@ class Dialog:
         if isinstance(event, SpeechStarted) and self._detects:
             self.item = Item()
             padding = self.told.settings.options.get("padding", 0.0)
-            start = max(0, round(1000 * (answer.since + event.seconds - padding)))
+            start = round(1000 * max(self.stopped, answer.since + max(0.0, event.seconds - padding)))
             return [self._event("input_audio_buffer.speech_started", audio_start_ms=start, item_id=self.item.id)]
         if isinstance(event, SpeechStopped) and (self._detects or answer.asked in (Commit, Finish)):
             return self._stopped(event, answer)
@@ -205,7 +206,8 @@ class Dialog:
         """A pause, or what the client has sent, ends an item."""
         item = self._current()
         pause = self.told.settings.pause or 0.0
-        end = round(1000 * (answer.since + event.seconds + pause))
+        self.stopped = answer.since + event.seconds
+        end = round(1000 * (self.stopped + pause))
         stopped = self._event("input_audio_buffer.speech_stopped", audio_end_ms=end, item_id=item.id)
         return [*([] if answer.asked in (Commit, Finish, Listen) else [stopped]), *self._committed(item)]
 

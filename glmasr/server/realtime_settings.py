@@ -51,9 +51,9 @@ class ServerVad(Strict):
     """Segments end by themselves."""
 
     type: Literal["server_vad"]
-    threshold: float = Field(default=THRESHOLD, gt=0, lt=1, allow_inf_nan=False)
-    prefix_padding_ms: int = Field(default=300, ge=round(1000 * PADDINGS[0]), le=round(1000 * PADDINGS[1]))
-    silence_duration_ms: int = Field(default=500, ge=round(1000 * PAUSES[0]), le=round(1000 * PAUSES[1]))
+    threshold: float = Field(default=THRESHOLD, gt=0, lt=1, allow_inf_nan=False, strict=True)
+    prefix_padding_ms: int = Field(default=300, strict=True, ge=round(1000 * PADDINGS[0]), le=round(1000 * PADDINGS[1]))
+    silence_duration_ms: int = Field(default=500, strict=True, ge=round(1000 * PAUSES[0]), le=round(1000 * PAUSES[1]))
     create_response: Literal[False] | None = None
     interrupt_response: Literal[False] | None = None
     idle_timeout_ms: None = None
