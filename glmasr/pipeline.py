@@ -41,7 +41,7 @@ from .observing import stage
 from .tokenizer import read_tokenizer, tokenizer_file
 from .transcription import chinese_script, chinese_words
 from .transcription.batcher import Batcher
-from .transcription.clips import Clip, within
+from .transcription.clips import Clip, as_clips, within
 from .transcription.encoder_decoder import EncoderDecoderFamily
 from .transcription.fallback import TEMPERATURES
 from .transcription.families import Job, LanguageState, RecordingState, checked_languages
@@ -211,7 +211,7 @@ class Recognizer:
             vad=vad,
             words=words,
             zh_words=zh_words,
-            clips=tuple(clips or ()),
+            clips=as_clips(clips or ()),
             hotwords=parse_hotwords(hotwords),
             prompt=prompt,
             context=context,

@@ -22,7 +22,7 @@ from glmasr.errors import AudioError, OptionError
 from glmasr.pipeline import Options
 from glmasr.tools import attention
 from glmasr.transcription import clips
-from glmasr.transcription.clips import check, clipped, name, within
+from glmasr.transcription.clips import as_clips, check, clipped, name, within
 
 RATE = 16_000
 
@@ -129,6 +129,13 @@ def test_clips_that_are_none(wrong, reason):
         check(wrong)
     with pytest.raises(OptionError, match=re.escape(reason)):
         Options(clips=wrong).check(100)
+
+
+@pytest.mark.parametrize("wrong", [5, "0-3", b"0-3", [3]])
+def test_what_holds_no_clips_is_named(wrong):
+    with pytest.raises(OptionError, match=re.escape(repr(wrong if not isinstance(wrong, list) else wrong[0]))):
+        check(as_clips(wrong))
+    assert as_clips(iter([(0, 1), (2, None)])) == ((0, 1), (2, None))
 
 
 def test_clips_that_are_right():

@@ -9,7 +9,7 @@ as far as the last one needs it, and dropped: it counts neither as decoded nor a
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import SAMPLE_RATE, is_number
 from ..errors import AudioError, OptionError
@@ -18,6 +18,11 @@ if TYPE_CHECKING:  # the command line checks its clips before it imports PyTorch
     from torch import Tensor
 
 Clip = tuple[float, float | None]  # from when to when, in seconds; None: to the end of the recording
+
+
+def as_clips(clips: Any) -> Any:
+    """The clips as a tuple; what holds none stays as it is, so that `check` can name it."""
+    return clips if isinstance(clips, (str, bytes)) or not isinstance(clips, Iterable) else tuple(clips)
 
 
 def check(clips: object) -> None:
