@@ -6,6 +6,7 @@ import pytest
 
 import glmasr
 import transcribe
+from glmasr import audio
 from glmasr.alignment.words import spans
 from glmasr.errors import OptionError
 from glmasr.transcription.chinese_words import joined, joiner
@@ -94,6 +95,21 @@ def test_a_recording(monkeypatch):
     joined_word = next(word for word in found["dictionary"].words if word.text == "一四")
     assert (joined_word.start, joined_word.end) == (one.start, four.end)
     assert found["dictionary"].text == found["character"].text
+
+
+def test_live(monkeypatch):
+    """Half of a word may be certain before the other half is heard, so only the segment has words of the dictionary."""
+    pytest.importorskip("rjieba")
+    pytest.importorskip("opencc")
+    monkeypatch.setattr("rjieba.cut", lambda text, hmm: [text[at : at + 4] for at in range(0, len(text), 4)])
+    demo, samples, found = glmasr.load("demo"), audio.load("examples/zh.wav"), {}
+    for kind in ("character", "dictionary"):
+        session = demo.live("zh", step=0.3, vad="off", words=True, zh_words=kind)
+        found[kind] = [event for at in range(0, len(samples), 800) for event in session.feed(samples[at : at + 800])]
+        found[kind] += session.finish()
+    assert found["character"][:-1] == found["dictionary"][:-1]
+    plain, segment = found["character"][-1], found["dictionary"][-1]
+    assert segment.text == plain.text and [len(word.text) for word in segment.words] == [4, 4]
 
 
 def test_the_command_line(capsys):

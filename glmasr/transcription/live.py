@@ -32,7 +32,7 @@ from ..audio_files.channels import mono
 from ..audio_files.limits import checked_rate
 from ..config import SAMPLE_RATE, is_number
 from ..errors import AudioError, GlmAsrError, OptionError
-from . import chinese_script, vad
+from . import chinese_script, chinese_words, vad
 from .chunking import AROUND_SPEECH, Window, last_cut_frame, loudness
 from .families import RecordingState
 from .live_decoder import Course, Heard, Recognizer, Request, run_together
@@ -78,7 +78,9 @@ class Live:
     ):
         _check(Options(**options), step, pause, padding, threshold)
         self.recognizer = recognizer
-        self._options = replace(recognizer.check(language, Options(**options)), words=True)
+        checked = recognizer.check(language, Options(**options))
+        self._join = chinese_words.joiner(checked.zh_words)  # only of whole segments: half a word may be committed
+        self._options = replace(checked, words=True, zh_words="character")
         self._convert = chinese_script.converter(self._options.script)
         self._recording = RecordingState.of(language)
         self._resampler = Resampler(checked_rate(sample_rate, "live"))
@@ -256,16 +258,14 @@ class Live:
         since = self._committed[-1].words[-1].end if self._committed else 0.0
         spans = in_order([(word.start, word.end) for said in new for word in said.words], since, float("inf"))
         times = iter(spans)
-        text = ""
         for said in new:
             words = tuple(
                 replace(word, text=self._convert(word.text), start=round(start, 3), end=round(end, 3))
                 for word, (start, end) in zip(said.words, times, strict=False)
             )
             self._committed.append(replace(said, words=words))
-            text += said.text
         words = tuple(word for said in self._committed[-len(new) :] for word in said.words)
-        return self._tell(self._convert(text), words)
+        return self._tell(self._convert("".join(said.text for said in new)), words)
 
     def _tell(self, text: str, words: tuple[Word, ...]) -> Committed:
         """More of the segment."""
@@ -305,7 +305,7 @@ class Live:
         words = (*(word for one in self._committed[self._told :] for word in one.words), *rest)
         begin = self._committed[-1].words[-1].end if self._committed else 0.0
         found = part.segments[0] if part.segments else Segment(0.0, 0.0, "", language=part.language)
-        return replace(
+        found = replace(
             found,
             start=words[0].start if words else round(max(begin, window.begin), 3),
             end=words[-1].end if words else round(max(begin, window.begin + window.seconds), 3),
@@ -313,6 +313,7 @@ class Live:
             words=words,
             flags=tuple(dict.fromkeys(name for segment in part.segments for name in segment.flags)),
         )
+        return self._join(found)
 
     def _cut(self) -> Course:
         """Speech fills a window: it ends where it is quietest, and the next one goes on from there. Words that are
