@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from glmasr.transcription.coverage import fits, pauses, same, sparse, spoken, stretches
+from glmasr.transcription.chunking import Window
+from glmasr.transcription.coverage import Stretch, fits, pauses, same, sparse, spoken, stretches
+from glmasr.transcription.recovery import Lost, patched
+from glmasr.transcription.results import Part, Segment
 
 
 def voice(*spans, seconds=30.0):
@@ -81,3 +84,13 @@ def test_stretches_without_text(spans, covered, expected):
         (found.first, found.last, pytest.approx(found.voice), found.covering)
         for found in stretches(voice(*spans), covered)
     ] == expected
+
+
+@pytest.mark.parametrize("voice, flags, kept", [(0.7, (), 1), (0.7, ("sampled",), 0), (2.0, ("sampled",), 1)])
+def test_what_is_guessed_in_a_stretch_as_short_as_a_cough_is_no_text(voice, flags, kept):
+    window = Window(16_000, torch.zeros(round(voice * 16_000)))
+    said = Segment(0.0, 1.0, "These take the shape of an arch.")
+    guess = Segment(1.0, 1.0 + voice, "Thank you.", flags=flags)
+    lost = Lost(0, Stretch(100, 100 + round(100 * voice), voice), window, [window])
+    part = patched(Part(0.0, 3.0, "en", [said], []), [(lost, [Part(1.0, 1.0 + voice, "en", [guess], [])])])
+    assert part.segments == [said, *[guess] * kept] and not part.uncovered

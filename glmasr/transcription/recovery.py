@@ -108,6 +108,8 @@ def patched(part: Part, found: list[tuple[Lost, list[Part]]]) -> Part:
         text = join([segment.text for one in tries for segment in one.segments])
         if stretch.covering is not None or not coverage.fits(text, stretch.voice):
             tries = [one for one in tries if not one.failed]  # a doubtful text is better than none, and its flags tell
+        if stretch.voice < coverage.REPORTED:  # a cough: where it is no word, a model soon finds one
+            tries = [one for one in tries if not any(segment.flags for segment in one.segments)]
         new = [segment for one in tries for segment in one.segments]
         old = kept.get(stretch.covering)
         more = sum(coverage.spoken(segment.text) for segment in new) - (coverage.spoken(old.text) if old else 0)
