@@ -1,6 +1,6 @@
 """How soon is there text, while somebody speaks, and what does it cost? On recordings that come at their own pace.
 
-    pip install -c constraints.txt '.[vad]'
+    pip install -c constraints.txt '.[bench,vad]'
     python benchmarks/live.py MANIFEST --model DIR [--languages en,zh] [--steps 0.5 1 2] [--sessions 1 4]
 
 MANIFEST is a table as in tests/speech; recordings of one language are joined to a minute and more, with pauses of 0.6 to
@@ -12,7 +12,7 @@ wait            seconds of sound from the end of a word until it is committed: t
 lag             from the end of a word to when it is committed
 first           from the start of a segment's first word until some text of it is there
 revised         committed words that the segment at the end doesn't have
-errors          of all text, less those of the same recordings offline, in points
+errors          of all text, as real.py counts them, less those of the same recordings offline, in points
 baseline        LocalAgreement-2: everything that isn't committed sentences is decoded at each step; what two texts
                 agree on is committed (Machacek et al. 2023)
 
@@ -34,6 +34,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from real import Errors  # noqa: E402
 from words import DIGIT_PAUSES, PAUSES, joined, read, units  # noqa: E402
 
 import glmasr  # noqa: E402
@@ -163,16 +164,6 @@ def baseline(
     return [course]
 
 
-def changes(wanted: list[str], found: list[str]) -> int:
-    """Words to change, leave out or put in."""
-    costs = list(range(len(found) + 1))
-    for row, one in enumerate(wanted, 1):
-        above, costs = costs, [row]
-        for column, other in enumerate(found, 1):
-            costs.append(min(above[column - 1] + (one != other), above[column] + 1, costs[-1] + 1))
-    return costs[-1]
-
-
 def measured(name: str, args, recognizer, sounds, offline, step: float, count: int, run) -> str:
     lags, waits, firsts, wrong, said, revised, seconds, spent, slow = [], [], [], 0, 0, 0, 0.0, 0.0, 0
     for start in range(0, len(sounds), count):
@@ -185,8 +176,9 @@ def measured(name: str, args, recognizer, sounds, offline, step: float, count: i
             firsts += course.firsts
             revised += course.revised
             slow += any("too slow" in notice for notice in course.notices)
-            wrong += changes(sound.words, units(" ".join(course.texts), sound.language)) - offline[id(sound)]
-            said += len(sound.words)
+            found = Errors.of(" ".join(course.texts), sound.text, sound.language)
+            wrong += found.wrong - offline[id(sound)]
+            said += found.count
             seconds += len(sound.samples) / RATE
         spent += clock.spent
     lags = np.array(lags or [0.0])
@@ -256,10 +248,9 @@ def main() -> None:
             print("\n".join(hour(recognizer, language, stream, args)), flush=True)
             continue
         offline = {
-            id(sound): changes(
-                sound.words,
-                units(recognizer.transcribe(sound.samples, language, sample_rate=RATE).text, language),
-            )
+            id(sound): Errors.of(
+                recognizer.transcribe(sound.samples, language, sample_rate=RATE).text, sound.text, language
+            ).wrong
             for sound in sounds
         }
         for step in args.steps:

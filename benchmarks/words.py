@@ -63,6 +63,7 @@ class Sound:
     words: list[str]
     begins: dict[int, float]
     ends: dict[int, float]
+    text: str = ""
 
 
 # ---- what is compared ------------------------------------------------------------------------------------------------
@@ -158,6 +159,7 @@ def joined(
         if begins:
             sound.begins[len(sound.words)] = (place + first) / RATE
         sound.words += units(row["text"], row["language"])
+        sound.text += f"{row['text']} "
         if ends:
             sound.ends[len(sound.words) - 1] = (place + last) / RATE
         pieces.append(samples)
