@@ -357,3 +357,46 @@ def test_a_draft_changes_nothing(recognizer, digits, monkeypatch):
     with_draft = listened(recognizer.live("en", step=0.5, vad="off"), samples, 1600)
     monkeypatch.setattr(live_decoder, "_confirmed", lambda family, request, *_: list(request.prefix))
     assert listened(recognizer.live("en", step=0.5, vad="off"), samples, 1600) == with_draft
+
+
+class Scripted:
+    """Says at each step what it is told to: (text, start, end, probability) of words."""
+
+    def __init__(self, recognizer, steps):
+        self.recognizer, self.steps, self.count = recognizer, iter(steps), 0
+
+    def decode(self, _, asked):
+        return [self.heard(request) for request in asked]
+
+    def heard(self, request):
+        if request.final:
+            return Part(0.0, 0.0, "en", [], [])
+        self.count += 1
+        words = next(self.steps)
+        return live_decoder.Heard(tuple(Said(f" {word[0]}", (Word(*word),), (1,)) for word in words), "en")
+
+
+@pytest.mark.parametrize(
+    "probability, after",
+    [(0.9, 2), (0.49, 3)],  # twice the same; and two seconds after it
+)
+def test_an_unsure_word_waits_but_not_for_ever(demo, monkeypatch, probability, after):
+    words = [("one", 0.3, 0.9, probability), ("two", 0.9, 1.2, 0.9)]
+    scripted = Scripted(demo, [words] * 4)
+    monkeypatch.setattr(live_decoder, "decode", scripted.decode)
+    session, found = demo.live("en", vad="off"), []
+    session.feed(torch.zeros(RATE // 4))
+    noise = 0.3 * torch.randn(4 * RATE, generator=torch.Generator().manual_seed(1))
+    while not found:
+        found = [event for event in session.feed(noise[:512]) if isinstance(event, Committed)]
+        noise = noise[512:]
+    assert scripted.count == after
+    assert found[0].text == "one two" and found[0].words[0].probability == probability
+
+
+def test_what_was_said_is_decoded_as_soon_as_a_pause_begins(demo, digits, windows):
+    samples = torch.cat([torch.zeros(RATE // 2), digits[: round(1.5 * RATE)], torch.zeros(RATE)])
+    found = listened(demo.live("en", vad="off", step=5.0), samples, 512)
+    [stop] = [event.seconds for event in found if isinstance(event, SpeechStopped)]
+    early = [asked.window for asked in windows if not asked.final]
+    assert stop < early[-1].begin + early[-1].seconds < stop + 0.2

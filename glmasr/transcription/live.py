@@ -11,8 +11,7 @@ What is committed is never revised: it is the prefix of the next decoding. The l
 the sound ends in its middle; so what ends in the last 0.4 s isn't committed.
 
 A session has no thread and no clock: its events depend on the sound alone, however it is cut into pieces. Whoever feeds
-it says how much sound waits (`behind`): where a machine is too slow, steps get longer. docs/LIVE.md has a
-picture, and measurements.
+it says how much sound waits (`behind`): where a machine is too slow, steps get longer. docs/LIVE.md has a picture.
 """
 
 from collections import deque
@@ -35,7 +34,7 @@ from ..errors import AudioError, GlmAsrError, OptionError
 from . import chinese_script, chinese_words, vad
 from .chunking import AROUND_SPEECH, Window, last_cut_frame, loudness
 from .families import RecordingState
-from .live_decoder import Course, Heard, Recognizer, Request, run_together
+from .live_decoder import Course, Heard, Recognizer, Request, raised, run_together
 from .live_events import Committed, Event, Notice, SpeechStarted, SpeechStopped, Tentative
 from .live_words import Said, remaining
 from .options import Options
@@ -43,7 +42,8 @@ from .results import Part, Segment, Word
 from .vad import CHUNK, GAP, SHORTEST
 
 UNCERTAIN = 0.4  # seconds at the end of the sound, in which no word is committed
-SURE = 0.35  # probability of a word; a less likely one waits for more sound, and with it those after it
+SURE = 0.5  # probability of a word; a less likely one waits for more sound, and with it those after it
+PATIENCE = 2.0  # seconds that it waits at most, if decodings agree on it
 OVERLAP = 2.0  # seconds of committed words that are decoded again with what follows, as its prefix
 HUM = 8  # frames, 0.25 s, after which what is only just likely to be speech is none: the detector takes time in noise
 STEPS, PAUSES, PADDINGS = (0.1, 30.0), (0.1, 10.0), (0.0, 5.0)  # seconds
@@ -124,17 +124,17 @@ class Live:
         Raises AudioError for what is no sound, GlmAsrError for what the model can't answer; the session goes on.
         """
         [found] = feed_together([(self, samples, behind)])
-        return _raised(found)
+        return raised(found)
 
     def commit(self) -> list[Event]:
         """Ends the segment here, pause or not."""
         [found] = run_together(self.recognizer, [self._end()])
-        return _raised(found)
+        return raised(found)
 
     def finish(self) -> list[Event]:
         """The rest. Nothing can be fed afterwards."""
         [found] = run_together(self.recognizer, [self.finishing()])
-        return _raised(found)
+        return raised(found)
 
     # -- the course of a session, as generators: they yield events, and requests, for which they are sent the answers --
 
@@ -182,6 +182,7 @@ class Live:
                 self._first = None
             return
         self._levels.append(likely)
+        pausing = frame - self._likely == GAP  # if that is the end, there is time until it is certain
         if self._pause and frame - self._last >= self._pause:
             yield SpeechStopped(self._last * CHUNK / SAMPLE_RATE)
             try:
@@ -191,10 +192,10 @@ class Live:
                 self._reset()
         elif (frame - self._begin + 1) * CHUNK > self.recognizer.family.config.window:
             yield from self._cut()
-        elif frame >= self._due and behind <= self.step:  # else what was decoded now would soon be old
+        elif (frame >= self._due or pausing) and behind <= self.step:  # else what was decoded now would soon be old
             yield from self._widened((frame - self._due) * CHUNK / SAMPLE_RATE + self.step)
             self._due = frame + max(1, round(self.step * SAMPLE_RATE / CHUNK))
-            if frame - self._last < GAP:  # else nothing was said since
+            if pausing or frame - self._last < GAP:  # else nothing was said since
                 yield from self._decode()
 
     def _widened(self, step: float) -> Course:
@@ -240,7 +241,8 @@ class Live:
         """Commits what two decodings agree on, and shows the rest."""
         count = 0
         for before, said in zip(self._before, heard.said, strict=False):
-            if before.key != said.key or said.words[-1].end > now - UNCERTAIN or said.probability < SURE:
+            age = now - said.words[-1].end
+            if before.key != said.key or age < UNCERTAIN or (said.probability < SURE and age < PATIENCE):
                 break
             count += 1
         new, self._before = list(heard.said[:count]), list(heard.said[count:])
@@ -372,23 +374,18 @@ def _checked(samples: Any) -> Tensor:
     return torch.cat([torch.zeros(0), *mono((part for _, part in parts), name, SAMPLE_RATE, _ignore)])
 
 
-def _raised(found: list[Event | GlmAsrError]) -> list[Event]:
-    """The events; raises the error at their end."""
-    events = [event for event in found if not isinstance(event, GlmAsrError)]
-    for error in found[len(events) :]:
-        raise error  # type: ignore[misc]
-    return events
-
-
 def _ignore(warning: str) -> None:
     """What `reader` warns of concerns whole recordings."""
 
 
 def _check(options: Options, step: float, pause: float | None, padding: float, threshold: float) -> None:
     """Raises OptionError."""
-    pause = PAUSES[0] if pause is None else pause
-    for name, value, limits in (("step", step, STEPS), ("pause", pause, PAUSES), ("padding", padding, PADDINGS)):
-        least, most = limits
+    ranges = (
+        ("step", step, STEPS),
+        ("pause", PAUSES[0] if pause is None else pause, PAUSES),
+        ("padding", padding, PADDINGS),
+    )
+    for name, value, (least, most) in ranges:
         if not (is_number(value) and least <= value <= most):
             raise OptionError(f"{name} is {value!r}, expected seconds from {least:g} to {most:g}")
     if not (is_number(threshold) and 0 < threshold < 1):

@@ -99,6 +99,14 @@ def run_together(recognizer: Recognizer, courses: Sequence[Course]) -> list[list
     return found
 
 
+def raised(found: list[Event | GlmAsrError]) -> list[Event]:
+    """The events; raises the error at their end."""
+    events = [event for event in found if not isinstance(event, GlmAsrError)]
+    for error in found[len(events) :]:
+        raise error  # type: ignore[misc]
+    return events
+
+
 def decode(recognizer: Recognizer, requests: Sequence[Request]) -> list[Heard | Part | GlmAsrError]:
     """An answer for each; what can't be decoded is an error for it alone."""
     groups: dict[tuple[Any, ...], list[int]] = {}
