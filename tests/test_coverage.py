@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from glmasr.transcription.chunking import Window
-from glmasr.transcription.coverage import Stretch, fits, pauses, same, sparse, spoken, stretches
+from glmasr.transcription.coverage import Stretch, fits, pauses, same, sounds_on, sparse, spoken, stretches
 from glmasr.transcription.recovery import Lost, patched
 from glmasr.transcription.results import Part, Segment
 
@@ -84,6 +84,26 @@ def test_stretches_without_text(spans, covered, expected):
         (found.first, found.last, pytest.approx(found.voice), found.covering)
         for found in stretches(voice(*spans), covered)
     ] == expected
+
+
+@pytest.mark.parametrize(
+    "spans, place, alone",
+    [
+        ([(0, 2.7)], (2, 4), True),  # the last word sounds on
+        ([(0, 2.9)], (2, 2.9), True),
+        ([(1.3, 4)], (0, 2), True),  # the first one began before its text
+        ([(0, 2.3), (2.6, 4)], (2, 3), True),
+        ([(0, 4)], (2, 2.9), True),
+        ([(0, 2), (2.2, 2.9)], (2, 4), False),  # a word of its own
+        ([(0.2, 0.9), (2, 4)], (0, 2), False),
+        ([(0, 4)], (2, 3.1), False),  # too much for one word
+        ([(0.2, 0.9)], (0, 4), False),  # nothing else was said
+    ],
+)
+def test_the_end_of_a_word_is_not_one_of_its_own(spans, place, alone):
+    frames = voice(*spans, seconds=4)
+    first, last = (round(100 * second) for second in place)
+    assert sounds_on(frames, Stretch(first, last, float(frames[first:last].sum()) / 100)) is alone
 
 
 @pytest.mark.parametrize("voice, flags, kept", [(0.7, (), 1), (0.7, ("sampled",), 0), (2.0, ("sampled",), 1)])

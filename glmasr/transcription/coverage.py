@@ -76,6 +76,20 @@ def pauses(voiced: Tensor) -> list[int]:
     return [int(places[cut - 1] + places[cut]) // 2 for cut in sorted(cuts)[1:-1]]
 
 
+def sounds_on(voiced: Tensor, stretch: Stretch) -> bool:
+    """Whether a short stretch of voiced (F,) without text is only the end of the word before it, or the start of the
+    one after it: what a model hears in that alone is "you" or "Thank you"."""
+    if stretch.covering is not None or stretch.voice >= REPORTED:
+        return False
+    first, last = stretch.first, stretch.last
+    silent = (~voiced[first:last]).nonzero().flatten().tolist()
+    if first > 0:  # behind a text
+        first += silent[0] if silent else last - first
+    if last < len(voiced):  # before one
+        last = stretch.first + (silent[-1] if silent else 0)
+    return float(voiced[first : max(first, last)].sum()) * FRAME < AGAIN
+
+
 def fits(text: str, voice: float) -> bool:
     """Whether a text is neither too short nor too long for so many seconds of voice."""
     return not sparse(text, voice) and spoken(text) <= FAST * (voice + ALLOWED)

@@ -47,6 +47,8 @@ def lost_stretches(job: Job, part: Part, number: int, nested: bool) -> tuple[Par
         if job.continues and stretch.covering is None and at_the_end:
             part = replace(part, resume=piece.begin)
             continue
+        if coverage.sounds_on(voiced, stretch):
+            continue
         # Each try is shorter than the one before it, so there is an end to them.
         two_ways, pieces = False, []
         if stretch.pauses:
