@@ -221,8 +221,8 @@ def recognition_options(args: argparse.Namespace, recognizer: "Recognizer") -> "
         from glmasr.transcription import hotwords
 
         options["hotwords"] = hotwords.read(args.hotwords)
-    if args.live:
-        options["timestamps"] = None  # those of a session are of words
+    if args.live:  # the times that are shown are those of words
+        options["timestamps"] = False if args.timestamps is False else None
     elif args.timestamps is None and TIMED.intersection(args.format or ()) and recognizer.timed(glmasr.Options()):
         options["timestamps"] = True
     if args.max_duration:

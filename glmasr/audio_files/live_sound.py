@@ -1,4 +1,5 @@
-"""Sound that never has to end -> its sample rate, and float32 samples (samples, channels), as soon as they are there.
+"""Sound from a pipe, which never has to end -> its sample rate, and float32 samples (samples, channels), as soon as
+they are there.
 
     WAV                             read here, by its header
     what begins like another file   an ffmpeg that reads the same bytes
@@ -9,6 +10,7 @@ is no sound.
 """
 
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -112,6 +114,17 @@ def _is_file(start: bytes) -> bool:
 
 
 # ---- where it comes from ---------------------------------------------------------------------------------------------
+
+
+def is_recording(source: str) -> bool:
+    """Whether this is a file on a disk that says itself how it is to be read, as `audio.blocks` reads it."""
+    try:
+        if not os.path.isfile(source):
+            return False
+        with open(source, "rb") as file:
+            return _is_file(file.read(HEAD))
+    except (OSError, ValueError):
+        return False
 
 
 def opened(source: str, stack: ExitStack) -> tuple[BinaryIO, str]:

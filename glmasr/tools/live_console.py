@@ -7,6 +7,7 @@ pipe does: no sound is dropped. How far this machine is behind, the clock says, 
 than it was spoken, and that is no delay.
 """
 
+import math
 import queue
 import signal
 import threading
@@ -157,13 +158,14 @@ class Console:
         self.recognizer, self.session = recognizer, session
         self.screen, self.files, self.messages = screen, files, messages
         self.failed = False  # to decode, or to write
+        self.told: list[str] = []  # errors
         self.lock = threading.RLock()  # the thread that reads has warnings, too
 
     def run(self, blocks: Callable[[ExitStack, Callable[[str], None]], Iterator[Tensor]]) -> int:
         """`blocks(stack, warn)`, read by a thread: the sound. 0, or 1 if something failed. Raises KeyboardInterrupt, at
         the end, if that was asked for."""
         interrupt, trouble = Interrupt(), None
-        with interrupt.caught(), ExitStack() as stack:
+        with interrupt.caught(), self.nobody_reads(), ExitStack() as stack:
             waiting = Waiting(blocks(stack, self.warn))
             try:
                 while not (interrupt.asked or self.failed):
@@ -188,6 +190,15 @@ class Console:
         if interrupt.asked:
             raise KeyboardInterrupt
         return 1 if self.failed else 0
+
+    @contextmanager
+    def nobody_reads(self) -> Iterator[None]:
+        """Where whoever read standard output has seen enough (`| head`), the files get what was said up to there."""
+        try:
+            yield
+        except BrokenPipeError:
+            self.files.write(self.session.seconds)
+            raise
 
     def rest(self, waiting: Waiting) -> None:
         """What was said before Ctrl-C."""
@@ -219,11 +230,11 @@ class Console:
         elif isinstance(event, Tentative):
             self.screen.guess(event.text)
         elif isinstance(event, Segment):
-            self.screen.end(event)
             try:
                 self.files.add(event)
             except OutputError as error:
                 self.fail(error)
+            self.screen.end(event)
         elif isinstance(event, Notice):
             self.warn(event.text)
         elif isinstance(event, GlmAsrError):
@@ -238,8 +249,10 @@ class Console:
     def fail(self, error: GlmAsrError) -> None:
         """What was recognized stays, and nothing more is."""
         self.failed = True
-        with self.lock, self.screen.cleared():
-            self.messages.complain(str(error))
+        if str(error) not in self.told:
+            self.told.append(str(error))
+            with self.lock, self.screen.cleared():
+                self.messages.complain(str(error))
 
     def close(self) -> None:
         """The files, and what came of it."""
@@ -259,6 +272,9 @@ def sound(source: str, raw: Pcm, device: str | None, stack: ExitStack, warn: Cal
     """Blocks (1600,) at 16 kHz of "mic", "-" or a path; `raw`: how samples without a header are. Raises AudioError."""
     if source == "mic":
         parts, name = microphone.parts(device, stack, warn), microphone.NAME
+    elif live_sound.is_recording(source):
+        yield from audio.blocks(source, seconds=BLOCK, max_duration=math.inf, warn=warn)
+        return
     else:
         file, name = live_sound.opened(source, stack)
         parts = live_sound.parts(file, name, raw, stack, lambda: False)

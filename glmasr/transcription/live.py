@@ -391,6 +391,6 @@ def _check(options: Options, step: float, pause: float | None, padding: float, t
     if not (is_number(threshold) and 0 < threshold < 1):
         raise OptionError(f"threshold is {threshold!r}, expected a probability of speech between 0 and 1")
     whole = Options()
-    for name in ("clips", "track", "long", "context", "task", "timestamps"):
+    for name in ("clips", "track", "long", "context", "task"):
         if getattr(options, name) != getattr(whole, name):
             raise OptionError(f"{name} is {getattr(options, name)!r}, which a live session doesn't have; leave it out")
