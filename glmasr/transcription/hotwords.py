@@ -223,7 +223,8 @@ def _encode_all(texts: list[str], tokenizer: AnyTokenizer, edges: Borders) -> di
         some = texts[start : start + AT_ONCE]
         joined = "\n".join(some)
         ids = tokenizer.encode(joined)
-        ends = [-1, *(place for place, number in enumerate(ids) if [number] == line_break), len(ids)]
+        breaks = np.flatnonzero(np.array(ids) == line_break[0]) if len(line_break) == 1 else ()
+        ends = [-1, *map(int, breaks), len(ids)]
         sequences = [ids[before + 1 : end] for before, end in pairwise(ends)]
         # SentencePiece knows no line breaks, and some vocabularies have tokens that hold one and more.
         if len(sequences) != len(some) or tokenizer.decode(ids) != joined:
