@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import OptionError
 from ..transcription.hotwords import parse
-from ..transcription.live import PADDINGS, PAUSES
+from ..transcription.live_checks import PADDINGS, PAUSES
 from ..transcription.vad import THRESHOLD
 from .g711 import RATES
 from .messages import LiveSettings

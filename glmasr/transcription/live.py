@@ -20,20 +20,18 @@ from dataclasses import replace
 from math import ceil
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..alignment.times import in_order
 from ..audio import HOP, Resampler
-from ..audio_files import reader
-from ..audio_files.channels import mono
 from ..audio_files.limits import checked_rate
-from ..config import SAMPLE_RATE, is_number
-from ..errors import AudioError, GlmAsrError, OptionError
+from ..config import SAMPLE_RATE
+from ..errors import AudioError, GlmAsrError
 from . import chinese_script, chinese_words, vad
 from .chunking import AROUND_SPEECH, Window, last_cut_frame, loudness
 from .families import RecordingState
+from .live_checks import check, checked
 from .live_decoder import Course, Heard, Recognizer, Request, raised, run_together
 from .live_events import Committed, Event, Notice, SpeechStarted, SpeechStopped, Tentative
 from .live_words import Said, remaining
@@ -42,11 +40,12 @@ from .results import Part, Segment, Word
 from .vad import CHUNK, GAP, SHORTEST
 
 UNCERTAIN = 0.4  # seconds at the end of the sound, in which no word is committed
-SURE = 0.5  # probability of a word; a less likely one waits for more sound, and with it those after it
-PATIENCE = 2.0  # seconds that it waits at most, if decodings agree on it
+# Probability of a word; a less likely one waits for more sound, and with it those after it, for PATIENCE steps at most.
+# It grows with the step, up to SUREST: who takes long steps would rather wait than read what is wrong.
+SURE, SURER, SUREST = 0.3, 0.2, 0.7  # at a step of 0; more for each second; at most
+PATIENCE = 2
 OVERLAP = 2.0  # seconds of committed words that are decoded again with what follows, as its prefix
 HUM = 8  # frames, 0.25 s, after which what is only just likely to be speech is none: the detector takes time in noise
-STEPS, PAUSES, PADDINGS = (0.1, 30.0), (0.1, 10.0), (0.0, 5.0)  # seconds
 
 
 class Live:
@@ -76,15 +75,16 @@ class Live:
         threshold: float = vad.THRESHOLD,
         **options: Any,
     ):
-        _check(Options(**options), step, pause, padding, threshold)
+        check(Options(**options), step, pause, padding, threshold)
         self.recognizer = recognizer
-        checked = recognizer.check(language, Options(**options))
-        self._join = chinese_words.joiner(checked.zh_words)  # only of whole segments: half a word may be committed
-        self._options = replace(checked, words=True, zh_words="character")
+        chosen = recognizer.check(language, Options(**options))
+        self._join = chinese_words.joiner(chosen.zh_words)  # only of whole segments: half a word may be committed
+        self._options = replace(chosen, words=True, zh_words="character")
         self._convert = chinese_script.converter(self._options.script)
         self._recording = RecordingState.of(language)
         self._resampler = Resampler(checked_rate(sample_rate, "live"))
         self.step = self._widest = step
+        self._sure = min(SUREST, SURE + SURER * step)
         self._pause = None if pause is None else max(GAP, round(pause * SAMPLE_RATE / CHUNK))
         self._padding = ceil(padding * SAMPLE_RATE / CHUNK)
         self._threshold, self._until = threshold, threshold * vad.UNTIL / vad.THRESHOLD
@@ -142,7 +142,7 @@ class Live:
         """What `feed` does, for `run_together`. Raises AudioError, at once."""
         if self._finished:
             raise AudioError("the session is finished; expected no more samples: begin another one")
-        return self._hear(self._resampler.feed(_checked(samples)), behind)
+        return self._hear(self._resampler.feed(checked(samples)), behind)
 
     def finishing(self) -> Course:
         """What `finish` does, for `run_together`."""
@@ -242,7 +242,11 @@ class Live:
         count = 0
         for before, said in zip(self._before, heard.said, strict=False):
             age = now - said.words[-1].end
-            if before.key != said.key or age < UNCERTAIN or (said.probability < SURE and age < PATIENCE):
+            if (
+                before.key != said.key
+                or age < UNCERTAIN
+                or (said.probability < self._sure and age < PATIENCE * self.step)
+            ):
                 break
             count += 1
         new, self._before = list(heard.said[:count]), list(heard.said[count:])
@@ -358,39 +362,3 @@ def feed_together(fed: Sequence[tuple[Live, Any, float]]) -> list[list[Event | G
         for index, some in zip(courses, events, strict=True):
             found[index] += some
     return found
-
-
-def _checked(samples: Any) -> Tensor:
-    """Samples (S,) as floats. Raises AudioError."""
-    if not isinstance(samples, np.ndarray | Tensor):
-        raise AudioError(
-            f"samples are a {type(samples).__name__}; expected a tensor or an array, such as np.array(...)"
-        )
-    if samples.ndim != 1:
-        raise AudioError(
-            f"samples have the shape {tuple(samples.shape)}; expected (S,), one channel: take the mean of several"
-        )
-    name, parts = reader.read_array(samples, SAMPLE_RATE, _ignore)
-    return torch.cat([torch.zeros(0), *mono((part for _, part in parts), name, SAMPLE_RATE, _ignore)])
-
-
-def _ignore(warning: str) -> None:
-    """What `reader` warns of concerns whole recordings."""
-
-
-def _check(options: Options, step: float, pause: float | None, padding: float, threshold: float) -> None:
-    """Raises OptionError."""
-    ranges = (
-        ("step", step, STEPS),
-        ("pause", PAUSES[0] if pause is None else pause, PAUSES),
-        ("padding", padding, PADDINGS),
-    )
-    for name, value, (least, most) in ranges:
-        if not (is_number(value) and least <= value <= most):
-            raise OptionError(f"{name} is {value!r}, expected seconds from {least:g} to {most:g}")
-    if not (is_number(threshold) and 0 < threshold < 1):
-        raise OptionError(f"threshold is {threshold!r}, expected a probability of speech between 0 and 1")
-    whole = Options()
-    for name in ("clips", "track", "long", "context", "task"):
-        if getattr(options, name) != getattr(whole, name):
-            raise OptionError(f"{name} is {getattr(options, name)!r}, which a live session doesn't have; leave it out")
