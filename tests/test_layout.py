@@ -35,6 +35,7 @@ LAYERS = [
     "transcription",
     "pipeline",
     "tools",
+    "archive",
     "server",
 ]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
@@ -63,6 +64,10 @@ EXTRAS = {
     "server.realtime": {"fastapi", "starlette"},
     "server.realtime_settings": {"pydantic"},
     "server.running": {"fastapi", "uvicorn"},
+    "archive.cluster": {"pyarrow", "ray"},
+    "archive.shards": {"pyarrow"},
+    "archive.sources": {"pyarrow"},
+    "archive.storage": {"fsspec"},
     "tools.plot": {"PIL", "matplotlib"},
 }
 

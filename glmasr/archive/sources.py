@@ -1,0 +1,214 @@
+"""What is to be recognized: manifests, folders, patterns, tar files, addresses -> items, each with an id of its own.
+
+    calls.jsonl       {"id": "a1", "path": "2024/a1.wav", "language": "zh", "offset": 12.5, "duration": 8}
+    calls.tsv         the same as a table with a header; .csv too
+    calls.parquet     the same as columns
+    recordings/       all recordings in it, and in its folders; a pattern such as 'recordings/*.flac'
+    shards/a.tar      those in a tar file, as WebDataset has them; a .json beside one may say its language
+    s3://bucket/...   any of these at an address that fsspec knows
+
+Only `path` has to be there. NeMo's names count too: audio_filepath, lang. A path is relative to its manifest.
+"""
+
+import csv
+import glob
+import io
+import json
+import os
+import posixpath
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from ..audio_files.address import scheme
+from ..config import is_number
+from ..errors import GlmAsrError, OptionError
+from ..writers.output import EXTENSIONS
+from . import storage
+from .items import Item
+
+MANIFESTS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
+NAMES = {  # of columns, as others call them
+    "id": ("id", "utt_id", "key"),
+    "path": ("path", "audio_filepath", "file", "audio_path"),
+    "language": ("language", "lang"),
+    "offset": ("offset",),
+    "duration": ("duration",),
+}
+LARGEST_SIDECAR = 2**20  # bytes of a .json in a tar file
+
+
+class SourceError(GlmAsrError):
+    """A source, or a line of it, can't be used."""
+
+
+def read(sources: Iterable[str], fail: Callable[[SourceError], None]) -> list[Item]:
+    """The items of all sources, in order, with a `version` each. `fail` is told of sources and lines that can't be
+    used. Raises OptionError where two different items have one id."""
+    found: dict[str, Item] = {}
+    for source in sources:
+        try:
+            for item in _read(source, fail):
+                before = found.setdefault(item.id, item)
+                if before != item:
+                    raise OptionError(
+                        f"{source}: the id {item.id!r} is that of two recordings, {before.path} and {item.path}; "
+                        "expected an id for each"
+                    )
+        except OptionError:
+            raise
+        except (OSError, ValueError, GlmAsrError) as error:
+            known = isinstance(error, GlmAsrError)
+            fail(SourceError(str(error) if known else f"{source}: can't be read ({error})"))
+    return storage.with_versions(list(found.values()))
+
+
+def _read(source: str, fail: Callable[[SourceError], None]) -> Iterator[Item]:
+    lower = source.lower()
+    if lower.endswith(MANIFESTS):
+        yield from _of_manifest(source, fail)
+    elif lower.endswith(".tar"):
+        yield from _of_tar(source)
+    elif lower.endswith((".tar.gz", ".tgz", ".tar.zst")):
+        raise SourceError(f"{source}: is compressed, so nothing in it can be read by itself; expected a plain .tar")
+    else:
+        names = list(_expanded(source))
+        if not names:
+            raise SourceError(f"{source}: there is no recording; expected a file, a folder with some, or a pattern")
+        for name in names:
+            yield from _of_tar(name) if name.lower().endswith(".tar") else [Item(name, name)]
+
+
+def _expanded(source: str) -> Iterator[str]:
+    """The files that a path, a folder or a pattern names."""
+    if scheme(source):
+        yield from storage.expanded(source, EXTENSIONS | {"tar"})
+    elif os.path.isdir(source):
+        for folder, folders, names in os.walk(source):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                if not name.startswith(".") and name.rpartition(".")[2].lower() in EXTENSIONS | {"tar"}:
+                    yield os.path.join(folder, name)
+    elif os.path.lexists(source) or set("*?[").isdisjoint(source):
+        yield source  # also what isn't there, which whoever reads it will say
+    else:
+        yield from sorted(name for name in glob.glob(source, recursive=True) if os.path.isfile(name))
+
+
+# ---- manifests -------------------------------------------------------------------------------------------------------
+
+
+def _of_manifest(source: str, fail: Callable[[SourceError], None]) -> Iterator[Item]:
+    lower = source.lower()
+    if lower.endswith(".parquet"):
+        rows: Iterable[tuple[int, Any]] = _parquet(source)
+    elif lower.endswith((".tsv", ".csv")):
+        rows = _table(source, "\t" if lower.endswith(".tsv") else ",")
+    else:
+        rows = _json_lines(source)
+    for number, fields in rows:
+        try:
+            yield _item(fields, source)
+        except ValueError as error:
+            fail(SourceError(f"{source}, line {number}: {error}"))
+
+
+def _text(source: str) -> str:
+    return storage.content(source).decode("utf-8-sig")
+
+
+def _json_lines(source: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(_text(source).split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, error
+
+
+def _table(source: str, separator: str) -> Iterator[tuple[int, Any]]:
+    lines = io.StringIO(_text(source), newline="")
+    tabs = separator == "\t"  # in such a table quotes mean nothing special
+    reader = csv.DictReader(lines, delimiter=separator, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
+    if not set(NAMES["path"]).intersection(reader.fieldnames or ()):
+        raise SourceError(f"{source}: has no column `path`; expected a header with it in the first line")
+    for row in reader:
+        yield reader.line_num, {name: value for name, value in row.items() if value not in (None, "")}
+
+
+def _parquet(source: str) -> Iterator[tuple[int, Any]]:
+    import pyarrow.parquet as parquet
+
+    file = parquet.ParquetFile(io.BytesIO(storage.content(source)))
+    columns = [name for names in NAMES.values() for name in names if name in file.schema_arrow.names]
+    number = 0
+    for batch in file.iter_batches(columns=columns):
+        for row in batch.to_pylist():
+            number += 1
+            yield number, {name: value for name, value in row.items() if value is not None}
+
+
+def _item(fields: Any, source: str) -> Item:
+    """Raises ValueError."""
+    if isinstance(fields, json.JSONDecodeError):
+        raise ValueError(f'is no JSON ({fields.msg}); expected an object such as {{"path": "a.wav"}}')
+    if not isinstance(fields, dict):
+        raise ValueError(f'is {fields!r:.60}; expected an object such as {{"path": "a.wav"}}')
+    known = {ours: next((fields[name] for name in names if name in fields), None) for ours, names in NAMES.items()}
+    path = known["path"]
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError(f"has the path {path!r:.60}; expected the name of a recording")
+    if not (scheme(path) or os.path.isabs(path)):
+        join = posixpath.join if scheme(source) else os.path.join
+        path = join(source.rpartition("/")[0] if scheme(source) else os.path.dirname(source), path)
+    offset = _seconds(known["offset"], "offset", 0.0)
+    duration = _seconds(known["duration"], "duration", None)
+    if duration is not None and duration <= 0:
+        raise ValueError(f"has the duration {duration:g}; expected a positive number of seconds")
+    language = known["language"]
+    if not (language is None or isinstance(language, str)):
+        raise ValueError(f"has the language {language!r:.60}; expected a code such as zh")
+    name = known["id"]
+    if name is None:
+        name = path if "offset" not in fields else f"{path}@{offset:g}" + (f"+{duration:g}" if duration else "")
+    if not isinstance(name, str | int) or name == "":
+        raise ValueError(f"has the id {name!r:.60}; expected a text")
+    return Item(str(name), path, language or "", offset or 0.0, duration)
+
+
+def _seconds(value: Any, name: str, default: float | None) -> float | None:
+    if value is None:
+        return default
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"has the {name} {value!r:.60}; expected a number of seconds") from None
+    if not (is_number(found) and 0 <= found < float("inf")):
+        raise ValueError(f"has the {name} {value!r:.60}; expected a number of seconds from 0 on")
+    return found
+
+
+# ---- tar files -------------------------------------------------------------------------------------------------------
+
+
+def _of_tar(source: str) -> Iterator[Item]:
+    """Recordings in a tar file; `a.json` beside `a.wav` may say its language."""
+    languages: dict[str, str] = {}
+    found = []
+    with storage.opened(source) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            stem, _, extension = member.name.rpartition(".")
+            if not member.isfile() or posixpath.basename(member.name).startswith("."):
+                continue
+            if extension.lower() in EXTENSIONS:
+                found.append((stem, Item(f"{source}#{member.name}", source, where=(member.offset_data, member.size))))
+            elif extension.lower() == "json" and member.size <= LARGEST_SIDECAR:
+                content = tar.extractfile(member)
+                fields = json.loads(content.read()) if content else None
+                if isinstance(fields, dict) and isinstance(fields.get("language"), str):
+                    languages[stem] = fields["language"]
+    if not found:
+        raise SourceError(f"{source}: there is no recording in it")
+    for stem, item in found:
+        yield replace(item, language=languages.get(stem, ""))
