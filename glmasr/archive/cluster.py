@@ -142,7 +142,7 @@ class Cluster:
                 num_cpus=self.cpus,
                 num_gpus=self.gpus or None,
                 max_concurrency=AT_ONCE,
-                max_restarts=0,
+                max_restarts=-1,
                 max_task_retries=0,
             )
         try:
