@@ -221,6 +221,20 @@ def test_a_recording_that_fails_leaves_the_others(worker, tmp_path):
     )
 
 
+def test_what_fails_together_is_recognized_one_by_one(worker, monkeypatch):
+    recognize = worker.recognizer.recognize
+
+    def defect(sounds, languages, options):
+        if any(len(sound) > 2.8 * RATE for sound in sounds):
+            raise ZeroDivisionError("of ours")
+        return recognize(sounds, languages, options)
+
+    monkeypatch.setattr(worker.recognizer, "recognize", defect)
+    names = [str(ROOT / "examples" / name) for name in ("en.mp3", "zh.wav")]
+    long, short = worker([work.Piece(Item(name, name)) for name in names])
+    assert long["error"] == "ZeroDivisionError: of ours" and short["status"] == "done"
+
+
 def test_a_storage_that_answers_the_second_time(worker, monkeypatch):
     monkeypatch.setattr("glmasr.archive.worker.PAUSE", 0.0)
     calls = []

@@ -87,6 +87,9 @@ class Worker:
         except GlmAsrError as error:
             if len(batch) == 1:
                 return [error]
+        except Exception as error:  # a defect of this package: it costs a recording, and not the run
+            if len(batch) == 1:
+                return [GlmAsrError(f"{type(error).__name__}: {error}")]
         alone = (self._recognized([piece], [sound]) for piece, sound in zip(batch, sounds, strict=True))
         return [found for some in alone for found in some]
 
