@@ -168,6 +168,24 @@ def test_a_file(call, kind, tmp_path, monkeypatch):
     assert (code, out) == (0, [text]) and "1 segment;" in err
 
 
+@pytest.mark.parametrize("kind", ["NIST", "VOC", "QuickTime"])
+def test_a_file_with_an_old_header_is_no_sound_without_one(call, kind, digits, tmp_path):
+    path = tmp_path / "old"
+    if kind == "QuickTime":
+        if shutil.which("ffmpeg") is None:
+            pytest.skip("needs ffmpeg")
+        soundfile.write(tmp_path / "en.wav", digits, RATE)
+        command = ["ffmpeg", "-v", "error", "-i", str(tmp_path / "en.wav"), "-f", "mov", str(path)]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+        content = path.read_bytes()
+        assert content[4:8] == b"ftyp"  # which older ones don't have
+        path.write_bytes(content[:4] + b"free" + content[8:])
+    else:
+        soundfile.write(path, digits, RATE, format=kind, subtype="PCM_16")
+    code, out, _ = call(str(path))
+    assert (code, out) == (0, [TEXT])
+
+
 @posix
 def test_a_named_pipe(call, digits, tmp_path):
     os.mkfifo(tmp_path / "pipe")
@@ -429,6 +447,44 @@ def test_files_are_whole_when_nobody_reads_the_text_any_more(twice, tmp_path):
     )
     child.stdout.close()
     child.wait(120)
+    assert (tmp_path / "out" / "twice.txt").read_text(encoding="utf-8").startswith(f"{TEXT}\n")
+
+
+@posix
+@pytest.mark.parametrize("where", ["nobody reads", "closed"])
+def test_the_text_goes_nowhere_and_the_files_cannot_be_written(twice, tmp_path, where):
+    (tmp_path / "out" / "twice.txt").mkdir(parents=True)
+    command = [sys.executable, str(ROOT / "transcribe.py"), "--live", twice, *MODEL, "--format", "txt"]
+    close = ">&-" if where == "closed" else "| true"
+    child = subprocess.run(
+        ["sh", "-c", f'"$@" {close}', "sh", *command, "--output-dir", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        timeout=120,
+    )
+    err = child.stderr.decode()
+    assert err.count("cannot be written") == 1 and "Traceback" not in err
+
+
+@posix
+def test_files_without_standard_output(twice, tmp_path):
+    command = [sys.executable, str(ROOT / "transcribe.py"), "--live", twice, *MODEL, "--format", "txt"]
+    child = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command, "--output-dir", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        timeout=120,
+    )
+    assert child.returncode == 0 and b"Traceback" not in child.stderr
+    assert (tmp_path / "out" / "twice.txt").read_text(encoding="utf-8") == f"{TEXT}\n" * 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+def test_files_are_whole_when_the_disk_of_the_text_is_full(twice, tmp_path):
+    command = [sys.executable, str(ROOT / "transcribe.py"), "--live", twice, *MODEL, "--format", "txt"]
+    with open("/dev/full", "wb") as full:
+        child = subprocess.run(
+            [*command, "--output-dir", str(tmp_path / "out")], stdout=full, stderr=subprocess.PIPE, timeout=120
+        )
+    assert child.returncode == 1 and b"No space left" in child.stderr and b"Traceback" not in child.stderr
     assert (tmp_path / "out" / "twice.txt").read_text(encoding="utf-8").startswith(f"{TEXT}\n")
 
 

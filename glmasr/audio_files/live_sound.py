@@ -30,7 +30,8 @@ HEAD = 4096  # bytes that are looked at; two frames of any MP3 are shorter
 # How files begin, in four bytes or more. TRAP: the two that begin an MP3 are also two quiet samples without a header.
 FILES = re.compile(
     rb"RIFF....WAVE|RF64....WAVE|RIFX....WAVE|RIFF....AVI |FORM....AIF[FC]|fLaC|OggS|\.snd|caff\0\x01|ID3[\x02-\x04]|"
-    rb"\x1aE\xdf\xa3|0&\xb2u|....ftyp|wvpk|FLV\x01|#!AMR|riff|MAC |\0\0\x01\xba|G.{187}G.{187}G",
+    rb"\x1aE\xdf\xa3|0&\xb2u|....ftyp|wvpk|FLV\x01|#!AMR|riff|MAC |\0\0\x01\xba|G.{187}G.{187}G|"
+    rb"NIST_1A\n|Creative Voice File\x1a|\0...(?:moov|mdat|wide|free|skip)",  # the last: QuickTime, before it had ftyp
     re.DOTALL,
 )
 FOREIGN = "it is no WAV; of others those are read that make sense from their beginning on"

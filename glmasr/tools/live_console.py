@@ -193,11 +193,16 @@ class Console:
 
     @contextmanager
     def nobody_reads(self) -> Iterator[None]:
-        """Where whoever read standard output has seen enough (`| head`), the files get what was said up to there."""
+        """Where standard output takes no more, as whoever read it has seen enough (`| head`) or its disk is full, the
+        files get what was said up to there."""
         try:
             yield
-        except BrokenPipeError:
-            self.files.write(self.session.seconds)
+        except OSError:
+            try:
+                self.files.write(self.session.seconds)
+            except OutputError as error:  # `fail` would write on standard output
+                if str(error) not in self.told:
+                    self.messages.complain(str(error))
             raise
 
     def rest(self, waiting: Waiting) -> None:

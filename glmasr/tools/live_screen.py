@@ -43,11 +43,12 @@ def rows(text: str, columns: int) -> list[str]:
 
 
 class Screen:
-    """Standard output. Of a segment that isn't complete, `draw` shows what `commit` and `guess` have been told."""
+    """Standard output, if there is one. Of a segment that isn't complete, `draw` shows what `commit` and `guess` have
+    been told."""
 
     def __init__(self, json: bool, timestamps: bool, words: bool):
         self.json, self.timestamps, self.words = json, timestamps, words
-        self.grows = not json and sys.stdout.isatty()
+        self.grows = not json and sys.stdout is not None and sys.stdout.isatty()
         self.certain = self.tentative = ""
         self.drawn = 0  # rows
 
@@ -62,7 +63,7 @@ class Screen:
     def end(self, segment: Segment) -> None:
         """The segment is complete."""
         self.certain = self.tentative = ""
-        if not segment.text:
+        if sys.stdout is None or not segment.text:
             self.draw()
             return
         if self.json:
@@ -98,6 +99,8 @@ class Screen:
 
     def _write(self, text: str, drawn: int) -> None:
         """The text in place of the rows that are drawn; then `drawn` rows are."""
+        if sys.stdout is None:
+            return
         up = f"\x1b[{self.drawn - 1}A" if self.drawn > 1 else ""
         sys.stdout.write((f"{up}\r\x1b[J" if self.drawn else "") + text)
         sys.stdout.flush()
