@@ -142,8 +142,15 @@ def test_each_command_goes_through_it():
         "glmasr-fetch": "glmasr.cli:fetch",
         "glmasr-check": "glmasr.cli:check",
         "glmasr-quantize": "glmasr.cli:quantize",
+        "glmasr-archive": "glmasr.cli:archive",
     }
-    for module in ("transcribe", "glmasr.tools.fetch", "glmasr.tools.check", "glmasr.tools.quantize"):
+    for module in (
+        "transcribe",
+        "glmasr.tools.fetch",
+        "glmasr.tools.check",
+        "glmasr.tools.quantize",
+        "glmasr.archive.main",
+    ):
         assert callable(import_module(module).main)
 
 

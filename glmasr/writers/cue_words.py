@@ -112,7 +112,8 @@ def grouped(words: Sequence[TimedWord], layout: Layout, leads: Sequence[int], af
     marks = [ends_sentence(word.text) for word in words]
     # Up to each word, what it costs to go on at it with the cue of the one before.
     costs = (
-        PAUSE * (pause / 1000) ** 2 + PERIOD * end for pause, end in zip(pauses, [False, *marks[:-1]], strict=True)
+        PAUSE * (min(pause, APART) / 1000) ** 2 + PERIOD * end
+        for pause, end in zip(pauses, [False, *marks[:-1]], strict=True)
     )
     going_on = [*accumulate(costs)]
     starts = [*(word.start for word in words), after]
