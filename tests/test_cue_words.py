@@ -115,12 +115,12 @@ def test_cues_are_apart_in_order_within_the_recording_and_complete(t, layout):
         assert sorted("".join(letters("".join(cue.lines)) for cue in shown)) == sorted(letters(whole))
 
 
-@often
 def test_a_pause_of_any_length_can_be_squared():
-    segment = Segment(0.0, 1e308, "so on", words=(Word("so", 0.0, 0.5, 0.9), Word("on", 1e300, 1e308, 0.9)))
-    assert " ".join(" ".join(cue.lines) for cue in cues(transcript(segment, seconds=1e308), Layout())) == "so on"
+    segment = Segment(0.0, 1e200, "so on", words=(Word("so", 0.0, 0.5, 0.9), Word("on", 1e199, 1e200, 0.9)))
+    assert " ".join(" ".join(cue.lines) for cue in cues(transcript(segment, seconds=1e200), Layout())) == "so on"
 
 
+@often
 @given(speech() | hostile())
 def test_rows_of_words_are_in_order_and_none_is_without_length(t):
     rows = list(timed_words(t))

@@ -13,6 +13,8 @@ from difflib import SequenceMatcher
 import regex
 from torch import Tensor
 
+from ..alignment.times import pauses as quiet_spans
+
 FRAME = 0.01  # seconds, of each value of `vad.voiced`
 AGAIN = 0.5  # seconds of voice without text that are decoded again
 REPORTED = 1.0  # seconds of voice without text that are reported; a cough is shorter
@@ -21,6 +23,8 @@ USUAL = 13.0  # letters a second of voice; a text with fewer that spans a pause 
 PAUSE = 0.4  # seconds without voice
 FAST = 25.0  # letters a second of voice; no speech has more
 SAME = 0.95  # of two texts' letters are in both, in order: they say the same
+NEAR = 0.15  # seconds from the border of a text, within which a gap may be that tells a word from it
+LOUD, WORD = 15.0, 0.1  # dB below the loudest of the window, above which a word is for so many seconds
 ALLOWED = 0.5  # seconds of voice that a text needn't cover: breath, laughter, a word drawn out
 # Scripts whose signs are syllables, or of which a few make one.
 SYLLABLES = ("Hiragana", "Katakana", "Hangul", "Thai", "Lao", "Khmer", "Myanmar")
@@ -76,18 +80,26 @@ def pauses(voiced: Tensor) -> list[int]:
     return [int(places[cut - 1] + places[cut]) // 2 for cut in sorted(cuts)[1:-1]]
 
 
-def sounds_on(voiced: Tensor, stretch: Stretch) -> bool:
+def sounds_on(voiced: Tensor, levels: Tensor, stretch: Stretch) -> bool:
     """Whether a short stretch of voiced (F,) without text is only the end of the word before it, or the start of the
-    one after it: what a model hears in that alone is "you" or "Thank you"."""
+    one after it: what a model hears in that alone is "you" or "Thank you". A word of its own has a gap between itself
+    and the text, and is about as loud. `levels` (F,): the loudness of the window, in dB."""
     if stretch.covering is not None or stretch.voice >= REPORTED:
         return False
-    first, last = stretch.first, stretch.last
-    silent = (~voiced[first:last]).nonzero().flatten().tolist()
-    if first > 0:  # behind a text
-        first += silent[0] if silent else last - first
-    if last < len(voiced):  # before one
-        last = stretch.first + (silent[-1] if silent else 0)
-    return float(voiced[first : max(first, last)].sum()) * FRAME < AGAIN
+    count = min(len(voiced), len(levels))
+    sounding = voiced[:count].clone()  # TRAP: a detector bridges short gaps
+    for begin, end in quiet_spans(levels, FRAME):
+        sounding[round(begin / FRAME) : round(end / FRAME)] = False
+    first, last = stretch.first, min(stretch.last, count)
+    near = round(NEAR / FRAME)
+    start, stop = (max(0, first - near) if first else 0), (min(count, last + near) if last < count else count)
+    gaps = (~sounding[start:stop]).nonzero().flatten().tolist()
+    if not gaps:
+        return first > 0 or last < count
+    begin = start + gaps[0] if first else 0
+    end = start + gaps[-1] if last < count else count
+    loud = sounding[begin:end] & (levels[begin:end] > levels.max() - LOUD)
+    return float(loud.sum()) * FRAME < WORD
 
 
 def fits(text: str, voice: float) -> bool:

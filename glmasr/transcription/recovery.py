@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from ..audio import HOP
 from . import coverage
-from .chunking import Window
+from .chunking import Window, loudness
 from .families import Job
 from .language import join
 from .results import FLAGS, Part, Segment
@@ -38,7 +38,9 @@ def lost_stretches(job: Job, part: Part, number: int, nested: bool) -> tuple[Par
     covered = [(segment.start - window.begin, segment.end - window.begin, segment.text) for segment in part.segments]
     attempts = job.attempts + (not covered)
     before = part
-    for stretch in coverage.stretches(voiced, covered):
+    found = list(coverage.stretches(voiced, covered))
+    levels = loudness(window.samples) if found else voiced
+    for stretch in found:
         start = window.begin + stretch.first * coverage.FRAME
         if job.continues and before.start < before.resume < before.end and start > before.resume - coverage.FRAME:
             continue  # it is decoded again with what follows
@@ -47,7 +49,7 @@ def lost_stretches(job: Job, part: Part, number: int, nested: bool) -> tuple[Par
         if job.continues and stretch.covering is None and at_the_end:
             part = replace(part, resume=piece.begin)
             continue
-        if coverage.sounds_on(voiced, stretch):
+        if coverage.sounds_on(voiced, levels, stretch):
             continue
         # Each try is shorter than the one before it, so there is an end to them.
         two_ways, pieces = False, []
