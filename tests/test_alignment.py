@@ -308,6 +308,29 @@ def test_a_pause_after_a_token_belongs_to_none_of_its_characters():
     assert found[0][1] == found[1][0] == pytest.approx(0.4, abs=0.03)
 
 
+@pytest.mark.parametrize(
+    "pause, seconds",
+    [
+        ((1.3, 2.0), [0.2, 2.0, 3.0, 4.0]),  # more of it sounds behind the pause
+        ((2.2, 2.9), [0.2, 1.0, 2.2, 4.0]),
+        ((1.3, 1.4), [0.2, 1.0, 3.0, 4.0]),  # a stop consonant
+        ((0.3, 0.9), [0.2, 1.0, 3.0, 4.0]),  # of a token of one character
+    ],
+)
+def test_a_token_of_two_characters_is_on_one_side_of_a_long_pause(pause, seconds):
+    _, words = spell([0, 1, 2], Pieces(["八", "我们", "同意"]))
+    assert times._undivided([0.2, 1.0, 3.0, 4.0], words, [pause]) == seconds
+
+
+def test_a_first_word_does_not_cover_what_sounds_before_its_sentence():
+    """Music, or speech that wasn't recognized, and then a pause."""
+    rest = [(3.65, 4.1), (4.1, 4.33), (4.33, 4.6), (4.6, 4.8)]
+    found = times._behind_the_intro([(0.8, 2.58), *rest], [(2.58, 3.65)])
+    assert found == [(3.65, pytest.approx(3.875)), (pytest.approx(3.875), 4.1), *rest[1:]]
+    for first, silent in (((0.8, 1.2), (1.2, 3.65)), ((0.8, 3.65), (0.0, 0.5)), ((1.0, 2.58), (2.58, 2.7))):
+        assert times._behind_the_intro([first, *rest], [silent]) == [first, *rest]
+
+
 @pytest.mark.parametrize("short, end", [(0.1, 0.85), (0.22, 0.5)])
 def test_no_word_begins_between_two_pauses_of_a_border(short, end):
     """A word, a pause, some sound, a long pause, two words: after a short pause the sound is the end of the first word,

@@ -34,6 +34,7 @@ MORE_SOON = 0.02  # seconds by which a decoder looks at what follows a pause soo
 SMOOTH, SMOOTH_LONG = 0.1, 2.0  # seconds, and at least so many frames, over which looks are smoothed for the path
 SMOOTH_WITHIN, SMOOTH_WITHIN_LONG = 1.0, 2.0  # frames, within a stretch; of frames that are
 LONG = 0.04  # seconds or longer
+INTRO, INTRO_TIMES = 0.8, 4.0  # seconds of a first word, and times as long as others, that are too many for one
 COLLAPSED = 1 / 3  # of the words without a length: the text couldn't be found in the sound
 
 
@@ -76,10 +77,10 @@ def word_times(
     lead      seconds by which the heads look at a sound too soon
     silent    the pauses, in order
     """
-    seconds = token_seconds(words, scores, frame, lead, silent)
+    seconds = _undivided(token_seconds(words, scores, frame, lead, silent), words, silent)
     spans = [(_at(seconds, word.begins, silent), _at(seconds, word.ends, silent)) for word in words]
     spans = [(begin, max(begin, end)) for begin, end in spans]
-    spans = _beside_pauses(spans, silent, last)
+    spans = _behind_the_intro(_beside_pauses(spans, silent, last), silent)
     lost = sum(end - begin < LEAST / 2 for begin, end in spans)
     if lost > max(1, COLLAPSED * len(spans)):
         return Timed(in_order(_spread(words, silent, last), 0.0, last), False)
@@ -127,6 +128,19 @@ def _closed(path: align.Path, words: Sequence[Spelled], edges: Collection[int]) 
             if alone and path[mark] in edges and path[first] < following:
                 found[mark:first], found[first] = path[mark] - 1, path[mark]
                 break
+    return found
+
+
+def _undivided(seconds: Sequence[float], words: Sequence[Spelled], silent: Sequence[Span]) -> list[float]:
+    """The seconds of tokens, none of several words on both sides of a long pause: it is where more of it sounds."""
+    found = list(seconds)
+    for token in sorted({int(word.ends) for word in words if word.ends != int(word.ends)}):
+        for begin, end in silent:
+            if token + 1 < len(found) and end - begin >= BREAK and found[token] < begin and end < found[token + 1]:
+                if begin - found[token] < found[token + 1] - end:
+                    found[token] = end
+                else:
+                    found[token + 1] = begin
     return found
 
 
@@ -202,6 +216,20 @@ def _beside_pauses(spans: list[Span], silent: Sequence[Span], last: float) -> li
                 else:
                     begins[word] = end
     return list(zip(begins, ends, strict=True))
+
+
+def _behind_the_intro(spans: list[Span], silent: Sequence[Span]) -> list[Span]:
+    """A first word that is much longer than others, up to a long pause, is said behind it: what sounds before has no
+    text, such as music, or speech that wasn't recognized."""
+    if len(spans) < 3:
+        return spans
+    (begin, end), (following, last) = spans[:2]
+    usual = float(np.median([last - first for first, last in spans]))
+    breaks = any(first <= end + LEAST and following - LEAST <= last for first, last in silent if last - first >= BREAK)
+    if breaks and end - begin > max(INTRO, INTRO_TIMES * usual):
+        middle = (following + last) / 2
+        return [(following, middle), (middle, last), *spans[2:]]
+    return spans
 
 
 def _spread(words: Sequence[Spelled], silent: Sequence[Span], last: float) -> list[Span]:
