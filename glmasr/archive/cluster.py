@@ -110,18 +110,27 @@ class Cluster:
     def rows(self, pieces: list[Piece], make: MakeWorker, seconds: float, retries: int, run: str) -> Iterator[Row]:
         """The row of each piece, as they come, once; in batches of about so many seconds."""
         left = {tuple(key(piece)): piece for piece in pieces}
-        for attempt in range(1, retries + 2):
-            some = batches(left.values(), seconds) if attempt == 1 else [[piece] for piece in left.values()]
-            for place, row in self._round(some, make) if some else ():
-                if left.pop(place, None) is not None:
-                    row["attempts"] = max(row["attempts"], attempt)
-                    yield {**row, "_key": place}
-            if not left:
-                return
-        for place, piece in left.items():
-            yield {**rows.failed(piece.item, run, KILLED.format(count=retries + 1), retries + 1), "_key": place}
 
-    def _round(self, some: list[list[Piece]], make: MakeWorker) -> Iterator[tuple[tuple[str, int], Row]]:
+        def found(some: list[list[Piece]], at_once: int, tries: int) -> Iterator[Row]:
+            for place, row in self._round(some, make, at_once) if some else ():
+                if left.pop(place, None) is not None:
+                    row["attempts"] = max(row["attempts"], tries)
+                    yield {**row, "_key": place}
+
+        # What was sent to a worker that died is missing, whether it was begun or not: so there is a round in which each
+        # worker has one piece at a time, and what is missing then is recognized by a worker of its own.
+        for tries, at_once in ((1, AT_ONCE), (2, 1)):
+            some = batches(left.values(), seconds) if tries == 1 else [[piece] for piece in left.values()]
+            yield from found(some, at_once, tries)
+        last = 2 + max(1, retries)
+        for piece in list(left.values()):
+            for tries in range(3, last + 1):
+                if tuple(key(piece)) in left:
+                    yield from found([[piece]], 1, tries)
+        for place, piece in left.items():
+            yield {**rows.failed(piece.item, run, KILLED.format(count=last), last), "_key": place}
+
+    def _round(self, some: list[list[Piece]], make: MakeWorker, at_once: int) -> Iterator[tuple[tuple[str, int], Row]]:
         import pyarrow as pa
 
         data = self._ray.data
@@ -138,10 +147,12 @@ class Cluster:
                 Recognize,
                 fn_constructor_args=(make,),
                 batch_size=None,
-                compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2 * AT_ONCE),
+                compute=data.ActorPoolStrategy(
+                    size=workers, max_tasks_in_flight_per_actor=at_once if at_once == 1 else 2 * at_once
+                ),
                 num_cpus=self.cpus,
                 num_gpus=self.gpus or None,
-                max_concurrency=AT_ONCE,
+                max_concurrency=at_once,
                 max_restarts=-1,
                 max_task_retries=0,
             )
