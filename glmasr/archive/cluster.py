@@ -7,6 +7,7 @@ killed worker had begun doesn't come back, and is tried again in the next round,
 whoever recognizes it is found, and costs the others nothing.
 """
 
+import importlib.util
 import json
 import logging
 import os
@@ -32,6 +33,15 @@ MakeWorker = Callable[[], Worker]
 
 class ClusterError(GlmAsrError):
     """There is no cluster, or it can't do the work."""
+
+
+def check_extra() -> None:
+    """Raises OptionError unless the packages of the extra [ray] are there."""
+    for name in ("ray", "pyarrow", "fsspec"):
+        if importlib.util.find_spec(name) is None:
+            raise OptionError(
+                f"an archive needs the extra [ray], of which {name} is missing; pip install -c constraints.txt '.[ray]'"
+            )
 
 
 class Recognize:
@@ -67,14 +77,9 @@ class Cluster:
     """
 
     def __init__(self, address: str, workers: int | None, gpus: float | None, cpus: int | None):
-        try:
-            import ray
-            import ray.data
-        except ImportError as error:
-            raise OptionError(
-                f"an archive needs the extra [ray], of which {error.name or error} is missing; "
-                "pip install -c constraints.txt '.[ray]'"
-            ) from None
+        import ray
+        import ray.data
+
         self._ray = ray
         how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         if address == "local":

@@ -121,6 +121,7 @@ class Archive:
     def run(self) -> int:
         """-> exit code: 1 if a recording or a source failed."""
         args, begun = self.args, time.monotonic()
+        cluster.check_extra()  # before anything is made
         settings, chosen = self.settings()
         identity = rows.digest(settings)
         items = sources.read(args.sources, self.unusable)

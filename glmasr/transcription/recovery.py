@@ -38,9 +38,7 @@ def lost_stretches(job: Job, part: Part, number: int, nested: bool) -> tuple[Par
     covered = [(segment.start - window.begin, segment.end - window.begin, segment.text) for segment in part.segments]
     attempts = job.attempts + (not covered)
     before = part
-    found = list(coverage.stretches(voiced, covered))
-    levels = loudness(window.samples) if found else voiced
-    for stretch in found:
+    for stretch in coverage.stretches(voiced, covered):
         start = window.begin + stretch.first * coverage.FRAME
         if job.continues and before.start < before.resume < before.end and start > before.resume - coverage.FRAME:
             continue  # it is decoded again with what follows
@@ -49,7 +47,7 @@ def lost_stretches(job: Job, part: Part, number: int, nested: bool) -> tuple[Par
         if job.continues and stretch.covering is None and at_the_end:
             part = replace(part, resume=piece.begin)
             continue
-        if coverage.sounds_on(voiced, levels, stretch):
+        if stretch.covering is None and coverage.sounds_on(voiced, loudness(window.samples), stretch):
             continue
         # Each try is shorter than the one before it, so there is an end to them.
         two_ways, pieces = False, []
