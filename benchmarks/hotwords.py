@@ -32,7 +32,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from real import RATE, Errors, read, words  # noqa: E402
+from real import RATE, read  # noqa: E402
+
+from glmasr.evaluation.scoring import Errors, units  # noqa: E402
 
 BATCH = 8  # recordings that are recognized together
 RARE = 3  # tokens of a word that counts as rare
@@ -129,7 +131,7 @@ def real(manifest: Path, language: str, most: int, tokenizer) -> list[Recording]
             and len(word) >= SHORTEST
             and min(len(tokenizer.encode(f" {form}")) for form in (word, word.lower(), word.title())) >= RARE
         ]
-        if text not in found and len(words(text, language)) > 3:
+        if text not in found and len(units(text, language)) > 3:
             found[text] = Recording(clip.path, language, text, "real", rare)
     with_names = [one for one in found.values() if one.names][:most]
     without = [one for one in found.values() if not one.names][:most]
@@ -140,7 +142,7 @@ def real(manifest: Path, language: str, most: int, tokenizer) -> list[Recording]
 
 def holds(text: str, name: str, language: str) -> bool:
     """Whether a name is in a text, as whole words, whatever the case."""
-    said, wanted = words(text, language), words(name, language)
+    said, wanted = units(text, language), units(name, language)
     return any(said[start : start + len(wanted)] == wanted for start in range(len(said) - len(wanted) + 1))
 
 
@@ -181,7 +183,7 @@ def row(recognizer, recordings: list[Recording], everything: list[Recording], si
         named += len(one.names)
         if not one.names:
             errors += Errors.of(text, one.text, one.language)
-            said += len(words(one.text, one.language))
+            said += len(units(one.text, one.language))
             found = [name for name in phrases if name.lower() in text.lower()]
             false += sum(holds(text, name, one.language) and not holds(one.text, name, one.language) for name in found)
     spent = time.perf_counter() - start

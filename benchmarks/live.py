@@ -12,7 +12,7 @@ wait            seconds of sound from the end of a word until it is committed: t
 lag             from the end of a word to when it is committed
 first           from the start of a segment's first word until some text of it is there
 revised         committed words that the segment at the end doesn't have
-errors          of all text, as real.py counts them, less those of the same recordings offline, in points
+errors          of all text, as glmasr-eval counts them, less those of the same recordings offline, in points
 baseline        LocalAgreement-2: everything that isn't committed sentences is decoded at each step; what two texts
                 agree on is committed (Machacek et al. 2023)
 
@@ -34,10 +34,10 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from real import Errors  # noqa: E402
 from words import DIGIT_PAUSES, PAUSES, joined, read, units  # noqa: E402
 
 import glmasr  # noqa: E402
+from glmasr.evaluation.scoring import Errors  # noqa: E402
 from glmasr.transcription.live import feed_together, run_together  # noqa: E402
 from glmasr.transcription.live_events import Committed, Notice, Tentative  # noqa: E402
 

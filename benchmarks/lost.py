@@ -50,9 +50,8 @@ class Join:
 
 
 def joins(manifest: Path, languages: list[str], count: int, long: int, seed: int = 1) -> list[Join]:
-    from real import words as units
-
     from glmasr import audio
+    from glmasr.evaluation.scoring import units
 
     with open(manifest, encoding="utf-8") as file:
         rows = [
@@ -109,7 +108,8 @@ class Loss:
 def lost(join: Join, text: str) -> tuple[list[Loss], int]:
     """The losses, and how many words are deleted in all."""
     import jiwer
-    from real import words as units
+
+    from glmasr.evaluation.scoring import units
 
     reference = [(word, clip) for clip in join.clips for word in clip[2]]
     if not reference:

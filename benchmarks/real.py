@@ -28,7 +28,6 @@ import resource
 import sys
 import tempfile
 import time
-import unicodedata
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -41,75 +40,12 @@ from tqdm import tqdm  # noqa: E402
 
 # TRAP: a process's peak begins at its parent's, so nothing large is imported here, but where it is used.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from glmasr.evaluation.scoring import Errors  # noqa: E402
+from glmasr.evaluation.significance import interval  # noqa: E402
 
 RATE = 16000  # of the samples, in Hz
 TURN = 4  # recordings, then it is the next one's turn
-DRAWS = 10000
-CHINESE = ("zh", "yue")
 NAMES = {"en": "English, words", "zh": "Mandarin, characters", "yue": "Cantonese, characters"}
-DIGITS = str.maketrans("0123456789", "零一二三四五六七八九")
-
-
-# ---- what is compared ------------------------------------------------------------------------------------------------------
-
-
-def words(text: str, language: str) -> list[str]:
-    """What counts of a text: the words of English, the characters of Chinese."""
-    if language not in CHINESE:
-        from whisper.normalizers import EnglishTextNormalizer
-
-        return EnglishTextNormalizer()(text).split()
-    from glmasr.transcription.chinese_script import converter
-
-    text = converter("simplified")(unicodedata.normalize("NFKC", text).translate(DIGITS))
-    return [character for character in text.lower() if unicodedata.category(character)[0] in "LN"]
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Of one recording, or the sum over some; `count` are the words said."""
-
-    substitutions: int = 0
-    deletions: int = 0
-    insertions: int = 0
-    count: int = 0
-
-    @classmethod
-    def of(cls, found: str, said: str, language: str) -> "Errors":
-        import jiwer
-
-        measured = jiwer.process_words(" ".join(words(said, language)), " ".join(words(found, language)))
-        return cls(
-            measured.substitutions,
-            measured.deletions,
-            measured.insertions,
-            measured.hits + measured.substitutions + measured.deletions,
-        )
-
-    def __add__(self, other: "Errors") -> "Errors":
-        return Errors(
-            self.substitutions + other.substitutions,
-            self.deletions + other.deletions,
-            self.insertions + other.insertions,
-            self.count + other.count,
-        )
-
-    @property
-    def wrong(self) -> int:
-        return self.substitutions + self.deletions + self.insertions
-
-    @property
-    def percent(self) -> float:
-        return 100 * self.wrong / self.count
-
-
-def interval(wrong: np.ndarray, count: np.ndarray, speakers: list[str]) -> tuple[float, float]:
-    """wrong, count (A,) of recordings -> what 95 % of the draws of speakers have, in per cent."""
-    names = sorted(set(speakers))
-    of = np.array([[speaker == name for speaker in speakers] for name in names], dtype=float)
-    drawn = np.random.default_rng(0).integers(len(names), size=(DRAWS, len(names)))
-    share = 100 * (of @ wrong)[drawn].sum(1) / (of @ count)[drawn].sum(1)
-    return tuple(np.percentile(share, (2.5, 97.5)))
 
 
 # ---- those that recognize --------------------------------------------------------------------------------------------------

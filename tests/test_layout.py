@@ -36,6 +36,7 @@ LAYERS = [
     "pipeline",
     "tools",
     "archive",
+    "evaluation",
     "server",
 ]
 OTHERS = {"torch", "numpy", "soundfile", "sentencepiece", "safetensors", "regex", "tqdm"}
@@ -68,6 +69,7 @@ EXTRAS = {
     "archive.shards": {"pyarrow"},
     "archive.sources": {"pyarrow"},
     "archive.storage": {"fsspec"},
+    "evaluation.scoring": {"jiwer", "whisper_normalizer"},
     "tools.plot": {"PIL", "matplotlib"},
 }
 

@@ -475,7 +475,7 @@ def test_errors(directory, ours, found, mel, dtype):
 
     A processor without bfloat16 takes three times as long for it, and has a third of the recordings.
     """
-    for package in ("jiwer", "opencc", "whisper.normalizers"):
+    for package in ("jiwer", "opencc", "whisper_normalizer"):
         pytest.importorskip(package)
     learned = [batch for batch in BATCHES if batch.language in (ours.config.languages or ("en",))]
     if dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():

@@ -2,18 +2,18 @@
 
 import numpy as np
 import pytest
-from helpers.real import Clip, Errors, Subject, interval, read, table, words
+from helpers.real import Clip, Errors, Subject, interval, read, table, units
 
 
 def test_chinese_is_compared_by_characters():
     pytest.importorskip("opencc")
-    assert words("臺灣，２０26 年 ＯＫ！", "zh") == list("台湾二零二六年ok")
-    assert words("佢哋話：「冇」。", "yue") == words("佢哋话冇", "yue")
+    assert units("臺灣，２０26 年 ＯＫ！", "zh") == list("台湾二零二六年ok")
+    assert units("佢哋話：「冇」。", "yue") == units("佢哋话冇", "yue")
 
 
 def test_english_is_compared_by_words():
-    pytest.importorskip("whisper.normalizers")
-    assert words("Mr. Brown's colour isn't TWENTY-one!", "en") == "mister brown is color is not 21".split()
+    pytest.importorskip("whisper_normalizer")
+    assert units("Mr. Brown's colour isn't TWENTY-one!", "en") == "mister brown is color is not 21".split()
 
 
 def test_errors_add_up():

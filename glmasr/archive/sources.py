@@ -31,7 +31,7 @@ from .items import Item
 MANIFESTS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
 NAMES = {  # of columns, as others call them
     "id": ("id", "utt_id", "key"),
-    "path": ("path", "audio_filepath", "file", "audio_path"),
+    "path": ("path", "audio_filepath", "file", "audio_path", "audio"),
     "language": ("language", "lang"),
     "offset": ("offset",),
     "duration": ("duration",),
@@ -100,18 +100,23 @@ def _expanded(source: str) -> Iterator[str]:
 
 
 def _of_manifest(source: str, fail: Callable[[SourceError], None]) -> Iterator[Item]:
-    lower = source.lower()
-    if lower.endswith(".parquet"):
-        rows: Iterable[tuple[int, Any]] = _parquet(source)
-    elif lower.endswith((".tsv", ".csv")):
-        rows = _table(source, "\t" if lower.endswith(".tsv") else ",")
-    else:
-        rows = _json_lines(source)
-    for number, fields in rows:
+    for number, fields in lines(source):
         try:
-            yield _item(fields, source)
+            yield as_item(fields, source)
         except ValueError as error:
             fail(SourceError(f"{source}, line {number}: {error}"))
+
+
+def lines(source: str, more: tuple[str, ...] = ()) -> Iterator[tuple[int, Any]]:
+    """The lines of a manifest, with their numbers; `as_item` knows which of them can be used. `more` are columns beside
+    NAMES that are read as well, also where a cell is empty. Raises OSError, ValueError, SourceError, StorageError."""
+    lower = source.lower()
+    if lower.endswith(".parquet"):
+        yield from _parquet(source, more)
+    elif lower.endswith((".tsv", ".csv")):
+        yield from _table(source, "\t" if lower.endswith(".tsv") else ",", more)
+    else:
+        yield from _json_lines(source)
 
 
 def _text(source: str) -> str:
@@ -122,26 +127,33 @@ def _json_lines(source: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(_text(source).split("\n"), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                fields = json.loads(line)
             except json.JSONDecodeError as error:
-                yield number, error
+                fields = error
+            except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 1,000 lists in each other
+                fields = json.JSONDecodeError(str(error), "", 0)
+            yield number, fields
 
 
-def _table(source: str, separator: str) -> Iterator[tuple[int, Any]]:
-    lines = io.StringIO(_text(source), newline="")
+def _table(source: str, separator: str, more: tuple[str, ...]) -> Iterator[tuple[int, Any]]:
+    content = io.StringIO(_text(source), newline="")
     tabs = separator == "\t"  # in such a table quotes mean nothing special
-    reader = csv.DictReader(lines, delimiter=separator, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
-    if not set(NAMES["path"]).intersection(reader.fieldnames or ()):
-        raise SourceError(f"{source}: has no column `path`; expected a header with it in the first line")
-    for row in reader:
-        yield reader.line_num, {name: value for name, value in row.items() if value not in (None, "")}
+    reader = csv.DictReader(content, delimiter=separator, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
+    try:
+        if not set(NAMES["path"]).intersection(reader.fieldnames or ()):
+            raise SourceError(f"{source}: has no column `path`; expected a header with it in the first line")
+        for row in reader:
+            yield reader.line_num, {name: value for name, value in row.items() if value or value == "" and name in more}
+    except csv.Error as error:  # a cell of more than 131,072 characters
+        raise SourceError(f"{source}, line {reader.line_num + 1}: is no line of a table ({error})") from None
 
 
-def _parquet(source: str) -> Iterator[tuple[int, Any]]:
+def _parquet(source: str, more: tuple[str, ...]) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet as parquet
 
     file = parquet.ParquetFile(io.BytesIO(storage.content(source)))
-    columns = [name for names in NAMES.values() for name in names if name in file.schema_arrow.names]
+    known = [*(name for names in NAMES.values() for name in names), *more]
+    columns = [name for name in known if name in file.schema_arrow.names]
     number = 0
     for batch in file.iter_batches(columns=columns):
         for row in batch.to_pylist():
@@ -149,8 +161,8 @@ def _parquet(source: str) -> Iterator[tuple[int, Any]]:
             yield number, {name: value for name, value in row.items() if value is not None}
 
 
-def _item(fields: Any, source: str) -> Item:
-    """Raises ValueError."""
+def as_item(fields: Any, source: str) -> Item:
+    """That of a line of a manifest. Raises ValueError."""
     if isinstance(fields, json.JSONDecodeError):
         raise ValueError(f'is no JSON ({fields.msg}); expected an object such as {{"path": "a.wav"}}')
     if not isinstance(fields, dict):
@@ -182,7 +194,7 @@ def _seconds(value: Any, name: str, default: float | None) -> float | None:
         return default
     try:
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"has the {name} {value!r:.60}; expected a number of seconds") from None
     if not (is_number(found) and 0 <= found < float("inf")):
         raise ValueError(f"has the {name} {value!r:.60}; expected a number of seconds from 0 on")
