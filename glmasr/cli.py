@@ -91,6 +91,11 @@ def archive() -> int:
     return _run("glmasr.archive.main")
 
 
+def evaluate() -> int:
+    """Runs the command `glmasr-eval` and returns its exit code."""
+    return _run("glmasr.evaluation.main")
+
+
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
@@ -140,6 +145,11 @@ def count(text: str) -> int:
 def port(text: str) -> int:
     """The type of an argument that is a port, an integer of 0 to 65535. Raises ArgumentTypeError."""
     return _number(text, int, lambda number: 0 <= number <= 65535, "an integer of 0 to 65535")
+
+
+def gpus(text: str) -> float:
+    """The type of an argument that is a number of GPUs, also a part of one. Raises ArgumentTypeError."""
+    return _number(text, float, lambda number: 0 <= number < 1000, "a number of GPUs, 0 or more, such as 0.5")
 
 
 def seconds(text: str) -> float:

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..checkpoint import hub
-from ..cli import INTERRUPTED, Parser, count, positive, seconds
+from ..cli import INTERRUPTED, Parser, count, gpus, positive, seconds
 from ..errors import GlmAsrError, OptionError, printable
 from ..pipeline import load
 from ..tools import journal
@@ -43,13 +43,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument_group("cluster")
     add.add_argument(
-        "--address", default="local", help="local: this machine (default); auto, ray://HOST:10001: a cluster"
+        "--address", default="local", help="local: this machine (default); auto, HOST:6379, ray://HOST:10001: a cluster"
     )
     add.add_argument(
         "--workers", type=positive, metavar="N", help="recognizers (default: one for each GPU; one on CPUs)"
     )
     add.add_argument(
-        "--gpus-per-worker", type=float, metavar="X", help="also a part of one (default: 1 where there are any)"
+        "--gpus-per-worker", type=gpus, metavar="X", help="also a part of one (default: 1 where there are any)"
     )
     add.add_argument("--cpus-per-worker", type=positive, metavar="N", help="cores (default: all, shared out)")
     add = parser.add_argument_group("recognition")
@@ -82,8 +82,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.split_seconds < LEAST_PIECE:
         parser.error(f"--split-seconds is {args.split_seconds:g}, expected {LEAST_PIECE:g} or more")
-    if args.gpus_per_worker is not None and not 0 <= args.gpus_per_worker < 1000:
-        parser.error(f"--gpus-per-worker is {args.gpus_per_worker:g}, expected a number of GPUs from 0 on")
     return args
 
 

@@ -246,6 +246,11 @@ class RequestQueue:
 
     # ---- the worker ----
 
+    @property
+    def failing(self) -> bool:
+        """No worker can work, and half a dozen that were started in a row have ended."""
+        return self.ready is None and self._pause == LONGEST_PAUSE
+
     async def start(self) -> None:
         """Loads the model. Raises CheckpointError for whatever keeps it from being loaded."""
         self._loop = asyncio.get_running_loop()

@@ -45,8 +45,7 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
     block_signals(False)
     check_address(args.host, args.port)
     loop = asyncio.get_running_loop()
-    model = {name: getattr(args, name) for name in ("device", "dtype", "revision", "hub")}
-    queue = RequestQueue(model | {"name_or_path": args.model, "progress": not args.quiet}, args.queue, args.time_limit)
+    queue = make_queue(args)
     try:
         loading = loop.create_task(queue.start())
         await asyncio.sleep(0)  # the worker begins; Gradio, which takes as long, is imported meanwhile
@@ -55,16 +54,7 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
         await loading
         if args.model in hub.BUILT_IN:
             logging.info("%s: %s", args.model, hub.DEMO)
-        app = make_app(
-            queue,
-            folder,
-            names=tuple(model_names(args.model, args.name or [])),
-            key=args.api_key,
-            most_bytes=most_bytes(args),
-            max_duration=args.max_duration,
-            hosts=known_hosts(args.host, args.port, args.allow_host),
-            origins=tuple(args.cors),
-        )
+        app = api_of(queue, folder, args)
         tasks, end_page = add_page(app, queue, args) if not args.no_page else ([], None)
         # uvicorn's log names paths, and those of the page hold the names of files.
         config = uvicorn.Config(
@@ -92,6 +82,27 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
             task.cancel()
     finally:
         queue.end()
+
+
+def make_queue(args: argparse.Namespace) -> RequestQueue:
+    """The queue in front of the worker, which isn't started yet; `args` as of `serve`."""
+    model = {name: getattr(args, name) for name in ("device", "dtype", "revision", "hub")}
+    model |= {"name_or_path": args.model, "progress": not args.quiet}
+    return RequestQueue(model, args.queue, args.time_limit)
+
+
+def api_of(queue: RequestQueue, folder: str, args: argparse.Namespace) -> FastAPI:
+    """The routes for programs; `args` and `folder` as of `serve`."""
+    return make_app(
+        queue,
+        folder,
+        names=tuple(model_names(args.model, args.name or [])),
+        key=args.api_key,
+        most_bytes=most_bytes(args),
+        max_duration=args.max_duration,
+        hosts=known_hosts(args.host, args.port, args.allow_host),
+        origins=tuple(args.cors),
+    )
 
 
 def most_bytes(args: argparse.Namespace) -> int:
