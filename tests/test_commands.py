@@ -143,6 +143,7 @@ def test_each_command_goes_through_it():
         "glmasr-check": "glmasr.cli:check",
         "glmasr-quantize": "glmasr.cli:quantize",
         "glmasr-archive": "glmasr.cli:archive",
+        "glmasr-eval": "glmasr.cli:evaluate",
     }
     for module in (
         "transcribe",
@@ -150,11 +151,15 @@ def test_each_command_goes_through_it():
         "glmasr.tools.check",
         "glmasr.tools.quantize",
         "glmasr.archive.main",
+        "glmasr.evaluation.main",
     ):
         assert callable(import_module(module).main)
 
 
-@pytest.mark.parametrize("module", ["glmasr.tools.fetch", "glmasr.tools.check", "glmasr.tools.quantize", "transcribe"])
+@pytest.mark.parametrize(
+    "module",
+    ["glmasr.tools.fetch", "glmasr.tools.check", "glmasr.tools.quantize", "glmasr.evaluation.main", "transcribe"],
+)
 def test_no_command_repeats_what_a_terminal_would_obey(module, monkeypatch, capsys):
     """A shell's pattern makes options of files that are named like one."""
     monkeypatch.setattr(sys, "argv", ["command", "a", "b", "--\x1b]0;owned\x07", "--"])
@@ -165,7 +170,15 @@ def test_no_command_repeats_what_a_terminal_would_obey(module, monkeypatch, caps
 
 
 @pytest.mark.parametrize(
-    "module", ["glmasr.tools.fetch", "glmasr.tools.check", "glmasr.tools.quantize", "glmasr.server.main", "transcribe"]
+    "module",
+    [
+        "glmasr.tools.fetch",
+        "glmasr.tools.check",
+        "glmasr.tools.quantize",
+        "glmasr.evaluation.main",
+        "glmasr.server.main",
+        "transcribe",
+    ],
 )
 def test_each_command_tells_its_version(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["command", "--version"])
@@ -174,7 +187,9 @@ def test_each_command_tells_its_version(module, monkeypatch, capsys):
     assert (leave.value.code, *capsys.readouterr()) == (0, f"glmasr {glmasr.__version__}\n", "")
 
 
-@pytest.mark.parametrize("place", ["cli.transcribe", "cli.fetch", "cli.check", "cli.quantize", "server.main.main"])
+@pytest.mark.parametrize(
+    "place", ["cli.transcribe", "cli.fetch", "cli.check", "cli.quantize", "cli.evaluate", "server.main.main"]
+)
 def test_the_version_is_told_without_pytorch(place):
     module, _, name = place.rpartition(".")
     code = f"import sys; sys.modules['torch'] = None; from glmasr.{module} import {name}; sys.exit({name}())"

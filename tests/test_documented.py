@@ -48,9 +48,11 @@ def programs() -> dict[str, Path]:
             found[name] = (
                 ROOT
                 / "glmasr"
-                / {"glmasr-serve": "server/main.py", "glmasr-archive": "archive/main.py"}.get(
-                    name, f"tools/{name.removeprefix('glmasr-')}.py"
-                )
+                / {
+                    "glmasr-serve": "server/main.py",
+                    "glmasr-archive": "archive/main.py",
+                    "glmasr-eval": "evaluation/main.py",
+                }.get(name, f"tools/{name.removeprefix('glmasr-')}.py")
             )
     return found | {
         str(path.relative_to(ROOT)): path
