@@ -77,6 +77,14 @@ def test_models_side_by_side_and_texts_of_others(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.md"]
 
 
+def test_a_clip_that_is_longer_than_its_file_has_a_warning(tmp_path, capsys):
+    manifest = write(tmp_path / "m.jsonl", [LINES[0] | {"offset": 1, "duration": 30}, LINES[1]])
+    code, _, _ = run(capsys, manifest, "--model", "demo", "--out", tmp_path / "out")
+    warnings = [row["models"][0]["warnings"] for row in report(tmp_path / "out")["results"]]
+    assert code == 0 and "before the end that the manifest says" in warnings[0][0] and warnings[1] == []
+    assert "before the end that the manifest says" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
 def test_what_fails_is_named_and_counted_and_the_others_have_their_scores(tmp_path, capsys):
     (tmp_path / "empty.wav").write_bytes(b"")
     lines = [*LINES, {"path": "empty.wav", "text": "x", "speaker": "c"}, {"path": "gone.wav", "text": "x"}]
@@ -110,6 +118,7 @@ def test_what_fails_is_named_and_counted_and_the_others_have_their_scores(tmp_pa
         (["m.jsonl", "--model", "demo", "demo"], 2, "named twice"),
         (["m.jsonl", "--model", "demo", "--hotwords", "a:x:"], 2, ""),
         (["m.jsonl", "--model", "demo", "--vad", "on"], 2, "invalid choice"),
+        (["m.jsonl", "--model", "demo", "--lang", "klingon"], 2, "--lang is 'klingon', expected auto"),
         (["none.jsonl", "--model", "demo"], 1, "can't be read"),
         (["nothing.jsonl", "--model", "demo"], 1, "no line that can be used"),
         (["m.jsonl", "--hypotheses", "none.jsonl"], 1, "can't be read"),

@@ -19,6 +19,7 @@ from ..cli import INTERRUPTED, Parser, device, positive, seconds
 from ..errors import GlmAsrError, OptionError, printable
 from ..tools.console import Messages, writable
 from ..transcription import hotwords
+from ..transcription.language import NAMES, canonical
 from ..transcription.options import Options
 from ..writers.output import prepare, write_whole
 from . import manifest, page, results, scoring, subjects
@@ -67,6 +68,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--quiet", action="store_true", help="beside the report errors only")
     args = parser.parse_args(argv)
+    if args.lang is not None and canonical(args.lang) not in {"auto", *NAMES}:
+        parser.error(f"--lang is {args.lang!r}, expected auto, or a language such as zh or English")
     if not (args.model or args.hypotheses):
         parser.error("there is nothing to evaluate; expected --model, --hypotheses, or both")
     return args

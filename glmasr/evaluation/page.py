@@ -127,7 +127,8 @@ def _table(table: Table, level: int) -> str:
     rows = "".join(f"<tr>{''.join(f'<td dir=auto>{_text(cell)}</td>' for cell in row)}</tr>\n" for row in table.rows)
     header = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in table.header)
     body = f"<table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>"
-    shown = notes + (f'<div class="wide" tabindex="0">{body}</div>\n' if table.rows else "")
+    region = f'<div class="wide" role="region" aria-label="{_text(table.title)}" tabindex="0">{body}</div>\n'
+    shown = notes + (region if table.rows else "")
     if table.title in FOLDED:
         shown = f"<details><summary>{len(table.rows)} rows</summary>\n{shown}</details>\n"
     return f"<h{level}>{_text(table.title)}</h{level}>\n{shown}"
@@ -137,7 +138,11 @@ def _clip(row: Fields, number: int, player: str, opened: bool) -> str:
     about = [_text(language_name(row["language"])), *([_text(row["speaker"])] if row["speaker"] else [])]
     rates = [f"{_text(one['model'])} {_rate(one.get(row['kind']))}" for one in row["models"]]
     head = f"<b>{_text(row['id'])}</b> <span class=soft>{' · '.join(about)}</span> {' · '.join(rates)}"
-    audio = f'<audio controls preload="none" src="{html.escape(player)}"></audio>' if player else ""
+    audio = (
+        f'<audio controls preload="none" aria-label="{_text(row["id"])}" src="{html.escape(player)}"></audio>'
+        if player
+        else ""
+    )
     language = row["language"] if re.fullmatch("[a-z]{2,3}", row["language"]) else "und"
     models = "".join(_model(one, row["kind"], language) for one in row["models"])
     return (
@@ -161,10 +166,11 @@ def _model(one: Fields, kind: str, language: str) -> str:
     pairs = ("" if kind == "characters" else " ").join(_pair(mark, *pair) for mark, *pair in one["alignment"])
     counts = " · ".join(f"{errors[label]} {label}" for label in ("substitutions", "deletions", "insertions"))
     written = _text(one["text"]) or _nothing()
+    warnings = "".join(f"<p class=soft>Warning: {_text(warning)}</p>\n" for warning in one["warnings"])
     return (
         f"<section>{name}<p class=soft>{errors['errors']} of {errors['count']} {kind}: {counts}</p>\n"
         f'<p class="aligned" lang={language} dir=auto>{pairs or _nothing()}</p>\n'
-        f"<p class=soft>As written: <span lang={language} dir=auto>{written}</span></p></section>\n"
+        f"<p class=soft>As written: <span lang={language} dir=auto>{written}</span></p>\n{warnings}</section>\n"
     )
 
 

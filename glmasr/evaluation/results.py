@@ -10,7 +10,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ def report(clips: list[Clip], subjects: list[Subject], unusable: list[str], abou
         "glmasr": __version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **about,
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "clips": len(clips),
@@ -82,6 +82,13 @@ def report(clips: list[Clip], subjects: list[Subject], unusable: list[str], abou
         ],
         "results": _results(clips, subjects, scored, failures),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # its module came with another package
+        return ""
 
 
 def languages(clips: Iterable[Clip]) -> list[str]:
@@ -274,6 +281,7 @@ def _one(one: Scored) -> Fields:
         "text": one.hypothesis.text,
         "seconds": one.hypothesis.seconds,
         "took": one.hypothesis.took,
+        "warnings": list(one.hypothesis.warnings),
         **{kind: _errors([getattr(one.score, kind)]) for kind in KINDS},
         "alignment": [[mark(said, found), said, found] for said, found in one.score.pairs],
     }

@@ -30,12 +30,14 @@ class HypothesisError(GlmAsrError):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """Of a clip: its text, or the error. `seconds` of sound, `took` seconds; None: nobody knows."""
+    """Of a clip: its text, or the error. `seconds` of sound, `took` seconds; None: nobody knows. `warnings` of whoever
+    recognized it, such as that the file ends before the clip does."""
 
     text: str = ""
     error: str = ""
     seconds: float | None = None
     took: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -98,8 +100,10 @@ def recognized(
             if reason:
                 shown = rows.writable(row["id"])
                 fail(f"{name}: {reason if shown in reason else f'{shown}: {reason}'}")
-            known = row["seconds"] or None, row["took"]
-            subject.hypotheses[row["id"]] = Hypothesis(rows.writable(row["text"]), reason, *known)
+            warnings = tuple(map(rows.writable, row["warnings"]))
+            subject.hypotheses[row["id"]] = Hypothesis(
+                rows.writable(row["text"]), reason, row["seconds"] or None, row["took"], warnings
+            )
         step(sum(piece.seconds for piece in batch))
     return subject
 
