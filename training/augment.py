@@ -11,9 +11,10 @@ from torch import Tensor
 RATE = 16_000
 
 
-def augment(samples: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """-> the changed samples, and how many times faster they are."""
-    speed = rng.uniform(0.9, 1.11) if rng.random() < 0.5 else 1.0
+def augment(samples: np.ndarray, rng: np.random.Generator, longest: float = np.inf) -> tuple[np.ndarray, float]:
+    """-> the changed samples, and how many times faster they are; slowed down they have at most `longest` seconds."""
+    slowest = min(1.0, max(0.9, len(samples) / RATE / longest))
+    speed = rng.uniform(slowest, 1.11) if rng.random() < 0.5 else 1.0
     if speed != 1.0:
         samples = change_speed(samples, speed)
     if rng.random() < 0.5:
@@ -131,6 +132,23 @@ def mask_mel(mel: Tensor, rng: np.random.Generator, *, bands: int = 14, frames: 
         for _ in range(int(rng.integers(0, 2 + row.shape[1] // 300))):
             width = int(rng.integers(0, frames + 1))
             start = int(rng.integers(0, max(1, row.shape[1] - width)))
+            row[:, start : start + width] = mean
+    return mel
+
+
+def spec_augment(mel: Tensor, frames: list[int], rng: np.random.Generator) -> Tensor:
+    """SpecAugment as published, without the warping of time: in each row (bands, frames) two stripes of at most a fifth
+    of the bands, and two of at most 1 s and a fifth of its sound, are set to the mean of the sound. `frames` of each row
+    are sound, the rest is padding."""
+    mel = mel.clone()
+    for row, count in zip(mel, frames, strict=True):
+        mean = row[:, : max(1, count)].mean()
+        for _ in range(2):
+            width = int(rng.integers(0, row.shape[0] // 5 + 1))
+            start = int(rng.integers(0, row.shape[0] - width + 1))
+            row[start : start + width, :count] = mean
+            width = int(rng.integers(0, min(100, count // 5) + 1))
+            start = int(rng.integers(0, max(1, count - width + 1)))
             row[:, start : start + width] = mean
     return mel
 

@@ -2,15 +2,14 @@
 
     python training/evaluate.py MODEL MANIFEST [MANIFEST ...] [--language auto] [--timestamps] [--beams 5]
 
-A manifest has a JSON object a line: {"audio": path, beside the manifest, "text": what is said, ...}. An error is a word
-(Chinese: a character) that was put in, left out or replaced; the rate is errors over words said.
+`manifest.py` says what manifests are. An error is a word (Chinese: a character) that was put in, left out or replaced;
+the rate is errors over words said.
 
 For models with language tokens and time tokens: `--language auto` lets the model judge the language, and shows what it
 took for what; `--timestamps` compares the borders of its segments with the `phrases` of the manifest.
 """
 
 import argparse
-import json
 import re
 import sys
 from collections import Counter
@@ -18,38 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from glmasr import audio, errors  # noqa: E402
-from glmasr.pipeline import Options, Recognizer, Transcript, load  # noqa: E402
+from manifest import Row, TrainingError, read_manifests, samples
 
-
-class TrainingError(Exception):
-    """Data or options that can't be used; the message is for the user."""
-
-
-def read_manifest(path) -> list[dict]:
-    """The lines of a manifest, each with `audio` made a full path and with `seconds`. Raises TrainingError."""
-    path, rows = Path(path), []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{path}: not readable as a manifest ({error})") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                row["audio"], row["text"] = str(path.parent / row["audio"]), row["text"].strip()
-                row["seconds"] = row.get("seconds") or len(audio.load(row["audio"])) / audio.SAMPLE_RATE
-            except (ValueError, TypeError, KeyError, AttributeError):
-                raise TrainingError(
-                    f'{path}, line {number}: expected {{"audio": "a path beside it", "text": "..."}}, found {line:.80}'
-                ) from None
-            rows.append(row)
-    if not rows:
-        raise TrainingError(f"{path}: no recordings in it")
-    return rows
+from glmasr import errors
+from glmasr.pipeline import Options, Recognizer, Transcript, load
 
 
 def words(text: str) -> list[str]:
@@ -83,42 +58,61 @@ class Score:
     def rate(self) -> float:
         return self.wrong / max(1, self.words)
 
-    def add(self, row: dict, transcript: Transcript) -> int:
+    def add(self, row: Row, transcript: Transcript) -> int:
         """Counts a recording in; returns its errors."""
-        said = words(row["text"])
+        said = words(row.text)
         errors = edits(words(transcript.text), said)
         self.wrong, self.words = self.wrong + errors, self.words + len(said)
-        if len(said) >= 2 and row.get("language"):
-            self.detected[row["language"], transcript.language] += 1
-        if phrases := row.get("phrases"):
-            self.cut_alike.append(len(phrases) == len(transcript.segments))
+        if len(said) >= 2 and row.language:
+            self.detected[row.language, transcript.language] += 1
+        if row.phrases:
+            self.cut_alike.append(len(row.phrases) == len(transcript.segments))
             if self.cut_alike[-1]:
-                for phrase, segment in zip(phrases, transcript.segments, strict=True):
-                    self.borders += [abs(segment.start - phrase["start"]), abs(segment.end - phrase["end"])]
+                for phrase, segment in zip(row.phrases, transcript.segments, strict=True):
+                    self.borders += [abs(segment.start - phrase.start), abs(segment.end - phrase.end)]
         return errors
+
+
+PLAIN = Options(beams=1, temperatures=(0.0,), guards=False)
+
+
+def recognized(
+    recognizer: Recognizer,
+    rows: list[Row],
+    options: Options = PLAIN,
+    language: str = "auto",
+    batch: int = 16,
+    progress: bool = False,
+) -> list[Transcript]:
+    """Of each row, in their order. `language`: "auto", "given" (as the manifest says), or one for all."""
+    order = sorted(range(len(rows)), key=lambda i: rows[i].seconds)
+    found: list[Transcript | None] = [None] * len(rows)
+    for start in tqdm(range(0, len(rows), batch), disable=not progress, leave=False):
+        part = order[start : start + batch]
+        languages = [(rows[i].language or "auto") if language == "given" else language for i in part]
+        for i, transcript in zip(
+            part,
+            recognizer.recognize([torch.from_numpy(samples(rows[i])) for i in part], languages, options),
+            strict=True,
+        ):
+            found[i] = transcript
+    return found
 
 
 def evaluate(
     recognizer: Recognizer,
-    rows: list[dict],
-    options: Options = Options(beams=1, temperatures=(0.0,), guards=False),
+    rows: list[Row],
+    options: Options = PLAIN,
     *,
     language: str = "auto",
-    batch: int = 16,
     show=None,
     progress: bool = True,
 ) -> Score:
-    """Scores the recordings of a manifest. `language`: "auto", "given" (as the manifest says), or one for all.
-    `show(row, text)` is called for each recording with an error."""
+    """Scores the recordings of a manifest. `show(row, text)` is called for each recording with an error."""
     score = Score()
-    rows = sorted(rows, key=lambda row: row.get("seconds", 0))
-    for start in tqdm(range(0, len(rows), batch), disable=not progress, leave=False):
-        part = rows[start : start + batch]
-        languages = [row.get("language", "auto") if language == "given" else language for row in part]
-        transcripts = recognizer.recognize([audio.load(row["audio"]) for row in part], languages, options)
-        for row, transcript in zip(part, transcripts, strict=True):
-            if score.add(row, transcript) and show:
-                show(row, transcript.text)
+    for row, transcript in zip(rows, recognized(recognizer, rows, options, language, progress=progress), strict=True):
+        if score.add(row, transcript) and show:
+            show(row, transcript.text)
     return score
 
 
@@ -171,12 +165,12 @@ def main() -> None:
     total = Score()
 
     def show(row, text):
-        print(f"  {Path(row['audio']).name} ({row.get('speaker', '')}): said {row['text']!r}, found {text!r}")
+        print(f"  {Path(row.audio).name} ({row.speaker}): said {row.text!r}, found {text!r}")
 
     times = " cut alike | borders: median | 95th percentile |" if args.timestamps else ""
     print(f"| manifest | recordings | errors |{times}\n|---|---|---|" + "---|" * times.count(" |"))
     for manifest in args.manifests:
-        rows = read_manifest(manifest)
+        rows = read_manifests([manifest])
         score = evaluate(recognizer, rows, options, language=language, show=show if args.errors else None)
         line = f"| {Path(manifest).stem} | {len(rows)} | {100 * score.rate:.2f} % |"
         if args.timestamps and score.borders:

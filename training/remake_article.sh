@@ -17,7 +17,7 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268
 
 train() {   # MODEL OUT, then options
     python training/train.py "$1" --train "$data/train.jsonl" --eval "$data"/eval_{espeak,recorded}_{zh,yue,en}.jsonl \
-        --out "$out/$2" --batch-seconds 60 --dtype bfloat16 --silence 0.02 --misread 0.05 --join 0.35 "${@:3}"
+        --out "$out/$2" --recipe scratch --batch-seconds 60 --dtype bfloat16 --silence 0.02 --misread 0.05 --join 0.35 "${@:3}"
 }
 measure() { # RUN
     { python training/evaluate.py "$out/$1/model" "$data"/eval_*.jsonl

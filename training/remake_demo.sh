@@ -23,7 +23,7 @@ python training/make_digits.py "$data" --recorded-en "$recordings/fsdd" \
 
 train() {   # MODEL OUT, then options
     python training/train.py "$1" --train "$data/train.jsonl" --eval "$data"/eval_{espeak,noisy_espeak,recorded}_{zh,yue,en}.jsonl \
-        --out "$out/$2" --batch-seconds 60 --dtype bfloat16 "${@:3}"
+        --out "$out/$2" --recipe scratch --batch-seconds 60 --dtype bfloat16 "${@:3}"
 }
 
 # Short clean recordings first: long and changed ones teach a fresh model nothing for thousands of steps.

@@ -1,0 +1,248 @@
+"""The trainer's options, and the two recipes that their defaults come from.
+
+    published   for a model that has weights: trained on as it was trained before, on small sets too
+    scratch     for random weights: auxiliary losses, changed recordings, short padding, a running mean
+
+What a recipe says can be said otherwise, option by option. `described` is what is printed before the first step.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from manifest import TrainingError
+
+RECIPES = {
+    "published": {
+        "steps": 300,
+        "batch_seconds": 240.0,
+        "short": 0.0,
+        "rate": 1e-5,
+        "schedule": "linear",
+        "warmup": None,  # a tenth of the steps
+        "ctc": 0.0,
+        "guide": 0.0,
+        "smoothing": 0.0,
+        "times": 1.0,
+        "decay": 0.01,
+        "augment": False,
+        "shift": 0.0,
+        "mean": 0.0,
+        "keep": "best",
+        "patience": 3,
+        "eval_every": None,  # a tenth of the steps
+        "eval_count": 100,
+    },
+    "scratch": {
+        "steps": 8000,
+        "batch_seconds": 80.0,
+        "short": 0.7,
+        "rate": 1.5e-3,
+        "schedule": "cosine",
+        "warmup": 300,
+        "ctc": 0.5,
+        "guide": 0.5,
+        "smoothing": 0.05,
+        "times": 0.2,
+        "decay": 0.05,
+        "augment": True,
+        "shift": 0.3,
+        "mean": 0.998,
+        "keep": "last",
+        "patience": 0,
+        "eval_every": 1000,
+        "eval_count": 60,
+    },
+}
+
+
+def share(text: str) -> float:
+    """An argument from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}, expected a number from 0 to 1")
+    return value
+
+
+def positive(text: str) -> int:
+    """An argument that is a count of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}, expected a whole number from 1 on")
+    return value
+
+
+def above_zero(text: str) -> float:
+    """An argument that is a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}, expected a number above 0")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options; those of a recipe are None where they aren't given."""
+    found = argparse.ArgumentParser(
+        description="Trains a model of this package, from scratch or from its weights, on manifests.",
+        epilog="Where two defaults are told, the first is of the recipe published, the second of scratch.",
+    )
+    found.add_argument("model", metavar="MODEL", help="a checkpoint directory, or a name that the package knows")
+    found.add_argument("--plan", action="store_true", help="tell the memory that training would take, and end")
+    found.add_argument("--recipe", choices=RECIPES, help="default: published for a model with weights, else scratch")
+    found.add_argument("--from-scratch", action="store_true", help="random weights, even if MODEL has some")
+
+    data = found.add_argument_group("data")
+    data.add_argument(
+        "--train", default=[], nargs="+", metavar="MANIFEST", help=".jsonl, .tsv, .csv, .parquet, or an audiofolder"
+    )
+    data.add_argument(
+        "--eval", default=[], nargs="+", metavar="MANIFEST", help="what the model is judged by; other recordings"
+    )
+    data.add_argument("--language", default="", help='of recordings whose line says none, such as "zh"')
+    data.add_argument(
+        "--out", type=Path, metavar="RUN", help="gets model/, a complete checkpoint, and what is needed to go on"
+    )
+    data.add_argument(
+        "--twice", default=[], nargs="+", metavar="SPEAKER", help="use recordings of these speakers twice as often"
+    )
+    data.add_argument(
+        "--without", default=[], nargs="+", metavar="SPEAKER", help="leave out recordings of these speakers"
+    )
+    data.add_argument(
+        "--longest", type=above_zero, default=float("inf"), metavar="SECONDS", help="leave out longer recordings"
+    )
+
+    steps = found.add_argument_group("steps")
+    steps.add_argument("--steps", type=positive, help="default 300; 8000")
+    steps.add_argument("--batch-seconds", type=above_zero, help="recording and padding in a batch (default 240, 80)")
+    steps.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches of a step (default 1)")
+    steps.add_argument("--rate", type=above_zero, help="peak learning rate (default 1e-5, 1.5e-3)")
+    steps.add_argument(
+        "--warmup", type=int, metavar="STEPS", help="over which the rate rises (default a tenth of all, 300)"
+    )
+    steps.add_argument("--schedule", choices=["linear", "cosine"], help="how the rate falls (default linear, cosine)")
+    steps.add_argument("--decay", type=float, help="weight decay of the matrices (default 0.01, 0.05)")
+    steps.add_argument(
+        "--mean", type=share, help="decay of a running mean of the weights, 0 for none (default 0, 0.998)"
+    )
+    steps.add_argument(
+        "--freeze", default=[], nargs="+", metavar="PART", help="encoder, frontend, projector, decoder or embedding"
+    )
+    steps.add_argument(
+        "--lora", type=positive, default=0, metavar="RANK", help="with --plan: of adapters in the decoder"
+    )
+    steps.add_argument("--checkpoint", action="store_true", help="compute activations again instead of keeping them")
+    steps.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of products; learned weights are float32"
+    )
+    steps.add_argument("--device", default="auto")
+    steps.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    steps.add_argument("--seed", type=int, default=1)
+
+    losses = found.add_argument_group("what is learned")
+    losses.add_argument(
+        "--pad-to", choices=["window", "speech"], help="what all clips are padded to (default: see --short)"
+    )
+    losses.add_argument(
+        "--short", type=share, help="share of the steps that are padded to the longest clip only (default 0, 0.7)"
+    )
+    losses.add_argument(
+        "--previous", type=share, default=0.0, help="share of the clips that get the text before them (default 0)"
+    )
+    losses.add_argument("--times", type=float, help="weight of a time in the loss, where a word has 1 (default 1, 0.2)")
+    losses.add_argument("--smoothing", type=share, help="of the targets, and of times with it (default 0, 0.05)")
+    losses.add_argument("--ctc", type=float, help="weight of a CTC loss at the encoder (default 0, 0.5)")
+    losses.add_argument(
+        "--guide", type=float, help="weight of the loss that shows the decoder its place (default 0, 0.5)"
+    )
+    losses.add_argument(
+        "--misread", type=share, default=0.0, help="share of the text that the decoder reads wrongly (default 0)"
+    )
+
+    changes = found.add_argument_group("changes of recordings")
+    changes.add_argument(
+        "--augment", action=argparse.BooleanOptionalAction, help="speed, channel, noise, level (default no, yes)"
+    )
+    changes.add_argument("--spec-augment", action="store_true", help="stripes of the log-mel are set to its mean")
+    changes.add_argument(
+        "--shift", type=share, help="share of the clips that begin later in their window (default 0, 0.3)"
+    )
+    changes.add_argument(
+        "--silence", type=share, default=0.0, help="share of the clips that are replaced by noise or silence"
+    )
+    changes.add_argument(
+        "--join", type=share, default=0.0, help="share of the clips that are joined, as in long recordings"
+    )
+    changes.add_argument(
+        "--ramp", type=int, default=0, help="steps over which long recordings and changes come in (default 0)"
+    )
+
+    judged = found.add_argument_group("evaluation")
+    judged.add_argument("--eval-every", type=positive, metavar="STEPS", help="default a tenth of all, 1000")
+    judged.add_argument("--eval-count", type=positive, help="recordings that are evaluated (default 100, 60)")
+    judged.add_argument("--keep", choices=["best", "last"], help="what becomes RUN/model (default best, last)")
+    judged.add_argument(
+        "--patience", type=int, help="evaluations without a gain after which to stop, 0: never (default 4, 0)"
+    )
+    judged.add_argument(
+        "--accept-errors", action="store_true", help="train though the error rate before it can't be right"
+    )
+    return found
+
+
+def completed(args: argparse.Namespace, has_weights: bool) -> argparse.Namespace:
+    """The arguments with the recipe's values where none were given. Raises TrainingError for what contradicts."""
+    if args.pad_to and args.short is not None:
+        raise TrainingError("--pad-to and --short both say what clips are padded to; expected one of them")
+    if args.pad_to:
+        args.short = 1.0 if args.pad_to == "speech" else 0.0
+    if args.recipe is None:
+        args.recipe = "published" if has_weights else "scratch"
+    for name, value in RECIPES[args.recipe].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    tenth = max(1, args.steps // 10)
+    args.warmup = tenth if args.warmup is None else args.warmup
+    args.eval_every = tenth if args.eval_every is None else args.eval_every
+    if not args.eval:
+        args.keep = "last"
+    if args.lora and not args.plan:
+        raise TrainingError("--lora can be planned for only, as yet; expected --plan beside it, or --freeze encoder")
+    if args.checkpoint and args.guide:
+        raise TrainingError("--checkpoint computes layers twice, which --guide can't look at; leave one of them out")
+    return args
+
+
+def described(args: argparse.Namespace) -> str:
+    """What is on, and what could be but isn't."""
+    padded = {0.0: "the whole window", 1.0: "the longest clip of a batch, and a second"}
+    on = {
+        f"padding to {padded.get(args.short, f'the longest clip in {args.short:.0%} of the steps')}": True,
+        f"frozen: {', '.join(args.freeze)}": args.freeze,
+        f"previous text for {args.previous:.0%}": args.previous,
+        f"CTC loss x {args.ctc:g}": args.ctc,
+        f"attention guide x {args.guide:g}": args.guide,
+        f"misread words {args.misread:.0%}": args.misread,
+        f"smoothed targets {args.smoothing:g}": args.smoothing,
+        "changed recordings": args.augment,
+        "SpecAugment": args.spec_augment,
+        f"later beginnings {args.shift:.0%}": args.shift,
+        f"silence {args.silence:.0%}": args.silence,
+        f"joined clips {args.join:.0%}": args.join,
+        f"running mean {args.mean:g}": args.mean,
+        "activations computed twice": args.checkpoint,
+        "products in bfloat16": args.dtype == "bfloat16",
+    }
+    off = {
+        "CTC loss": args.ctc,
+        "attention guide": args.guide,
+        "misread words": args.misread,
+        "short padding": args.short,
+        "changed recordings": args.augment,
+        "SpecAugment": args.spec_augment,
+        "previous text": args.previous,
+    }
+    return (
+        f"recipe {args.recipe}; on: {', '.join(name for name, value in on.items() if value)}; "
+        f"off: {', '.join(name for name, value in off.items() if not value) or 'nothing'}"
+    )

@@ -1,0 +1,182 @@
+"""What is trained: a model with its weights, or with random ones, and which of its parameters are learned."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from manifest import TrainingError
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from glmasr import audio, weights
+from glmasr.checkpoint import ctranslate2
+from glmasr.checkpoint.config_json import read_config
+from glmasr.conv_frontend import WaveformFrontend
+from glmasr.model import EncoderDecoder, GlmAsr
+
+PARTS = {  # of a model, for --freeze -> how the names of its parameters begin
+    "encoder": ("encoder.",),
+    "frontend": ("encoder.frontend.",),
+    "projector": ("projector.",),
+    "decoder": ("decoder.",),
+    "embedding": ("decoder.embed.", "decoder.positions."),
+}
+BESIDE = (  # files of a checkpoint that aren't made from its configuration
+    "tokenizer.json",
+    "tokenizer.model",
+    "added_tokens.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "normalizer.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+AnyModel = GlmAsr | EncoderDecoder
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a checkpoint directory holds more than a configuration and a tokenizer."""
+    return (directory / ctranslate2.FILE).is_file() or any(directory.glob("model*.safetensors*"))
+
+
+def own_dtype(directory: Path) -> torch.dtype:
+    """The type to save in: bfloat16 where the weights are so, or are to be made; else float32, for the small steps of
+    fine-tuning are lost in the rounding of float16 and int8."""
+    if not has_weights(directory):
+        return torch.bfloat16
+    headers = weights.examine(directory).headers.values()
+    types = {entry["dtype"] for header in headers for entry in header.values() if len(entry["shape"]) > 1}
+    return torch.bfloat16 if types == {"BF16"} else torch.float32
+
+
+def load(directory: Path, device: torch.device) -> AnyModel:
+    """The model of a directory in float32, in memory of its own: what is mapped may be the file to be written. A
+    `model.bin` of CTranslate2, also of int8, becomes the floats that it stands for."""
+    model = weights.load(directory, device=device)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def fresh(directory: Path, device: torch.device) -> AnyModel:
+    """A model of a configuration with random weights, so that a signal keeps its size on its way."""
+    model = weights.build(read_config(directory)).to(device)
+    for parameter in model.parameters():
+        if parameter.dim() == 2 and parameter.requires_grad:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    for name, module in model.decoder.named_modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.05)
+    if isinstance(getattr(model.encoder, "frontend", None), WaveformFrontend):
+        begin_as_waves(model.encoder.frontend.layers[0].conv.weight)
+    for blocks in (model.encoder.blocks, model.decoder.blocks):
+        for block in blocks:  # what is added to the residual starts small, so that depth doesn't blow it up
+            for layer in (block.attn.out, block.mlp.down, *([block.cross.out] if hasattr(block, "cross") else [])):
+                layer.weight.data /= (2 * len(blocks)) ** 0.5
+    return model
+
+
+@torch.no_grad()
+def begin_as_waves(weight: Tensor) -> None:
+    """Filters (C, 1, kernel) become short waves, evenly spaced on the mel scale, in four phases a quarter turn apart
+    (as SincNet's, Ravanelli and Bengio, 2018): after SiLU the four together say how loud a frequency is, whatever its
+    phase. Random filters learned nothing in 600 steps."""
+    channels, _, kernel = weight.shape
+    bands = -(-channels // 4)
+    mel = torch.linspace(100, 2800, bands)  # 65 Hz to 7.7 kHz
+    frequency = 700 * (10 ** (mel / 2595) - 1)
+    time = (torch.arange(kernel) - (kernel - 1) / 2) / audio.SAMPLE_RATE
+    phase = torch.arange(4)[:, None] * torch.pi / 2
+    waves = torch.cos(2 * torch.pi * frequency[:, None, None] * time + phase) * torch.hann_window(kernel + 2)[1:-1]
+    louder = 1 + frequency / 500  # speech has little at high frequencies
+    weight.copy_((waves * louder[:, None, None]).flatten(0, 1)[:channels, None] / kernel)
+
+
+def save(model: AnyModel, out: Path, beside: Path, dtype: torch.dtype) -> None:
+    """A complete checkpoint in `out`, with the tokenizer of `beside`: for this package and for Transformers."""
+    weights.save(model, out, dtype)
+    for name in BESIDE:
+        if (beside / name).is_file() and beside.resolve() != out.resolve():
+            shutil.copyfile(beside / name, out / name)
+
+
+# -- what is learned ---------------------------------------------------------------------------------------------------
+
+
+def choose(model: AnyModel, frozen: Sequence[str] = ()) -> list[nn.Parameter]:
+    """Marks the parameters that are learned, and returns them: all but those of `frozen` PARTS, and sinusoids. The one
+    place that decides it; an adapter would put its own in their place here. Raises TrainingError."""
+    for part in frozen:
+        names = PARTS.get(part, ())
+        if not any(name.startswith(names) for name, _ in model.named_parameters()):
+            known = [
+                name for name, start in PARTS.items() if any(n.startswith(start) for n, _ in model.named_parameters())
+            ]
+            raise TrainingError(f"--freeze {part}: this model has {', '.join(known)}")
+    starts = tuple(start for part in frozen for start in PARTS[part])
+    if isinstance(model, EncoderDecoder):
+        starts += ("encoder.positions",)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(starts or "-"))
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not learned:
+        raise TrainingError(f"--freeze {' '.join(frozen)} leaves nothing to learn; leave a part out")
+    return learned
+
+
+def compact(model: AnyModel, dtype: torch.dtype) -> None:
+    """Frozen parameters in the type of their own file, if that is `dtype`: half of the memory, not a bit less."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+class Checkpointed:
+    """A block that keeps nothing but what goes in."""
+
+    def __init__(self, block: nn.Module):
+        self.block = block
+
+    def __call__(self, *args) -> Tensor:
+        return checkpoint(self.block, *args, use_reentrant=False)
+
+    def __getattr__(self, name: str):
+        return getattr(self.block, name)
+
+
+class CheckpointedBlocks(nn.ModuleList):
+    """Blocks of which training keeps what goes in, and computes the rest again on the way back (Chen et al., 2016). The
+    parameters keep their names."""
+
+    def __iter__(self) -> Iterator:
+        blocks = super().__iter__()
+        return map(Checkpointed, blocks) if self.training and torch.is_grad_enabled() else blocks
+
+
+def checkpoint_activations(model: AnyModel) -> None:
+    """From now on, in both towers."""
+    for tower in (model.encoder, model.decoder):
+        tower.blocks = CheckpointedBlocks(tower.blocks)
+
+
+@contextmanager
+def exchanged(model: AnyModel, others: dict[str, Tensor]) -> Iterator[None]:
+    """Within it the model has other values in some of its parameters, by their names."""
+    own = {name: parameter for name, parameter in model.named_parameters() if name in others}
+    kept = {name: parameter.detach().clone() for name, parameter in own.items()}
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(others[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(kept[name])
