@@ -135,6 +135,13 @@ def test_an_interval_has_the_truth_95_times_of_100():
     assert 0.88 <= within / 150 <= 0.99 and alone / 40 < 0.85
 
 
+def test_of_many_alike_an_interval_is_1_96_deviations_wide():
+    wrong = np.random.default_rng(8).integers(0, 5, 300)
+    low, high = significance.interval(wrong, np.full(300, 10), [str(n) for n in range(300)])
+    wide = 1.96 * 10 * wrong.std() / 300**0.5
+    assert (low, high) == pytest.approx((10 * wrong.mean() - wide, 10 * wrong.mean() + wide), abs=0.05 * wide)
+
+
 def test_draws_without_words_say_nothing():
     low, high = significance.interval(np.array([1, 3]), np.array([10, 0]), ["a", "b"])
     assert low == 10 and high > 39  # a, and a with b: never b alone, of whom there is no rate

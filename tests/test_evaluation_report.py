@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import os
 import random
 import sys
 import time
@@ -147,6 +148,27 @@ def test_parquet_needs_a_package_that_the_error_names(tmp_path, monkeypatch):
         read(tmp_path / "m.parquet")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "p.wav")
+    lines = [{"path": path, "text": "x"} for path in ("p.wav", "/dev/null", "gone.wav", str(tmp_path))]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, errors = read(tmp_path / "m.jsonl")
+    assert len(found) == 2 and all("a pipe or a device" in error for error in errors) and len(errors) == 2
+
+
+def test_no_password_is_shown(tmp_path):
+    (tmp_path / "m.jsonl").write_text(json.dumps({"path": "https://me:secret@example.org/a.wav", "text": "x"}))
+    clips, _ = read(tmp_path / "m.jsonl")
+    found = report(clips, subject("a", {}))
+    for text in (
+        json.dumps(found),
+        tables.to_markdown(found),
+        page.to_html(found, {clips[0].id: page.address(clips[0].item, tmp_path)}),
+    ):
+        assert "https://***@example.org/a.wav" in text.replace("\\*", "*") and "secret" not in text
+
+
 # ---- texts of others -------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +308,7 @@ def test_the_real_time_factor_is_of_what_counts():
         {
             "c0": Hypothesis("x", "", 4.0, 1.0),
             "c1": Hypothesis("y", "", 6.0, 1.0),
-            "c2": Hypothesis("z"),
+            "c2": Hypothesis("z", "", 9.0),
             "c3": Hypothesis(error="no"),
         },
     )

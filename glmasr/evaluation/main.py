@@ -14,7 +14,6 @@ from typing import Any
 from tqdm import tqdm
 
 from ..archive import work
-from ..archive.rows import writable as utf8
 from ..cli import INTERRUPTED, Parser, device, positive, seconds
 from ..errors import GlmAsrError, OptionError, printable
 from ..tools.console import Messages, writable
@@ -138,7 +137,7 @@ class Evaluation:
             "pad_to": args.pad_to,
             "hotwords": len(chosen.hotwords),
         }
-        return {"manifest": utf8(args.manifest), "settings": settings}
+        return {"manifest": manifest.display(args.manifest), "settings": settings}
 
     def unfit(self, error: GlmAsrError) -> None:
         """A line of the manifest."""

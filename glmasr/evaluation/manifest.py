@@ -7,6 +7,7 @@ The files are those of `glmasr-archive`, and so are `id`, `path` and the others;
 empty text says that nothing is said.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from ..archive.items import Item
 from ..archive.rows import writable
 from ..archive.sources import MANIFESTS, as_item, lines
+from ..audio_files.address import scheme, shown
 from ..errors import GlmAsrError
 from ..transcription.language import canonical, name_language
 from . import scoring
@@ -42,13 +44,18 @@ class Clip:
 
     @property
     def id(self) -> str:
-        """As it can be shown: names of files may have bytes that are no UTF-8."""
-        return writable(self.item.id)
+        """As it can be shown."""
+        return display(self.item.id)
 
     @property
     def group(self) -> str:
         """Whom it is drawn with: the clips of a speaker; where nobody is named, alone."""
         return f"speaker {self.speaker}" if self.speaker else f"clip {self.item.id}"
+
+
+def display(name: str) -> str:
+    """The name of a file, or an id, as it can be shown: without bytes that are no UTF-8, users and passwords."""
+    return shown(writable(name))
 
 
 def read(source: str, fail: Callable[[ManifestError], None]) -> list[Clip]:
@@ -83,6 +90,12 @@ def read(source: str, fail: Callable[[ManifestError], None]) -> list[Clip]:
 def _clip(fields: Any, source: str) -> Clip:
     """Raises ValueError, ScoringError."""
     item = as_item(fields, source)
+    if (
+        not scheme(item.path)
+        and os.path.exists(item.path)
+        and not (os.path.isfile(item.path) or os.path.isdir(item.path))
+    ):
+        raise ValueError(f"has the path {item.path!r:.200}, a pipe or a device, which may never end; expected a file")
     text, speaker = fields.get("text"), fields.get("speaker")
     if text is None:
         raise ValueError('has no text; expected what is said there, "" where nothing is')

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..archive.rows import writable
 from . import significance
-from .manifest import Clip
+from .manifest import Clip, display
 from .scoring import Errors, Score, ScoringError, by_characters
 from .subjects import Hypothesis, Subject
 
@@ -124,7 +123,7 @@ def _model(subject: Subject, scored: dict[str, Scored], failures: dict[str, str]
     worst = sorted((one for one in some if one.errors.wrong), key=lambda one: one.badness)
     return {
         "name": subject.name,
-        "source": writable(subject.source),
+        "source": display(subject.source),
         "how": subject.how,
         "error": subject.error,
         "scored": len(some),
@@ -263,7 +262,7 @@ def _results(
         found.append(
             {
                 "id": clip.id,
-                "path": writable(item.path),
+                "path": display(item.path),
                 "offset": item.offset,
                 "duration": item.duration,
                 "language": clip.language,

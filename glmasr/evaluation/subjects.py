@@ -16,7 +16,7 @@ from ..config import is_number
 from ..errors import GlmAsrError, OptionError
 from ..pipeline import load
 from ..transcription.options import Options
-from .manifest import Clip
+from .manifest import Clip, display
 
 RETRIES, TIMEOUT = 2, 120.0  # of a recording at an address; seconds
 MISSING = "there is no text of it"
@@ -98,8 +98,8 @@ def recognized(
         for row in worker(batch):
             reason = row["error"] if row["status"] == rows.FAILED else ""
             if reason:
-                shown = rows.writable(row["id"])
-                fail(f"{name}: {reason if shown in reason else f'{shown}: {reason}'}")
+                clip_id = display(row["id"])
+                fail(f"{name}: {reason if clip_id in reason else f'{clip_id}: {reason}'}")
             warnings = tuple(map(rows.writable, row["warnings"]))
             subject.hypotheses[row["id"]] = Hypothesis(
                 rows.writable(row["text"]), reason, row["seconds"] or None, row["took"], warnings
@@ -164,11 +164,11 @@ def _hypothesis(line: str) -> tuple[str, Hypothesis]:
     if not isinstance(clip_id, str | int):
         raise ValueError(f'is {line!r:.60}; expected {{"id": ..., "text": ...}}')
     if fields.get("status") == rows.FAILED:
-        return rows.writable(str(clip_id)), Hypothesis(error=rows.writable(str(fields.get("error") or MISSING)))
+        return display(str(clip_id)), Hypothesis(error=rows.writable(str(fields.get("error") or MISSING)))
     if not isinstance(text, str):
         raise ValueError(f"has the text {text!r:.60}; expected what was recognized")
     seconds, took = (_positive(fields.get(key)) for key in ("seconds", "took"))
-    return rows.writable(str(clip_id)), Hypothesis(rows.writable(text), "", seconds, took)
+    return display(str(clip_id)), Hypothesis(rows.writable(text), "", seconds, took)
 
 
 def _positive(value: object) -> float | None:
