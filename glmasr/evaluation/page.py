@@ -113,10 +113,11 @@ def _parts(report: Fields, addresses: dict[str, str]) -> Iterator[str]:
 
 
 def _badness(row: Fields) -> tuple[float, int]:
-    """The highest rate of a model, and its errors; infinite where one has no text, or a text where nothing is said."""
+    """The highest rate of a model, and its errors; infinite for a text where nothing is said. Clips that failed, which
+    have a table of their own, come before those without an error."""
     found = []
     for one in row["models"]:
-        errors = one.get(row["kind"]) or {"rate": None, "errors": 1}
+        errors = one.get(row["kind"]) or {"rate": 0.0, "errors": 1}
         rate = errors["rate"] if errors["rate"] is not None else float("inf") if errors["errors"] else 0.0
         found.append((rate, errors["errors"]))
     return max(found)
