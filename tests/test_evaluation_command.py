@@ -181,7 +181,8 @@ def test_the_language_of_a_manifest_or_of_the_command(tmp_path, capsys, monkeypa
         told.clear()
         code, out, err = run(capsys, manifest, "--model", "demo", "--out", tmp_path / "out", *extra)
         assert code == 1 and set(told) == expected and err.count("not now") == 3
-        assert [row["language"] for row in report(tmp_path / "out")["results"]] == ["en", "zh", "en"]
+        scored = [row["language"] for row in report(tmp_path / "out")["results"]]
+        assert scored == ["en", "zh", "yue" if "yue" in expected else "en"]  # the last one names none
 
 
 def test_options_reach_the_recognition(tmp_path):

@@ -464,5 +464,6 @@ def test_two_thousand_clips_of_two_models():
     found = report(clips, *some)
     content = page.to_html(found, {one.id: f"{one.id}.wav" for one in clips})
     assert time.process_time() - begun < 20
+    assert content.count(" open>\n<summary>") == page.OPEN
     assert content.count("<audio ") == content.count('preload="none"') == 2000 and len(content) < 12_000_000
     assert found["comparisons"][0]["p"] < 0.001 and len(tables.to_markdown(found)) < 50_000

@@ -97,7 +97,7 @@ class Evaluation:
         names, chosen = subjects.names([*args.model, *args.hypotheses]), options(args)
         if args.out:
             prepare(args.out)
-        clips = manifest.read(args.manifest, self.unfit)
+        clips = manifest.read(args.manifest, self.unfit, args.lang or "auto")
         self.messages.say(f"{len(clips)} clips, {len(self.unusable)} lines that can't be used")
         report = results.report(clips, self.subjects(clips, names, chosen), self.unusable, self.about(chosen))
         markdown = to_markdown(report)

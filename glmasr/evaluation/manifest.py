@@ -34,7 +34,7 @@ class Clip:
 
     text      as in the manifest
     speaker   "" where nobody is named
-    language  that it is scored as: the manifest's, or the one that the text is written in
+    language  that it is scored as: the manifest's, that of all clips, or the one that the text is written in
     """
 
     item: Item
@@ -58,15 +58,16 @@ def display(name: str) -> str:
     return shown(writable(name))
 
 
-def read(source: str, fail: Callable[[ManifestError], None]) -> list[Clip]:
-    """The clips of a manifest. `fail` is told of each line that can't be used. Raises ManifestError where none can."""
+def read(source: str, fail: Callable[[ManifestError], None], language: str = "auto") -> list[Clip]:
+    """The clips of a manifest; those of no language are scored as `language`. `fail` is told of each line that can't be
+    used. Raises ManifestError where none can."""
     if not source.lower().endswith(MANIFESTS):
         raise ManifestError(f"{source}: is no manifest; expected a file that ends in {', '.join(MANIFESTS)}")
     found: dict[str, Clip] = {}
     try:
         for number, fields in lines(source, FIELDS):
             try:
-                clip = _clip(fields, source)
+                clip = _clip(fields, source, canonical(language))
                 if clip.id in found:
                     raise ValueError(f"has the id {clip.id!r:.200}, as a line before it has; expected an id for each")
             except (ValueError, GlmAsrError) as error:
@@ -87,7 +88,7 @@ def read(source: str, fail: Callable[[ManifestError], None]) -> list[Clip]:
     return list(found.values())
 
 
-def _clip(fields: Any, source: str) -> Clip:
+def _clip(fields: Any, source: str, default: str) -> Clip:
     """Raises ValueError, ScoringError."""
     item = as_item(fields, source)
     if (
@@ -110,6 +111,7 @@ def _clip(fields: Any, source: str) -> Clip:
             raise ValueError(f"has half a character in its {name}, {value!r:.60}; expected text that UTF-8 can hold")
     language = canonical(item.language)
     if language in ("", "auto"):
-        item, language = replace(item, language=""), name_language(text) or UNKNOWN
+        item = replace(item, language="")
+        language = default if default != "auto" else name_language(text) or UNKNOWN
     scoring.Score.of("", text, language)
     return Clip(item, text, str(speaker), language)
