@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from augment import augment, nothing_said
 from families import AFTER, Batch, Changes, Clip, EncoderDecoderFamily, GlmAsrFamily
-from manifest import Phrase, Row, samples
+from manifest import Phrase, Row, TrainingError, samples
 
 from glmasr import audio
+from glmasr.errors import GlmAsrError
 from glmasr.transcription.language import join
 
 GAPS = 0.15, 0.8  # seconds between recordings that are joined
@@ -144,7 +145,15 @@ class Stream(torch.utils.data.IterableDataset):
         after = AFTER if args.pad_to == "speech" else 0.0
         return Changes(whole, after, masked, args.spec_augment, args.misread, args.shift, TIMED, args.previous)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | TrainingError]:
+        """A recording that can't be read any more comes as an error: raised here, it would lose its message."""
+        try:
+            yield from self.batches()
+        except GlmAsrError as error:
+            yield TrainingError(f"{error}; it could be read when training began")
+
+    def batches(self) -> Iterator[Batch]:
+        """All of them, in order."""
         args, queue, epoch, was_whole = self.args, [], 0, None
         window = self.family.window
         for number in itertools.count():

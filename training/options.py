@@ -72,6 +72,22 @@ def positive(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """An argument that is a count, perhaps 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}, expected a whole number from 0 on")
+    return value
+
+
+def weight(text: str) -> float:
+    """An argument that is a finite number, perhaps 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}, expected a number from 0 on")
+    return value
+
+
 def above_zero(text: str) -> float:
     """An argument that is a finite number above 0."""
     value = float(text)
@@ -118,10 +134,10 @@ def parser() -> argparse.ArgumentParser:
     steps.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches of a step (default 1)")
     steps.add_argument("--rate", type=above_zero, help="peak learning rate (default 1e-5, 1.5e-3)")
     steps.add_argument(
-        "--warmup", type=int, metavar="STEPS", help="over which the rate rises (default a tenth of all, 300)"
+        "--warmup", type=count, metavar="STEPS", help="over which the rate rises (default a tenth of all, 300)"
     )
     steps.add_argument("--schedule", choices=["linear", "cosine"], help="how the rate falls (default linear, cosine)")
-    steps.add_argument("--decay", type=float, help="weight decay of the matrices (default 0.01, 0.05)")
+    steps.add_argument("--decay", type=weight, help="weight decay of the matrices (default 0.01, 0.05)")
     steps.add_argument(
         "--mean", type=share, help="decay of a running mean of the weights, 0 for none (default 0, 0.998)"
     )
@@ -149,11 +165,13 @@ def parser() -> argparse.ArgumentParser:
     losses.add_argument(
         "--previous", type=share, default=0.0, help="share of the clips that get the text before them (default 0)"
     )
-    losses.add_argument("--times", type=float, help="weight of a time in the loss, where a word has 1 (default 1, 0.2)")
-    losses.add_argument("--smoothing", type=share, help="of the targets, and of times with it (default 0, 0.05)")
-    losses.add_argument("--ctc", type=float, help="weight of a CTC loss at the encoder (default 0, 0.5)")
     losses.add_argument(
-        "--guide", type=float, help="weight of the loss that shows the decoder its place (default 0, 0.5)"
+        "--times", type=weight, help="weight of a time in the loss, where a word has 1 (default 1, 0.2)"
+    )
+    losses.add_argument("--smoothing", type=share, help="of the targets, and of times with it (default 0, 0.05)")
+    losses.add_argument("--ctc", type=weight, help="weight of a CTC loss at the encoder (default 0, 0.5)")
+    losses.add_argument(
+        "--guide", type=weight, help="weight of the loss that shows the decoder its place (default 0, 0.5)"
     )
     losses.add_argument(
         "--misread", type=share, default=0.0, help="share of the text that the decoder reads wrongly (default 0)"
@@ -174,7 +192,7 @@ def parser() -> argparse.ArgumentParser:
         "--join", type=share, default=0.0, help="share of the clips that are joined, as in long recordings"
     )
     changes.add_argument(
-        "--ramp", type=int, default=0, help="steps over which long recordings and changes come in (default 0)"
+        "--ramp", type=count, default=0, help="steps over which long recordings and changes come in (default 0)"
     )
 
     judged = found.add_argument_group("evaluation")
@@ -182,7 +200,7 @@ def parser() -> argparse.ArgumentParser:
     judged.add_argument("--eval-count", type=positive, help="recordings that are evaluated (default 100, 60)")
     judged.add_argument("--keep", choices=["best", "last"], help="what becomes RUN/model (default best, last)")
     judged.add_argument(
-        "--patience", type=int, help="evaluations without a gain after which to stop, 0: never (default 4, 0)"
+        "--patience", type=count, help="evaluations without a gain after which to stop, 0: never (default 4, 0)"
     )
     judged.add_argument(
         "--accept-errors", action="store_true", help="train though the error rate before it can't be right"

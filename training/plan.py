@@ -29,6 +29,7 @@ from glmasr.model import GlmAsr
 
 GIB = 2**30
 TEXT = 100  # tokens, if no manifest says more: a sentence of 15 s has 50
+MANY = 2**30  # clips
 CHAT, STEERING = 25, 4  # tokens of a prompt: GLM-ASR's around the audio embeddings, Whisper's
 MOMENTS = 2  # of AdamW, for each learned weight
 
@@ -55,10 +56,17 @@ class Plan:
         return f"memory in GiB: {said}; {self.learned / 1e6:.1f} M weights are learned"
 
 
-def of(config: GlmAsrConfig | EncoderDecoderConfig, args, dtype: torch.dtype, text: int = TEXT) -> Plan:
+def windows(config: GlmAsrConfig | EncoderDecoderConfig, args, clips: int) -> int:
+    """Windows of a batch, of so many clips in all."""
+    return max(1, min(clips, int(args.batch_seconds / config.window_seconds)))
+
+
+def of(
+    config: GlmAsrConfig | EncoderDecoderConfig, args, dtype: torch.dtype, text: int = TEXT, clips: int = MANY
+) -> Plan:
     """The plan of a training of a model of this configuration. `dtype`: of its own weights; `text`: tokens of the
-    longest text."""
-    count = max(1, int(args.batch_seconds / config.window_seconds))  # windows
+    longest text; `clips`: to train on."""
+    count = windows(config, args, clips)
     with FakeTensorMode(), torch.random.fork_rng(devices=[]):
         model = weights.build(config).train()
         learned = _adapted(model, args.lora) if args.lora else start.choose(model, args.freeze)
@@ -82,8 +90,9 @@ def tell(args) -> None:
         config = weights.examine(directory).config if has_weights else read_config(directory)
     completed(args, directory is None or start.has_weights(directory) and not args.from_scratch)
     plan = of(config, args, torch.bfloat16 if directory is None else start.own_dtype(directory))
-    windows = max(1, int(args.batch_seconds / config.window_seconds))
-    print(f"{plan}; a batch of {windows} windows of {config.window_seconds:g} s with {TEXT} tokens each")
+    print(
+        f"{plan}; a batch of {windows(config, args, MANY)} windows of {config.window_seconds:g} s with {TEXT} tokens each"
+    )
 
 
 def check(plan: Plan, device: torch.device) -> None:

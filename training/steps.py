@@ -7,6 +7,7 @@ Learned weights, their gradients and AdamW's moments are float32; with --dtype b
 bfloat16, and what is frozen is kept in the type of its file (Micikevicius et al., 2018).
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,11 @@ class Steps:
         args, device = self.args, self.model.device
         for group in self.optimizer.param_groups:
             group["lr"] = rate(number, args)
-        some = [next(batches) for _ in range(args.accumulate)]
+        some = []
+        for batch in itertools.islice(batches, args.accumulate):
+            if isinstance(batch, TrainingError):
+                raise batch
+            some.append(batch)
         tokens, clips = self.processes.summed(
             (sum(self.family.weight(batch.targets) for batch in some), sum(len(batch.samples) for batch in some))
         )

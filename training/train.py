@@ -204,7 +204,7 @@ class Run:
             f"{seconds / 3600:.1f} h; steps {first} to {args.steps}"
         )
         texts = [len(self.tokenizer.encode(row.text)) for row in self.rows]
-        planned = plan.of(model.config, args, self.dtype, max(1, *texts))
+        planned = plan.of(model.config, args, self.dtype, max(1, *texts), len(self.rows))
         self.say(str(planned))
         plan.check(planned, model.device)
         if first:
@@ -218,8 +218,9 @@ class Run:
         begun = self.best
         stream = Stream(self.rows, self.family, args, first, self.processes.rank, self.processes.count)
         batches = iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4))
+        gained = not args.patience or self.since < args.patience  # else it was stopped for that before
         with tqdm(total=args.steps, initial=first, mininterval=10, disable=not self.processes.first) as bar:
-            for number in range(first, args.steps):
+            for number in range(first, args.steps if gained else first):
                 steps.step(number, batches)
                 bar.set_postfix_str(steps.status(), refresh=False)
                 bar.update()
@@ -247,6 +248,9 @@ def main() -> None:
     for name in ("train", "out"):
         if not getattr(args, name):
             raise TrainingError(f"--{name} is missing; expected what to train on, and a folder for what comes of it")
+    there = next(path for path in (args.out.absolute(), *args.out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise TrainingError(f"--out {args.out}: {there} is no folder to write to; expected another one")
     directory = Path(args.model) if Path(args.model).is_dir() else hub.find(args.model)
     completed(args, start.has_weights(directory) and not args.from_scratch)
     processes, device = parallel.start(devices.choose_device(args.device))
@@ -256,9 +260,12 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (GlmAsrError, TrainingError) as error:
+    except (GlmAsrError, TrainingError, OSError) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last evaluation", file=sys.stderr)
+        sys.exit(130)
     finally:
         parallel.end()
