@@ -236,6 +236,12 @@ def test_a_whole_checkpoint_comes_out(train, tmp_path, model):
     glmasr.load(tmp_path / "run" / "model").transcribe(np.zeros(16_000, np.float32), sample_rate=16_000)
 
 
+def test_weights_are_saved_in_the_type_that_is_asked_for(task, train, tmp_path):
+    train("whisper", "--save-dtype", "bfloat16", "--steps", 1)
+    saved = weights.load(tmp_path / "run" / "model", dtype=None)
+    assert {x.dtype for x in saved.parameters()} == {torch.bfloat16}
+
+
 def test_a_directory_of_ctranslate2_is_trained_on(task, train, tmp_path):
     folder = tmp_path / "ctranslate2"
     model_bin.convert(task / "whisper", folder, "float16")

@@ -210,7 +210,7 @@ def test_a_long_clip_without_times_is_named_and_counted(speech):
     long_clips, _, rows = speech
     kept, said = long_clips.fitted(rows, 4.0, 4.0)
     assert [row.text for row in kept] == ["one"]
-    assert "LEFT OUT: 1 clips, 9 s" in said[0] and "without.jsonl, line 1 (9.0 s)" in said[0] and "phrases" in said[0]
+    assert "LEFT OUT: 1 clips, 9 s" in said[0] and "without.jsonl, line 1 (9.0 s)" in said[0] and "`phrases`" in said[0]
     kept, said = long_clips.fitted(rows, 4.0, 20.0)  # GLM-ASR takes several windows
     assert len(kept) == 2 and "1 clips longer than 4 s are several windows" in said[0]
 
@@ -223,7 +223,42 @@ def test_phrases_that_overlap_or_say_something_else_are_no_place_to_cut(speech):
     longer = [replace(one, end=one.start + 1.6) for one in row.phrases]
     assert long_clips.pieces_of(replace(row, phrases=tuple(longer)), 4.0) == []
     assert long_clips.pieces_of(replace(row, text=f"{row.text} more"), 4.0) == []
+    # The longest pause of the last third of a window, rather than the last one that fits.
+    fewer = (first, second, *(replace(one, end=one.start + 1.4) for one in rest[:-1]), rest[-1])
+    pieces = long_clips.pieces_of(replace(row, phrases=fewer), 5.0)
+    assert [piece.text for piece in pieces] == ["w0 w1 w2", "w3 w4 w5"]
+    pieces = long_clips.pieces_of(replace(row, phrases=(*fewer[:2], replace(fewer[2], end=4.45), *fewer[3:])), 6.0)
+    assert [piece.text for piece in pieces] == ["w0 w1 w2 w3", "w4 w5"]
     # Where two overlap there is no cut, but elsewhere there are.
     some = (first, replace(second, start=0.9), *rest)
     pieces = long_clips.pieces_of(replace(row, phrases=some), 4.0)
     assert [piece.text for piece in pieces] == ["w0 w1", "w2 w3", "w4 w5"]
+
+
+def test_the_model_tells_where_to_cut_a_text(speech):
+    """Where two words on each side are as the text has them, and there is time between them; the parts are the text."""
+    import anchors
+
+    text = 'One two, three four. "Five six" seven eight nine ten'
+    heard = [(word, i, i + 0.5) for i, word in enumerate("one two three four fife six seven eight nine ten".split())]
+    found = anchors.phrases(text, 10.0, heard)
+    assert [phrase.text for phrase in found] == ["One two,", 'three four. "Five six" seven', "eight", "nine ten"]
+    assert [(phrase.start, phrase.end) for phrase in found] == [(0.0, 1.5), (2, 6.5), (7, 7.5), (8, 10.0)]
+    joined = [(word, i, i + 1.2) for i, word in enumerate("one two three four".split())]  # words run into each other
+    assert len(anchors.phrases("One two three four", 5.0, joined)) == 1
+    assert anchors.phrases(text, 10.0, [("other", 0, 1)] * 10) == ()
+    assert [
+        one.text for one in anchors.phrases("今天天气", 4.0, [(c, i, i + 0.5) for i, c in enumerate("今天天气")])
+    ] == ["今天", "天气"]
+
+
+def test_a_long_clip_without_times_is_cut_where_the_model_finds_its_text(manifest, speech):
+    """And has no times to learn, for they are the model's own."""
+    long_clips, rows, without = speech
+    pieces, said = long_clips.fitted(without, 4.0, 4.0, lambda row: rows[0])
+    assert [piece.text for piece in pieces] == ["w0 w1", "w2 w3", "w4 w5", "one"] and not any(p.phrases for p in pieces)
+    assert said == [
+        "1 clips longer than the window of 4 s are cut at quiet points, 1 of them where the model finds their text"
+    ]
+    _, said = long_clips.fitted(without, 4.0, 4.0, lambda row: row)
+    assert "LEFT OUT: 1 clips" in said[0]

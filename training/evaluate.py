@@ -26,10 +26,12 @@ from manifest import Row, TrainingError, read_manifests, samples
 from glmasr import errors
 from glmasr.pipeline import Options, Recognizer, Transcript, load
 
+WORD = re.compile(r"[\u3007\u3400-\u9fff]|[^\W_\u3007\u3400-\u9fff]+")
+
 
 def words(text: str) -> list[str]:
     """Words of a text; each Chinese character is one. Letters and digits count, case and punctuation don't."""
-    return re.findall(r"[\u3007\u3400-\u9fff]|[^\W_\u3007\u3400-\u9fff]+", text.lower())
+    return WORD.findall(text.lower())
 
 
 def edits(found: list, said: list) -> int:

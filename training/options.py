@@ -151,6 +151,9 @@ def parser() -> argparse.ArgumentParser:
     steps.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="of products; learned weights are float32"
     )
+    steps.add_argument(
+        "--save-dtype", choices=["float32", "bfloat16"], help="default bfloat16 if MODEL's own weights are"
+    )
     steps.add_argument("--device", default="auto")
     steps.add_argument("--threads", type=positive, default=torch.get_num_threads())
     steps.add_argument("--seed", type=int, default=1)

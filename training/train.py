@@ -10,6 +10,7 @@ The order of things, and where they are:
 
     options         what is asked for, and the two recipes of defaults
     manifest        what to train on; all faults are told before anything else happens
+    long_clips      clips longer than a window, cut; `anchors` finds out where
     start           the model, and which of its parameters are learned
     plan            the memory that it will take
     scores          how good the unchanged model is; whether that can be right
@@ -21,6 +22,7 @@ The order of things, and where they are:
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +33,7 @@ import parallel
 import plan
 import scores
 import start
+from anchors import with_phrases
 from auxiliary import Labels
 from batches import Family, Stream
 from families import family_of
@@ -51,7 +54,8 @@ class Run:
 
     def __init__(self, args, directory: Path, processes: parallel.Processes, device: torch.device):
         self.args, self.directory, self.processes = args, directory, processes
-        self.dtype = start.own_dtype(directory)
+        self.own_dtype = start.own_dtype(directory)
+        self.dtype = getattr(torch, args.save_dtype) if args.save_dtype else self.own_dtype
         self.has_weights = start.has_weights(directory) and not args.from_scratch
         self.tokenizer = read_tokenizer(directory)
         model = start.load(directory, device) if self.has_weights else start.fresh(directory, device)
@@ -63,7 +67,7 @@ class Run:
         self.learned = start.choose(model, args.freeze)
         processes.copy(model.parameters())
         if args.dtype == "bfloat16" and self.has_weights:
-            start.compact(model, self.dtype)
+            start.compact(model, self.own_dtype)
         if args.checkpoint:
             start.checkpoint_activations(model)
         self.options = Options(
@@ -87,7 +91,10 @@ class Run:
         judges = {str(path): read_manifests([path], args.language, faults.append) for path in args.eval}
         known = len(rows)
         rows = [row for row in rows if row.person not in args.without and row.seconds <= args.longest]
-        rows, said = fitted(rows, family.window, family.longest)
+        find = partial(with_phrases, recognizer=self.recognizer) if self.has_weights else None
+        self.model.eval()
+        rows, said = fitted(rows, family.window, family.longest, find)
+        self.model.train()
         for row in [*rows, *(row for some in judges.values() for row in some)]:
             try:
                 # A longer recording can be judged by its errors, though not by its loss.
@@ -204,7 +211,7 @@ class Run:
             f"{seconds / 3600:.1f} h; steps {first} to {args.steps}"
         )
         texts = [len(self.tokenizer.encode(row.text)) for row in self.rows]
-        planned = plan.of(model.config, args, self.dtype, max(1, *texts), len(self.rows))
+        planned = plan.of(model.config, args, self.own_dtype, max(1, *texts), len(self.rows))
         self.say(str(planned))
         plan.check(planned, model.device)
         if first:
