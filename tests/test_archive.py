@@ -1,9 +1,11 @@
-"""Archives, without Ray: sources, pieces, batches, rows, shards, the report. With it: tests/test_archive_ray.py."""
+"""Archives, without Ray: sources, pieces, batches, rows, shards, the report. With it: tests/test_ray_archive.py."""
 
 import io
 import json
+import socket
 import tarfile
 import tempfile
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from helpers import ROOT
 
 import glmasr
 from glmasr import audio
-from glmasr.archive import main, rows, shards, sources, storage, work
+from glmasr.archive import cluster, main, progress, rows, shards, sources, storage, work
 from glmasr.archive.items import Item
 from glmasr.archive.report import Report, cause
 from glmasr.archive.worker import AROUND, WIDTH, Worker
@@ -329,6 +331,60 @@ def test_the_report():
     assert (found["done"], found["failed"], found["times_as_fast_as_sound"], found["utilisation"]) == (1, 2, 3.0, 0.25)
     assert found["failures"] == [{"cause": "is empty (N bytes)", "count": 2, "example": "b"}]
     assert "| 2 | is empty (N bytes) | b |" in report.to_markdown() and cause("", "x") == "no reason was given"
+
+
+def test_how_far_it_is(monkeypatch):
+    """Lines where there is no terminal: one a minute."""
+    clock, said = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    report = Report()
+    shown = progress.Progress(36_000.0, report, said.append, True)
+    for moment in (30.0, 59.0, 61.0, 100.0, 130.0):
+        clock[0] = moment
+        shown.add(720.0)
+    assert said == [
+        "0.60 of 10.00 h, 35.4 x as fast as sound, 15:56 left",
+        "1.00 of 10.00 h, 27.7 x as fast as sound, 19:30 left",
+    ]
+    report.add(row("b", error="/b: is empty (0 bytes); expected sound"))
+    assert shown.text().endswith("19:30 left, 1 failed (1 is empty (N bytes))")
+    shown.add(1e9)
+    assert shown.text().startswith("10.00 of 10.00 h") and "00:00 left" in shown.text()
+    progress.Progress(0.0, report, said.append, False).add(10.0)
+    assert len(said) == 2
+
+
+def test_warnings_of_a_piece_say_from_where_they_count(worker, talk, monkeypatch):
+    soundfile.write(talk, np.random.default_rng(1).normal(0, 0.05, 130 * RATE), RATE)
+    first, second = work.pieces([Item("a", str(talk))], 60.0)
+    recognize = worker.recognizer.recognize
+
+    def warning(*arguments):
+        for transcript in recognize(*arguments):
+            transcript.warnings.append("at 1 s: something")
+            yield transcript
+
+    monkeypatch.setattr(worker.recognizer, "recognize", warning)
+    found = worker([first, second])
+    assert found[0]["warnings"][-1] == "at 1 s: something"
+    start = float(found[1]["warnings"][-1].removeprefix("(from ").split()[0])
+    assert 50 < start < 80 and found[1]["warnings"][-1].endswith("s on) at 1 s: something")
+
+
+@pytest.mark.parametrize("address", ["ray://", "somewhere", "ray://a:b", "a b:1", "127.0.0.1:"])
+def test_addresses_that_are_none(address):
+    with pytest.raises(OptionError, match="expected local, auto, HOST:6379 or ray://HOST:10001"):
+        cluster.check_reachable(address)
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    for name in (address, f"ray://{address}", "127.0.0.1:99999"):
+        with pytest.raises(cluster.ClusterError, match=f"no cluster at {name} .*ray start --head"):
+            cluster.check_reachable(name)
+    cluster.check_reachable("local")
 
 
 @pytest.mark.parametrize("wrong", [["--split-seconds", "10"], ["--gpus-per-worker", "-1"], ["--retries", "-1"], []])

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..checkpoint import hub
 from ..cli import INTERRUPTED, Parser, count, gpus, positive, seconds
@@ -22,8 +21,9 @@ from ..tools.console import Messages
 from ..transcription import hotwords
 from ..transcription.options import Options
 from ..writers.output import write_whole
-from . import cluster, rows, shards, sources, work
+from . import cluster, rounds, rows, shards, sources, work
 from .items import Item
+from .progress import Progress
 from .report import Report
 from .rows import Row
 from .worker import Worker
@@ -175,21 +175,21 @@ class Archive:
             f"{begun.workers} workers of {begun.cpus} cores" + (f" and {begun.gpus:g} GPUs" if begun.gpus else "")
         )
         parts: dict[str, list[tuple[int, Row]]] = {}
-        by_id = {piece.item.id: piece for piece in pieces}
+        by_key = {rounds.key(piece): piece for piece in pieces}
         make = MakeWorker(args, identity, chosen, begun.cpus)
+        progress = Progress(sum(piece.seconds for piece in pieces), self.report, self.messages.say, not args.quiet)
         try:
-            with tqdm(
-                total=round(sum(piece.seconds for piece in pieces)), unit="s", disable=None if not args.quiet else True
-            ) as bar:
-                for row in begun.rows(pieces, make, args.batch_seconds, args.retries, identity):
-                    (name, number), whole = row.pop("_key"), by_id[row["id"]]
-                    bar.update(round(row["seconds"]))
-                    some = parts.setdefault(name, [])
-                    some.append((number, row))
-                    if len(some) == whole.count:
-                        pair = [row for _, row in sorted(parts.pop(name), key=lambda one: one[0])]
-                        self.take(pair[0] if whole.count == 1 else rows.joined(whole.item, identity, pair), found)
+            for row in begun.rows(pieces, make, args.batch_seconds, args.retries, identity):
+                name, number = key = row.pop("_key")
+                piece = by_key[key]
+                some = parts.setdefault(name, [])
+                some.append((number, row))
+                if len(some) == piece.count:
+                    pair = [row for _, row in sorted(parts.pop(name), key=lambda one: one[0])]
+                    self.take(pair[0] if piece.count == 1 else rows.joined(piece.item, identity, pair), found)
+                progress.add(piece.seconds)
         finally:
+            progress.close()
             begun.close()
 
     def take(self, row: Row, found: shards.Shards) -> None:

@@ -72,6 +72,8 @@ class Worker:
             if isinstance(transcript, GlmAsrError):
                 found[index] = rows.failed(item, self.run, str(transcript), attempts)
             else:
+                if start:  # of a piece, whose times are counted from its own start
+                    transcript.warnings[:] = [f"(from {start:.2f} s on) {warning}" for warning in transcript.warnings]
                 transcript.warnings[:0] = warnings
                 found[index] = rows.done(item, self.run, transcript, attempts, start)
             found[index]["took"] = round(took * len(samples) / everything, 3)
