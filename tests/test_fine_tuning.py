@@ -147,6 +147,19 @@ def test_glm_asr_has_its_own_prompt_and_learns_answer_and_stop(modules):
     assert batch.targets[0].tolist() == [-100] * (len(prompt) - 1) + text + [recognizer.tokenizer.id("<|user|>")]
 
 
+def test_glm_asr_takes_several_windows_in_one_prompt(modules):
+    """6 s for windows of 4 s: all placeholders in front of one answer."""
+    families = modules("families")
+    recognizer = glmasr.load("demo", plain=True, dtype="float32")
+    family = families.family_of(recognizer.model, recognizer.tokenizer)
+    clips = [families.Clip(torch.zeros(count), "one", "en") for count in (96_000, 16_000)]
+    batch = family.collate(clips, families.EXACT, np.random.default_rng(0))
+    assert batch.features.shape[0] == 3 and batch.samples == [[64_000, 32_000], [16_000]]
+    assert (batch.tokens == recognizer.config.audio_token).sum(1).tolist() == [75, 12]
+    hidden, _ = family.forward(batch)
+    assert hidden.isfinite().all()
+
+
 # ---- faults that only the model knows --------------------------------------------------------------------------------
 
 
@@ -209,9 +222,10 @@ def test_what_is_on_is_printed_first_and_before_and_after(train, tmp_path):
     )
     assert "short padding" in first and "leading space, no language tokens" in first
     assert any(re.match(r"memory in GiB: weights 0\.\d+, gradients", line) for line in lines)
-    assert any(re.match(r"before: train loss \d+\.\d+ \(8 of 8 clips\)", line) for line in lines)
-    assert any(re.match(r"before: eval: loss \d+\.\d+, word errors \d+\.\d+ %", line) for line in lines)
-    assert sum(line.startswith("step ") for line in lines) == 3 and re.match("kept, of step [0-3]: loss", lines[-1])
+    measured = r"train loss \d+\.\d+, eval loss \d+\.\d+, word errors \d+\.\d+ %"
+    assert any(re.match(f"before: eval: {measured}", line) for line in lines)
+    assert sum(bool(re.match(f"step [1-3]: eval: {measured}", line)) for line in lines) == 3
+    assert re.match(f"before: {measured}", lines[-2]) and re.match(f"kept, of step [0-3]: {measured}", lines[-1])
 
 
 def test_what_is_asked_for_is_on(train):
@@ -295,16 +309,65 @@ def test_texts_that_belong_to_other_lines_are_found(modules):
         "so it is",
     ]
     rows = [manifest.Row("a.wav", text, where=f"line {i + 1}") for i, text in enumerate(said)]
-    fine = scores.objection(rows, [text.replace("of", "off") for text in said], scores.Score(1.0, 2, 20))
-    shifted = scores.objection(rows, said[1:] + said[:1], scores.Score(1.0, 19, 20))
+    fine = scores.objection(rows, [text.replace("of", "off") for text in said], scores.Score(1.0, 1.0, 2, 20))
+    shifted = scores.objection(rows, said[1:] + said[:1], scores.Score(1.0, 1.0, 19, 20))
     assert not fine and "5 of 5 recordings fit the text of another line better: that of line 1 fits line 2" in shifted
-    assert "can't be right" in scores.objection(rows, ["", "", "", "", ""], scores.Score(1.0, 20, 20))
-    assert not scores.objection(rows, ["so it was"] * 5, scores.Score(1.0, 16, 20))  # bad, but possible
+    assert "can't be right" in scores.objection(rows, ["", "", "", "", ""], scores.Score(1.0, 1.0, 20, 20))
+    assert not scores.objection(rows, ["so it was"] * 5, scores.Score(1.0, 1.0, 16, 20))  # bad, but possible
+
+
+def test_texts_of_other_recordings_are_told_by_their_loss(train, task, modules, monkeypatch, tmp_path):
+    """A model that knows its recordings is shown others' texts; of five tokens two are then wrong."""
+    monkeypatch.setattr(modules("train"), "STRANGE", 1.0)
+    train("whisper", "--rate", "3e-3", "--steps", 60, "--eval-every", 60)
+    lines = [json.loads(line) for line in (task / "train.jsonl").read_text().splitlines()]
+    said = {"Be": "So", "So": "Be"}
+    lines = [line | {"audio": str(task / line["audio"])} for line in lines]
+    write_manifest(tmp_path / "one.jsonl", [*lines[1:], lines[0] | {"text": said[lines[0]["text"]]}])
+    write_manifest(tmp_path / "all.jsonl", [line | {"text": said[line["text"]]} for line in lines])
+    options = ("--steps", 1, "--accept-errors", "--out", tmp_path / "again")
+    found = train(tmp_path / "run" / "model", "--train", tmp_path / "one.jsonl", *options)
+    assert re.search(r"belong together: the highest losses are of \S*one.jsonl, line 8 ", found)
+    found = train(tmp_path / "run" / "model", "--train", tmp_path / "all.jsonl", *options[:-1], tmp_path / "third")
+    assert re.search(r"^train loss [\d.]+ is what texts of other recordings have", found, re.M)
+
+
+def test_a_recording_that_vanishes_is_an_error_of_one_line(task, train, modules, monkeypatch, tmp_path):
+    write_manifest(tmp_path / "m.jsonl", tones(tmp_path, 4))
+    scores = modules("scores")
+    judge = scores.loss
+    monkeypatch.setattr(scores, "loss", lambda *args: [judge(*args), (tmp_path / "2.wav").unlink(missing_ok=True)][0])
+    with pytest.raises(train.error, match="2.wav.*it could be read when training began") as caught:
+        train("whisper", "--train", tmp_path / "m.jsonl", judged=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_old_checkpoint_stays_until_the_new_one_is_whole(task, modules, monkeypatch, tmp_path):
+    start = modules("start")
+    model = weights.load(task / "whisper")
+    start.save(model, tmp_path / "model", task / "whisper", torch.float32)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+
+    def full(*_):
+        (tmp_path / "model.part").mkdir()
+        (tmp_path / "model.part" / "model.safetensors").write_bytes(b"a part")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(start.weights, "save", full)
+        with pytest.raises(start.TrainingError, match="No space left.*enough room"):
+            start.save(model, tmp_path / "model", task / "whisper", torch.float32)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    start.save(model, tmp_path / "model", tmp_path / "model", torch.float32)  # onto itself
+    assert [path.name for path in tmp_path.iterdir()] == ["model"] and "tokenizer.json" in before
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
 
 
 def test_only_the_same_run_is_gone_on_with(train):
-    train("whisper")
-    assert "steps 3 to 5" in train("whisper", "--steps", 5)
+    before = re.search("^before: train loss.*", train("whisper"), re.M)[0]
+    again = train("whisper", "--steps", 5)
+    assert "steps 3 to 5" in again and "before: eval" not in again
+    assert re.search("^before: train loss.*", again, re.M)[0] == before  # of the unchanged model still
     with pytest.raises(train.error, match="state of another run"):
         train("whisper", "--freeze", "encoder", "--steps", 7)
 
@@ -455,7 +518,7 @@ def test_two_processes_are_one_with_twice_the_batches(task, tmp_path):
     for run in runs:
         assert run.returncode == 0, run.stderr
     one, two = ([line for line in run.stdout.splitlines() if line.startswith(("before", "step "))] for run in runs)
-    assert one == two and len(one) == 4  # said once
+    assert one == two and len(one) == 4, runs  # said once
     a, b = parameters(tmp_path / "one" / "model"), parameters(tmp_path / "two" / "model")
     start = parameters(task / "whisper")
     for name in a:

@@ -2,6 +2,7 @@
 formats; parts of files; clips longer than a window."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -24,6 +25,8 @@ def folder(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(400, 1.2, np.random.default_rng(0)), 16_000)
     soundfile.write(tmp_path / "silent.wav", np.zeros(16_000, np.float32), 16_000)
     (tmp_path / "text.wav").write_text("no sound at all")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe.wav")
     return tmp_path
 
 
@@ -50,6 +53,10 @@ FAULTS = [
     ('{"audio": "a.wav", "text": "one", "duration": "long"}', "the duration 'long'"),
     ('{"audio": "a.wav", "text": "one", "duration": 0}', "the duration 0"),
     ('{"audio": "a.wav", "text": "%s"}' % ("one " * 60), "can't be said"),
+    ('{"audio": "folder", "text": "one"}', "is no file"),
+    ('{"audio": "pipe.wav", "text": "one"}', "is no file"),
+    ('{"audio": "\\ud800.wav", "text": "one"}', "no such file"),
+    ('{"audio": "a.wav", "text": "one", "offset": %s}' % ("1" * 5000), "line 3: "),
     ('{"audio": "a.wav", "text": "one", "phrases": "one"}', "the phrases 'one'"),
     ('{"audio": "a.wav", "text": "one", "phrases": [{"start": 1, "end": 0.5, "text": "one"}]}', "from 1.0 to 0.5 s"),
     ('{"audio": "a.wav", "text": "one", "phrases": [{"start": 0, "end": 9, "text": "one"}]}', "ends at 9 s"),
@@ -126,6 +133,7 @@ def test_names_and_formats_of_others(manifest, folder):
         ("m.csv", "a.wav,one\n", "expected the names of columns"),
         ("m.tsv", "path\ttext\na.wav\tone\tmore\n", "line 2: has more columns"),
         ("m.tsv", "path\ttext\na.wav\n", "line 2: has no text"),
+        ("m.csv", 'path,text\na.wav,"' + "x" * 200_000, "line .*is a quote missing"),
         ("m.jsonl", "[\n" + GOOD + "\n]", "is one JSON list"),
         ("m.parquet", "PAR1", "Parquet|pyarrow"),
     ],

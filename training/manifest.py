@@ -46,6 +46,7 @@ FORMATS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
 FOLDER = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face's audiofolder
 BEYOND = 0.25  # seconds by which a stated end may lie beyond the file's: others round, or count differently
 MOST_LETTERS = 60  # a second; nobody says half as many
+READERS = 8  # recordings that are read at once: each may be hours long
 FAULTS = 100  # that are told one by one
 
 
@@ -108,6 +109,8 @@ def read_manifest(path: str | Path, language: str, fail: Fail) -> list[Row]:
     path = Path(path)
     try:
         path = _in_folder(path) if path.is_dir() else path
+        if path.exists() and not path.is_file():
+            raise ValueError("is neither a file nor a folder")
         rows, any_line = [], False
         for number, fields in _lines(path):
             where, any_line = f"{path}, line {number}", True
@@ -122,7 +125,7 @@ def read_manifest(path: str | Path, language: str, fail: Fail) -> list[Row]:
     except (OSError, ValueError, csv.Error) as error:
         fail(f"{path}: {error.strerror if isinstance(error, OSError) and error.strerror else error}")
         return []
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as threads:
         found = list(tqdm(threads.map(_measured, rows), total=len(rows), leave=False, desc=path.name, mininterval=2))
     for item in found:
         if isinstance(item, str):
@@ -181,7 +184,7 @@ def _json(text: str) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
+                reason = "nested too deep" if isinstance(error, RecursionError) else getattr(error, "msg", error)
                 yield number, ValueError(f"is no JSON ({reason}); expected {EXAMPLE}, found {line:.80}")
 
 
@@ -196,7 +199,14 @@ def _table(text: str, separator: str) -> Iterator[tuple[int, Any]]:
                 f"the first line is {(reader.fieldnames or [])!r:.120}; expected the names of columns, and among them "
                 f"{' or '.join(NAMES[ours])}"
             )
-    for row in reader:
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:  # such as a quote that never ends
+            yield reader.line_num, ValueError(f"can't be read ({error}); is a quote missing?")
+            return
+        if row is None:
+            return
         if None in row:
             yield reader.line_num, ValueError(f"has more columns than the first line: {row[None]!r:.80}")
         else:
@@ -319,10 +329,13 @@ def samples(row: Row) -> np.ndarray:
 
 def _measured(row: Row) -> Row | str:
     """The row with the length of its clip, or what is wrong with that."""
+    if not os.path.isfile(row.audio):  # TRAP: a named pipe would be waited for
+        found = "is no file" if os.path.lexists(row.audio) else "no such file"
+        return f"{row.where}: {row.audio}: {found}; a path is relative to the manifest"
     try:
         sound = samples(row)
     except GlmAsrError as error:
-        return f"{row.where}: {error}; a path is relative to the manifest"
+        return f"{row.where}: {error}"
     seconds = len(sound) / audio.SAMPLE_RATE
     if not len(sound) or seconds < row.seconds - BEYOND:
         end = f"{row.offset + row.seconds:g}" if row.seconds else "its end"

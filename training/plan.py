@@ -95,9 +95,11 @@ def tell(args) -> None:
     )
 
 
-def check(plan: Plan, device: torch.device) -> None:
-    """Raises ShortMemoryError for more than a device has free, beside the weights, which are there by now."""
+def check(plan: Plan, device: torch.device, processes: int = 1) -> None:
+    """Raises ShortMemoryError for more than a device has free, beside the weights, which are there by now. Processes on
+    a CPU share its memory."""
     needed, free = plan.total - plan.weights, devices.free_memory(device)
+    needed *= processes if device.type == "cpu" else 1
     if needed > free:
         raise ShortMemoryError(
             f"{plan}; on {device} {free / GIB:.1f} are free beside the weights. Expected less: --freeze encoder, "

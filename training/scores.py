@@ -20,11 +20,24 @@ CERTAIN = 4  # such recordings at least
 
 @dataclass(frozen=True)
 class Score:
-    """What was found on some rows: their loss a token, and errors in so many words."""
+    """What was found: the loss a token of clips that are trained on, and of those that the model is judged by; errors in
+    so many words of the latter."""
 
+    train: float = float("nan")
     loss: float = float("nan")
     errors: int = 0
     words: int = 0
+
+    @classmethod
+    def of(cls, text: str) -> "Score":
+        """From what `text` gave."""
+        train, loss, errors, words = text.split()
+        return cls(float(train), float(loss), int(errors), int(words))
+
+    @property
+    def text(self) -> str:
+        """All of it, for `of`."""
+        return f"{self.train!r} {self.loss!r} {self.errors} {self.words}"
 
     @property
     def rate(self) -> float:
@@ -36,7 +49,9 @@ class Score:
         return (min(self.rate, 1.0), self.loss) < (min(other.rate, 1.0), other.loss)
 
     def __str__(self) -> str:
-        return f"loss {self.loss:.3f}, word errors {100 * self.rate:.2f} %" if self.words else f"loss {self.loss:.3f}"
+        judged = [] if self.loss != self.loss else [f"eval loss {self.loss:.3f}"]
+        judged += [f"word errors {100 * self.rate:.2f} %"] * bool(self.words)
+        return ", ".join([f"train loss {self.train:.3f}", *judged])
 
 
 def sample(rows: list[Row], count: int) -> list[Row]:

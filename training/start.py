@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from manifest import TrainingError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -100,11 +101,22 @@ def begin_as_waves(weight: Tensor) -> None:
 
 
 def save(model: AnyModel, out: Path, beside: Path, dtype: torch.dtype) -> None:
-    """A complete checkpoint in `out`, with the tokenizer of `beside`: for this package and for Transformers."""
-    weights.save(model, out, dtype)
-    for name in BESIDE:
-        if (beside / name).is_file() and beside.resolve() != out.resolve():
-            shutil.copyfile(beside / name, out / name)
+    """A complete checkpoint in `out`, with the tokenizer of `beside`, for this package and for Transformers: the old one
+    is there until the new one is whole. Raises TrainingError."""
+    part, old = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.old")
+    try:
+        for folder in (part, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        weights.save(model, part, dtype)
+        for name in BESIDE:
+            if (beside / name).is_file():
+                shutil.copyfile(beside / name, part / name)
+        if out.exists():
+            out.rename(old)
+        part.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{out}: can't be written ({error}); expected a folder with enough room") from None
 
 
 # -- what is learned ---------------------------------------------------------------------------------------------------
@@ -167,16 +179,21 @@ def checkpoint_activations(model: AnyModel) -> None:
 
 
 @contextmanager
-def exchanged(model: AnyModel, others: dict[str, Tensor]) -> Iterator[None]:
-    """Within it the model has other values in some of its parameters, by their names."""
-    own = {name: parameter for name, parameter in model.named_parameters() if name in others}
-    kept = {name: parameter.detach().clone() for name, parameter in own.items()}
+def exchanged(model: AnyModel, others: dict[str, Tensor], dtype: torch.dtype) -> Iterator[None]:
+    """Within it the learned parameters are what will be saved: rounded to `dtype`, and those of `others` if it has any.
+    Meanwhile their own values are in the memory of the CPU."""
+    learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if dtype == torch.float32 and not others:
+        yield
+        return
+    kept = {}
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(others[name])
+        for name, parameter in learned.items():
+            kept[name] = parameter.detach().to("cpu", copy=True)
+            parameter.copy_(others.get(name, parameter).to(dtype))
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, parameter in own.items():
+            for name, parameter in learned.items():
                 parameter.copy_(kept[name])

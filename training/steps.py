@@ -125,8 +125,11 @@ class Steps:
         for index, values in self.optimizer.state_dict()["state"].items():
             state |= {f"adam/{index}/{key}": value for key, value in values.items()}
         state = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-        save_file(state, path.with_suffix(".part"), metadata={"step": str(step), **notes})
-        path.with_suffix(".part").replace(path)
+        try:
+            save_file(state, path.with_suffix(".part"), metadata={"step": str(step), **notes})
+            path.with_suffix(".part").replace(path)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(f"{path}: can't be written ({error}); expected a folder with enough room") from None
 
     def load(self, path: Path) -> tuple[int, dict[str, str]]:
         """The step to go on with, and the notes. Raises TrainingError for the state of another run."""
@@ -157,7 +160,7 @@ class Steps:
                 {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
             )
             return int(notes.pop("step")), notes
-        except (KeyError, ValueError, SafetensorError, OSError) as error:
+        except (KeyError, ValueError, TypeError, SafetensorError, OSError) as error:
             raise TrainingError(
                 f"{path}: is the state of another run ({error}); expected that of the same model, data and options: "
                 "choose another --out, or remove the file"

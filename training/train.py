@@ -43,7 +43,7 @@ from options import completed, described, parser
 from steps import Steps
 
 from glmasr.checkpoint import hub
-from glmasr.errors import GlmAsrError
+from glmasr.errors import GlmAsrError, out_of_memory
 from glmasr.kernels import devices
 from glmasr.pipeline import Options, Recognizer
 from glmasr.tokenizer import read_tokenizer
@@ -63,6 +63,7 @@ class Run:
         self.recognizer = Recognizer(self.model, self.tokenizer)
         self.recognizer.family.check_tokenizer()
         self.family: Family = family_of(model, self.tokenizer, args.times, args.smoothing)
+        self.say(f"{described(args)}; {self.family.described}")
         self.rows, self.judges = processes.shared(self.read() if processes.first else None)
         self.learned = start.choose(model, args.freeze)
         processes.copy(model.parameters())
@@ -73,7 +74,7 @@ class Run:
         self.options = Options(
             beams=1, temperatures=(0.0,), guards=False, pad_to="speech" if args.pad_to == "speech" else "window"
         )
-        self.best: scores.Score | None = None
+        self.unchanged = self.best = scores.Score()
         self.best_step, self.since = 0, 0  # and evaluations since then
 
     def say(self, text: str) -> None:
@@ -130,65 +131,76 @@ class Run:
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
-    def before(self, steps: Steps) -> None:
+    def before(self, steps: Steps) -> scores.Score:
         """The losses and errors of the unchanged model. Raises TrainingError if they can't be right."""
         with steps.autocast():
-            self.model.eval()
-            some = scores.sample(self.rows, self.args.eval_count)
-            mean, worst = scores.loss(self.family, some, not self.args.short, self.processes)
-            self.say(f"before: train loss {mean:.3f} ({len(some)} of {len(self.rows)} clips)")
-            strange = [(value, row) for value, row in worst if value > max(STRANGE, 3 * mean)][:3]
+            train, worst = self.train_loss()
+            strange = [(value, row) for value, row in worst if value > max(STRANGE, 3 * train)][:3]
             if strange and self.has_weights:
                 named = ", ".join(f"{row.where} ({value:.1f})" for value, row in strange)
                 self.say(f"look whether text and recording belong together: the highest losses are of {named}")
-            self.best = self.judge("before", check=True) if self.has_weights else None
-            self.model.train()
+            score = self.judge("before", train, objects=self.has_weights)
+        if self.has_weights and train > max(STRANGE, 0.0 if score.loss != score.loss else 3 * score.loss):
+            self.say(f"train loss {train:.1f} is what texts of other recordings have: do they belong together?")
+        return score
 
-    def judge(self, when: str, check: bool = False) -> scores.Score | None:
-        """The score of the model as it is; with `check`, refuses what can't be right."""
+    def train_loss(self) -> tuple[float, list[tuple[float, Row]]]:
+        """Of some clips, the same each time; and this process's clips with theirs, the worst first."""
         self.model.eval()
-        total = scores.Score(0.0)
+        some = scores.sample(self.rows, self.args.eval_count)
+        found = scores.loss(self.family, some, self.args.short < 1, self.processes)
+        self.model.train()
+        return found
+
+    def judge(self, when: str, train: float, objects: bool = False) -> scores.Score:
+        """The score of the model as it is; raises TrainingError for one that can't be right, if it `objects`. A model
+        with random weights is not decoded before the first step: it writes and writes."""
+        self.model.eval()
+        total = scores.Score(train)
         for manifest, judged in self.judges.items():
             rows = scores.sample(judged, self.args.eval_count)
-            mine = rows[self.processes.rank :: self.processes.count]
-            found = scores.texts(self.recognizer, mine, self.options)
-            wrong, said = scores.errors(mine, found, self.processes)
-            mean, _ = scores.loss(self.family, rows, not self.args.short, self.processes)
-            score = scores.Score(mean, wrong, said)
+            mean, _ = scores.loss(self.family, rows, self.args.short < 1, self.processes)
+            wrong = said = 0
+            if objects or when != "before":
+                mine = rows[self.processes.rank :: self.processes.count]
+                found = scores.texts(self.recognizer, mine, self.options)
+                wrong, said = scores.errors(mine, found, self.processes)
+            score = scores.Score(train, mean, wrong, said)
             self.say(f"{when}: {Path(manifest).stem}: {score}")
-            total = scores.Score(total.loss + mean / len(self.judges), total.errors + wrong, total.words + said)
-            refused = scores.objection(mine, found, score) if check and self.has_weights else ""
-            refused = next(filter(None, self.processes.gathered(refused)), "")
-            if refused and not self.args.accept_errors:
-                raise TrainingError(f"{manifest}: {refused}")
+            before = 0.0 if total.loss != total.loss else total.loss
+            total = scores.Score(train, before + mean / len(self.judges), total.errors + wrong, total.words + said)
+            objection = scores.objection(mine, found, score) if objects and not self.args.accept_errors else ""
+            if objection := next(filter(None, self.processes.gathered(objection)), ""):
+                raise TrainingError(f"{manifest}: {objection}")
+        if not self.judges:
+            self.say(f"{when}: {total}")
         self.model.train()
-        return total if self.judges else None
+        return total
 
     def report(self, steps: Steps, step: int) -> bool:
         """Evaluates, and saves what is to be kept; False if it is time to stop."""
-        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        now = steps.mean or {name: p.detach() for name, p in self.model.named_parameters() if name in names}
-        rounded = {name: value.to(self.dtype).to(value.dtype) for name, value in now.items()}  # as it will be saved
-        with start.exchanged(self.model, rounded), steps.autocast():
-            score = self.judge(f"step {step}")
-            if self.args.keep == "last" or score is None or self.best is None or score.better(self.best):
+        with start.exchanged(self.model, steps.mean, self.dtype), steps.autocast():
+            score = self.judge(f"step {step}", self.train_loss()[0])
+            if self.args.keep == "last" or score.better(self.best):
                 self.best, self.best_step, self.since = score, step, 0
                 if self.processes.first:
                     start.save(self.model, self.args.out / "model", self.directory, self.dtype)
             else:
                 self.since += 1
         if self.processes.first:
-            notes = {"best_step": self.best_step, "since": self.since}
-            if self.best:
-                notes |= {"loss": self.best.loss, "errors": self.best.errors, "words": self.best.words}
-            steps.save(self.args.out / STATE, step, {name: str(value) for name, value in notes.items()})
+            notes = {"best_step": str(self.best_step), "since": str(self.since)}
+            steps.save(self.args.out / STATE, step, notes | {"best": self.best.text, "unchanged": self.unchanged.text})
         return not (self.args.patience and self.since >= self.args.patience)
 
     def resume(self, notes: dict[str, str]) -> None:
-        """What the last session knew."""
-        self.best_step, self.since = int(notes.get("best_step", 0)), int(notes.get("since", 0))
-        if "loss" in notes:
-            self.best = scores.Score(float(notes["loss"]), int(notes["errors"]), int(notes["words"]))
+        """What the last session knew. Raises TrainingError."""
+        try:
+            self.best_step, self.since = int(notes["best_step"]), int(notes["since"])
+            self.best, self.unchanged = scores.Score.of(notes["best"]), scores.Score.of(notes["unchanged"])
+        except (KeyError, ValueError):
+            raise TrainingError(
+                f"{self.args.out / STATE}: is the state of another version; expected another --out, or no such file"
+            ) from None
 
     # -- all of it -----------------------------------------------------------------------------------------------------
 
@@ -204,7 +216,6 @@ class Run:
         state = args.out / STATE
         first, notes = steps.load(state) if state.is_file() else (0, {})
         seconds = sum(row.seconds for row in self.rows)
-        self.say(f"{described(args)}; {self.family.described}")
         self.say(
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
             f"{sum(p.numel() for p in self.learned) / 1e6:.2f} M of them learned; {len(self.rows)} recordings, "
@@ -213,16 +224,15 @@ class Run:
         texts = [len(self.tokenizer.encode(row.text)) for row in self.rows]
         planned = plan.of(model.config, args, self.own_dtype, max(1, *texts), len(self.rows))
         self.say(str(planned))
-        plan.check(planned, model.device)
+        plan.check(planned, model.device, self.processes.count)
         if first:
             self.resume(notes)
         else:
-            self.before(steps)
+            self.unchanged = self.best = self.before(steps)
             if args.keep == "best" and self.processes.first:
                 args.out.mkdir(parents=True, exist_ok=True)
                 start.save(model, args.out / "model", self.directory, self.dtype)
         args.out.mkdir(parents=True, exist_ok=True)
-        begun = self.best
         stream = Stream(self.rows, self.family, args, first, self.processes.rank, self.processes.count)
         batches = iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4))
         gained = not args.patience or self.since < args.patience  # else it was stopped for that before
@@ -235,10 +245,9 @@ class Run:
                     if not self.report(steps, number + 1):
                         self.say(f"stopped: {self.since} evaluations without a gain (--patience {args.patience})")
                         break
-        if args.keep == "best" and self.best and begun:
-            self.say(f"before: {begun}")
-            unchanged = ": the unchanged model, for none was better" if not self.best_step else ""
-            self.say(f"kept, of step {self.best_step}: {self.best}{unchanged}")
+        self.say(f"before: {self.unchanged}")
+        none = ": the unchanged model, for none was better" if not self.best_step else ""
+        self.say(f"kept, of step {self.best_step}: {self.best}{none}")
 
 
 STATE = "state.safetensors"
@@ -267,7 +276,11 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (GlmAsrError, TrainingError, OSError) as error:
+    except (GlmAsrError, TrainingError, OSError, RuntimeError, MemoryError) as error:
+        if isinstance(error, (RuntimeError, MemoryError)):
+            if not out_of_memory(error):
+                raise
+            error = "out of memory; expected less: --freeze encoder, --checkpoint, a smaller --batch-seconds"
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
