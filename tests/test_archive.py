@@ -343,7 +343,7 @@ def test_how_far_it_is(monkeypatch):
         clock[0] = moment
         shown.add(720.0)
     assert said == [
-        "0.60 of 10.00 h, 35.4 x as fast as sound, 15:56 left",
+        "0.60 of 10.00 h, 35.4 x as fast as sound, 15:55 left",
         "1.00 of 10.00 h, 27.7 x as fast as sound, 19:30 left",
     ]
     report.add(row("b", error="/b: is empty (0 bytes); expected sound"))
