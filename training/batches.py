@@ -121,6 +121,7 @@ def read_clip(
         row.language,
         tuple(Phrase(one.start / speed, one.end / speed, one.text) for one in phrases),
         parts[0].previous,
+        parts[0].where,
     )
 
 

@@ -41,6 +41,7 @@ class Clip:
     language: str
     phrases: tuple[Phrase, ...] = ()
     previous: str = ""
+    where: str = ""  # of its row
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Batch:
     tokens: Tensor  # (B, T) prompt and text
     targets: Tensor  # (B, T) the next token where it is to be learned, else IGNORE
     labels: list[Tensor]  # text ids, for CTC
+    where: list[str]  # of the rows
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
@@ -162,7 +164,7 @@ class GlmAsrFamily:
             tokens.append(torch.cat((prompt, misheard(text, everything, changes.misread, rng))))
             targets.append(torch.cat((torch.full((len(prompt) - 1,), IGNORE), text, self.end)))
         mel = _changed(mel, changes, [n for count in counts for n in count], rng)
-        return Batch(mel, counts, *_rows(tokens, targets), texts)
+        return Batch(mel, counts, *_rows(tokens, targets), texts, [clip.where for clip in clips])
 
     def forward(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """-> the decoder's states (B, T, D), and for each recording the encoder's states (T, D) of its sound."""
@@ -263,7 +265,8 @@ class EncoderDecoderFamily:
             read = misheard(answer, everything, changes.misread, rng) if len(everything) else answer
             tokens.append(torch.cat((prompt, torch.where(is_text, read, answer))))
             targets.append(learned)
-        return Batch(features, [[len(clip.samples)] for clip in clips], *_rows(tokens, targets), labels)
+        counts = [[len(clip.samples)] for clip in clips]
+        return Batch(features, counts, *_rows(tokens, targets), labels, [clip.where for clip in clips])
 
     def shifted(self, clip: Clip, changes: Changes, rng: np.random.Generator) -> Clip:
         """Positions are absolute: a part of the clips begins later, or from scratch the end of a window would never be

@@ -76,6 +76,7 @@ class Row:
     phrases: tuple[Phrase, ...] = ()
     previous: str = ""
     where: str = ""  # "train.jsonl, line 3"
+    labeled: bool = True  # whether the manifest says the text
 
     @property
     def person(self) -> str:
@@ -86,11 +87,13 @@ class Row:
 Fail = Callable[[str], None]
 
 
-def read_manifests(paths: Iterable[str | Path], language: str = "", fail: Fail | None = None) -> list[Row]:
+def read_manifests(
+    paths: Iterable[str | Path], language: str = "", fail: Fail | None = None, *, textless: bool = False
+) -> list[Row]:
     """The rows of all manifests, their recordings read once. `language`: of rows that say none. With `fail` it is told
-    of each fault; else TrainingError has them all."""
+    of each fault; else TrainingError has them all. `textless`: a line may have no text."""
     faults: list[str] = []
-    rows = [row for path in paths for row in read_manifest(path, language, fail or faults.append)]
+    rows = [row for path in paths for row in read_manifest(path, language, fail or faults.append, textless)]
     raise_faults(faults)
     return rows
 
@@ -104,7 +107,7 @@ def raise_faults(faults: list[str]) -> None:
         raise TrainingError("\n".join([*counted, *lines, *more]))
 
 
-def read_manifest(path: str | Path, language: str, fail: Fail) -> list[Row]:
+def read_manifest(path: str | Path, language: str, fail: Fail, textless: bool = False) -> list[Row]:
     """The rows of a manifest, without those that `fail` was told of."""
     path = Path(path)
     try:
@@ -112,12 +115,12 @@ def read_manifest(path: str | Path, language: str, fail: Fail) -> list[Row]:
         if path.exists() and not path.is_file():
             raise ValueError("is neither a file nor a folder")
         rows, any_line = [], False
-        for number, fields in _lines(path):
+        for number, fields in _lines(path, textless):
             where, any_line = f"{path}, line {number}", True
             try:
                 if isinstance(fields, ValueError):
                     raise fields
-                row = _row(fields, path.parent)
+                row = _row(fields, path.parent, textless)
             except (ValueError, RecursionError) as error:
                 fail(f"{where}: {error}")
             else:
@@ -149,7 +152,7 @@ def _in_folder(folder: Path) -> Path:
     raise ValueError(f"is a folder; expected {' or '.join(FOLDER)} in it, with file_name and transcription")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+def _lines(path: Path, textless: bool) -> Iterator[tuple[int, Any]]:
     """(line, its fields; or a ValueError that says what is wrong)."""
     kind = path.suffix.lower()
     if kind not in FORMATS:
@@ -157,7 +160,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     if kind == ".parquet":
         yield from _parquet(path)
     elif kind in (".tsv", ".csv"):
-        yield from _table(_text(path), "\t" if kind == ".tsv" else ",")
+        yield from _table(_text(path), "\t" if kind == ".tsv" else ",", textless)
     else:
         yield from _json(_text(path))
 
@@ -188,12 +191,12 @@ def _json(text: str) -> Iterator[tuple[int, Any]]:
                 yield number, ValueError(f"is no JSON ({reason}); expected {EXAMPLE}, found {line:.80}")
 
 
-def _table(text: str, separator: str) -> Iterator[tuple[int, Any]]:
+def _table(text: str, separator: str, textless: bool) -> Iterator[tuple[int, Any]]:
     tabs = separator == "\t"  # in such a table quotes mean nothing special
     reader = csv.DictReader(
         io.StringIO(text, newline=""), delimiter=separator, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     )
-    for ours in ("audio", "text"):
+    for ours in ("audio",) if textless else ("audio", "text"):
         if text.strip() and not set(NAMES[ours]).intersection(reader.fieldnames or ()):
             raise ValueError(
                 f"the first line is {(reader.fieldnames or [])!r:.120}; expected the names of columns, and among them "
@@ -228,7 +231,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
 # -- fields -> row -----------------------------------------------------------------------------------------------------
 
 
-def _row(fields: Any, folder: Path) -> Row:
+def _row(fields: Any, folder: Path, textless: bool) -> Row:
     """Raises ValueError."""
     if not isinstance(fields, dict):
         raise ValueError(f"is {fields!r:.60}; expected {EXAMPLE}")
@@ -240,6 +243,9 @@ def _row(fields: Any, folder: Path) -> Row:
     phrases = _phrases(found["phrases"])
     if found["text"] is None and phrases:
         found["text"] = join([phrase.text for phrase in phrases])
+    labeled = found["text"] is not None
+    if textless and not labeled:
+        found["text"] = ""
     for name in ("text", "language", "speaker", "previous"):
         value = found[name]
         if not isinstance(value, str) and not (value is None and name != "text"):
@@ -257,6 +263,7 @@ def _row(fields: Any, folder: Path) -> Row:
         duration or 0.0,
         phrases,
         found["previous"] or "",
+        labeled=labeled,
     )
 
 

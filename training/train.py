@@ -202,6 +202,10 @@ class Run:
                 f"{self.args.out / STATE}: is the state of another version; expected another --out, or no such file"
             ) from None
 
+    def steps(self, labels: Labels | None) -> Steps:
+        """What turns batches into new weights."""
+        return Steps(self.family, self.learned, labels, self.args, self.processes)
+
     # -- all of it -----------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
@@ -212,14 +216,15 @@ class Run:
             texts = [self.tokenizer.encode(row.text) for row in self.rows]
             labels = Labels(model.config.encoder.width, texts, model.config.decoder.vocabulary).to(model.device)
             self.processes.copy(labels.parameters())
-        steps = Steps(self.family, self.learned, labels, args, self.processes)
+        steps = self.steps(labels)
         state = args.out / STATE
         first, notes = steps.load(state) if state.is_file() else (0, {})
         seconds = sum(row.seconds for row in self.rows)
+        length = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
         self.say(
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
             f"{sum(p.numel() for p in self.learned) / 1e6:.2f} M of them learned; {len(self.rows)} recordings, "
-            f"{seconds / 3600:.1f} h; steps {first} to {args.steps}"
+            f"{length}; steps {first} to {args.steps}"
         )
         texts = [len(self.tokenizer.encode(row.text)) for row in self.rows]
         planned = plan.of(model.config, args, self.own_dtype, max(1, *texts), len(self.rows))
