@@ -82,6 +82,7 @@ def make_parser() -> Parser:
     default = "glm-asr-nano-2512"
     model = f"{default} (default), demo, a Whisper (tiny to turbo), a directory, or owner/name"
     add.add_argument("--model", default=default, metavar="NAME|DIR", help=model)
+    add.add_argument("--adapter", metavar="DIR", help="a LoRA in PEFT's format, for the model")
     add.add_argument("--revision", metavar="REV", help="commit, branch or tag of a hub's model")
     hubs = ["huggingface", "modelscope"]
     add.add_argument("--hub", choices=hubs, metavar="HUB", help="huggingface or modelscope (or GLMASR_HUB)")
@@ -297,6 +298,7 @@ class Work:
                 device=args.device,
                 dtype=args.dtype,
                 plain=args.explain,
+                adapter=args.adapter,
                 revision=args.revision,
                 hub=args.hub,
                 progress=not args.quiet,

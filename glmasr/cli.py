@@ -86,6 +86,11 @@ def quantize() -> int:
     return _run("glmasr.tools.quantize")
 
 
+def merge() -> int:
+    """Runs the command `glmasr-merge` and returns its exit code."""
+    return _run("glmasr.tools.merge")
+
+
 def archive() -> int:
     """Runs the command `glmasr-archive` and returns its exit code."""
     return _run("glmasr.archive.main")

@@ -68,6 +68,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     plain: bool = False,
+    adapter: str | Path | None = None,
     revision: str | None = None,
     hub: str | None = None,
     progress: bool = True,
@@ -79,8 +80,8 @@ def load(
     device    "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1"
     dtype     "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"; "int8": weights of
               8 bits, on the CPU
-    plain     the modules as they are to be read, without the faster ones of `kernels`. `recognizer.how()` says what was
-              taken
+    plain     the modules to be read, without the faster ones of `kernels`; `recognizer.how()` says what was taken
+    adapter   the folder of a LoRA in PEFT's format, for this model: it is added to the weights
     revision  commit, branch or tag of a model of the hub (None: see `hub.find`)
     hub       "huggingface" or "modelscope" (None: what GLMASR_HUB says, or "huggingface")
     progress  show a bar on standard error while weights are fetched
@@ -89,7 +90,7 @@ def load(
     if dtype not in ("auto", "int8"):
         dtype = devices.choose_dtype(dtype)
     directory = hubs.find(name_or_path, revision, hub=hub, progress=progress)
-    model, runtime = prepare.load(directory, device=device, dtype=dtype, plain=plain)
+    model, runtime = prepare.load(directory, device=device, dtype=dtype, plain=plain, adapter=adapter)
     tokenizer = read_tokenizer(directory)
     if isinstance(model.config, EncoderDecoderConfig):
         try:
@@ -134,8 +135,7 @@ class Recognizer:
         return self.model.config
 
     def how(self, options: Options = DEFAULTS) -> dict[str, str]:
-        """What `Transcript.how` says: device and dtype, what `kernels.prepare.Runtime` has, and `pad_to` of the
-        options."""
+        """What `Transcript.how` says: device, dtype, what `prepare.Runtime` has, and `pad_to` of the options."""
         model, runtime = self.model, self.runtime
         found = {
             "device": str(model.device),
@@ -145,7 +145,7 @@ class Recognizer:
             "steps": runtime.steps,
             "pad_to": options.pad_to,
         }
-        return found | ({} if runtime.levels is None else {"levels": str(runtime.levels)})
+        return found | runtime.also()
 
     @stage("everything else")
     def transcribe(

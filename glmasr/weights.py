@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .checkpoint import ctranslate2, ctranslate2_whisper
+from .checkpoint.adapter import Adapter
 from .checkpoint.config_json import read_config, to_published
 from .checkpoint.ctranslate2 import SCALE, Entry
 from .checkpoint.tensor_files import FLOATS, INDEX, Files, read_header, weight_files
@@ -36,11 +37,16 @@ from .tokenizer import read_special, read_tokenizer
 
 
 def load(
-    directory: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
+    directory: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    adapter: str | Path | None = None,
 ) -> GlmAsr | EncoderDecoder:
     """The model of a checkpoint directory, of the plain modules, ready to run. Raises CheckpointError, OptionError.
 
-    `dtype` None: each tensor in its own type, to be saved again and not to run.
+    dtype    None: each tensor in its own type, to be saved again and not to run
+    adapter  the folder of a LoRA, which is added to the weights: see `checkpoint.adapter`
     """
     # What the files hold, by their headers. Integers of CTranslate2 are taken for the floats that they stand for.
     contents = examine(directory, floats=dtype is not None)
@@ -49,7 +55,19 @@ def load(
     compare(contents)
     refuse_int8(contents, dtype)
 
-    return assign(contents, TensorSource(contents), device, dtype)
+    return assign(contents, TensorSource(contents, adapter=adapted(contents, adapter)), device, dtype)
+
+
+def adapted(contents: "Contents", adapter: str | Path | None) -> Adapter | None:
+    """The adapter in a folder, for this model. Raises CheckpointError, OptionError."""
+    if adapter is None:
+        return None
+    if contents.has_int8:
+        raise OptionError(
+            f"{contents.directory} holds int8 weights, to which no adapter can be added; expected the directory that "
+            "they were made from (and --dtype int8), or of faster-whisper's --dtype float32"
+        )
+    return Adapter(adapter, contents.model, contents.config)
 
 
 def assign(
@@ -78,14 +96,15 @@ class TensorSource:
 
     They come as the file has them, in its type, on the CPU: as mapped pages where they lie as we want them. An int8
     weight has the scales of its rows beside it, as `name + SCALE`, float32. With `apart` each tensor has a mapping of
-    its own, which goes with it: so a model can be laid out weight by weight, and never be in memory twice.
+    its own, which goes with it: so a model can be laid out weight by weight, and never be in memory twice. Those that
+    an `adapter` changes are float32.
 
     Raises CheckpointError for a file that is another one by now, ShortMemoryError.
     """
 
-    def __init__(self, contents: "Contents", *, apart: bool = False):
+    def __init__(self, contents: "Contents", *, apart: bool = False, adapter: Adapter | None = None):
         # Not the contents themselves: they have the model, whose modules may hold this.
-        self._files, self._where = Files(contents.headers, apart), contents.where
+        self._files, self._where, self._adapter = Files(contents.headers, apart), contents.where, adapter
         self._scales = Files(contents.headers)  # small: not worth a mapping for each
         tied_head = {"decoder.head.weight": contents.names["decoder.embed.weight"]}
         self._names = tied_head | contents.names
@@ -103,7 +122,9 @@ class TensorSource:
             raise CheckpointError(
                 f"{path}: tensor {theirs} holds what no row can be multiplied by; expected numbers above 0"
             )
-        return _half_split(tensor, *self._heads) if self._heads and _ROTATED.match(ours) else tensor
+        if self._heads and _ROTATED.match(ours):
+            tensor = _half_split(tensor, *self._heads)
+        return self._adapter(ours, tensor) if self._adapter else tensor  # its rows are in our order already
 
 
 _ROTATED = re.compile(r"encoder\..*\.attn\.(query|key)\.")

@@ -142,6 +142,7 @@ def test_each_command_goes_through_it():
         "glmasr-fetch": "glmasr.cli:fetch",
         "glmasr-check": "glmasr.cli:check",
         "glmasr-quantize": "glmasr.cli:quantize",
+        "glmasr-merge": "glmasr.cli:merge",
         "glmasr-archive": "glmasr.cli:archive",
         "glmasr-eval": "glmasr.cli:evaluate",
     }
@@ -150,6 +151,7 @@ def test_each_command_goes_through_it():
         "glmasr.tools.fetch",
         "glmasr.tools.check",
         "glmasr.tools.quantize",
+        "glmasr.tools.merge",
         "glmasr.archive.main",
         "glmasr.evaluation.main",
     ):

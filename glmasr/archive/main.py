@@ -54,6 +54,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add.add_argument("--cpus-per-worker", type=positive, metavar="N", help="cores (default: all, shared out)")
     add = parser.add_argument_group("recognition")
     add.add_argument("--model", default="glm-asr-nano-2512", metavar="NAME|DIR", help="as of transcribe.py")
+    add.add_argument("--adapter", type=Path, metavar="DIR", help="a LoRA in PEFT's format, for the model")
     add.add_argument(
         "--lang", "--language", default="auto", metavar="LANGUAGE", help="where the source has none (default: auto)"
     )
@@ -97,14 +98,14 @@ class MakeWorker:
     """What is sent to an actor, which makes a worker of it: names, no weights."""
 
     def __init__(self, args: argparse.Namespace, run: str, chosen: Options, cores: int):
-        self.model, self.device, self.dtype = args.model, args.device, args.dtype
+        self.model, self.adapter, self.device, self.dtype = args.model, args.adapter, args.device, args.dtype
         self.run, self.language, self.options, self.cores = run, args.lang, chosen, cores
         self.retries, self.timeout = args.retries, args.timeout
 
     def __call__(self) -> Worker:
         """Loads the model."""
         torch.set_num_threads(self.cores)
-        model = load(self.model, device=self.device, dtype=self.dtype, progress=False)
+        model = load(self.model, device=self.device, dtype=self.dtype, adapter=self.adapter, progress=False)
         return Worker(model, self.run, self.language, self.options, self.retries, self.timeout)
 
 
@@ -151,7 +152,8 @@ class Archive:
         args = self.args
         chosen = options(args)
         directory = hub.find(args.model)
-        recognizer = load(directory, device="cpu" if args.address != "local" else args.device, dtype=args.dtype)
+        place = "cpu" if args.address != "local" else args.device
+        recognizer = load(directory, device=place, dtype=args.dtype, adapter=args.adapter)
         checked = recognizer.check(args.lang, chosen)
         known = journal.fingerprint("", directory, recognizer, args.lang, checked)
         known.pop("recording")

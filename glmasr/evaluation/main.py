@@ -44,6 +44,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="as of transcribe.py; the first one is the baseline",
     )
     parser.add_argument(
+        "--adapter",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="DIR",
+        help="LoRAs in PEFT's format: further columns, of the baseline with each",
+    )
+    parser.add_argument(
         "--hypotheses",
         nargs="+",
         action="extend",
@@ -69,6 +77,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.lang is not None and canonical(args.lang) not in {"auto", *NAMES}:
         parser.error(f"--lang is {args.lang!r}, expected auto, or a language such as zh or English")
+    if args.adapter and not args.model:
+        parser.error("--adapter goes with --model: the first one is what the adapter is added to")
     if not (args.model or args.hypotheses):
         parser.error("there is nothing to evaluate; expected --model, --hypotheses, or both")
     return args
@@ -94,7 +104,7 @@ class Evaluation:
         """All of it. -> exit code. Raises GlmAsrError for what concerns all clips."""
         args = self.args
         scoring.check_extra()  # before minutes are spent
-        names, chosen = subjects.names([*args.model, *args.hypotheses]), options(args)
+        names, chosen = subjects.names([*args.model, *args.adapter, *args.hypotheses]), options(args)
         if args.out:
             prepare(args.out)
         clips = manifest.read(args.manifest, self.unfit, args.lang or "auto")
@@ -116,7 +126,7 @@ class Evaluation:
         found = []
         total = sum(piece.seconds for piece in work.pieces([clip.item for clip in clips], float("inf")))
         quiet = self.args.quiet or None
-        for source in self.args.model:
+        for source in [*self.args.model, *self.args.adapter]:
             with tqdm(total=round(total), unit="s", desc=printable(names[source]), disable=quiet) as bar:
 
                 def step(seconds: float, update: Callable[[float], object] = bar.update) -> None:

@@ -73,10 +73,12 @@ def names(sources: Iterable[str]) -> dict[str, str]:
 def recognized(
     source: str, name: str, clips: list[Clip], args: Any, options: Options, step: Step, fail: Callable[[str], None]
 ) -> Subject:
-    """What a model makes of the clips. `args` has `lang`, `device`, `dtype` and `batch_seconds`; `fail` is told of each
-    clip that can't be recognized. Raises OptionError for what the model can't do."""
+    """What a model, or the first one with an adapter, makes of the clips. `args` has `model`, `adapter`, `lang`,
+    `device`, `dtype` and `batch_seconds`; `fail` is told of each clip that can't be recognized. Raises OptionError for
+    what the model can't do."""
+    model, adapter = (args.model[0], source) if source in args.adapter else (source, None)
     try:
-        recognizer = load(source, device=args.device, dtype=args.dtype, progress=not args.quiet)
+        recognizer = load(model, device=args.device, dtype=args.dtype, adapter=adapter, progress=not args.quiet)
         recognizer.check("auto", options)
     except OptionError:
         raise

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import weights
 from ..checkpoint.ctranslate2 import SCALE
 from ..decoder import SwiGLU
+from ..errors import printable
 from ..layers import SelfAttention
 from ..model import EncoderDecoder, GlmAsr
 from . import devices, int8
@@ -36,17 +37,29 @@ class Runtime:
     attention: str = "plain"  # of the encoder: "plain" or "by heads", see `packed.attend_by_heads`
     steps: str = "plain"  # "plain", "static" or "captured": see `cuda_graphs`
     levels: int | None = None  # of int8: of the numbers that weights are multiplied with, see `int8.levels`
+    adapter: Path | None = None  # the folder of the LoRA that is in the weights
+
+    def also(self) -> dict[str, str]:
+        """What only some models have, by name."""
+        levels = {} if self.levels is None else {"levels": str(self.levels)}
+        return levels | ({} if self.adapter is None else {"adapter": printable(self.adapter.name)})
 
 
 def load(
-    directory: str | Path, *, device: object = "auto", dtype: object = "auto", plain: bool = False
+    directory: str | Path,
+    *,
+    device: object = "auto",
+    dtype: object = "auto",
+    plain: bool = False,
+    adapter: str | Path | None = None,
 ) -> tuple[GlmAsr | EncoderDecoder | GraphedModel, Runtime]:
     """The model of a checkpoint directory, ready to run. Raises CheckpointError, OptionError.
 
-    device  "auto" (a GPU where there is one and dtype isn't int8), "cpu", "cuda", "cuda:1", ...
-    dtype   "auto" (bfloat16 where it is fast, else float32; int8 where the files hold it), "bfloat16", "float32" or the
-            torch type; "int8": linears with weights of 8 bits, on the CPU
-    plain   the modules as they are to be read; else the faster ones, where they pay
+    device   "auto" (a GPU where there is one and dtype isn't int8), "cpu", "cuda", "cuda:1", ...
+    dtype    "auto" (bfloat16 where it is fast, else float32; int8 where the files hold it), "bfloat16", "float32" or
+             the torch type; "int8": linears with weights of 8 bits, on the CPU
+    plain    the modules as they are to be read; else the faster ones, where they pay
+    adapter  the folder of a LoRA, which is added to the weights
     """
     floats = None if dtype in ("auto", "int8") else devices.choose_dtype(dtype)
     contents = weights.examine(directory, floats=floats is not None)
@@ -58,17 +71,20 @@ def load(
     if in_int8:
         int8.check_int8(place)
     floats = floats or devices.fast_dtype(place)
+    added = weights.adapted(contents, adapter)
     linears = "int8" if in_int8 else "plain" if plain else choose(contents.model, place, floats)
 
     if linears == "plain":
-        model = weights.assign(contents, weights.TensorSource(contents), place, floats)
+        model = weights.assign(contents, weights.TensorSource(contents, adapter=added), place, floats)
     else:
         later = weights.linear_weights(contents.model)  # they are read one by one, when they are laid out
-        apart = weights.TensorSource(contents, apart=True)
-        model = weights.assign(contents, weights.TensorSource(contents), place, floats, without=later)
+        apart = weights.TensorSource(contents, apart=True, adapter=added)
+        model = weights.assign(contents, weights.TensorSource(contents, adapter=added), place, floats, without=later)
         replace_linears(model, linears, apart, place, floats)
     attention = "by heads" if linears != "plain" and attends_by_heads(place, floats) else "plain"
     runtime = Runtime(linears, attention, levels=int8.levels() if in_int8 else None)
+    if adapter is not None:
+        runtime = replace(runtime, adapter=Path(adapter).absolute())
     if place.type == "cuda" and not plain and isinstance(model, GlmAsr):
         return GraphedModel(model, captured=True), replace(runtime, steps="captured")
     return model, runtime

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import hub_cache
+from ..checkpoint.adapter import CONFIG, WEIGHTS
 from ..errors import OutputError
 from ..pipeline import Options, Part, Recognizer, Segment, Word
 from ..transcription import vad
@@ -53,6 +54,8 @@ def fingerprint(recording: str, model: Path, recognizer: Recognizer, language: s
         "dtype": "int8" if how["linears"] == "int8" else how["dtype"],
         **chosen,
     }
+    if (adapter := recognizer.runtime.adapter) is not None:  # small enough to be read
+        found["adapter"] = [_digest(str(adapter / name)) for name in (CONFIG, WEIGHTS)]
     again: Fields = json.loads(json.dumps(found))
     return again
 

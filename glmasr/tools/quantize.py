@@ -3,41 +3,23 @@
 OUT is loaded by this package only, and faster than DIR with `--dtype int8`, which makes the same numbers each time.
 """
 
-import os
-import shutil
 import sys
-import tempfile
+from functools import partial
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from ..cli import Parser, ended_at_once
-from ..errors import GlmAsrError, OutputError, printable
-
-# Files that are not copied.
-WEIGHTS = set(".safetensors .bin .pt .pth .ckpt .msgpack .h5 .onnx .gguf".split())
+from ..errors import GlmAsrError, printable
 
 
 def quantize_directory(directory: Path, out: Path) -> None:
     """`out`, a new directory, is there when it is complete. Raises CheckpointError, OptionError, OutputError."""
     from .. import weights  # and PyTorch, which takes a second: not before the arguments are right
     from ..kernels import int8
+    from . import derived
 
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise OutputError(f"{out} is there and not empty; expected a new directory")
+    derived.check_new(out)
     model = weights.load(directory, dtype=None)  # as stored: nothing is rounded twice
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder:
-            part = Path(folder) / "part"
-            weights.save(model, part, None, quantize=int8.quantize)
-            for path in directory.iterdir():  # tokenizer, chat template, license; the configuration is written already
-                weight_file = path.suffix in WEIGHTS or path.name.endswith(".index.json")
-                if path.is_file() and not weight_file and not (part / path.name).exists():
-                    shutil.copyfile(path, part / path.name)
-            os.replace(part, out)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{out}: {getattr(error, 'strerror', None) or error}") from None
+    derived.write(directory, out, partial(weights.save, model, dtype=None, quantize=int8.quantize))
 
 
 def main() -> int:
