@@ -152,7 +152,7 @@ def test_two_nodes_make_the_same_rows(recordings, expected, nodes, tmp_path):
     code, said = finished(
         start(recordings / "all.jsonl", "--out", tmp_path / "out", "--address", nodes, "--workers", "2")
     )
-    assert code == 1 and "2 workers of 1 cores" in said, said
+    assert code == 1 and "workers: 2, cores of each: 1" in said, said
     assert lines_of(rows_of(tmp_path / "out")) == lines_of(expected)
     lines = [line for path in (tmp_path / "out").glob("*.jsonl") for line in path.read_text().splitlines()]
     assert len({worker for line in lines for worker in json.loads(line)["worker"].split()}) == 2, "one did all"

@@ -173,9 +173,8 @@ class Archive:
         pieces = work.pieces(items, args.split_seconds)
         begun = cluster.Cluster(args.address, args.workers, args.gpus_per_worker, args.cpus_per_worker)
         self.report.workers = begun.workers
-        self.messages.say(
-            f"{begun.workers} workers of {begun.cpus} cores" + (f" and {begun.gpus:g} GPUs" if begun.gpus else "")
-        )
+        gpus_of_each = f", GPUs of each: {begun.gpus:g}" if begun.gpus else ""
+        self.messages.say(f"workers: {begun.workers}, cores of each: {begun.cpus}{gpus_of_each}")
         parts: dict[str, list[tuple[int, Row]]] = {}
         by_key = {rounds.key(piece): piece for piece in pieces}
         make = MakeWorker(args, identity, chosen, begun.cpus)
