@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import glmasr
-from glmasr import audio
+from glmasr import audio, pipeline
 from glmasr.errors import OptionError
 from glmasr.transcription.live_events import Committed, Notice, SpeechStarted, SpeechStopped
 from glmasr.transcription.results import Segment
@@ -57,7 +57,7 @@ def heard(recognizer, listener, *messages) -> list:
     listener.inputs.extend(messages)
     said = []
     while listener.inputs:
-        said += take_turns(recognizer, [listener.take()])
+        said += take_turns({"": recognizer}, [listener.take()])
     return said
 
 
@@ -137,6 +137,32 @@ def test_other_settings_end_the_segment(recognizer, digits):
     assert listener.settings.rate == 8000 and listener.since == pytest.approx(0.5 + len(digits) / RATE, abs=1e-3)
 
 
+def test_each_session_has_the_recognizer_of_its_adapter(recognizer, digits):
+    """What ends with other settings is still heard by the one that began it; the turns of both come together."""
+    asked = []
+
+    class Other(pipeline.Recognizer):
+        def live(self, *args, **options):
+            asked.append(options)
+            return super().live(*args, **options)
+
+    other = Other(recognizer.model, recognizer.tokenizer)
+    both = {"": recognizer, "calls": other}
+    listeners = [Listener(1), Listener(2)]
+    adapted = LiveSettings("en", RATE, options={"vad": "off"}, adapter="calls")
+    listeners[0].inputs += [Listen(1, adapted), *sounds(spoken(0.5, digits), 3200), Listen(1, SETTINGS), Finish(1)]
+    listeners[1].inputs += [Listen(2, SETTINGS), *sounds(spoken(0.5, digits), 3200, 2), Finish(2)]
+    said = []
+    while turns := [listener.take() for listener in listeners if listener.inputs]:
+        said += take_turns(both, turns)
+        if listeners[0].session is not None and not asked[1:]:
+            assert listeners[0].session.recognizer is (other if listeners[0].settings is adapted else recognizer)
+    for number in (1, 2):
+        of_one = [message for message in said if message.number == number]
+        assert [segment.text for segment in events(of_one, Segment)] == [TEXT]
+    assert len(asked) == 1
+
+
 def test_before_it_has_begun_nothing_is_heard(recognizer, digits):
     listener = Listener(1)
     [refused] = heard(recognizer, listener, Listen(1, LiveSettings("xx")))
@@ -150,7 +176,7 @@ def test_one_that_has_sent_an_hour_holds_up_no_other(recognizer, digits):
     other.inputs.extend(sounds(spoken(0.5, digits, 1.0), 3200, 2))
     found: list = []
     for turn in range(1, 100):
-        said = take_turns(recognizer, [listener.take() for listener in (flood, other) if listener.inputs])
+        said = take_turns({"": recognizer}, [listener.take() for listener in (flood, other) if listener.inputs])
         assert all(message.seconds <= PIECE for message in said)
         found += [event for message in said if message.number == 2 for event in message.events]
         if any(isinstance(event, Segment) for event in found):
@@ -169,7 +195,7 @@ def test_sessions_that_began_at_different_times_are_decoded_together(model, digi
             at = step - 5 * listener.number  # whole seconds, so they are due in the same turns
             samples = spoken(0.5, digits, 1.0)[6400 * at : 6400 * (at + 1)] if at >= 0 else b""
             listener.inputs.append(Sound(listener.number, samples or spoken(0.2)))
-        for message in take_turns(recognizer, [listener.take() for listener in listeners]):
+        for message in take_turns({"": recognizer}, [listener.take() for listener in listeners]):
             texts[message.number] += [event.text for event in message.events if isinstance(event, Segment)]
     assert texts == {number: [TEXT] for number in texts}
 

@@ -116,6 +116,22 @@ def error(events: list[dict]) -> dict:
 # ---- what a client is told -------------------------------------------------------------------------------------------
 
 
+def test_an_adapter_is_chosen_by_the_name_of_the_model():
+    dialog = Dialog(Told(), ("demo:calls", "demo"), adapted={"demo:calls": "calls"})
+    [created] = checked([dialog.created()])
+    assert created["session"]["audio"]["input"]["transcription"]["model"] == "demo:calls"
+    dialog.answer(Heard(1, [], Listen))
+    for name, adapter in (("demo", ""), ("demo:calls", "calls")):
+        assert not update(dialog, audio={"input": {"transcription": {"model": name}}})
+        assert dialog.told.log.pop().adapter == adapter
+        dialog.answer(Heard(1, [], Listen))
+    assert not update(dialog, audio={"input": {"transcription": {"model": "demo:calls", "language": "en"}}})
+    assert dialog.told.log.pop().adapter == "calls"
+    dialog.answer(Heard(1, [], Listen))
+    refused = error(update(dialog, audio={"input": {"transcription": {"model": "demo:other"}}}))
+    assert refused["code"] == "model_not_found" and not dialog.told.log
+
+
 def test_the_session_is_described_with_what_is_in_force():
     dialog = Dialog(Told(), ("demo",))
     [created] = checked([dialog.created()])

@@ -25,6 +25,8 @@ import pytest
 import torch
 
 import glmasr
+from glmasr import weights
+from glmasr.checkpoint import adapter, hub
 from glmasr.errors import CheckpointError, OptionError
 from glmasr.pipeline import Options
 from glmasr.writers.formats import WRITERS
@@ -64,13 +66,15 @@ ROUTE, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 class Running:
     """The API without the page, in a thread of this process."""
 
-    def __init__(self, folder, model=MODEL, **more):
+    def __init__(self, folder, model=MODEL, adapters=None, **more):
         self.folder = folder
         self.queue = request_queue.RequestQueue(
-            {"name_or_path": str(model), "dtype": "float32"},
+            {"name_or_path": str(model), "dtype": "float32", "adapters": adapters or {}},
             **{name: more.pop(name) for name in ("max_waiting", "time_limit") if name in more},
         )
-        self.app = api.make_app(self.queue, str(folder), names=(MODEL, "whisper-1"), **more)
+        self.app = api.make_app(
+            self.queue, str(folder), names=(MODEL, "whisper-1"), adapters=tuple(adapters or ()), **more
+        )
         self.server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None, access_log=False, ws="none"))
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_until_complete, args=(self.run(),), daemon=True)
@@ -1046,3 +1050,56 @@ def test_the_page_about_the_server(tmp_path, capsys):
         f"up to {request_queue.RUNNING} recordings" in text
         and f"{gate.STALL:.0f} s, or not all of it in {gate.UPLOAD / 60:.0f} minutes" in text
     )
+
+
+# ---- adapters -----------------------------------------------------------------------------------------------------------
+
+
+def lora(folder, strength):
+    """An adapter of the model: of its first decoder block's MLP, with which it writes something else."""
+    model = weights.load(hub.find(MODEL))
+    generator = torch.Generator().manual_seed(4)
+    out, columns = model.decoder.blocks[0].mlp.up.weight.shape
+    a, b = torch.randn(2, columns, generator=generator), torch.randn(out, 2, generator=generator)
+    adapter.save(folder, {"decoder.blocks.0.mlp.up": adapter.LowRank(a, strength * b, 4.0)}, model.config)
+    return str(folder)
+
+
+def test_adapters_by_the_name_of_the_model(tmp_path):
+    """Many at once: each recording gets the text of its own, though all wait in one line."""
+    folders = {name: lora(tmp_path / name, strength) for name, strength in (("mild", 0.2), ("wild", 1.0))}
+    wanted = {
+        name: glmasr.load(MODEL, adapter=folder, dtype="float32").transcribe(EXAMPLES / "zh.wav").text
+        for name, folder in ({"": None} | folders).items()
+    }
+    assert len(set(wanted.values())) == 3
+    (tmp_path / "uploads").mkdir()
+    server = Running(tmp_path / "uploads", adapters=folders)
+    try:
+        names = [MODEL, "whisper-1", *(f"{base}:{name}" for base in (MODEL, "whisper-1") for name in folders)]
+        listed = server.client.get("/v1/models").json()["data"]
+        assert [model["id"] for model in listed] == names
+        assert server.client.get(f"/v1/models/{MODEL}:mild").json()["id"] == f"{MODEL}:mild"
+        with ThreadPoolExecutor(18) as pool:
+            texts = list(pool.map(lambda name: (name, server.send(model=name).json()["text"]), 3 * names))
+        for name, text in texts:
+            assert text == wanted[name.partition(":")[2]], name
+        for unknown in (f"{MODEL}:", f"{MODEL}:other", "mild", ":mild", f"{MODEL}:mild:wild"):
+            answer = server.send(model=unknown)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found"), unknown
+    finally:
+        server.stop()
+
+
+def test_an_adapter_that_cannot_be_used_ends_the_start(tmp_path, capsys):
+    for given in ("calls", "=folder", "calls=", "a:b=folder", "../x=folder"):
+        with pytest.raises(SystemExit):
+            main.arguments(["--adapter", given])
+        assert "is not NAME=DIR" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main.arguments(["--adapter", "a=b", "--adapter", "a=c"])
+    assert "given twice" in capsys.readouterr().err
+    queue = request_queue.RequestQueue({"name_or_path": MODEL, "adapters": {"a": str(tmp_path / "none")}})
+    with pytest.raises(CheckpointError, match="none: no such directory"):
+        asyncio.run(queue.start())
+    queue.end()

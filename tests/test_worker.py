@@ -43,7 +43,7 @@ def test_a_client_that_leaves_ends_its_reader_in_hours_of_silence(recognizer, si
     if through == "ffmpeg":
         monkeypatch.setattr(worker.sound_files, "why_foreign", lambda path: ("a format for ffmpeg", 0))
     threads = threading.active_count()
-    one = worker.Worker(recognizer, Pipe())
+    one = worker.Worker({"": recognizer}, Pipe())
     reader = worker.ReaderThread(
         one, messages.Recording(1, str(silence), "auto", Options()), Options(max_duration=9 * 3600.0)
     )

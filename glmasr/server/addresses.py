@@ -4,6 +4,7 @@ import ipaddress
 import os
 import re
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 
 from ..errors import OptionError
@@ -45,3 +46,13 @@ def model_names(model: str, more: list[str]) -> list[str]:
     first = os.path.basename(os.path.normpath(model)) or model
     whole = [model] if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) else []
     return list(dict.fromkeys([first, *whole, *more]))
+
+
+def adapted_names(names: Iterable[str], adapters: Iterable[str]) -> dict[str, str]:
+    """What requests may call the model with an adapter -> the adapter.
+
+    >>> adapted_names(["base", "whisper-1"], ["calls"])
+    {'base:calls': 'calls', 'whisper-1:calls': 'calls'}
+    """
+    some = list(names)
+    return {f"{name}:{adapter}": adapter for name in some for adapter in adapters if f"{name}:{adapter}" not in some}

@@ -21,6 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ..audio import MAX_DURATION
 from ..errors import GlmAsrError
 from . import manual
+from .addresses import adapted_names
 from .answers import ERRORS, EventStream, answer, as_events
 from .forms import FormRoute, Transcription, Translation, check_names, invalid, stored
 from .gate import HEALTH, REALTIME, ROUTES, Gate
@@ -46,6 +47,7 @@ def make_app(
     folder: str,
     *,
     names: tuple[str, ...] = ("glmasr",),
+    adapters: tuple[str, ...] = (),
     key: str = "",
     most_bytes: int = 100 * 2**20,
     max_duration: float = MAX_DURATION,
@@ -56,6 +58,7 @@ def make_app(
 
     folder         where uploads are kept while they are needed
     names          of the model in requests; the first one is its name in answers
+    adapters       what those of the queue's model are called: requests choose one as `model=NAME:ADAPTER`
     key            that requests need; "": none
     most_bytes     of an upload
     max_duration   seconds of a recording
@@ -73,11 +76,13 @@ def make_app(
     # The last one added is the first one asked: a browser sends no key when it asks whether it may send one.
     # TRAP: without this one, even for no origin, Gradio adds its own, which lets in the pages of everybody.
     app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
-    service = Service(queue, folder, names, max_duration)
+    adapted = adapted_names(names, adapters)
+    names = (*names, *adapted)
+    service = Service(queue, folder, names, max_duration, adapted)
     add_error_handlers(app)
     add_recognition(app, service)
     add_models(app, service)
-    add_realtime(app, queue, names, max_duration)
+    add_realtime(app, queue, names, max_duration, adapted)
     add_operation(app, queue)
     add_manual(app, service, has_key=bool(key), most_bytes=most_bytes)
     add_unknown(app)
@@ -121,6 +126,7 @@ class Service:
     folder: str
     names: tuple[str, ...]
     max_duration: float
+    adapted: dict[str, str]  # of the names those of the model with an adapter -> the adapter
     began: int = field(default_factory=lambda: int(time.time()))
 
     async def recognize(
@@ -133,7 +139,8 @@ class Service:
         options = form.options(self.queue.facts, self.max_duration)
         async with AsyncExitStack() as stack:
             path = await stack.enter_async_context(stored(form.file, self.folder))
-            events = await stack.enter_async_context(aclosing(self.queue.recognize(path, language, options)))
+            adapter = self.adapted.get(form.model, "")
+            events = await stack.enter_async_context(aclosing(self.queue.recognize(path, language, options, adapter)))
             if not stream:
                 finished = await unless_gone(request, asyncio.ensure_future(last(events)))
                 return await anyio.to_thread.run_sync(

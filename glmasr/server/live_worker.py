@@ -9,12 +9,13 @@ What is unusual here:
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..errors import GlmAsrError
 from ..pipeline import Recognizer
+from ..transcription import live_decoder
 from ..transcription.live import Live
 from ..transcription.live_decoder import Course, run_together
 from ..transcription.live_events import Event
@@ -53,10 +54,10 @@ class Listener:
         """The seconds that this sound lasts."""
         return len(samples) / 2 / self.settings.rate
 
-    def begin(self, recognizer: Recognizer, settings: LiveSettings) -> None:
+    def begin(self, recognizers: Mapping[str, Recognizer], settings: LiveSettings) -> None:
         """Another session from here on. Raises GlmAsrError where the settings can't be taken; nothing has changed
         then."""
-        session = recognizer.live(
+        session = recognizers[settings.adapter].live(
             settings.language, sample_rate=settings.rate, pause=settings.pause, **settings.options
         )
         self.session, self.settings, self.since = session, settings, self.seconds
@@ -70,14 +71,14 @@ class Turn:
         self.listener, self.message, self.samples = listener, message, samples
         self.count, self.behind, self.since = count, behind, listener.since
 
-    def begin(self, recognizer: Recognizer) -> Course | None:
+    def begin(self, recognizers: Mapping[str, Recognizer]) -> Course | None:
         """What the session so far has to do; messages other than sound begin the next one. Raises GlmAsrError, where
         nothing has changed."""
         listener, message, session = self.listener, self.message, self.listener.session
         if isinstance(message, Sound):
             listener.seconds += listener.lasts(self.samples)
             return None if session is None else session.hearing(np.frombuffer(self.samples, np.int16), self.behind)
-        listener.begin(recognizer, message.settings if isinstance(message, Listen) else listener.settings)
+        listener.begin(recognizers, message.settings if isinstance(message, Listen) else listener.settings)
         return None if session is None or isinstance(message, Clear) else session.finishing()
 
     def heard(self, events: "list[Event | GlmAsrError]") -> Heard:
@@ -86,20 +87,25 @@ class Turn:
         return Heard(self.listener.number, events, type(self.message), self.count, seconds, self.since)
 
 
-def take_turns(recognizer: Recognizer, turns: Sequence[Turn]) -> list[FromLive]:
-    """Does what the turns of several listeners are about. -> what they say to that."""
+def take_turns(recognizers: Mapping[str, Recognizer], turns: Sequence[Turn]) -> list[FromLive]:
+    """Does what the turns of several listeners are about. -> what they say to that.
+
+    recognizers   by the name of the adapter; "": of the model alone
+    """
     said: list[FromLive] = []
-    begun: list[tuple[Turn, Course]] = []
+    begun: dict[live_decoder.Recognizer, list[tuple[Turn, Course]]] = {}
     for turn in turns:
+        before = turn.listener.session  # what it still has to do is its own recognizer's
         try:
-            course = turn.begin(recognizer)
+            course = turn.begin(recognizers)
         except GlmAsrError as error:
             said.append(Refused(turn.listener.number, error))
             continue
-        if course is None:
+        if course is None or before is None:
             said.append(turn.heard([]))
         else:
-            begun.append((turn, course))
-    found = run_together(recognizer, [course for _, course in begun])
-    said += [turn.heard(events) for (turn, _), events in zip(begun, found, strict=True)]
+            begun.setdefault(before.recognizer, []).append((turn, course))
+    for recognizer, some in begun.items():
+        found = run_together(recognizer, [course for _, course in some])
+        said += [turn.heard(events) for (turn, _), events in zip(some, found, strict=True)]
     return said

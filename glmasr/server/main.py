@@ -36,6 +36,14 @@ def host(text: str) -> str:
     return text.lower()
 
 
+def named_folder(text: str) -> tuple[str, str]:
+    """The type of an argument NAME=DIR. Raises ArgumentTypeError."""
+    name, _, folder = text.partition("=")
+    if not (re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", name) and folder):
+        raise refused(text, "NAME=DIR, with a name of letters, digits, _, . and -")
+    return name, folder
+
+
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The arguments of the server's command line, checked. Wrong usage ends the process, with exit code 2."""
     parser = Parser(description="Recognizes speech: a web page, and an API like OpenAI's.")
@@ -65,6 +73,15 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action="append",
         metavar="NAME",
         help="what requests may call the model, such as whisper-1 for clients that know no other; may be repeated",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        type=named_folder,
+        default=[],
+        metavar="NAME=DIR",
+        help="a LoRA in PEFT's format, which requests choose as model=MODEL:NAME; may be repeated. Each takes the "
+        "memory of a model",
     )
     parser.add_argument(
         "--queue",
@@ -125,7 +142,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--no-page", action="store_true", help="only the API")
     parser.add_argument("--quiet", action="store_true", help="errors only on standard error")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    names = [name for name, _ in args.adapter]
+    if twice := [name for name in names if names.count(name) > 1]:
+        parser.error(f"--adapter {twice[0]} is given twice; expected a name for each")
+    return args
 
 
 def allow_files() -> None:

@@ -12,12 +12,13 @@ from ..transcription.live_events import Event
 
 @dataclass(frozen=True)
 class Recording:
-    """Recognize this file. `number` names it in all that follows."""
+    """Recognize this file. `number` names it in all that follows; `adapter`: "" for the model alone."""
 
     number: int
     path: str
     language: str
     options: Options
+    adapter: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ class LiveSettings:
 
     rate      of its sound, in Hz
     options   further ones, such as hotwords
+    adapter   its name; "": the model alone
     """
 
     language: str = "auto"
     rate: int = 24_000
     pause: float | None = 0.5
     options: dict[str, Any] = field(default_factory=dict)
+    adapter: str = ""
 
 
 @dataclass(frozen=True)

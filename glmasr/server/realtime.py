@@ -12,7 +12,8 @@ wait for the model, the client's next message isn't read, so it is the client th
 import asyncio
 import json
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -45,19 +46,25 @@ OLDER = "openai-beta.realtime-v1"  # as a protocol; as a header  OpenAI-Beta: re
 FINE = {1000, 1001}  # codes with which a client ends a session
 
 
-def add_realtime(app: FastAPI, queue: RequestQueue, names: tuple[str, ...], max_duration: float) -> None:
-    """Adds the WebSocket. `names`: of the model; `max_duration`: seconds of a session."""
+def add_realtime(
+    app: FastAPI, queue: RequestQueue, names: tuple[str, ...], max_duration: float, adapted: Mapping[str, str]
+) -> None:
+    """Adds the WebSocket. `names`: of the model; `max_duration`: seconds of a session; `adapted`: of the names those of
+    the model with an adapter -> the adapter."""
 
     @app.websocket(REALTIME)
     async def realtime(socket: WebSocket) -> None:
         try:
             check_address(socket, names)
-            session = queue.listen(LiveSettings())
+            name = socket.query_params.get("model", names[0])
+            session = queue.listen(LiveSettings(adapter=adapted.get(name, "")))
         except Problem as problem:  # TRAP: Starlette makes no answer of an error before the handshake
             queue.metrics.refused(problem.status)
             await problem.response()(socket.scope, socket.receive, socket.send)
             return
-        await Connection(socket, session, names, max_duration).run()
+        first = name if name in adapted else names[0]
+        dialog = partial(Dialog, session, tuple(dict.fromkeys((first, *names))), adapted=adapted)
+        await Connection(socket, session, dialog, max_duration).run()
 
 
 def check_address(socket: WebSocket, names: tuple[str, ...]) -> None:
@@ -80,11 +87,13 @@ def check_address(socket: WebSocket, names: tuple[str, ...]) -> None:
 class Connection:
     """One client's."""
 
-    def __init__(self, socket: WebSocket, session: LiveSession, names: tuple[str, ...], max_duration: float):
+    def __init__(
+        self, socket: WebSocket, session: LiveSession, dialog: Callable[[bool, float], Dialog], max_duration: float
+    ):
         self.socket, self.session, self.max_duration = socket, session, max_duration
         protocols = socket.scope.get("subprotocols", [])
         older = OLDER in protocols or socket.headers.get("openai-beta") == "realtime=v1"
-        self.dialog = Dialog(session, names, older, time.time() + max_duration)
+        self.dialog = dialog(older, time.time() + max_duration)
         self.protocol = PROTOCOL if PROTOCOL in protocols else None
         self.last_sound = session.started
         self.answered = asyncio.Event()

@@ -13,8 +13,10 @@ on with the same item.
 
 import secrets
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from ..errors import GlmAsrError, OptionError
@@ -80,10 +82,19 @@ class Dialog:
     names    of the model; the first one is that which no client names
     older    whether the client speaks the protocol as it was before it had transcription sessions of its own
     expires  when the session ends at the latest, in seconds of the epoch
+    adapted  of the names those of the model with an adapter -> the adapter
     """
 
-    def __init__(self, told: Told, names: tuple[str, ...], older: bool = False, expires: float = 0.0):
+    def __init__(
+        self,
+        told: Told,
+        names: tuple[str, ...],
+        older: bool = False,
+        expires: float = 0.0,
+        adapted: Mapping[str, str] = MappingProxyType({}),
+    ):
         self.told, self.names, self.older, self.expires = told, names, older, round(expires)
+        self.adapted = adapted
         self.id = f"sess_{secrets.token_hex(12)}"
         self.session = Session.model_validate(
             {"type": "transcription", "audio": {"input": {"transcription": {"model": names[0]}}}}
@@ -131,9 +142,10 @@ class Dialog:
         else:
             older = message.kind != "session.update"
             session = updated(self.session, of_older(message.session) if older else message.session)
-            check_model(session.audio.input.transcription.model, self.names, "session.audio.input.transcription.model")
+            model = session.audio.input.transcription.model
+            check_model(model, self.names, "session.audio.input.transcription.model")
             try:
-                settings = session.live()
+                settings = replace(session.live(), adapter=self.adapted.get(model, ""))
             except OptionError as error:
                 raise of_options(error) from None
             self.updates.append(Update(message.event_id, session, older))

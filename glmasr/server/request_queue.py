@@ -94,7 +94,7 @@ class Request:
 
 
 class RequestQueue:
-    """`model`: arguments of `pipeline.load`. `max_waiting`: recordings beside those that run. `time_limit`: seconds
+    """`model`: arguments of `worker.work`. `max_waiting`: recordings beside those that run. `time_limit`: seconds
     for a recording, the waiting included."""
 
     def __init__(self, model: dict[str, Any], max_waiting: int = 20, time_limit: float = 600.0):
@@ -115,12 +115,14 @@ class RequestQueue:
 
     # ---- recordings ----
 
-    async def recognize(self, path: str, language: str, options: Options) -> AsyncGenerator[Event, None]:
+    async def recognize(
+        self, path: str, language: str, options: Options, adapter: str = ""
+    ) -> AsyncGenerator[Event, None]:
         """What becomes of a recording, as soon as it is known; Finished comes last. Raises Busy, Closing, TooLong,
         WorkerDied; AudioError for a recording that can't be used; OptionError; OSError, such as a full disk. The file
         may go as soon as the iterator is closed."""
         self.check()
-        request = Request(Recording(next(self._numbers), path, language, options), time.monotonic())
+        request = Request(Recording(next(self._numbers), path, language, options, adapter), time.monotonic())
         # TRAP: not `wait_for`, which in Python 3.10 and 3.11 loses a cancellation that coincides with an event, and
         # with it this place.
         limit = asyncio.get_running_loop().call_later(self.time_limit, self._overdue, request)

@@ -87,7 +87,7 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
 def make_queue(args: argparse.Namespace) -> RequestQueue:
     """The queue in front of the worker, which isn't started yet; `args` as of `serve`."""
     model = {name: getattr(args, name) for name in ("device", "dtype", "revision", "hub")}
-    model |= {"name_or_path": args.model, "progress": not args.quiet}
+    model |= {"name_or_path": args.model, "progress": not args.quiet, "adapters": dict(args.adapter)}
     return RequestQueue(model, args.queue, args.time_limit)
 
 
@@ -97,6 +97,7 @@ def api_of(queue: RequestQueue, folder: str, args: argparse.Namespace) -> FastAP
         queue,
         folder,
         names=tuple(model_names(args.model, args.name or [])),
+        adapters=tuple(dict(args.adapter)),
         key=args.api_key,
         most_bytes=most_bytes(args),
         max_duration=args.max_duration,

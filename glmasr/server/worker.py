@@ -17,7 +17,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
@@ -41,20 +41,23 @@ MOST_PEAKS = 2000  # of a recording: a screen has no more columns
 
 
 def work(pipe: "Connection[Any, Any]", model: dict[str, Any]) -> None:
-    """The process: loads the model (arguments of `pipeline.load`), says Ready or Broken, and works until the server is
-    gone."""
+    """The process: loads the model (arguments of `pipeline.load`; `adapters`: name -> folder), says Ready or Broken, works
+    until the server is gone."""
     # Ctrl-C, a service manager's SIGTERM and a closed terminal reach all processes; the server finishes what runs, and
     # needs this one for it.
     for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
         signal.signal(number, signal.SIG_IGN)
     die_with_the_server()
+    folders = {"": None} | model.pop("adapters", {})
     try:
-        recognizer = load(**model)
-        prepare.lay_out(recognizer.model)  # a server that is ready has the memory that it needs
+        recognizers = {name: load(**model, adapter=folder) for name, folder in folders.items()}
+        for one in recognizers.values():
+            prepare.lay_out(one.model)  # a server that is ready has the memory that it needs
     except GlmAsrError as error:
         pipe.send(Broken(str(error)))
         return
-    worker = Worker(recognizer, pipe)
+    recognizer = recognizers[""]
+    worker = Worker(recognizers, pipe)
     tasks = [task for task in ("transcribe", "translate") if supports(recognizer, task=task)]
     timestamps = supports(recognizer, timestamps=True)
     worker.send(Ready(languages(recognizer), timestamps, tasks, recognizer.how()))
@@ -66,10 +69,13 @@ def work(pipe: "Connection[Any, Any]", model: dict[str, Any]) -> None:
 
 
 class Worker:
-    """What the process does: it takes requests from a pipe, decodes windows of all in turn, and sends the parts."""
+    """What the process does: it takes requests from a pipe, decodes windows of all in turn, and sends the parts.
 
-    def __init__(self, recognizer: Recognizer, pipe: "Connection[Any, Any]"):
-        self.recognizer, self.pipe = recognizer, pipe
+    recognizers   those with an adapter, by its name; "": the one of the model alone
+    """
+
+    def __init__(self, recognizers: Mapping[str, Recognizer], pipe: "Connection[Any, Any]"):
+        self.recognizers, self.pipe = recognizers, pipe
         self.readers: dict[int, ReaderThread] = {}  # by the number of the recording, in the order of their turns
         self.listeners: dict[int, Listener] = {}  # by the number of the live session
         self.taken = 0  # recordings and live sessions so far
@@ -99,7 +105,7 @@ class Worker:
                 self.put(message)
                 continue
             try:
-                options = self.recognizer.check(message.language, message.options)
+                options = self.recognizers[message.adapter].check(message.language, message.options)
             except OptionError as error:
                 self.send(Failed(message.number, error))
                 continue
@@ -131,7 +137,7 @@ class Worker:
                 turns = self.take_turns()
                 batch = self.take_batch()
                 self.changed.notify_all()  # there is room for more windows
-            for message in [*ended, *take_turns(self.recognizer, turns)]:
+            for message in [*ended, *take_turns(self.recognizers, turns)]:
                 self.send(message)
             if batch:
                 self.decode(batch)
@@ -155,14 +161,14 @@ class Worker:
 
     def take_batch(self) -> "list[tuple[ReaderThread, Job]]":
         """The next batch: a window of each recording in turn, as many as may be decoded together. All have the same
-        options as the recording whose turn it is; those served move to the end of the line."""
+        options and adapter as the recording whose turn it is; those served move to the end of the line."""
         ready = [reader for reader in self.readers.values() if reader.windows]
         if not ready:
             return []
-        options = ready[0].options
-        alike = [reader for reader in ready if reader.options == options]
+        options, recognizer = ready[0].options, ready[0].recognizer
+        alike = [reader for reader in ready if reader.options == options and reader.recognizer is recognizer]
         batch: list[tuple[ReaderThread, Job]] = []
-        most = self.recognizer.batch_size(options)
+        most = recognizer.batch_size(options)
         while len(batch) < most and any(reader.windows for reader in alike):
             for reader in alike:
                 if reader.windows and len(batch) < most:
@@ -173,7 +179,8 @@ class Worker:
 
     def decode(self, batch: "list[tuple[ReaderThread, Job]]") -> None:
         """Decodes a batch and sends its parts. An error fails its own recording only."""
-        parts = self.recognizer.decode_together([job for _, job in batch], batch[0][0].options)
+        first = batch[0][0]
+        parts = first.recognizer.decode_together([job for _, job in batch], first.options)
         self.send(Batch(len(batch), len({reader.recording.number for reader, _ in batch})))
         for (reader, _), part in zip(batch, parts, strict=True):
             if reader.cancelled:
@@ -196,6 +203,7 @@ class ReaderThread(threading.Thread):
     def __init__(self, worker: Worker, recording: Recording, options: Options):
         super().__init__(daemon=True)
         self.worker, self.recording, self.options = worker, recording, options
+        self.recognizer = worker.recognizers[recording.adapter]
         self.windows: deque[Job] = deque()
         self.ended: Done | Failed | None = None
         self.cancelled = False
@@ -218,7 +226,7 @@ class ReaderThread(threading.Thread):
 
     def read(self) -> Done | None:
         """Puts all windows. None: the client has left."""
-        recognizer, recording, peaks = self.worker.recognizer, self.recording, Peaks()
+        recognizer, recording, peaks = self.recognizer, self.recording, Peaks()
         warnings: list[str] = []
 
         def blocks() -> Iterator[torch.Tensor]:
@@ -263,7 +271,7 @@ class ReaderThread(threading.Thread):
     def add_tokens(self, part: Part) -> None:
         """Of the segments of a part, each with the space before it, if any."""
         texts = [self.last_letter, *(segment.text for segment in part.segments)]
-        self.tokens += [self.worker.recognizer.tokenizer.encode(text) for text in spaced(texts)[1:]]
+        self.tokens += [self.recognizer.tokenizer.encode(text) for text in spaced(texts)[1:]]
         self.last_letter = join(texts)[-1:]
 
 
