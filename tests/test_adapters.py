@@ -386,13 +386,63 @@ def test_the_head_of_a_tied_model_stays(tmp_path):
         weights.load(folder, adapter=tmp_path / "lora")
 
 
-def test_the_command_line_takes_one(tmp_path):
-    """Of the demo: an adapter without effect gives the text of the demo; a folder that is none, one line."""
-    model = weights.load(hub.find("demo"))
-    still = {name: LowRank(one.a, one.b * 0, one.alpha) for name, one in changes(model).items()}
-    adapters.save(tmp_path / "lora", still, model.config)
+@pytest.fixture(scope="module")
+def demo_loras(tmp_path_factory):
+    """Two adapters of the demo: one without effect, and one with which it writes nonsense."""
+    model, folder = weights.load(hub.find("demo")), tmp_path_factory.mktemp("loras")
+    for name, strength in (("still", 0), ("wild", 1)):
+        some = {name: LowRank(one.a, one.b * strength, one.alpha) for name, one in changes(model).items()}
+        adapters.save(folder / name, some, model.config)
+    return folder
+
+
+def test_an_evaluation_has_a_column_for_each(demo_loras, tmp_path, capsys):
+    pytest.importorskip("jiwer", reason="needs the extra [eval]")
+    from glmasr.evaluation import main as evaluation
+
+    line = {"path": str(ROOT / "examples" / "zh.wav"), "text": "三一四一五九二六", "language": "zh"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(line))
+    arguments = [str(tmp_path / "m.jsonl"), "--adapter", str(demo_loras / "still"), str(demo_loras / "wild")]
+    assert evaluation.main([*arguments, "--model", "demo", "--out", str(tmp_path / "out")]) == 0
+    models = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
+    assert [model["name"] for model in models] == ["demo", "still", "wild"]
+    errors = [model["languages"]["zh"]["characters"]["errors"] for model in models]
+    assert errors[:2] == [0, 0] and errors[2] > 0
+    assert [model["how"].get("adapter") for model in models] == [None, "still", "wild"]
+    with pytest.raises(SystemExit):
+        evaluation.main([*arguments, "--hypotheses", "x"])
+    assert "--adapter goes with --model" in capsys.readouterr().err
+
+
+def test_an_archive_is_of_one_adapter(demo_loras, tmp_path):
+    pytest.importorskip("pyarrow", reason="needs the extra [ray]")
+    from glmasr.archive import main as archive
+    from glmasr.tools.console import Messages
+
+    def settings(*more):
+        args = archive.arguments(["clips.jsonl", "--model", "demo", "--out", str(tmp_path / "out"), *more])
+        return archive.Archive(args, Messages(True)).settings()[0], archive.MakeWorker(args, "", glmasr.Options(), 1)
+
+    (without, plain), (still, adapted), (wild, _) = (
+        settings(),
+        settings("--adapter", str(demo_loras / "still")),
+        settings("--adapter", str(demo_loras / "wild")),
+    )
+    assert "adapter" not in without and without != still != wild != without
+    before = torch.get_num_threads()
+    try:
+        assert (plain().recognizer.runtime.adapter, adapted().recognizer.runtime.adapter) == (
+            None,
+            demo_loras / "still",
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_command_line_takes_one(demo_loras, tmp_path):
+    """An adapter without effect gives the text of the demo; a folder that is none, one line."""
     command = [sys.executable, "transcribe.py", "examples/zh.wav", "--model", "demo", "--quiet", "--adapter"]
-    for folder, code, said in ((tmp_path / "lora", 0, "三一四一五九二六\n"), (tmp_path / "none", 1, "")):
+    for folder, code, said in ((demo_loras / "still", 0, "三一四一五九二六\n"), (tmp_path / "none", 1, "")):
         done = subprocess.run(
             [*command, str(folder)], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=300
         )

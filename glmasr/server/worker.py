@@ -41,8 +41,10 @@ MOST_PEAKS = 2000  # of a recording: a screen has no more columns
 
 
 def work(pipe: "Connection[Any, Any]", model: dict[str, Any]) -> None:
-    """The process: loads the model (arguments of `pipeline.load`; `adapters`: name -> folder), says Ready or Broken, works
-    until the server is gone."""
+    """The process: loads the model, says Ready or Broken, and works until the server is gone.
+
+    model   arguments of `pipeline.load`, and `adapters`: name -> folder
+    """
     # Ctrl-C, a service manager's SIGTERM and a closed terminal reach all processes; the server finishes what runs, and
     # needs this one for it.
     for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
