@@ -1,7 +1,10 @@
 """Archives, without Ray: sources, pieces, batches, rows, shards, the report. With it: tests/test_ray_archive.py."""
 
+import contextlib
+import gzip
 import io
 import json
+import os
 import socket
 import tarfile
 import tempfile
@@ -118,6 +121,84 @@ def test_a_tar_file(tmp_path, worker):
     )
 
 
+def test_patterns_of_folders_manifests_and_tar_files(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.wav").write_bytes(b"")
+    (tmp_path / "m.jsonl").write_text('{"path": "b.wav", "offset": null}')
+    pack(tmp_path / "t.tar", {"c.wav": b"1", "d.wav": b"2"})
+    found, errors = read(tmp_path / "[imt]*")
+    names = ["in/a.wav", "b.wav", "t.tar#c.wav", "t.tar#d.wav"]
+    assert [item.id for item in found] == [f"{tmp_path}/{name}" for name in names] and not errors
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").pipe("/patterns/t.tar", (tmp_path / "t.tar").read_bytes())
+    assert len(read("memory://patterns/*.tar")[0]) == 2
+    assert "there is no recording" in read("")[1][0]
+
+
+def test_what_a_storage_raises_is_told(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError  # as packages of storages have their own, without a word
+
+    monkeypatch.setattr(storage, "expanded", refuse)
+    assert read("s3://me:secret@bucket/") == ([], ["s3://***@bucket/: can't be read (RuntimeError)"])
+
+
+def pack(path, files):
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def test_damaged_tar_files_cost_what_is_damaged(tmp_path, worker):
+    sound = (ROOT / "examples" / "zh.wav").read_bytes()
+    pack(tmp_path / "a.tar", {"1.wav": sound, "1.json": b"{", "2.wav": sound, "2.json": b'{"language": "zh"}'})
+    found, errors = read(tmp_path / "a.tar")
+    assert [item.language for item in found] == ["", "zh"] and "a.tar#1.json: is no JSON" in errors[0]
+    content = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(content[: found[1].where[0] + 5000])
+    found, errors = read(tmp_path / "cut.tar")
+    assert len(found) == 2 and "cut.tar: is no plain tar file, or is damaged" in errors[-1]
+    whole, cut = worker([work.Piece(item) for item in found])
+    assert whole["status"] == "done" and cut["error"].endswith("ends within the recording)")
+    (tmp_path / "a.tar").write_bytes(b"x" * 5000)
+    (tmp_path / "b.tar").write_bytes(gzip.compress(content))
+    (tmp_path / "c.wav").write_bytes(b"")
+    found, errors = read(tmp_path)  # those beside them count
+    assert len(found) == 3 and len(errors) == 4
+
+
+def test_names_that_are_no_text(tmp_path, worker):
+    """Bytes of a file system that are no UTF-8, and halves of UTF-16 in JSON."""
+    pytest.importorskip("pyarrow")
+    (tmp_path / "m.jsonl").write_text('{"path": "gone\\ud800.wav", "id": "half \\ud800"}')
+    names = [tmp_path / "m.jsonl"]
+    with contextlib.suppress(OSError):  # systems that have no such names
+        (tmp_path / "bad\udcff.wav").write_bytes(b"RIFF")
+        names.append(tmp_path / "bad*.wav")
+    items, _ = read(*names)
+    found = shards.Shards(tmp_path / "out", {})
+    found.add(worker([work.Piece(item) for item in items]))
+    assert shards.unfinished(found.known, {item.id: rows.source(item) for item in items}, False) == ([], set())
+    found.close()
+
+
+def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path, worker):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("there are no named pipes")
+    os.mkfifo(tmp_path / "a.wav")
+    [row] = worker([work.Piece(item) for item in read(tmp_path)[0]])
+    assert "is a pipe; expected a file" in row["error"] and row["attempts"] == 1
+
+
+def test_paths_are_whole_for_workers_that_are_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.wav").write_bytes(b"")
+    [item] = read("a.wav")[0]
+    assert (item.id, item.path) == ("a.wav", str(tmp_path / "a.wav"))
+
+
 def test_a_changed_file_is_another_one(tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(b"1")
@@ -167,6 +248,12 @@ def test_pieces_of_long_recordings_and_batches_of_about_the_same_seconds():
     assert sorted(len(batch) for batch in grouped) == [1, 1, 1, 1, 1, 2, 4, 4] or sum(map(len, grouped)) == 15
     assert all(sum(piece.seconds for piece in batch) <= 60 or len(batch) == 1 for batch in grouped)
     assert [batch[0].seconds for batch in grouped] == sorted((batch[0].seconds for batch in grouped), reverse=True)
+
+
+def test_a_header_or_a_manifest_that_says_too_much(monkeypatch):
+    """A length of centuries doesn't make pieces without end."""
+    monkeypatch.setattr(work, "stated_duration", lambda path: 1e15)
+    assert len(work.pieces([Item("a", "/no"), Item("b", "/no", duration=1e15)], 1800.0)) == 48
 
 
 @pytest.fixture
@@ -328,6 +415,7 @@ def test_the_report():
     report.add(row("b", error="/b: is empty (0 bytes); expected sound"))
     report.add(row("c", error="/c: is empty (12 bytes); expected sound"))
     found = report.to_dict()
+    assert (found["recordings"], found["left"]) == (3, 0)
     assert (found["done"], found["failed"], found["times_as_fast_as_sound"], found["utilisation"]) == (1, 2, 3.0, 0.25)
     assert found["failures"] == [{"cause": "is empty (N bytes)", "count": 2, "example": "b"}]
     assert "| 2 | is empty (N bytes) | b |" in report.to_markdown() and cause("", "x") == "no reason was given"
@@ -369,6 +457,27 @@ def test_warnings_of_a_piece_say_from_where_they_count(worker, talk, monkeypatch
     assert found[0]["warnings"][-1] == "at 1 s: something"
     start = float(found[1]["warnings"][-1].removeprefix("(from ").split()[0])
     assert 50 < start < 80 and found[1]["warnings"][-1].endswith("s on) at 1 s: something")
+
+
+@pytest.mark.parametrize(
+    "nodes, workers, gpus, cpus, expected",
+    [
+        ([(2, 0)], None, 0, None, (1, 2)),
+        ([(1, 0), (1, 0)], None, 0, None, (2, 1)),
+        ([(4, 0)], 3, 0, None, (3, 1)),
+        ([(4, 0)], None, 0, 2, (2, 2)),
+        ([(16, 8), (16, 8)], None, 0.5, None, (32, 1)),
+        ([(64, 0), (2, 0)], None, 0, None, (2, 32)),
+    ],
+)
+def test_each_worker_fits_on_a_machine(nodes, workers, gpus, cpus, expected):
+    assert cluster.shared_out(nodes, workers, gpus, cpus) == expected
+
+
+@pytest.mark.parametrize("workers, gpus, cpus", [(3, 0, None), (1, 0, 3), (None, 0, 3), (None, 1, None), (2, 0, 2)])
+def test_workers_that_fit_on_no_machine(workers, gpus, cpus):
+    with pytest.raises(OptionError, match="there is no room for . with . cores .*the machines have 2 cores; fewer of"):
+        cluster.shared_out([(2, 0)], workers, gpus, cpus)
 
 
 @pytest.mark.parametrize("address", ["ray://", "somewhere", "ray://a:b", "a b:1", "127.0.0.1:"])

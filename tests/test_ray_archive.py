@@ -148,6 +148,32 @@ def workers(made):
     return [int(number) for number in subprocess.run(command, capture_output=True, text=True).stdout.split()]
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_writes_what_is_recognized(recordings, nodes, tmp_path, number, code):
+    out = tmp_path / "out"
+    child = start(recordings / "all.jsonl", "--out", out, "--address", nodes)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("rows-*")):  # TRAP: before, Ray may be in the middle of its start
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.2)
+    time.sleep(1)
+    child.send_signal(number)
+    ended, said = finished(child)
+    assert ended == code and said.rstrip().endswith("the same command goes on") and "***" not in said, said
+    report = json.loads((out / "report.json").read_text())
+    assert report["left"] == 600 - len(rows_of(out)) > 0
+
+
+def test_nobody_reads_the_report(tmp_path):
+    (tmp_path / "none.jsonl").touch()
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", CODE.format(most=0), str(tmp_path / "none.jsonl"), "--model", "demo"]
+    child = subprocess.run([*command, "--out", str(tmp_path / "out")], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert child.returncode == 1 and "Traceback" not in child.stderr and "BrokenPipe" not in child.stderr
+
+
 def test_two_nodes_make_the_same_rows(recordings, expected, nodes, tmp_path):
     code, said = finished(
         start(recordings / "all.jsonl", "--out", tmp_path / "out", "--address", nodes, "--workers", "2")

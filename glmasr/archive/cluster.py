@@ -61,22 +61,10 @@ class Cluster:
             ray.init(address=address, ignore_reinit_error=False, **how)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
             raise no_cluster(address, str(error)) from error
-        there = ray.cluster_resources()
-        self.gpus = float("GPU" in there) if gpus is None else gpus
-        if there.get("GPU", 0) < self.gpus:
-            raise ClusterError(f"{gpus:g} GPUs for a worker, and the cluster has {there.get('GPU', 0):g} in all")
-        cores = int(there.get("CPU", 1))
-        if self.gpus:
-            self.workers = workers or max(1, int(there["GPU"] / self.gpus))
-            self.cpus = cpus or max(1, cores // self.workers)
-        else:
-            self.workers = workers or max(1, cores // (cpus or cores))
-            self.cpus = cpus or max(1, cores // self.workers)
-        if self.workers * self.cpus > cores:
-            raise ClusterError(
-                f"{self.workers} workers of {self.cpus} cores, and the cluster has {cores}: fewer of --workers or "
-                "--cpus-per-worker"
-            )
+        there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [(int(node.get("CPU", 0)), node.get("GPU", 0.0)) for node in there]
+        self.gpus = float(any(has for _, has in nodes)) if gpus is None else gpus
+        self.workers, self.cpus = shared_out(nodes, workers, self.gpus, cpus)
 
     def rows(self, pieces: list[Piece], make: MakeWorker, seconds: float, retries: int, run: str) -> Iterator[Row]:
         """The row of each piece, as they come, once; in batches of about so many seconds."""
@@ -111,6 +99,32 @@ class Cluster:
     def close(self) -> None:
         """Ends Ray, or leaves the cluster."""
         self._ray.shutdown()
+
+
+def shared_out(nodes: list[tuple[int, float]], workers: int | None, gpus: float, cpus: int | None) -> tuple[int, int]:
+    """Cores and GPUs of each node, what was asked for -> workers, and cores of each. TRAP: a worker is on one node; for
+    one that fits on none, Ray waits for ever. Raises OptionError.
+
+    >>> shared_out([(2, 0), (2, 0)], None, 0, None), shared_out([(2, 0), (2, 0)], 1, 0, None)
+    ((2, 2), (1, 2))
+    >>> shared_out([(2, 0), (16, 4)], None, 1, None), shared_out([(0, 0), (8, 0)], 3, 0, None)
+    ((4, 4), (3, 2))
+    """
+
+    def room(cores: int) -> int:
+        return sum(min(cpus // cores, int(has / gpus)) if gpus else cpus // cores for cpus, has in nodes)
+
+    wanted = workers or max(1, sum(int(has / gpus) for _, has in nodes) if gpus else sum(has > 0 for has, _ in nodes))
+    most = max((has for has, _ in nodes), default=0)
+    cores = cpus or next((number for number in range(most, 1, -1) if room(number) >= wanted), 1)
+    chosen = workers or max(1, room(cores))
+    if room(cores) < chosen:
+        machines = ", ".join(f"{has} cores" + (f" and {of:g} GPUs" if of else "") for has, of in nodes[:8])
+        raise OptionError(
+            f"there is no room for {chosen} with {cores} cores" + (f" and {gpus:g} GPUs" if gpus else "") + " each: "
+            f"the machines have {machines}; fewer of --workers, --cpus-per-worker or --gpus-per-worker"
+        )
+    return chosen, cores
 
 
 def check_reachable(address: str) -> None:

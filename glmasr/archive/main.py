@@ -5,6 +5,8 @@ glmasr-archive recordings/ calls.jsonl 's3://bucket/2024/*.flac' --out archive -
 
 import argparse
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,7 +19,7 @@ from ..cli import INTERRUPTED, Parser, count, gpus, positive, seconds
 from ..errors import GlmAsrError, OptionError, printable
 from ..pipeline import load
 from ..tools import journal
-from ..tools.console import Messages
+from ..tools.console import Messages, writable
 from ..transcription import hotwords
 from ..transcription.options import Options
 from ..writers.output import write_whole
@@ -98,7 +100,9 @@ class MakeWorker:
     """What is sent to an actor, which makes a worker of it: names, no weights."""
 
     def __init__(self, args: argparse.Namespace, run: str, chosen: Options, cores: int):
-        self.model, self.adapter, self.device, self.dtype = args.model, args.adapter, args.device, args.dtype
+        self.model = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model  # see `sources.read`
+        self.adapter = args.adapter and args.adapter.absolute()
+        self.device, self.dtype = args.device, args.dtype
         self.run, self.language, self.options, self.cores = run, args.lang, chosen, cores
         self.retries, self.timeout = args.retries, args.timeout
 
@@ -144,7 +148,7 @@ class Archive:
             finally:
                 found.close()
         if not args.quiet:
-            print(self.report.to_markdown(), end="")
+            print(*map(writable, self.report.to_markdown().splitlines()), sep="\n", flush=True)
         return 1 if self.report.failed or self.report.unusable else 0
 
     def settings(self) -> tuple[dict[str, Any], Options]:
@@ -165,13 +169,14 @@ class Archive:
     def unusable(self, error: GlmAsrError) -> None:
         """A source, or a line of it."""
         self.messages.complain(printable(str(error)))
-        self.report.unusable.append(str(error))
+        self.report.unusable.append(rows.writable(str(error)))
 
     def recognize(self, items: list[Item], found: shards.Shards, identity: str, chosen: Options) -> None:
         """All of them, row by row."""
         args = self.args
         pieces = work.pieces(items, args.split_seconds)
         begun = cluster.Cluster(args.address, args.workers, args.gpus_per_worker, args.cpus_per_worker)
+        catch_ends()
         self.report.workers = begun.workers
         gpus_of_each = f", GPUs of each: {begun.gpus:g}" if begun.gpus else ""
         self.messages.say(f"workers: {begun.workers}, cores of each: {begun.cpus}{gpus_of_each}")
@@ -197,7 +202,8 @@ class Archive:
         """A row that is complete."""
         self.report.add(row)
         if row["status"] != rows.DONE:
-            self.messages.complain(printable(f"{row['id']}: {row['error']}"))
+            named = row["error"].startswith((row["id"], row["path"]))
+            self.messages.complain(printable(row["error"] if named else f"{row['id']}: {row['error']}"))
         self.since = self.since or time.monotonic()
         self.waiting.append(row)
         if len(self.waiting) >= SHARD_ROWS or time.monotonic() - self.since >= SHARD_SECONDS:
@@ -217,6 +223,19 @@ class Archive:
         write_whole(self.args.out / "report.md", self.report.to_markdown())
 
 
+def catch_ends() -> None:
+    """What ends a process or closes its terminal does what Ctrl-C does. TRAP: Ray has a handler of its own, which
+    prints where its C++ is."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # `nohup`
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command. -> exit code: 0, 1 for a recording or a source that failed, 2 for a wrong option."""
     args = arguments(argv)
@@ -225,6 +244,12 @@ def main(argv: list[str] | None = None) -> int:
     except GlmAsrError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted; what is recognized is written, and the same command goes on", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + error.args[0] if error.args else INTERRUPTED
+    except OSError as error:  # the report can't be printed
+        if not isinstance(error, BrokenPipeError):  # `| head` has just seen enough
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+        # TRAP: the interpreter flushes standard output once more when it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -53,6 +53,7 @@ class Report:
             "recordings": self.planned,
             "done": self.done,
             "failed": self.failed,
+            "left": self.planned - self.done - self.failed,
             "already_there": self.before,
             "unusable_sources": self.unusable,
             "with_flags": self.flagged,

@@ -44,7 +44,7 @@ def done(item: Item, run: str, transcript: Transcript, attempts: int, start: flo
         "language": transcript.language,
         "segments": [_moved(segment, start) for segment in found["segments"]],
         "flags": sorted({flag for segment in transcript.segments for flag in segment.flags}),
-        "warnings": list(transcript.warnings),
+        "warnings": list(map(writable, transcript.warnings)),
         "seconds": round(transcript.seconds, 3),
     }
 

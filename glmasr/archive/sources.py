@@ -18,15 +18,17 @@ import os
 import posixpath
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..audio_files.address import scheme
+from ..audio_files.address import scheme, shown
 from ..config import is_number
 from ..errors import GlmAsrError, OptionError
 from ..writers.output import EXTENSIONS
 from . import storage
 from .items import Item
+from .rows import writable
 
 MANIFESTS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
 NAMES = {  # of columns, as others call them
@@ -48,52 +50,74 @@ def read(sources: Iterable[str], fail: Callable[[SourceError], None]) -> list[It
     used. Raises OptionError where two different items have one id."""
     found: dict[str, Item] = {}
     for source in sources:
-        try:
-            for item in _read(source, fail):
-                before = found.setdefault(item.id, item)
-                if before != item:
-                    raise OptionError(
-                        f"{source}: the id {item.id!r} is that of two recordings, {before.path} and {item.path}; "
-                        "expected an id for each"
-                    )
-        except OptionError:
-            raise
-        except (OSError, ValueError, GlmAsrError) as error:
-            known = isinstance(error, GlmAsrError)
-            fail(SourceError(str(error) if known else f"{source}: can't be read ({error})"))
+        names: list[str] = []
+        with _telling(source, fail):
+            names += _expanded(source, fail)
+            if not names:
+                raise SourceError(f"{source}: there is no recording; expected a file, a folder with some, or a pattern")
+        for name in names:
+            with _telling(name, fail):
+                for read in _of_file(name, fail):
+                    # A worker of a cluster has another current folder.
+                    path = read.path if scheme(read.path) else os.path.join(os.getcwd(), read.path)
+                    item = replace(read, id=writable(read.id), path=path)
+                    before = found.setdefault(item.id, item)
+                    if before != item:
+                        raise OptionError(
+                            f"{name}: the id {item.id!r} is that of two recordings, {before.path} and {item.path}; "
+                            "expected an id for each"
+                        )
     return storage.with_versions(list(found.values()))
 
 
-def _read(source: str, fail: Callable[[SourceError], None]) -> Iterator[Item]:
+@contextmanager
+def _telling(source: str, fail: Callable[[SourceError], None]) -> Iterator[None]:
+    """Tells `fail` of what goes wrong with a source, so that the others count."""
+    try:
+        yield
+    except OptionError:
+        raise
+    except GlmAsrError as error:
+        fail(SourceError(str(error)))
+    except Exception as error:  # of fsspec's packages, each has its own
+        fail(SourceError(f"{shown(source)}: can't be read ({str(error) or type(error).__name__})"))
+
+
+def _of_file(source: str, fail: Callable[[SourceError], None]) -> Iterator[Item]:
     lower = source.lower()
     if lower.endswith(MANIFESTS):
         yield from _of_manifest(source, fail)
     elif lower.endswith(".tar"):
-        yield from _of_tar(source)
+        yield from _of_tar(source, fail)
     elif lower.endswith((".tar.gz", ".tgz", ".tar.zst")):
         raise SourceError(f"{source}: is compressed, so nothing in it can be read by itself; expected a plain .tar")
     else:
-        names = list(_expanded(source))
-        if not names:
-            raise SourceError(f"{source}: there is no recording; expected a file, a folder with some, or a pattern")
-        for name in names:
-            yield from _of_tar(name) if name.lower().endswith(".tar") else [Item(name, name)]
+        yield Item(source, source)
 
 
-def _expanded(source: str) -> Iterator[str]:
+def _expanded(source: str, fail: Callable[[SourceError], None]) -> Iterator[str]:
     """The files that a path, a folder or a pattern names."""
+
+    def refuse(error: OSError) -> None:
+        fail(SourceError(f"{error.filename}: the folder can't be read ({error.strerror}); check its permissions"))
+
     if scheme(source):
-        yield from storage.expanded(source, EXTENSIONS | {"tar"})
+        known = source.lower().endswith((*MANIFESTS, ".tar"))  # then nobody has to be asked what it is
+        plain = known and set("*?[").isdisjoint(source)
+        yield from [source] if plain else storage.expanded(source, EXTENSIONS | {"tar"})
     elif os.path.isdir(source):
-        for folder, folders, names in os.walk(source):
+        for folder, folders, names in os.walk(source, onerror=refuse):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
                 if not name.startswith(".") and name.rpartition(".")[2].lower() in EXTENSIONS | {"tar"}:
                     yield os.path.join(folder, name)
-    elif os.path.lexists(source) or set("*?[").isdisjoint(source):
+    elif source and (os.path.lexists(source) or set("*?[").isdisjoint(source)):
         yield source  # also what isn't there, which whoever reads it will say
+    elif "**" in source:  # which goes into folders itself
+        yield from sorted(name for name in glob.glob(source, recursive=True) if not os.path.isdir(name))
     else:
-        yield from sorted(name for name in glob.glob(source, recursive=True) if os.path.isfile(name))
+        for name in sorted(glob.glob(source)):
+            yield from _expanded(name, fail)
 
 
 # ---- manifests -------------------------------------------------------------------------------------------------------
@@ -183,7 +207,7 @@ def as_item(fields: Any, source: str) -> Item:
         raise ValueError(f"has the language {language!r:.60}; expected a code such as zh")
     name = known["id"]
     if name is None:
-        name = path if "offset" not in fields else f"{path}@{offset:g}" + (f"+{duration:g}" if duration else "")
+        name = path if known["offset"] is None else f"{path}@{offset:g}" + (f"+{duration:g}" if duration else "")
     if not isinstance(name, str | int) or name == "":
         raise ValueError(f"has the id {name!r:.60}; expected a text")
     return Item(str(name), path, language or "", offset or 0.0, duration)
@@ -204,23 +228,39 @@ def _seconds(value: Any, name: str, default: float | None) -> float | None:
 # ---- tar files -------------------------------------------------------------------------------------------------------
 
 
-def _of_tar(source: str) -> Iterator[Item]:
+def _of_tar(source: str, fail: Callable[[SourceError], None]) -> Iterator[Item]:
     """Recordings in a tar file; `a.json` beside `a.wav` may say its language."""
     languages: dict[str, str] = {}
-    found = []
-    with storage.opened(source) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            stem, _, extension = member.name.rpartition(".")
-            if not member.isfile() or posixpath.basename(member.name).startswith("."):
-                continue
-            if extension.lower() in EXTENSIONS:
-                found.append((stem, Item(f"{source}#{member.name}", source, where=(member.offset_data, member.size))))
-            elif extension.lower() == "json" and member.size <= LARGEST_SIDECAR:
-                content = tar.extractfile(member)
-                fields = json.loads(content.read()) if content else None
-                if isinstance(fields, dict) and isinstance(fields.get("language"), str):
-                    languages[stem] = fields["language"]
+    found: dict[str, Item] = {}  # of two members with one name the last one counts, as for tar
+    try:
+        with storage.opened(source) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                stem, _, extension = member.name.rpartition(".")
+                name = f"{source}#{member.name}"
+                if not member.isfile() or posixpath.basename(member.name).startswith("."):
+                    continue
+                if extension.lower() in EXTENSIONS and member.issparse():
+                    fail(SourceError(f"{name}: is packed without its zeros; expected a tar made without --sparse"))
+                elif extension.lower() in EXTENSIONS:
+                    found[member.name] = Item(name, source, where=(member.offset_data, member.size))
+                elif extension.lower() == "json" and member.size <= LARGEST_SIDECAR:
+                    content = tar.extractfile(member)
+                    try:
+                        fields = json.loads(content.read()) if content else None
+                    except (ValueError, RecursionError) as error:
+                        fail(
+                            SourceError(
+                                f'{name}: is no JSON ({error}); expected an object such as {{"language": "zh"}}'
+                            )
+                        )
+                        continue
+                    if isinstance(fields, dict) and isinstance(fields.get("language"), str):
+                        languages[stem] = fields["language"]
+    except tarfile.TarError as error:  # what comes before it counts
+        fail(SourceError(f"{source}: is no plain tar file, or is damaged ({error}); make it anew"))
+        if not found:
+            return
     if not found:
         raise SourceError(f"{source}: there is no recording in it")
-    for stem, item in found:
-        yield replace(item, language=languages.get(stem, ""))
+    for name, item in found.items():
+        yield replace(item, language=languages.get(name.rpartition(".")[0], ""))

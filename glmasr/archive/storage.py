@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import stat
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +95,19 @@ def _version(path: str) -> str:
     return " ".join(str(info[name]) for name in VERSIONS if info.get(name) is not None)
 
 
+def _is_pipe(path: str) -> bool:
+    """TRAP: to open one waits for whoever writes into it."""
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def needs_copy(item: Item) -> bool:
+    """Whether it can't be read where it is: at an address, or in a tar file."""
+    return bool(scheme(item.path) or item.where)
+
+
 class Copying:
     """A file that a thread copies into a folder, so that nobody waits for ever for a storage that is silent.
 
@@ -105,12 +119,14 @@ class Copying:
         self._moved = threading.Event()
         self._error: Exception | None = None
         self._done = False
-        if scheme(item.path) or item.where:
+        if needs_copy(item):
             name = item.id if item.where else item.path.split("?")[0]
             self.path = folder / ("recording" + posixpath.splitext(name)[1][:10])  # ffmpeg may look at the ending
             threading.Thread(target=self._copy, daemon=True).start()
         else:
             self._done = True
+            if _is_pipe(item.path):
+                self._error = StorageError("is a pipe; expected a file", again=False)
 
     def _copy(self) -> None:
         try:
@@ -123,6 +139,8 @@ class Copying:
                     target.write(block)
                     left = None if left is None else left - len(block)
                     self._moved.set()
+                if left:
+                    raise StorageError(f"{shown(self.name)}: ends within the recording", again=False)
         except Exception as error:  # of fsspec's packages, each has its own
             self._error = error
         self._done = True

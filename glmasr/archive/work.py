@@ -9,12 +9,14 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from ..audio import MAX_DURATION
 from ..audio_files.address import scheme
 from ..audio_files.sound_files import stated_duration
 from .items import Item
 
 AROUND = 15.0  # seconds on both sides of a planned border, in which a piece is cut
 UNKNOWN = 30.0  # seconds that a recording counts as whose length nobody knows
+MOST = MAX_DURATION  # seconds: a header or a manifest that says more is wrong, or the recording is refused
 AT_ONCE = 16  # files whose headers are read at a time
 
 
@@ -49,13 +51,13 @@ def pieces(items: Iterable[Item], most: float) -> list[Piece]:
 
 
 def _length(item: Item) -> float | None:
-    """As the manifest or the header says."""
+    """As the manifest or the header says, as far as it can be."""
     if item.duration is not None:
-        return item.duration
+        return min(item.duration, MOST)
     if scheme(item.path) or item.where:
         return None
     stated = stated_duration(item.path)
-    return None if stated is None else max(0.0, stated - item.offset)
+    return None if stated is None else min(max(0.0, stated - item.offset), MOST)
 
 
 def batches(some: Iterable[Piece], seconds: float) -> list[list[Piece]]:

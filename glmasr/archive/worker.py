@@ -4,6 +4,7 @@ Unusual: two batches are in a worker at a time, each in a thread of its own: whi
 next is fetched and decoded. So the model doesn't wait, and no samples travel between processes.
 """
 
+import contextlib
 import os
 import socket
 import tempfile
@@ -25,7 +26,7 @@ from ..transcription.options import Options
 from ..transcription.results import Transcript
 from . import rows
 from .rows import Row
-from .storage import Copying
+from .storage import Copying, needs_copy
 from .work import AROUND, Piece
 
 SHORT_BY = 0.5  # seconds that a recording may be shorter than its manifest says without a word
@@ -101,8 +102,11 @@ class Worker:
         for attempt in range(1, self.retries + 2):
             warnings: list[str] = []
             try:
-                with tempfile.TemporaryDirectory() as folder:
-                    path = Copying(piece.item, Path(folder), self.timeout).wait()
+                with contextlib.ExitStack() as stack:
+                    # Only what needs one has a folder: it stays where its worker is killed.
+                    copied = needs_copy(piece.item)
+                    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if copied else ".")
+                    path = Copying(piece.item, folder, self.timeout).wait()
                     try:
                         return *self._read(path, piece, warnings), warnings, attempt
                     except AudioError as error:  # of a copy, which has another name
@@ -122,13 +126,14 @@ class Worker:
         end = piece.end + AROUND if piece.end is not None else item.duration
         last = None if end is None else item.offset + end
         blocks = audio.blocks(path, max_duration=options.max_duration, track=options.track, warn=warnings.append)
-        samples = torch.zeros(0)
+        heard = [torch.zeros(0)]
         try:
             for _, parts in clipped(blocks, [(first, last)], _ignore):
-                samples = torch.cat([samples, *parts])
+                heard.extend(parts)
         except AudioError as error:
             if not (piece.start and "beyond its end" in str(error)):
                 raise
+        samples = torch.cat(heard)
         complete = last is None or len(samples) >= round(last * SAMPLE_RATE) - round(first * SAMPLE_RATE)
         if not complete and piece.end is None and item.duration is not None:
             lacking = last - first - len(samples) / SAMPLE_RATE if last is not None else 0.0
