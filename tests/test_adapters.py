@@ -415,7 +415,6 @@ def test_an_evaluation_has_a_column_for_each(demo_loras, tmp_path, capsys):
 
 
 def test_an_archive_is_of_one_adapter(demo_loras, tmp_path):
-    pytest.importorskip("pyarrow", reason="needs the extra [ray]")
     from glmasr.archive import main as archive
     from glmasr.tools.console import Messages
 
