@@ -392,6 +392,32 @@ def test_shards_are_whole_and_hold_each_row_once(tmp_path):
         shards.Shards(out, {"model": "n"})
 
 
+def test_shards_that_are_damaged_or_others(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    found = shards.Shards(tmp_path, {"model": "m"})
+    found.add([row(str(number)) for number in range(500)])
+    found.close()
+    path = tmp_path / "rows-00000.parquet"
+    whole = path.read_bytes()
+    (tmp_path / "rows-00000 (copy).parquet").write_bytes(whole)
+    (tmp_path / "rows-all.jsonl").write_bytes(b"")
+    (tmp_path / ".0123456789abcdef.part").write_bytes(b"")  # of a run that was killed
+    found = shards.Shards(tmp_path, {"model": "m"})
+    assert len(found.known) == 500 and not list(tmp_path.glob(".*.part"))
+    assert (tmp_path / "rows-all.jsonl").exists()
+    found.close()
+    start = parquet.ParquetFile(path).metadata.row_group(0).column(0).dictionary_page_offset
+    for damaged in (b"", whole[:1000], whole[: start + 30] + bytes(300) + whole[start + 330 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(OutputError, match="rows-00000.parquet: is damaged .*; remove it"):
+            shards.Shards(tmp_path, {"model": "m"})
+    path.unlink()
+    for text in ("[1]", "3", "{"):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(OutputError, match="run.json: is damaged"):
+            shards.Shards(tmp_path, {"model": "m"})
+
+
 def test_a_full_disk_leaves_nothing_torn(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     found = shards.Shards(tmp_path, {})

@@ -67,7 +67,7 @@ class Shards:
         self._hold()
         try:
             self._begin(run)
-            for path in sorted(folder.glob("rows-*.jsonl")):
+            for path in [*self.files("jsonl"), *folder.glob(f".{'[0-9a-f]' * 16}.part")]:
                 if not path.with_suffix(".parquet").exists():
                     path.unlink()
             for path in self.files():
@@ -100,8 +100,8 @@ class Shards:
             write_whole(path, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
             return
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
             raise OutputError(f"{path}: is damaged ({error}); name another --out") from None
         now = json.loads(json.dumps(run))
         if before != now:
@@ -111,9 +111,9 @@ class Shards:
                 "--out, or use the options of run.json there"
             )
 
-    def files(self) -> list[Path]:
-        """The shards, in order."""
-        return sorted(self.folder.glob("rows-*.parquet"))
+    def files(self, form: str = "parquet") -> list[Path]:
+        """The shards, in order, and nobody else's files."""
+        return sorted(path for path in self.folder.glob(f"rows-*.{form}") if path.stem[5:].isdecimal())
 
     def drop(self, ids: set[str]) -> None:
         """Rows that don't count any more, such as of a recording that has changed, leave their files."""
@@ -157,21 +157,24 @@ class Shards:
 
 def _columns(path: Path) -> Iterable[Row]:
     """What `Shards` needs to know. Raises OutputError."""
+    return _read(path, ["id", "source", "status"])
+
+
+def _read(path: Path, columns: list[str] | None = None) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     try:
-        found: list[Row] = parquet.read_table(path, columns=["id", "source", "status"]).to_pylist()
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise OutputError(f"{path}: is damaged ({error}); remove it, and its rows are made anew") from None
+        found: list[Row] = parquet.read_table(path, columns=columns).to_pylist()
+    except (pa.ArrowException, KeyError, OSError) as error:  # OSError: of what can't be unpacked
+        reason = str(error).partition("\n")[0]
+        raise OutputError(f"{path}: is damaged ({reason}); remove it, and its rows are made anew") from None
     return found
 
 
 def rows(path: Path) -> Iterator[Row]:
-    """The rows of a shard."""
-    import pyarrow.parquet as parquet
-
-    for row in parquet.read_table(path).to_pylist():
+    """The rows of a shard. Raises OutputError."""
+    for row in _read(path):
         for segment in row["segments"]:
             if segment["words"] is None:
                 del segment["words"]
