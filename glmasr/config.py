@@ -325,4 +325,10 @@ PRESETS: dict[str, GlmAsrConfig | EncoderDecoderConfig] = {
     "glm-asr-nano-2512": GlmAsrConfig(),
     "article": EncoderDecoderConfig(),
     "article-waveform": EncoderDecoderConfig(SinusoidalEncoderConfig(positions=3000, convolutions=CONVOLUTIONS)),
+    # Students of 277 M parameters each. That of GLM-ASR is narrower too, for its teacher's embedding alone has 121 M.
+    "glm-asr-student": GlmAsrConfig(
+        EncoderConfig(width=768, layers=12, heads=12, key_heads=12, hidden=3072),
+        DecoderConfig(width=1024, layers=10, heads=8, key_heads=2, hidden=3072, tied=True),
+    ),
+    "article-student": EncoderDecoderConfig(decoder=CrossDecoderConfig(layers=4)),
 }
