@@ -83,8 +83,10 @@ def checked(args) -> None:
             raise TrainingError(
                 f"{option}: the teacher's logits are of the clips as they are; expected none of {option}"
             )
-    if args.plan or args.lora:
-        raise TrainingError("--plan and --lora: expected train.py MODEL --plan, where MODEL may be a student's preset")
+    if args.plan:
+        raise TrainingError("--plan: expected train.py MODEL --plan, where MODEL may be a student's preset")
+    if args.lora:
+        raise TrainingError("--lora: a student is learned as a whole; expected none, or --freeze encoder")
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
