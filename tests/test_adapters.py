@@ -316,6 +316,32 @@ BROKEN = {
         "rank_pattern is 'x'",
     ),
     "B alone": (lambda folder: with_tensors(folder, lambda state: state.pop(first(state))), "is there without"),
+    "a scale": (lambda folder: change(folder, use_rslora="no"), "use_rslora is 'no'"),
+    "two names": (
+        lambda folder: with_tensors(
+            folder,
+            lambda state: state.update(
+                {
+                    name.replace("base_model.model.model.", "base_model.model."): state[name].clone()
+                    for name in (first(state), first(state, ".lora_B.weight"))
+                }
+            ),
+        ),
+        "changes a weight twice",
+    ),
+    "LoRA and whole": (
+        lambda folder: with_tensors(
+            folder,
+            lambda state: state.update(
+                {
+                    first(state).replace(".lora_A", ""): torch.zeros(
+                        state[first(state, "_B.weight")].shape[0], state[first(state)].shape[1]
+                    )
+                }
+            ),
+        ),
+        "changes a weight twice",
+    ),
     "nothing": (lambda folder: with_tensors(folder, lambda state: state.clear()), "no LoRA"),
     "other names": (
         lambda folder: with_tensors(folder, lambda state: rename(state, "layers.0", "layers.99")),

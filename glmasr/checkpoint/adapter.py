@@ -37,7 +37,7 @@ _IGNORED = set(
     """
     task_type auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules exclude_modules
     lora_dropout modules_to_save layers_to_transform layers_pattern megatron_core qalora_group_size eva_config
-    r lora_alpha rank_pattern alpha_pattern use_rslora
+    r lora_alpha rank_pattern alpha_pattern
     """.split()
 )
 # What these have to say. TRAP: some ways to begin, such as "pissa", change the weights of the base, too, and the
@@ -45,6 +45,7 @@ _IGNORED = set(
 _REQUIRED: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
+    "use_rslora": (False, True, None),
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
 _MOST_PATTERNS, _LONGEST_PATTERN, _MATCHING = 2000, 500, 0.1  # the last one in seconds, for one name
@@ -89,6 +90,9 @@ class Adapter:
         self.changes: dict[str, LowRank] = {}  # by our name of the weight
         self._whole: dict[str, str] = {}  # of `modules_to_save`: our name -> theirs
         places = {theirs: self._place(theirs, header[theirs], base) for theirs in header}
+        parts = {(ours, theirs.partition(".lora_")[2]) for theirs, ours in places.items()}  # "A.weight", or "" for all
+        if len(parts) < len(places) or any((ours, "") in parts for ours, part in parts if part):
+            raise CheckpointError(f"{path}: it changes a weight twice, by several names; {EXPECTED}")
         for theirs, ours in places.items():
             if ".lora_" not in theirs:
                 self._whole[ours] = theirs
@@ -300,7 +304,7 @@ def save(
     state: dict[str, Tensor] = {}
     for ours, change in changes.items():
         for letter, tensor in (("A", change.a), ("B", change.b)):
-            state[f"{PREFIX}{names[ours]}.lora_{letter}.weight"] = tensor.detach().cpu().contiguous()
+            state[f"{PREFIX}{names[ours]}.lora_{letter}.weight"] = tensor.detach().cpu().clone().contiguous()
         if change.rank != rank:
             ranks[names[ours]] = change.rank
         if change.alpha != alpha:
