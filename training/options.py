@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from lora import Settings
 from manifest import TrainingError
 
 RECIPES = {
@@ -54,6 +55,7 @@ RECIPES = {
         "eval_count": 60,
     },
 }
+LORA_RATE = 1e-4  # an adapter begins at nothing and has further to go
 
 
 def share(text: str) -> float:
@@ -96,6 +98,14 @@ def above_zero(text: str) -> float:
     return value
 
 
+def dropout(text: str) -> float:
+    """An argument from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text}, expected a number from 0 to below 1")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """All options; those of a recipe are None where they aren't given."""
     found = argparse.ArgumentParser(
@@ -116,7 +126,10 @@ def parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--language", default="", help='of recordings whose line says none, such as "zh"')
     data.add_argument(
-        "--out", type=Path, metavar="RUN", help="gets model/, a complete checkpoint, and what is needed to go on"
+        "--out",
+        type=Path,
+        metavar="RUN",
+        help="gets model/, a complete checkpoint (or adapter/, with --lora), and what is needed to go on",
     )
     data.add_argument(
         "--twice", default=[], nargs="+", metavar="SPEAKER", help="use recordings of these speakers twice as often"
@@ -132,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
     steps.add_argument("--steps", type=positive, help="default 300; 8000")
     steps.add_argument("--batch-seconds", type=above_zero, help="recording and padding in a batch (default 240, 80)")
     steps.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches of a step (default 1)")
-    steps.add_argument("--rate", type=above_zero, help="peak learning rate (default 1e-5, 1.5e-3)")
+    steps.add_argument("--rate", type=above_zero, help="peak learning rate (default 1e-5, 1.5e-3; with --lora 1e-4)")
     steps.add_argument(
         "--warmup", type=count, metavar="STEPS", help="over which the rate rises (default a tenth of all, 300)"
     )
@@ -145,8 +158,20 @@ def parser() -> argparse.ArgumentParser:
         "--freeze", default=[], nargs="+", metavar="PART", help="encoder, frontend, projector, decoder or embedding"
     )
     steps.add_argument(
-        "--lora", type=positive, default=0, metavar="RANK", help="with --plan: of adapters in the decoder"
+        "--lora",
+        type=positive,
+        default=0,
+        metavar="RANK",
+        help="learn an adapter of this rank (LoRA), and nothing else",
     )
+    steps.add_argument(
+        "--lora-targets",
+        nargs="+",
+        metavar="NAME",
+        help="linears that it adapts, by Transformers' names, or encoder, projector, decoder, all (default q_proj,v_proj)",
+    )
+    steps.add_argument("--lora-alpha", type=above_zero, metavar="ALPHA", help="default twice the rank")
+    steps.add_argument("--lora-dropout", type=dropout, metavar="SHARE", help="of what the adapter reads (default 0)")
     steps.add_argument("--checkpoint", action="store_true", help="compute activations again instead of keeping them")
     steps.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="of products; learned weights are float32"
@@ -219,6 +244,8 @@ def completed(args: argparse.Namespace, has_weights: bool) -> argparse.Namespace
         args.short = 1.0 if args.pad_to == "speech" else 0.0
     if args.recipe is None:
         args.recipe = "published" if has_weights else "scratch"
+    if args.lora and args.rate is None:
+        args.rate = LORA_RATE
     for name, value in RECIPES[args.recipe].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -227,11 +254,27 @@ def completed(args: argparse.Namespace, has_weights: bool) -> argparse.Namespace
     args.eval_every = tenth if args.eval_every is None else args.eval_every
     if not args.eval:
         args.keep = "last"
-    if args.lora and not args.plan:
-        raise TrainingError("--lora can be planned for only, as yet; expected --plan beside it, or --freeze encoder")
+    if args.lora:
+        check_lora(args, has_weights)
+    elif args.lora_targets or args.lora_alpha is not None or args.lora_dropout is not None:
+        raise TrainingError("--lora-targets, --lora-alpha, --lora-dropout: say how --lora RANK adapts; expected it too")
     if args.checkpoint and args.guide:
         raise TrainingError("--checkpoint computes layers twice, which --guide can't look at; leave one of them out")
     return args
+
+
+def check_lora(args: argparse.Namespace, has_weights: bool) -> None:
+    """Raises TrainingError for what an adapter can't be learned with."""
+    if not has_weights:
+        raise TrainingError(
+            "--lora adapts a model that has weights, not random ones; expected another MODEL, or no --lora"
+        )
+    if args.guide:
+        raise TrainingError("--guide looks at weights without their adapter; leave it out, or --lora")
+    if args.save_dtype:
+        raise TrainingError(
+            "--save-dtype is of whole models, and an adapter is saved in float32; leave it out, or --lora"
+        )
 
 
 def described(args: argparse.Namespace) -> str:
@@ -239,6 +282,7 @@ def described(args: argparse.Namespace) -> str:
     padded = {0.0: "the whole window", 1.0: "the longest clip of a batch, and a second"}
     on = {
         f"padding to {padded.get(args.short, f'the longest clip in {args.short:.0%} of the steps')}": True,
+        f"{Settings.of(args)}, rate {args.rate:g}": args.lora,
         f"frozen: {', '.join(args.freeze)}": args.freeze,
         f"previous text for {args.previous:.0%}": args.previous,
         f"CTC loss x {args.ctc:g}": args.ctc,

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import lora
 import start
 import torch
 import torch.nn.functional as F
-from manifest import TrainingError
 from options import completed
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -69,7 +69,8 @@ def of(
     count = windows(config, args, clips)
     with FakeTensorMode(), torch.random.fork_rng(devices=[]):
         model = weights.build(config).train()
-        learned = _adapted(model, args.lora) if args.lora else start.choose(model, args.freeze)
+        settings = lora.Settings.of(args)
+        learned = _adapted(model, settings, args.freeze) if settings else start.choose(model, args.freeze)
         if args.dtype == "bfloat16":
             start.compact(model, dtype)
         before = config.decoder.positions // 2 * bool(args.previous)
@@ -197,7 +198,7 @@ def _forward(model: start.AnyModel, count: int, text: int, tokens: int) -> Tenso
 
 
 class _Adapted(nn.Module):
-    """A linear, frozen, and beside it two narrow ones that are learned (LoRA; Hu et al., 2021)."""
+    """In place of peft's module, which fake tensors can't be put into: it keeps the same."""
 
     def __init__(self, linear: nn.Linear, rank: int):
         super().__init__()
@@ -209,17 +210,12 @@ class _Adapted(nn.Module):
         return self.linear(x) + self.up(self.down(x))
 
 
-def _adapted(model: start.AnyModel, rank: int) -> list[nn.Parameter]:
-    """Everything is frozen but adapters at the linears of the decoder's blocks; returns those."""
+def _adapted(model: start.AnyModel, settings: lora.Settings, frozen: list[str]) -> list[nn.Parameter]:
+    """As `lora.add`."""
     model.requires_grad_(False)
     found: list[nn.Parameter] = []
-    for block in model.decoder.blocks:
-        for parent in [module for module in block.modules() if not isinstance(module, nn.Linear)]:
-            for name, linear in list(parent.named_children()):
-                if isinstance(linear, nn.Linear):
-                    adapted = _Adapted(linear, rank)
-                    setattr(parent, name, adapted)
-                    found += [adapted.down.weight, adapted.up.weight]
-    if not found:
-        raise TrainingError("--lora: the model has no linears to adapt")
+    for name in lora.chosen(model, settings, start.beginnings(model, frozen)):
+        adapted = _Adapted(model.get_submodule(name), settings.rank)
+        model.set_submodule(name, adapted)
+        found += [adapted.down.weight, adapted.up.weight]
     return found

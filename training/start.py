@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import lora
 import torch
 from manifest import TrainingError
 from safetensors import SafetensorError
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from glmasr import audio, weights
-from glmasr.checkpoint import ctranslate2
+from glmasr.checkpoint import adapter, ctranslate2, hub
 from glmasr.checkpoint.config_json import read_config
 from glmasr.conv_frontend import WaveformFrontend
+from glmasr.errors import OutputError
 from glmasr.model import EncoderDecoder, GlmAsr
 
 PARTS = {  # of a model, for --freeze -> how the names of its parameters begin
@@ -57,10 +59,16 @@ def own_dtype(directory: Path) -> torch.dtype:
     return torch.bfloat16 if types == {"BF16"} else torch.float32
 
 
-def load(directory: Path, device: torch.device) -> AnyModel:
-    """The model of a directory in float32, in memory of its own: what is mapped may be the file to be written. A
-    `model.bin` of CTranslate2, also of int8, becomes the floats that it stands for."""
-    model = weights.load(directory, device=device)
+def called(model: str) -> str:
+    """What others call a model that was given as MODEL: a directory as it is, one of the hub as "owner/name"."""
+    found = hub.local(model)
+    return model if isinstance(found, Path) else found.repository
+
+
+def load(directory: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> AnyModel:
+    """The model of a directory, in memory of its own: what is mapped may be the file to be written. A `model.bin` of
+    CTranslate2, also of int8, becomes the floats that it stands for."""
+    model = weights.load(directory, device=device, dtype=dtype)
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model
@@ -101,38 +109,47 @@ def begin_as_waves(weight: Tensor) -> None:
 
 
 def save(model: AnyModel, out: Path, beside: Path, dtype: torch.dtype) -> None:
-    """A complete checkpoint in `out`, with the tokenizer of `beside`, for this package and for Transformers: the old one
-    is there until the new one is whole. Raises TrainingError."""
-    part, old = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.old")
-    try:
-        for folder in (part, old):
-            shutil.rmtree(folder, ignore_errors=True)
+    """A complete checkpoint in `out`, with the tokenizer of `beside`, for this package and for Transformers. Raises
+    TrainingError."""
+    with _replaced(out) as part:
         weights.save(model, part, dtype)
         for name in BESIDE:
             if (beside / name).is_file():
                 shutil.copyfile(beside / name, part / name)
+
+
+def save_adapter(model: AnyModel, out: Path, base: str, dropout: float) -> None:
+    """The model's adapter in `out`, in PEFT's format, which `glmasr.load(base, adapter=out)` and peft on Transformers'
+    model read. Raises TrainingError."""
+    with _replaced(out) as part:
+        adapter.save(part, lora.changes(model), model.config, base=base, dropout=dropout)
+
+
+@contextmanager
+def _replaced(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when it is whole: until then the old one is there. Raises TrainingError."""
+    part, old = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.old")
+    try:
+        for folder in (part, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        yield part
         if out.exists():
             out.rename(old)
         part.rename(out)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, OutputError) as error:
         raise TrainingError(f"{out}: can't be written ({error}); expected a folder with enough room") from None
 
 
 # -- what is learned ---------------------------------------------------------------------------------------------------
 
 
-def choose(model: AnyModel, frozen: Sequence[str] = ()) -> list[nn.Parameter]:
-    """Marks the parameters that are learned, and returns them: all but those of `frozen` PARTS, and sinusoids. The one
-    place that decides it; an adapter would put its own in their place here. Raises TrainingError."""
-    for part in frozen:
-        names = PARTS.get(part, ())
-        if not any(name.startswith(names) for name, _ in model.named_parameters()):
-            known = [
-                name for name, start in PARTS.items() if any(n.startswith(start) for n, _ in model.named_parameters())
-            ]
-            raise TrainingError(f"--freeze {part}: this model has {', '.join(known)}")
-    starts = tuple(start for part in frozen for start in PARTS[part])
+def choose(model: AnyModel, frozen: Sequence[str] = (), adapters: lora.Settings | None = None) -> list[nn.Parameter]:
+    """Marks the parameters that are learned, and returns them: all but those of `frozen` PARTS, and sinusoids. With
+    `adapters` these are put in, outside of those parts, and only they are learned. Raises TrainingError."""
+    starts = beginnings(model, frozen)
+    if adapters:
+        return lora.add(model, adapters, starts)
     if isinstance(model, EncoderDecoder):
         starts += ("encoder.positions",)
     for name, parameter in model.named_parameters():
@@ -141,6 +158,16 @@ def choose(model: AnyModel, frozen: Sequence[str] = ()) -> list[nn.Parameter]:
     if not learned:
         raise TrainingError(f"--freeze {' '.join(frozen)} leaves nothing to learn; leave a part out")
     return learned
+
+
+def beginnings(model: AnyModel, parts: Sequence[str]) -> tuple[str, ...]:
+    """How the names of the parameters in some PARTS begin. Raises TrainingError for those that the model hasn't."""
+    names = [name for name, _ in model.named_parameters()]
+    known = [part for part, starts in PARTS.items() if any(name.startswith(starts) for name in names)]
+    for part in parts:
+        if part not in known:
+            raise TrainingError(f"--freeze {part}: this model has {', '.join(known)}")
+    return tuple(start for part in parts for start in PARTS[part])
 
 
 def compact(model: AnyModel, dtype: torch.dtype) -> None:

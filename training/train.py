@@ -3,15 +3,15 @@
     python training/train.py MODEL --train train.jsonl --eval eval.jsonl --out RUN
 
 MODEL is a checkpoint directory, or a name that the package knows; where it holds weights, they are the start
-(fine-tuning) unless --from-scratch is given. RUN gets `model/` (a complete checkpoint, of the best evaluation) and
-`state.safetensors` (to go on from: the same command again resumes).
+(fine-tuning) unless --from-scratch is given. RUN gets `model/` (a complete checkpoint, of the best evaluation), or with
+--lora `adapter/`, and `state.safetensors` (to go on from: the same command again resumes).
 
 The order of things, and where they are:
 
     options         what is asked for, and the two recipes of defaults
     manifest        what to train on; all faults are told before anything else happens
     long_clips      clips longer than a window, cut; `anchors` finds out where
-    start           the model, and which of its parameters are learned
+    start           the model, and which of its parameters are learned; `lora` puts adapters into it
     plan            the memory that it will take
     scores          how good the unchanged model is; whether that can be right
     batches         rows -> batches, by `families`, which knows what each model reads and learns
@@ -38,6 +38,7 @@ from auxiliary import Labels
 from batches import Family, Stream
 from families import family_of
 from long_clips import fitted
+from lora import Settings
 from manifest import Row, TrainingError, raise_faults, read_manifests
 from options import completed, described, parser
 from steps import Steps
@@ -55,17 +56,23 @@ class Run:
     def __init__(self, args, directory: Path, processes: parallel.Processes, device: torch.device):
         self.args, self.directory, self.processes = args, directory, processes
         self.own_dtype = start.own_dtype(directory)
-        self.dtype = getattr(torch, args.save_dtype) if args.save_dtype else self.own_dtype
+        self.adapters = Settings.of(args)
+        self.dtype = torch.float32 if self.adapters else self.own_dtype  # of what is saved
+        if args.save_dtype:
+            self.dtype = getattr(torch, args.save_dtype)
         self.has_weights = start.has_weights(directory) and not args.from_scratch
         self.tokenizer = read_tokenizer(directory)
-        model = start.load(directory, device) if self.has_weights else start.fresh(directory, device)
+        # Of a model with adapters no weight is learned: it needs no float32 in between.
+        small = self.adapters and args.dtype == "bfloat16"
+        dtype = self.own_dtype if small else torch.float32
+        model = start.load(directory, device, dtype) if self.has_weights else start.fresh(directory, device)
         self.model = model.train()
         self.recognizer = Recognizer(self.model, self.tokenizer)
         self.recognizer.family.check_tokenizer()
         self.family: Family = family_of(model, self.tokenizer, args.times, args.smoothing)
         self.say(f"{described(args)}; {self.family.described}")
         self.rows, self.judges = processes.shared(self.read() if processes.first else None)
-        self.learned = start.choose(model, args.freeze)
+        self.learned = start.choose(model, args.freeze, self.adapters)
         processes.copy(model.parameters())
         if args.dtype == "bfloat16" and self.has_weights:
             start.compact(model, self.own_dtype)
@@ -183,17 +190,32 @@ class Run:
             score = self.judge(f"step {step}", self.train_loss()[0])
             if self.args.keep == "last" or score.better(self.best):
                 self.best, self.best_step, self.since = score, step, 0
-                if self.processes.first:
-                    start.save(self.model, self.args.out / "model", self.directory, self.dtype)
+                self.save()
             else:
                 self.since += 1
         if self.processes.first:
-            notes = {"best_step": str(self.best_step), "since": str(self.since)}
+            notes = {"best_step": str(self.best_step), "since": str(self.since), "adapters": str(self.adapters or "")}
             steps.save(self.args.out / STATE, step, notes | {"best": self.best.text, "unchanged": self.unchanged.text})
         return not (self.args.patience and self.since >= self.args.patience)
 
+    def save(self) -> None:
+        """What is kept: the model, or the adapter that was learned for it."""
+        out, args = self.args.out, self.args
+        if not self.processes.first:
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        if self.adapters:
+            start.save_adapter(self.model, out / "adapter", start.called(args.model), self.adapters.dropout)
+        else:
+            start.save(self.model, out / "model", self.directory, self.dtype)
+
     def resume(self, notes: dict[str, str]) -> None:
         """What the last session knew. Raises TrainingError."""
+        if (before := notes.get("adapters", "")) != str(self.adapters or ""):
+            raise TrainingError(
+                f"{self.args.out / STATE}: is of a run with {before}, not {self.adapters}; expected the same options, or "
+                "another --out"
+            )
         try:
             self.best_step, self.since = int(notes["best_step"]), int(notes["since"])
             self.best, self.unchanged = scores.Score.of(notes["best"]), scores.Score.of(notes["unchanged"])
@@ -234,9 +256,8 @@ class Run:
             self.resume(notes)
         else:
             self.unchanged = self.best = self.before(steps)
-            if args.keep == "best" and self.processes.first:
-                args.out.mkdir(parents=True, exist_ok=True)
-                start.save(model, args.out / "model", self.directory, self.dtype)
+            if args.keep == "best":
+                self.save()
         args.out.mkdir(parents=True, exist_ok=True)
         stream = Stream(self.rows, self.family, args, first, self.processes.rank, self.processes.count)
         batches = iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4))
