@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from helpers.checkpoints import make_checkpoint
+from helpers.logits import NEAR, logits, their_logits, transformers_model
 from helpers.training import FOLDER, tiny_whisper, tones, write_manifest
 from safetensors.torch import load_file
-from test_adapters import NEAR, logits, their_logits, transformers_model
 
 from glmasr import weights
 from glmasr.checkpoint.adapter import CONFIG, WEIGHTS
