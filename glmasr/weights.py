@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .checkpoint import ctranslate2, ctranslate2_whisper
+from .checkpoint.adapter import CONFIG as ADAPTER
 from .checkpoint.adapter import Adapter
 from .checkpoint.config_json import read_config, to_published
 from .checkpoint.ctranslate2 import SCALE, Entry
@@ -215,6 +216,8 @@ def examine(directory: str | Path, floats: bool = False) -> Contents:
         config: GlmAsrConfig | EncoderDecoderConfig = ctranslate2_whisper.read_config(directory, header, *tokenizer)
         headers = {header.path: ctranslate2_whisper.tensors(header, floats)}
     else:
+        if (directory / ADAPTER).is_file() and not (directory / "config.json").is_file():
+            raise CheckpointError(f"{directory}: that is an adapter; give it as --adapter, and its base as --model")
         config = read_config(directory)
         headers = {path: read_header(path) for path in weight_files(directory)}
     where = {name: path for path, header in headers.items() for name in header}

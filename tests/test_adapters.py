@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 from helpers import ROOT
 from helpers.checkpoints import make_checkpoint, make_encoder_decoder
+from helpers.logits import NEAR, logits, their_logits, transformers_model
 from safetensors.torch import load_file, save_file
 
 import glmasr
@@ -28,7 +28,6 @@ from glmasr.kernels import prepare
 from glmasr.tools import journal, merge
 from glmasr.tools.quantize import quantize_directory
 
-NEAR = 1e-4  # of logits
 MAKE = {"GLM-ASR": make_checkpoint, "encoder-decoder": make_encoder_decoder}
 
 
@@ -62,42 +61,6 @@ def lora(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lora")
     adapters.save(folder, changes(model), model.config, base="a-model", dropout=0.1)
     return folder
-
-
-def logits(model, samples=12_000, count=6):
-    """(count, V) of a model of the package, which is told the tokens; and the tokens, and the mel."""
-    sound = torch.from_numpy(np.random.default_rng(1).standard_normal(samples).astype(np.float32) * 0.1)
-    window = model.config.window
-    mel = glmasr.audio.log_mel(glmasr.audio.windows(sound, window), model.config.encoder.bands)
-    if isinstance(model.config, EncoderDecoderConfig):
-        rows = model.encode(mel)
-        prompt = [model.config.start, *range(40, 40 + count)]
-    else:
-        rows = model.encode(mel, [samples])
-        placeholders = [model.config.audio_token] * len(rows[0])
-        prompt = [70, *placeholders, *range(40, 40 + count)]
-    found = []
-    for end in range(len(prompt) - count, len(prompt)):
-        cache = model.new_cache(1, 64)
-        found.append(model.prefill(rows, [prompt[:end]], cache)[0])
-    return torch.stack(found), prompt, mel
-
-
-def their_logits(theirs, prompt, mel, count=6):
-    """The same of Transformers' model."""
-    if hasattr(theirs.config, "encoder_layers"):
-        found = theirs(input_features=mel, decoder_input_ids=torch.tensor([prompt])).logits
-    else:
-        mask = torch.zeros(mel.shape[0], mel.shape[2], dtype=torch.long)
-        mask[:, : 12_000 // 160] = 1
-        found = theirs(input_ids=torch.tensor([prompt]), input_features=mel, input_features_mask=mask).logits
-    return found[0, -count - 1 : -1]
-
-
-def transformers_model(folder):
-    transformers = pytest.importorskip("transformers")
-    kind = json.loads((folder / "config.json").read_text())["architectures"][0]
-    return getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32).eval()
 
 
 # ---- the same as peft ---------------------------------------------------------------------------------------------------
@@ -389,6 +352,11 @@ def test_an_adapter_of_the_other_family_is_refused(lora, base, tmp_path):
     other = (make_checkpoint if kind else make_encoder_decoder)(tmp_path / "other")
     with pytest.raises(CheckpointError, match="give that one as --model, or another adapter"):
         glmasr.load(other, adapter=lora)
+
+
+def test_an_adapter_is_no_model(lora):
+    with pytest.raises(CheckpointError, match="that is an adapter; give it as --adapter, and its base as --model"):
+        glmasr.load(lora)
 
 
 def test_int8_weights_take_none(base, lora, tmp_path):
