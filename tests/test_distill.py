@@ -267,6 +267,9 @@ def test_two_steps_bring_a_student_nearer_to_its_teacher(distill, tmp_path, name
     assert re.search(
         r"student: [\d.]+ M parameters, .*; encoder layers 0, 1, 2, 3, 4, 5 of 6; decoder layers 0 of 2", said
     )
+    assert said.startswith(
+        "loss: cross-entropy of the teacher's text + 1 x KL divergence from its logits at temperature 1;"
+    )
     assert "LEFT OUT: 1 of 4 clips, the teacher's text disagrees" in said and "train.jsonl, line 1 (" in said
     assert re.search(r"the teacher's logits: \d+ positions of 386 bytes", said)
     divergence = [float(value) for value in re.findall(r"KL divergence from the teacher ([\d.]+)", said)]

@@ -171,6 +171,10 @@ def prepared(args, directory: Path, device: torch.device) -> tuple[list[Row], Lo
     out = args.out / STUDENT
     if out.exists() and read_config(out) != config:
         raise TrainingError(f"{out}: is another student than --student {args.student}; expected another --out")
+    say(
+        f"loss: cross-entropy of the teacher's text + {args.kl:g} x KL divergence from its logits at temperature "
+        f"{args.temperature:g}; recordings are never changed"
+    )
     rows = teacher.rows(args, say)
     args.out.mkdir(parents=True, exist_ok=True)
     answers = teacher.answers(rows, args.out / TEXTS, args.beams)
