@@ -70,6 +70,13 @@ def saved(train) -> dict[str, torch.Tensor]:
     return load_file(train.out / "adapter" / WEIGHTS)
 
 
+def batch_of(run):
+    """All of its clips."""
+    read, exact = __import__("batches").read_clip, __import__("families").EXACT
+    clips = [read(row, 0.0, 0.0, np.random.default_rng(0)) for row in run.rows]
+    return run.family.collate(clips, exact, np.random.default_rng(0))
+
+
 # ---- the same everywhere ------------------------------------------------------------------------------------------------
 
 
@@ -197,12 +204,16 @@ def test_without_peft_the_extra_is_named(train, monkeypatch):
 # ---- the run ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("fast", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_base_stays_in_bfloat16(task, train, family):
-    """With all that saves memory; the adapter is float32."""
-    train(f"{family} bfloat16", "--dtype", "bfloat16", "--checkpoint", "--accumulate", 2)
-    kinds = {".lora_" in name: parameter.dtype for name, parameter in train.run.model.named_parameters()}
-    assert kinds == {False: torch.bfloat16, True: torch.float32}
+def test_the_base_stays_in_bfloat16(task, train, monkeypatch, family, fast):
+    """With all that saves memory; the adapter is float32, and so are products where the device is faster at them."""
+    monkeypatch.setattr("glmasr.kernels.devices.fast_dtype", lambda device: fast)
+    said = train(f"{family} bfloat16", "--dtype", "bfloat16", "--checkpoint", "--accumulate", 2)
+    assert ("products in float32, for this CPU" in said) == (fast == torch.float32)
+    for name, parameter in train.run.model.named_parameters():
+        half = ".lora_" not in name and ("norm" not in name or fast == torch.bfloat16)
+        assert parameter.dtype == (torch.bfloat16 if half else torch.float32) or "blocks" not in name, name
     tensors = saved(train)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     assert all(tensor.any() and (tensor != tensor.bfloat16()).any() for tensor in tensors.values())
@@ -239,9 +250,7 @@ def test_two_processes_are_one_with_twice_the_batches(task, train, tmp_path):
 def test_the_plan_is_what_is_kept(train, options):
     """Though it counts with modules that aren't peft's: within a tenth, and exact for weights and optimizer."""
     train("whisper", "--batch-seconds", 16, *options)
-    run, plan, families, batches = train.run, *map(__import__, ("plan", "families", "batches"))
-    clips = [batches.read_clip(row, 0.0, 0.0, np.random.default_rng(0)) for row in run.rows]
-    batch = run.family.collate(clips, families.EXACT, np.random.default_rng(0))
+    run, plan, batch = train.run, __import__("plan"), batch_of(train.run)
     steps, counted = run.steps(None), plan._Kept(run.model.train())
     with counted.counting():
         steps.losses(batch)
@@ -250,3 +259,24 @@ def test_the_plan_is_what_is_kept(train, options):
     held = sum(p.numel() * 4 for p in run.model.parameters())
     assert (found.weights, found.gradients, found.optimizer) == (held, 4 * learned, 8 * learned)
     assert 0.9 < found.activations / counted.bytes < 1.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_small_weights_have_the_same_gradients(train, monkeypatch, family):
+    """Frozen weights that are widened for each product, against the same model in float32."""
+    monkeypatch.setattr("glmasr.kernels.devices.fast_dtype", lambda device: torch.float32)
+    runs, found = [], []
+    for number, dtype in enumerate(("float32", "bfloat16")):
+        train.out = train.out.with_name(str(number))
+        train(f"{family} bfloat16", "--dtype", dtype, "--lora-targets", "all", "--steps", 1)
+        runs.append(train.run)
+    for run in runs:
+        with torch.no_grad():
+            for ours, first in zip(run.learned, runs[0].learned, strict=True):
+                ours.copy_(first)
+        loss = run.steps(None).losses(batch_of(run))[0]
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad for parameter in run.learned)])
+    for ours, first in zip(*found, strict=True):
+        torch.testing.assert_close(ours, first, atol=1e-4, rtol=1e-4)
+    assert min(gradient.abs().max() for gradient in found[0]) > 1e-3

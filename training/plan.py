@@ -62,20 +62,26 @@ def windows(config: GlmAsrConfig | EncoderDecoderConfig, args, clips: int) -> in
 
 
 def of(
-    config: GlmAsrConfig | EncoderDecoderConfig, args, dtype: torch.dtype, text: int = TEXT, clips: int = MANY
+    config: GlmAsrConfig | EncoderDecoderConfig,
+    args,
+    dtype: torch.dtype,
+    text: int = TEXT,
+    clips: int = MANY,
+    wide: bool = False,
 ) -> Plan:
     """The plan of a training of a model of this configuration. `dtype`: of its own weights; `text`: tokens of the
-    longest text; `clips`: to train on."""
+    longest text; `clips`: to train on; `wide`: products are float32 in any case."""
     count = windows(config, args, clips)
     with FakeTensorMode(), torch.random.fork_rng(devices=[]):
         model = weights.build(config).train()
         settings = lora.Settings.of(args)
         learned = _adapted(model, settings, args.freeze) if settings else start.choose(model, args.freeze)
         if args.dtype == "bfloat16":
-            start.compact(model, dtype)
+            start.compact(model, dtype, wide)
         before = config.decoder.positions // 2 * bool(args.previous)
         tokens = text + (CHAT if isinstance(config, GlmAsrConfig) else before + STEERING)
-        activations = _activations(model, count, text, tokens, args.dtype == "bfloat16", args.checkpoint)
+        half = args.dtype == "bfloat16" and not wide
+        activations = _activations(model, count, text, tokens, half, args.checkpoint)
         held = sum(p.numel() * p.element_size() for p in model.parameters())
     number = sum(p.numel() for p in learned)
     copies = MOMENTS + bool(args.mean)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import start
 import torch
 from auxiliary import Guide, Labels
 from families import IGNORE, Batch
@@ -54,8 +55,10 @@ class Steps:
         self.shown, self.weight = torch.zeros(3), 0.0
 
     def autocast(self):
-        """Products in bfloat16, if asked for."""
-        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.args.dtype == "bfloat16")
+        """Products in bfloat16, if asked for and if the device is fast at it."""
+        device = self.model.device
+        half = self.args.dtype == "bfloat16" and not start.widens(self.args, device)
+        return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
     def step(self, number: int, batches: Iterator[Batch]) -> None:
         """Takes the batches of a step, and changes the weights."""

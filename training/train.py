@@ -75,7 +75,7 @@ class Run:
         self.learned = start.choose(model, args.freeze, self.adapters)
         processes.copy(model.parameters())
         if args.dtype == "bfloat16" and self.has_weights:
-            start.compact(model, self.own_dtype)
+            start.compact(model, self.own_dtype, start.widens(args, device))
         if args.checkpoint:
             start.checkpoint_activations(model)
         self.options = Options(
@@ -249,7 +249,10 @@ class Run:
             f"{length}; steps {first} to {args.steps}"
         )
         texts = [len(self.tokenizer.encode(row.text)) for row in self.rows]
-        planned = plan.of(model.config, args, self.own_dtype, max(1, *texts), len(self.rows))
+        wide = start.widens(args, model.device)
+        if wide:
+            self.say("products in float32, for this CPU has no instructions for bfloat16; frozen weights stay small")
+        planned = plan.of(model.config, args, self.own_dtype, max(1, *texts), len(self.rows), wide)
         self.say(str(planned))
         plan.check(planned, model.device, self.processes.count)
         if first:
