@@ -4,13 +4,15 @@ import itertools
 import random
 import sys
 
-import jiwer
 import numpy as np
 import pytest
 
 from glmasr.errors import OptionError
 from glmasr.evaluation import scoring, significance
 from glmasr.evaluation.scoring import Errors, Score, ScoringError, characters, units, words
+
+jiwer = pytest.importorskip("jiwer", reason="needs the extra [eval]")
+pytest.importorskip("whisper_normalizer", reason="needs the extra [eval]")
 
 # ---- what counts of a text -------------------------------------------------------------------------------------------
 
