@@ -80,8 +80,7 @@ def make_parser() -> Parser:
 
     add = parser.add_argument_group("model")
     default = "glm-asr-nano-2512"
-    model = f"{default} (default), demo, a Whisper (tiny to turbo), a directory, or owner/name"
-    add.add_argument("--model", default=default, metavar="NAME|DIR", help=model)
+    add.add_argument("--model", default=default, metavar="NAME|DIR", help=f"default: {default}; demo, tiny, ...")
     add.add_argument("--adapter", metavar="DIR", help="a LoRA in PEFT's format, for the model")
     add.add_argument("--revision", metavar="REV", help="commit, branch or tag of a hub's model")
     hubs = ["huggingface", "modelscope"]

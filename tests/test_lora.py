@@ -232,6 +232,7 @@ def test_it_goes_on_with_the_same_adapter_only(train):
         train("whisper", "--steps", 4, "--lora-targets", "all")
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batches(task, train, tmp_path):
     options = ["--steps", 2, "--batch-seconds", 4]
     train("whisper", *options, "--accumulate", 2)

@@ -203,7 +203,15 @@ def test_options_reach_the_library(call, monkeypatch):
     assert calls == [
         (
             ("model",),
-            {"device": "cpu", "dtype": "float32", "plain": False, "revision": None, "hub": None, "progress": True},
+            {
+                "device": "cpu",
+                "dtype": "float32",
+                "plain": False,
+                "adapter": None,
+                "revision": None,
+                "hub": None,
+                "progress": True,
+            },
         ),
         (
             ["0.wav"],
