@@ -122,7 +122,7 @@ class Archive:
         self.since = 0.0  # when the first of these came
 
     def run(self) -> int:
-        """-> exit code: 1 if a recording or a source failed."""
+        """-> exit code: 1 if a recording failed, also in an earlier run, or a source."""
         args, begun = self.args, time.monotonic()
         cluster.check_extra()  # before anything is made
         settings, chosen = self.settings()
@@ -137,7 +137,9 @@ class Archive:
             wanted = set(todo)
             items = [item for item in items if item.id in wanted]
             self.report.planned, self.report.before = len(items), len(found.known)
-            self.messages.say(f"{len(items)} recordings; {len(found.known)} rows are there already")
+            self.report.failed_before = sum(status != rows.DONE for _, status in found.known.values())
+            failed = f", {self.report.failed_before} of them failed" if self.report.failed_before else ""
+            self.messages.say(f"{len(items)} recordings; {len(found.known)} rows are there already{failed}")
             if items:
                 self.recognize(items, found, identity, chosen)
         finally:
@@ -149,7 +151,7 @@ class Archive:
                 found.close()
         if not args.quiet:
             print(*map(writable, self.report.to_markdown().splitlines()), sep="\n", flush=True)
-        return 1 if self.report.failed or self.report.unusable else 0
+        return 1 if self.report.failed or self.report.failed_before or self.report.unusable else 0
 
     def settings(self) -> tuple[dict[str, Any], Options]:
         """What all rows of a folder depend on, and the options. Raises CheckpointError, OptionError."""

@@ -16,6 +16,7 @@ class Report:
 
     planned: int = 0
     before: int = 0
+    failed_before: int = 0  # of these
     unusable: list[str] = field(default_factory=list)
     seconds: float = 0.0
     workers: int = 0
@@ -55,6 +56,7 @@ class Report:
             "failed": self.failed,
             "left": self.planned - self.done - self.failed,
             "already_there": self.before,
+            "failed_before": self.failed_before,
             "unusable_sources": self.unusable,
             "with_flags": self.flagged,
             "hours_of_sound": round(self.sound / 3600, 4),
