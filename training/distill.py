@@ -35,11 +35,10 @@ from manifest import Row, TrainingError, raise_faults, read_manifests
 from steps import Steps
 from teacher import TEXTS, Logits, Teacher, sieved
 from torch import Tensor
-from train import Run
+from train import Run, ended
 
 from glmasr.checkpoint import hub
 from glmasr.checkpoint.config_json import read_config
-from glmasr.errors import GlmAsrError, out_of_memory
 from glmasr.kernels import devices
 
 RATE = 1e-4  # of AdamW, where train.py has 1e-5: layers that lost their neighbors have more to learn
@@ -208,18 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (GlmAsrError, TrainingError, OSError, RuntimeError, MemoryError) as error:
-        if isinstance(error, (RuntimeError, MemoryError)):
-            if not out_of_memory(error):
-                raise
-            error = "out of memory; expected less: --freeze encoder, --checkpoint, a smaller --batch-seconds"
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
-    finally:
-        parallel.end()
+    sys.exit(ended(main, "the same command goes on"))

@@ -21,6 +21,7 @@ The order of things, and where they are:
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -302,9 +303,10 @@ def main() -> None:
     Run(args, directory, processes, device).train()
 
 
-if __name__ == "__main__":
+def ended(command: Callable[[], None], goes_on: str) -> int:
+    """Runs a command of several processes. -> exit code; an error of its user is a line, told by one of them."""
     try:
-        main()
+        command()
     except (GlmAsrError, TrainingError, OSError, RuntimeError, MemoryError) as error:
         if isinstance(error, (RuntimeError, MemoryError)):
             if not out_of_memory(error):
@@ -312,9 +314,14 @@ if __name__ == "__main__":
             error = "out of memory; expected less: --freeze encoder, --checkpoint, a smaller --batch-seconds"
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last evaluation", file=sys.stderr)
-        sys.exit(130)
+        print(f"interrupted; {goes_on}", file=sys.stderr)
+        return 130
     finally:
         parallel.end()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(ended(main, "the same command goes on from the last evaluation"))
