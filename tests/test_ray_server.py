@@ -176,3 +176,9 @@ def test_a_wrong_option_is_a_line(option, expected):
     child = run(option)
     said, _ = child.communicate(timeout=60)
     assert child.returncode == 2 and expected in said and "Traceback" not in said
+
+
+def test_a_missing_package_names_the_extra():
+    code = "import sys; sys.modules['prometheus_client'] = None; from ray.serve.scripts import cli; cli(sys.argv[1:])"
+    child = subprocess.run([sys.executable, "-c", code, *SERVE[3:]], capture_output=True, text=True, timeout=60)
+    assert child.returncode == 2 and "the extra [web]" in child.stderr and "Traceback" not in child.stderr

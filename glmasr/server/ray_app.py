@@ -17,11 +17,16 @@ from fastapi import FastAPI
 from ray import serve
 
 from ..cli import Parser, gpus, positive
+from .extra import missing
 from .main import arguments, start_log
 from .private_folder import private_folder
-from .problems import WorkerDied
-from .request_queue import RUNNING
-from .running import GRACE, api_of, make_queue
+
+try:
+    from .problems import WorkerDied
+    from .request_queue import RUNNING
+    from .running import GRACE, api_of, make_queue
+except ImportError as error:  # Serve brings some of the packages of the extra [web], and not all
+    raise click.UsageError(str(missing(error))) from None
 
 NOT_HERE = {
     "port": "it is Serve's: `serve start --http-port`",
