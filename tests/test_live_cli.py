@@ -171,9 +171,9 @@ def test_a_file(call, kind, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["NIST", "VOC", "QuickTime"])
 def test_a_file_with_an_old_header_is_no_sound_without_one(call, kind, digits, tmp_path):
     path = tmp_path / "old"
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("needs ffmpeg")
     if kind == "QuickTime":
-        if shutil.which("ffmpeg") is None:
-            pytest.skip("needs ffmpeg")
         soundfile.write(tmp_path / "en.wav", digits, RATE)
         command = ["ffmpeg", "-v", "error", "-i", str(tmp_path / "en.wav"), "-f", "mov", str(path)]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
@@ -457,7 +457,7 @@ def test_the_text_goes_nowhere_and_the_files_cannot_be_written(twice, tmp_path, 
     command = [sys.executable, str(ROOT / "transcribe.py"), "--live", twice, *MODEL, "--format", "txt"]
     close = ">&-" if where == "closed" else "| true"
     child = subprocess.run(
-        ["sh", "-c", f'"$@" {close}', "sh", *command, "--output-dir", str(tmp_path / "out")],
+        ["/bin/sh", "-c", f'"$@" {close}', "sh", *command, "--output-dir", str(tmp_path / "out")],
         stderr=subprocess.PIPE,
         timeout=120,
     )
@@ -469,7 +469,7 @@ def test_the_text_goes_nowhere_and_the_files_cannot_be_written(twice, tmp_path, 
 def test_files_without_standard_output(twice, tmp_path):
     command = [sys.executable, str(ROOT / "transcribe.py"), "--live", twice, *MODEL, "--format", "txt"]
     child = subprocess.run(
-        ["sh", "-c", '"$@" >&-', "sh", *command, "--output-dir", str(tmp_path / "out")],
+        ["/bin/sh", "-c", '"$@" >&-', "sh", *command, "--output-dir", str(tmp_path / "out")],
         stderr=subprocess.PIPE,
         timeout=120,
     )
