@@ -8,6 +8,7 @@ Both give a Batch, and the decoder's states and the encoder's states for it.
 """
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -61,6 +62,13 @@ class Changes:
 EXACT = Changes()
 
 
+class Kept(Protocol):
+    """`states.States`, which needs the families."""
+
+    def of(self, windows: Tensor) -> Tensor | None:
+        """Padded windows (W, S) -> the encoder's states of them (W, T, D), if they are kept."""
+
+
 @dataclass
 class Batch:
     """Clips as the model takes them."""
@@ -71,6 +79,7 @@ class Batch:
     targets: Tensor  # (B, T) the next token where it is to be learned, else IGNORE
     labels: list[Tensor]  # text ids, for CTC
     where: list[str]  # of the rows
+    encoded: bool = False  # whether `features` are the encoder's states already
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
@@ -109,6 +118,10 @@ def _changed(mel: Tensor, changes: Changes, counts: list[int], rng: np.random.Ge
     return mask_mel(mel, rng) if changes.masked else mel
 
 
+def _kept(states: Kept | None, windows: Tensor, changes: Changes) -> Tensor | None:
+    return states.of(windows) if states and not changes.spec and not changes.masked else None
+
+
 def _plain(tokenizer, text: str) -> list[int]:
     """The ids of a text. Raises ValueError for special tokens in it, which say something else than their letters."""
     ids = tokenizer.encode(text)
@@ -135,6 +148,7 @@ class GlmAsrFamily:
         self.window = float(self.config.window_seconds)
         self.longest = self.window * self.config.longest_windows  # seconds; several windows in one prompt
         self.described = "GLM-ASR's own prompt; learned are the text and its stop"
+        self.states: Kept | None = None
 
     def prompt(self, counts: list[int]) -> list[int]:
         """For the samples in each window of a recording."""
@@ -156,20 +170,27 @@ class GlmAsrFamily:
         counts = [
             [min(length, len(clip.samples) - start) for start in range(0, len(clip.samples), length)] for clip in clips
         ]
-        mel = audio.log_mel(torch.cat([audio.windows(clip.samples, length) for clip in clips]), config.encoder.bands)
+        windows = torch.cat([audio.windows(clip.samples, length) for clip in clips])
         texts = [torch.tensor(self.tokenizer.encode(clip.text), dtype=torch.long) for clip in clips]
         tokens, targets, everything = [], [], torch.cat(texts)
         for text, count in zip(texts, counts):
             prompt = torch.tensor(self.prompt(count))
             tokens.append(torch.cat((prompt, misheard(text, everything, changes.misread, rng))))
             targets.append(torch.cat((torch.full((len(prompt) - 1,), IGNORE), text, self.end)))
-        mel = _changed(mel, changes, [n for count in counts for n in count], rng)
-        return Batch(mel, counts, *_rows(tokens, targets), texts, [clip.where for clip in clips])
+        features = _kept(self.states, windows, changes)
+        encoded = features is not None
+        if features is None:
+            features = _changed(self.features(windows), changes, [n for count in counts for n in count], rng)
+        return Batch(features, counts, *_rows(tokens, targets), texts, [clip.where for clip in clips], encoded)
+
+    def features(self, windows: Tensor) -> Tensor:
+        """Samples (B, S), one row a window -> what the frontend takes."""
+        return audio.log_mel(windows, self.config.encoder.bands)
 
     def forward(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """-> the decoder's states (B, T, D), and for each recording the encoder's states (T, D) of its sound."""
         model = self.model
-        states = model.encoder(batch.features)
+        states = batch.features if batch.encoded else model.encoder(batch.features)
         counts = [count for recording in batch.samples for count in recording]
         audio_embeddings = [
             row[: audio_rows(count, model.config.merge)] for row, count in zip(model.projector(states), counts)
@@ -210,6 +231,7 @@ class EncoderDecoderFamily:
         self.times, self.smoothing = times, smoothing
         self.window = self.longest = float(self.config.window_seconds)
         self.step = self.config.encoder.stride
+        self.states: Kept | None = None
         self.spaced = not isinstance(tokenizer, SentencePieceTokenizer)
         self.described = ", ".join(
             (
@@ -253,9 +275,12 @@ class EncoderDecoderFamily:
         longest = max(len(clip.samples) for clip in clips) + round(changes.after * audio.SAMPLE_RATE)
         length = self.config.window if changes.whole else min(self.config.window, -(-longest // self.step) * self.step)
         windows = torch.stack([F.pad(clip.samples, (0, length - len(clip.samples))) for clip in clips])
-        features = self.model.features(windows)
-        if not self.config.encoder.convolutions:
-            features = _changed(features, changes, [len(clip.samples) for clip in clips], rng)
+        features = _kept(self.states, windows, changes)
+        encoded = features is not None
+        if features is None:
+            features = self.features(windows)
+            if not self.config.encoder.convolutions:
+                features = _changed(features, changes, [len(clip.samples) for clip in clips], rng)
         labels = [torch.tensor(self.encode(clip.text), dtype=torch.long) for clip in clips]
         tokens, targets, everything = [], [], torch.cat(labels)
         for clip in clips:
@@ -266,7 +291,11 @@ class EncoderDecoderFamily:
             tokens.append(torch.cat((prompt, torch.where(is_text, read, answer))))
             targets.append(learned)
         counts = [[len(clip.samples)] for clip in clips]
-        return Batch(features, counts, *_rows(tokens, targets), labels, [clip.where for clip in clips])
+        return Batch(features, counts, *_rows(tokens, targets), labels, [clip.where for clip in clips], encoded)
+
+    def features(self, windows: Tensor) -> Tensor:
+        """Samples (B, S), one row a window -> what the frontend takes."""
+        return self.model.features(windows)
 
     def shifted(self, clip: Clip, changes: Changes, rng: np.random.Generator) -> Clip:
         """Positions are absolute: a part of the clips begins later, or from scratch the end of a window would never be
@@ -321,7 +350,7 @@ class EncoderDecoderFamily:
     def forward(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """-> the decoder's states (B, T, D), and for each recording the encoder's states (T, D) of its sound."""
         model = self.model
-        states = model.encoder(batch.features)
+        states = batch.features if batch.encoded else model.encoder(batch.features)
         spoken = [state[: max(1, -(-count // self.step))] for state, (count,) in zip(states, batch.samples)]
         return model.decoder(batch.tokens, model.decoder.cross_kv(states)), spoken
 

@@ -172,6 +172,12 @@ def parser() -> argparse.ArgumentParser:
     )
     steps.add_argument("--lora-alpha", type=above_zero, metavar="ALPHA", help="default twice the rank")
     steps.add_argument("--lora-dropout", type=dropout, metavar="SHARE", help="of what the adapter reads (default 0)")
+    steps.add_argument(
+        "--keep-states",
+        action=argparse.BooleanOptionalAction,
+        help="compute the states of a frozen encoder once, and keep them in RUN (default: on a CPU, where they are the "
+        "same in every step)",
+    )
     steps.add_argument("--checkpoint", action="store_true", help="compute activations again instead of keeping them")
     steps.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="of products; learned weights are float32"

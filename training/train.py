@@ -13,6 +13,7 @@ The order of things, and where they are:
     long_clips      clips longer than a window, cut; `anchors` finds out where
     start           the model, and which of its parameters are learned; `lora` puts adapters into it
     plan            the memory that it will take
+    states          of a frozen encoder, computed once
     scores          how good the unchanged model is; whether that can be right
     batches         rows -> batches, by `families`, which knows what each model reads and learns
     steps           batches -> new weights; `auxiliary` has two losses for fresh models
@@ -42,6 +43,7 @@ from long_clips import fitted
 from lora import Settings
 from manifest import Row, TrainingError, raise_faults, read_manifests
 from options import completed, described, parser
+from states import States, objection
 from steps import Steps
 
 from glmasr.checkpoint import hub
@@ -225,6 +227,24 @@ class Run:
                 f"{self.args.out / STATE}: is the state of another version; expected another --out, or no such file"
             ) from None
 
+    def keep_states(self, steps: Steps) -> None:
+        """Computes what a frozen encoder makes of the clips, where that is the same in every step, and takes it from there
+        from now on. Raises TrainingError."""
+        args, why = self.args, objection(self.args, self.model)
+        if args.keep_states and why:
+            raise TrainingError(f"--keep-states: {why}")
+        if why or not (self.model.device.type == "cpu" if args.keep_states is None else args.keep_states):
+            return
+        judged = (row for some in self.judges.values() for row in scores.sample(some, args.eval_count))
+        with steps.autocast():
+            kept = States(args.out, self.family, torch.is_autocast_enabled(self.model.device.type))
+            if self.processes.first:
+                kept.fill((row for row in [*self.rows, *judged] if row.seconds <= self.family.longest), self.say)
+        self.processes.shared(None)  # the others wait
+        kept.read()
+        self.family.states = kept
+        kept.serve(self.recognizer)
+
     def steps(self, labels: Labels | None) -> Steps:
         """What turns batches into new weights."""
         return Steps(self.family, self.learned, labels, self.args, self.processes)
@@ -256,13 +276,14 @@ class Run:
         planned = plan.of(model.config, args, self.own_dtype, max(1, *texts), len(self.rows), wide)
         self.say(str(planned))
         plan.check(planned, model.device, self.processes.count)
+        args.out.mkdir(parents=True, exist_ok=True)
+        self.keep_states(steps)
         if first:
             self.resume(notes)
         else:
             self.unchanged = self.best = self.before(steps)
             if args.keep == "best":
                 self.save()
-        args.out.mkdir(parents=True, exist_ok=True)
         stream = Stream(self.rows, self.family, args, first, self.processes.rank, self.processes.count)
         batches = iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4))
         gained = not args.patience or self.since < args.patience  # else it was stopped for that before

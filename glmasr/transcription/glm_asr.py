@@ -144,10 +144,14 @@ class GlmAsrFamily:
             # Powers of two: few shapes, each of which may be a graph.
             rows = min(ENCODER_BATCH.get(self.model.device.type, 1), 1 << (len(parts) - len(embedded)).bit_length() - 1)
             some = slice(len(embedded), len(embedded) + rows)
-            mel = log_mel(torch.stack(parts[some]).to(self.model.device), self.config.encoder.bands)
-            embedded += self.model.encode(mel, lengths[some])
+            embedded += self.encode_windows(parts[some], lengths[some])
         rest = iter(embedded)
         return [torch.cat([next(rest) for _ in range(count)]) for count in counts]
+
+    def encode_windows(self, windows: list[Tensor], samples: list[int]) -> list[Tensor]:
+        """Padded windows (S,), with how many of their samples are recording -> the audio embeddings (N, D) of each."""
+        mel = log_mel(torch.stack(windows).to(self.model.device), self.config.encoder.bands)
+        return self.model.encode(mel, samples)
 
     def token_limit(self, prompt: int) -> int:
         """No limit. TRAP: the model's `positions` are none, as in Transformers: rotary positions go on beyond."""
