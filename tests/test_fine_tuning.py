@@ -121,6 +121,7 @@ def test_clips_are_padded_to_the_whole_window(task, modules):
     family = families.family_of(model, read_tokenizer(task / "whisper"))
     rows = modules("manifest").read_manifests([task / "train.jsonl"])
     args = options.completed(options.parser().parse_args(["m", "--batch-seconds", "4"]), has_weights=True)
+    options.paced(args, rows, family.window)
     stream = iter(batches.Stream(rows, family, args, 0))
     seen = []
     for _ in range(8):
@@ -372,6 +373,43 @@ def test_only_the_same_run_is_gone_on_with(train):
         train("whisper", "--freeze", "encoder", "--steps", 7)
 
 
+@pytest.mark.parametrize(
+    "clips, options, batch, epoch, steps, every",
+    [
+        (1, [], 60, 1, 20, 2),  # the fewest steps
+        (10, [], 75, 5, 30, 5),  # no epoch is a batch of all, and one of the rest
+        (30, [], 225, 5, 30, 5),
+        (100, [], 240, 13, 78, 13),
+        (1000, [], 240, 125, 300, 60),  # the most
+        (1000, ["--epochs", "3"], 240, 125, 375, 75),
+        (100, ["--epochs", "0.5"], 240, 13, 6, 1),
+        (100, ["--steps", "24", "--batch-seconds", "60"], 60, 50, 24, 4),
+        (100, ["--accumulate", "2"], 240, 7, 42, 7),
+        (10, ["--pad-to", "speech"], 13.75, 5, 30, 5),
+        (100, ["--recipe", "scratch"], 80, 8, 8000, 1000),
+        (100, ["--recipe", "scratch", "--epochs", "2"], 80, 8, 16, 1000),
+    ],
+)
+def test_steps_follow_the_data(modules, clips, options, batch, epoch, steps, every):
+    """Clips of 5 s in windows of 30 s."""
+    module, row = modules("options"), modules("manifest").Row("a.wav", "so", seconds=5.0)
+    args = module.completed(module.parser().parse_args(["m", *options]), has_weights=True)
+    assert module.paced(args, [row] * clips, 30.0) == epoch
+    assert (args.batch_seconds, args.steps, args.eval_every) == (batch, steps, every)
+
+
+def test_a_run_that_is_gone_on_with_keeps_its_steps(train, monkeypatch, tmp_path):
+    """Although there are more clips by now; what is asked for counts."""
+    monkeypatch.setattr(sys.modules[__name__], "FAST", ["--threads", "1", "--eval-every", "100"])
+    lines = tones(tmp_path, 12)
+    few, many = (write_manifest(tmp_path / f"{count}.jsonl", lines[:count]) for count in (3, 12))
+    assert "an epoch has 2 steps; steps 0 to 4\n" in train("whisper", "--train", few, "--epochs", 2)
+    assert "an epoch has 6 steps; steps 4 to 4\n" in train("whisper", "--train", many)
+    assert "an epoch has 6 steps; steps 4 to 6\n" in train("whisper", "--train", many, "--epochs", 1)
+    with pytest.raises(train.error, match="--steps and --epochs both say how long"):
+        train("whisper", "--steps", 3, "--epochs", 1)
+
+
 # ---- what is learned -------------------------------------------------------------------------------------------------
 
 
@@ -407,6 +445,7 @@ def setup(task, modules):
         args = options.completed(options.parser().parse_args(["m", *map(str, arguments)]), has_weights=True)
         model = start.load(task / "whisper", torch.device("cpu")).train()
         family = families.family_of(model, read_tokenizer(task / "whisper"))
+        options.paced(args, rows, family.window)
         if args.checkpoint:
             start.checkpoint_activations(model)
         made = steps.Steps(family, start.choose(model, args.freeze), None, args, modules("parallel").Processes())

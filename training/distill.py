@@ -42,6 +42,7 @@ from glmasr.checkpoint.config_json import read_config
 from glmasr.kernels import devices
 
 RATE = 1e-4  # of AdamW, where train.py has 1e-5: layers that lost their neighbors have more to learn
+STEPS = 300  # a student has more to learn than what the recordings have that is new
 STUDENT = "student"  # in RUN: what training begins with
 # What they change of a clip or of what the decoder reads, the teacher's logits know nothing of; or they help a model that
 # has no teacher.
@@ -52,7 +53,9 @@ def parser() -> ArgumentParser:
     """The trainer's options and a student's."""
     found = options.parser()
     found.description = "Makes a smaller model of a teacher, and trains it on the teacher's texts and logits."
-    found.epilog = f"Defaults are those of train.py for a model with weights, but for the rate, which is {RATE:g}."
+    found.epilog = (
+        f"Defaults are those of train.py for a model with weights, but for the rate, {RATE:g}, and {STEPS} steps."
+    )
     own = found.add_argument_group("teacher and student")
     own.add_argument("--student", metavar="SPEC", help="layers=2, encoder=3,decoder=2, a preset, or a config.json")
     own.add_argument(
@@ -200,6 +203,8 @@ def main() -> None:
     if not start.has_weights(directory):
         raise TrainingError(f"{directory}: has no weights, and nothing to teach; expected a trained model")
     args.rate, args.accept_errors = RATE if args.rate is None else args.rate, True
+    if not args.epochs:
+        args.steps = STEPS if args.steps is None else args.steps
     options.completed(args, has_weights=True)
     processes, device = parallel.start(devices.choose_device(args.device))
     rows, logits = processes.shared(prepared(args, directory, device) if processes.first else None)

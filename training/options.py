@@ -7,16 +7,22 @@ What a recipe says can be said otherwise, option by option. `described` is what 
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from random import Random
+from types import MappingProxyType
 
 import torch
+from batches import grouped
 from lora import Settings
-from manifest import TrainingError
+from manifest import Row, TrainingError
+
+NONE: Mapping[str, str] = MappingProxyType({})
 
 RECIPES = {
     "published": {
-        "steps": 300,
-        "batch_seconds": 240.0,
+        "steps": None,  # `paced`
+        "batch_seconds": None,
         "short": 0.0,
         "rate": 1e-5,
         "schedule": "linear",
@@ -31,7 +37,7 @@ RECIPES = {
         "mean": 0.0,
         "keep": "best",
         "patience": 3,
-        "eval_every": None,  # a tenth of the steps
+        "eval_every": None,
         "eval_count": 100,
     },
     "scratch": {
@@ -56,6 +62,12 @@ RECIPES = {
     },
 }
 LORA_RATE = 1e-4  # an adapter begins at nothing and has further to go
+# Steps of a published model, where none are asked for: a few clips are known by heart after some epochs, many need not all
+# be seen.
+EPOCHS, FEWEST, MOST = 6, 20, 300
+BATCH = 240.0  # seconds, at most
+BATCHES = 4  # of an epoch, at least: of ten clips too a step is one of several
+EVALUATIONS = 5, 10  # of a training: about one an epoch
 
 
 def share(text: str) -> float:
@@ -142,8 +154,13 @@ def parser() -> argparse.ArgumentParser:
     )
 
     steps = found.add_argument_group("steps")
-    steps.add_argument("--steps", type=positive, help="default 300; 8000")
-    steps.add_argument("--batch-seconds", type=above_zero, help="recording and padding in a batch (default 240, 80)")
+    steps.add_argument("--steps", type=positive, help=f"default {EPOCHS} epochs, but {FEWEST} to {MOST} steps; 8000")
+    steps.add_argument("--epochs", type=above_zero, help="the steps in which all clips come so often")
+    steps.add_argument(
+        "--batch-seconds",
+        type=above_zero,
+        help=f"recording and padding in a batch (default {BATCH:g}, less if all is less than {BATCHES} of them; 80)",
+    )
     steps.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches of a step (default 1)")
     steps.add_argument("--rate", type=above_zero, help="peak learning rate (default 1e-5, 1.5e-3; with --lora 1e-4)")
     steps.add_argument(
@@ -230,11 +247,13 @@ def parser() -> argparse.ArgumentParser:
     )
 
     judged = found.add_argument_group("evaluation")
-    judged.add_argument("--eval-every", type=positive, metavar="STEPS", help="default a tenth of all, 1000")
+    judged.add_argument(
+        "--eval-every", type=positive, metavar="STEPS", help="default an epoch, 5 to 10 times in all; 1000"
+    )
     judged.add_argument("--eval-count", type=positive, help="recordings that are evaluated (default 100, 60)")
     judged.add_argument("--keep", choices=["best", "last"], help="what becomes RUN/model (default best, last)")
     judged.add_argument(
-        "--patience", type=count, help="evaluations without a gain after which to stop, 0: never (default 4, 0)"
+        "--patience", type=count, help="evaluations without a gain after which to stop, 0: never (default 3, 0)"
     )
     judged.add_argument(
         "--accept-errors", action="store_true", help="train though the error rate before it can't be right"
@@ -244,6 +263,8 @@ def parser() -> argparse.ArgumentParser:
 
 def completed(args: argparse.Namespace, has_weights: bool) -> argparse.Namespace:
     """The arguments with the recipe's values where none were given. Raises TrainingError for what contradicts."""
+    if args.steps and args.epochs:
+        raise TrainingError("--steps and --epochs both say how long to train; expected one of them")
     if args.pad_to and args.short is not None:
         raise TrainingError("--pad-to and --short both say what clips are padded to; expected one of them")
     if args.pad_to:
@@ -253,11 +274,8 @@ def completed(args: argparse.Namespace, has_weights: bool) -> argparse.Namespace
     if args.lora and args.rate is None:
         args.rate = LORA_RATE
     for name, value in RECIPES[args.recipe].items():
-        if getattr(args, name) is None:
+        if getattr(args, name) is None and not (name == "steps" and args.epochs):
             setattr(args, name, value)
-    tenth = max(1, args.steps // 10)
-    args.warmup = tenth if args.warmup is None else args.warmup
-    args.eval_every = tenth if args.eval_every is None else args.eval_every
     if not args.eval:
         args.keep = "last"
     if args.lora:
@@ -267,6 +285,32 @@ def completed(args: argparse.Namespace, has_weights: bool) -> argparse.Namespace
     if args.checkpoint and args.guide:
         raise TrainingError("--checkpoint computes layers twice, which --guide can't look at; leave one of them out")
     return args
+
+
+def paced(
+    args: argparse.Namespace, rows: list[Row], window: float, processes: int = 1, before: Mapping[str, str] = NONE
+) -> int:
+    """Sets what follows the data, where it wasn't given: seconds of a batch, steps, those in which the rate rises, and those
+    from one evaluation to the next. -> the steps of an epoch. `before`: notes of the run that is gone on with, whose numbers
+    stay."""
+    together, whole = args.accumulate * processes, args.short <= 0.5  # as most of the steps are
+    if args.batch_seconds is None and "batch_seconds" in before:
+        args.batch_seconds = float(before["batch_seconds"])
+    if args.batch_seconds is None:
+        costs = [window * -(-row.seconds // window) if whole else row.seconds + 0.5 for row in rows]
+        args.batch_seconds = min(BATCH, max(2 * max(costs), sum(costs) / BATCHES / together))
+    batches = len(grouped(rows, args.batch_seconds, window, whole, Random(args.seed)))
+    epoch = -(-batches // together)  # steps
+    if args.steps is None and args.epochs:
+        args.steps = max(1, round(args.epochs * batches / together))
+    if args.steps is None:
+        args.steps = int(before.get("steps", min(MOST, max(FEWEST, EPOCHS * epoch))))
+    fewest, most = EVALUATIONS
+    if args.eval_every is None:
+        args.eval_every = max(1, args.steps // most, min(epoch, args.steps // fewest))
+    if args.warmup is None:
+        args.warmup = max(1, args.steps // 10)
+    return epoch
 
 
 def check_lora(args: argparse.Namespace, has_weights: bool) -> None:

@@ -13,7 +13,7 @@ import lora
 import start
 import torch
 import torch.nn.functional as F
-from options import completed
+from options import BATCH, completed
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -96,6 +96,7 @@ def tell(args) -> None:
         has_weights = start.has_weights(directory)
         config = weights.examine(directory).config if has_weights else read_config(directory)
     completed(args, directory is None or start.has_weights(directory) and not args.from_scratch)
+    args.batch_seconds = args.batch_seconds or BATCH
     plan = of(config, args, torch.bfloat16 if directory is None else start.own_dtype(directory))
     print(
         f"{plan}; a batch of {windows(config, args, MANY)} windows of {config.window_seconds:g} s with {TEXT} tokens each"

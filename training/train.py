@@ -42,7 +42,7 @@ from families import family_of
 from long_clips import fitted
 from lora import Settings
 from manifest import Row, TrainingError, raise_faults, read_manifests
-from options import completed, described, parser
+from options import completed, described, paced, parser
 from states import States, objection
 from steps import Steps
 
@@ -198,6 +198,7 @@ class Run:
                 self.since += 1
         if self.processes.first:
             notes = {"best_step": str(self.best_step), "since": str(self.since), "adapters": str(self.adapters or "")}
+            notes |= {"steps": str(self.args.steps), "batch_seconds": repr(self.args.batch_seconds)}
             steps.save(self.args.out / STATE, step, notes | {"best": self.best.text, "unchanged": self.unchanged.text})
         return not (self.args.patience and self.since >= self.args.patience)
 
@@ -227,13 +228,14 @@ class Run:
                 f"{self.args.out / STATE}: is the state of another version; expected another --out, or no such file"
             ) from None
 
-    def keep_states(self, steps: Steps) -> None:
+    def keep_states(self, steps: Steps, often: bool) -> None:
         """Computes what a frozen encoder makes of the clips, where that is the same in every step, and takes it from there
-        from now on. Raises TrainingError."""
+        from now on; unasked, if clips come `often`. Raises TrainingError."""
         args, why = self.args, objection(self.args, self.model)
         if args.keep_states and why:
             raise TrainingError(f"--keep-states: {why}")
-        if why or not (self.model.device.type == "cpu" if args.keep_states is None else args.keep_states):
+        unasked = args.keep_states is None and often and self.model.device.type == "cpu"
+        if why or not (args.keep_states or unasked):
             return
         judged = (row for some in self.judges.values() for row in scores.sample(some, args.eval_count))
         with steps.autocast():
@@ -262,12 +264,13 @@ class Run:
         steps = self.steps(labels)
         state = args.out / STATE
         first, notes = steps.load(state) if state.is_file() else (0, {})
+        epoch = paced(args, self.rows, self.family.window, self.processes.count, notes)
         seconds = sum(row.seconds for row in self.rows)
         length = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
         self.say(
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
             f"{sum(p.numel() for p in self.learned) / 1e6:.2f} M of them learned; {len(self.rows)} recordings, "
-            f"{length}; steps {first} to {args.steps}"
+            f"{length}; an epoch has {epoch} steps; steps {first} to {args.steps}"
         )
         texts = [len(self.tokenizer.encode(row.text)) for row in self.rows]
         wide = start.widens(args, model.device)
@@ -277,7 +280,7 @@ class Run:
         self.say(str(planned))
         plan.check(planned, model.device, self.processes.count)
         args.out.mkdir(parents=True, exist_ok=True)
-        self.keep_states(steps)
+        self.keep_states(steps, often=args.steps >= epoch)
         if first:
             self.resume(notes)
         else:
