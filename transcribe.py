@@ -285,10 +285,11 @@ class Work:
         """The recognizer, and what needs PyTorch, which takes a second to import. Raises GlmAsrError."""
         args = self.args
         with ended_at_once():  # nothing has to be cleaned up
-            import torch
+            with glmasr.uncollected():
+                import torch
 
-            from glmasr.checkpoint import hub
-            from glmasr.tools import explain_report, journals, progress
+                from glmasr.checkpoint import hub
+                from glmasr.tools import explain_report, journals, progress
 
             if args.threads:
                 torch.set_num_threads(args.threads)

@@ -203,16 +203,16 @@ def cost(model: str, sizes: list[int], widths: tuple[int, ...] = (1, 5, 40)) -> 
     import torch
 
     from glmasr.tokenizer import read_tokenizer
-    from glmasr.transcription import hotwords
+    from glmasr.transcription import hotwords, spelling
 
     tokenizer = read_tokenizer(Path(model))
     print(f"\n| phrases | {tokenizer.size:,} ids: nodes | built, s |" + "".join(f" {w} rows, ms |" for w in widths))
     print("|---" * (3 + len(widths)) + "|")
-    hotwords.automaton(hotwords.parse(["Kowloon"]), tokenizer, tokenizer.size)  # what is done once for a tokenizer
+    spelling.automaton(hotwords.parse(["Kowloon"]), tokenizer, tokenizer.size)  # what is done once for a tokenizer
     for size in filter(None, sizes):
         names = hotwords.parse(invented("en", size))
         start = time.process_time()
-        automaton = hotwords.automaton(names, tokenizer, tokenizer.size)
+        automaton = spelling.automaton(names, tokenizer, tokenizer.size)
         built = time.process_time() - start
         said = [number for name, _ in names[:100] for number in tokenizer.encode(f" {name}")][:100]
         steps = []

@@ -5,6 +5,9 @@ recognizer = glmasr.load("demo")
 print(recognizer.transcribe("examples/zh.wav").text)
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .errors import AudioError, CheckpointError, GlmAsrError, OptionError, OutputError, ShortMemoryError, TokenizerError
@@ -28,10 +31,27 @@ __all__ = [
 ]
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """For imports of PyTorch: nothing is looked through for garbage meanwhile. It makes half a million objects, hardly
+    any of which go again, and each collection looks at all: that takes a sixth of the time."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():  # TRAP: to thaw would undo what a program froze before
+            gc.freeze()
+            gc.unfreeze()  # all are old now: the next collection looks at what is new
+        gc.enable()
+
+
 def __getattr__(name: str) -> Any:
     # Everything else needs torch, which takes a second to import: wait until it is asked for.
     if name in ("load", "Options", "Part", "Recognizer", "Segment", "Transcript", "Word"):
-        from . import pipeline
-
+        with uncollected():
+            from . import pipeline
         return getattr(pipeline, name)
     raise AttributeError(f"module 'glmasr' has no attribute {name!r}")

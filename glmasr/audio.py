@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .audio_files import reader
 from .audio_files.channels import mono
-from .audio_files.limits import VALUES, IsCancelled, Warn, checked_rate
+from .audio_files.limits import MAX_DURATION, VALUES, IsCancelled, Warn, checked_rate
 from .audio_files.tracks import check_track
 from .config import HOP as HOP  # 10 ms between frames: SAMPLE_RATE / HOP = 100 frames a second
 from .config import SAMPLE_RATE as SAMPLE_RATE  # samples a second, of everything after this stage
@@ -36,7 +36,6 @@ from .observing import stage
 FFT_SIZE = 400  # 25 ms of samples in one frame of the spectrum
 BINS = FFT_SIZE // 2 + 1  # 201 frequencies, SAMPLE_RATE / FFT_SIZE = 40 Hz apart: 0, 40, ... 8000 Hz
 WINDOW = 30 * SAMPLE_RATE  # 480,000 samples, 3000 frames: what the models take at once
-MAX_DURATION = 12 * 3600.0  # seconds of a recording, if the caller sets no other limit
 
 
 # ---- log-mel ---------------------------------------------------------------------------------------------------------

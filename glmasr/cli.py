@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import NoReturn, TypeVar
 
-from . import __version__
+from . import __version__, uncollected
 from .errors import printable
 
 INTERRUPTED = 130  # the exit code, as of shells: 128 + SIGINT
@@ -54,7 +54,7 @@ def _run(module: str) -> int:
     if sys.argv[1:] == ["--version"]:
         Parser().parse_args()  # ends here: some modules import PyTorch, which takes a second
     try:
-        with ended_at_once():
+        with ended_at_once(), uncollected():
             main: Callable[[], int] = import_module(module).main
         return main()
     except KeyboardInterrupt:

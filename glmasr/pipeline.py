@@ -165,7 +165,7 @@ class Recognizer:
         guards: bool = True,
         pad_to: str = "window",
         script: str | None = None,
-        max_duration: float = sound.MAX_DURATION,
+        max_duration: float = DEFAULTS.max_duration,
         track: int | str | None = None,
         languages: str | Iterable[str] = (),
         vad: str = "auto",

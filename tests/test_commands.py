@@ -2,12 +2,15 @@
 
 import argparse
 import configparser
+import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -199,6 +202,26 @@ def test_the_version_is_told_without_pytorch(place):
         [sys.executable, "-c", code, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"glmasr {glmasr.__version__}\n", "")
+
+
+def test_the_servers_own_process_is_without_pytorch():
+    """Only its worker imports it, which the server doesn't wait for before it begins to start."""
+    pytest.importorskip("uvicorn", reason="needs the extra [web]")
+    code = "import sys; sys.modules['torch'] = None; from glmasr.server import running, page_views, page_words, talks"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_collections_are_as_before_an_import(on, monkeypatch):
+    monkeypatch.setattr(gc, "isenabled", lambda: on)
+    calls = []
+    for name in ("disable", "freeze", "unfreeze", "enable"):
+        monkeypatch.setattr(gc, name, partial(calls.append, name))
+    with contextlib.suppress(ImportError), glmasr.uncollected():
+        calls.append("import")
+        raise ImportError
+    assert calls == (["disable", "import", "freeze", "unfreeze", "enable"] if on else ["import"])
 
 
 @pytest.mark.parametrize(

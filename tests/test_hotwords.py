@@ -10,12 +10,12 @@ import torch
 from helpers.checkpoints import make_checkpoint, make_encoder_decoder, make_tokenizer
 
 from glmasr import Options, load
-from glmasr.decode import beam, greedy, sample
+from glmasr.decode import Hypothesis, beam, greedy, sample
 from glmasr.errors import OptionError
 from glmasr.rules import Forbid, StopLoops
 from glmasr.searching.automaton import FIRST, Automaton, Borders, Spelling
 from glmasr.tokenizer import Tokenizer
-from glmasr.transcription import fallback, hotwords
+from glmasr.transcription import fallback, hotwords, spelling
 
 STOP = 1
 
@@ -292,7 +292,7 @@ def test_an_answer_that_fails_a_check_is_found_without_favor():
     def attempt(name):
         def run(chosen, temperature):
             asked.append((name, chosen, temperature))
-            return [fallback.Hypothesis([index, name == "favored"], **one) for index in chosen]
+            return [Hypothesis([index, name == "favored"], **one) for index in chosen]
 
         return run
 
@@ -354,7 +354,7 @@ def test_what_may_not_be_listed(given, message):
 
 
 def test_short_phrases_have_less_of_the_bonus():
-    shares = [hotwords._share(phrase) for phrase in ("AI", "Tong", "Kowloon", "小明", "张小明", "Kowloon Tong Road")]
+    shares = [spelling._share(phrase) for phrase in ("AI", "Tong", "Kowloon", "小明", "张小明", "Kowloon Tong Road")]
     assert shares == pytest.approx([1 / 3, 2 / 3, 1, 2 / 3, 1, 1])
 
 
@@ -375,15 +375,15 @@ def test_lists_on_the_command_line(tmp_path):
 
 
 def test_variants():
-    assert set(hotwords.variants("Kowloon Tong")) == {"Kowloon Tong", "kowloon tong"}
-    assert set(hotwords.variants("nasa")) == {"nasa", "Nasa", "NASA"}
-    assert set(hotwords.variants("o'neil's bar")) == {"o'neil's bar", "O'neil's Bar"}
+    assert set(spelling.variants("Kowloon Tong")) == {"Kowloon Tong", "kowloon tong"}
+    assert set(spelling.variants("nasa")) == {"nasa", "Nasa", "NASA"}
+    assert set(spelling.variants("o'neil's bar")) == {"o'neil's bar", "O'neil's Bar"}
 
 
 def test_variants_of_chinese():
     pytest.importorskip("opencc")
-    assert set(hotwords.variants("张小龙")) == {"张小龙", "張小龍"}
-    assert set(hotwords.variants("張小龍")) == {"张小龙", "張小龍"}
+    assert set(spelling.variants("张小龙")) == {"张小龙", "張小龍"}
+    assert set(spelling.variants("張小龍")) == {"张小龙", "張小龍"}
 
 
 # ---- with a model --------------------------------------------------------------------------------------------------------
@@ -395,7 +395,7 @@ def tokenizer():
 
 
 def test_borders_of_a_vocabulary(tokenizer):
-    edges = hotwords.borders(tokenizer, tokenizer.size + 3)
+    edges = spelling.borders(tokenizer, tokenizer.size + 3)
 
     def of(text):
         [number] = tokenizer.encode(text)
@@ -410,8 +410,8 @@ def test_borders_of_a_vocabulary(tokenizer):
 
 
 def test_all_that_a_tokenizer_makes_of_a_phrase(tokenizer):
-    automaton = hotwords.automaton((("good", 1.0), ("一二", 2.0)), tokenizer, tokenizer.size)
-    bonus = hotwords.BONUS
+    automaton = spelling.automaton((("good", 1.0), ("一二", 2.0)), tokenizer, tokenizer.size)
+    bonus = spelling.BONUS
     for text, expected in {
         "good": 2 / 3,
         "a good": 2 / 3,
@@ -420,7 +420,7 @@ def test_all_that_a_tokenizer_makes_of_a_phrase(tokenizer):
         "agood": 0,
         "goods": 0,
         "goo d": 0,
-        "a Good": 2 / 3 * hotwords.OTHER_CASE,
+        "a Good": 2 / 3 * spelling.OTHER_CASE,
         "a一二b": 4 / 3,
         "三一二一二": 8 / 3,
         "一 二": 0,
@@ -432,7 +432,7 @@ def test_all_that_a_tokenizer_makes_of_a_phrase(tokenizer):
 def test_special_tokens_are_no_phrase(tokenizer):
     for phrase in ("<|user|>", "good <|user|>"):
         with pytest.raises(OptionError, match="nothing that this model's vocabulary writes"):
-            hotwords.automaton(((phrase, 1.0),), tokenizer, tokenizer.size)
+            spelling.automaton(((phrase, 1.0),), tokenizer, tokenizer.size)
 
 
 def noise(seconds=1.5, seed=0):

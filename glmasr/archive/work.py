@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ..audio import MAX_DURATION
 from ..audio_files.address import scheme
+from ..audio_files.limits import MAX_DURATION
 from ..audio_files.sound_files import stated_duration
 from .items import Item
 

@@ -11,6 +11,7 @@ from ..errors import AudioError, Cancelled
 
 VALUES = 2**20  # samples x channels decoded at once: 4 MiB of float32, whatever a header claims
 MOST_BYTES = 2**36  # of decoded samples; 12 hours of 8 channels at 48 kHz are as many
+MAX_DURATION = 12 * 3600.0  # seconds of a recording, if the caller sets no other limit
 MOST_CHANNELS = 255  # more than any array of microphones that people speak into
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000  # Hz; outside of it a header is damaged or forged, or the sound is no speech
 ODD_RATE = 50_000  # Hz; above it only whole hundreds: the kernels of others take seconds and 300 MB

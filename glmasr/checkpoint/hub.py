@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 
 from ..errors import CheckpointError, OptionError
+from .built_in import BUILT_IN as BUILT_IN
+from .built_in import DEMO as DEMO
 from .download import fetch
 from .hub_cache import check_whole
 from .hub_model import COMMIT, Hub, HubModel
@@ -16,10 +18,6 @@ from .huggingface import HuggingFace
 from .modelscope import ModelScope
 
 HUBS: dict[str, Hub] = {hub.name: hub for hub in (HuggingFace(), ModelScope())}
-BUILT_IN = {name: Path(__file__).parent.parent / "checkpoints" / name for name in ("demo", "demo-article")}
-# Said for both, whatever the recording: their probabilities don't show it. A mean log-probability below -0.2 has 86 %
-# of other speech, and 10 % of digits.
-DEMO = "this demo knows spoken digits only; whatever else is said, it writes digits"
 DEFAULT = "glm-asr-nano-2512"
 
 _WHISPERS = (

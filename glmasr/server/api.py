@@ -18,7 +18,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from ..audio import MAX_DURATION
+from ..audio_files.limits import MAX_DURATION
 from ..errors import GlmAsrError
 from . import manual
 from .addresses import adapted_names

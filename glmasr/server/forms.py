@@ -21,9 +21,9 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from ..pipeline import Options
 from ..transcription.fallback import TEMPERATURES
 from ..transcription.hotwords import listed, parse
+from ..transcription.options import Options
 from .gate import ROUTES, SLACK
 from .messages import Ready
 from .problems import InvalidValue, MissingParameter, Problem, TooLarge, UnsupportedParameter, UnsupportedValue

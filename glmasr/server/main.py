@@ -71,6 +71,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--name",
         action="append",
+        default=[],
         metavar="NAME",
         help="what requests may call the model, such as whisper-1 for clients that know no other; may be repeated",
     )

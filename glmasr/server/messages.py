@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import GlmAsrError
-from ..pipeline import Options, Part
 from ..transcription.live_events import Event
+from ..transcription.options import Options
+from ..transcription.results import Part
 
 # ---- to the worker ---------------------------------------------------------------------------------------------------
 

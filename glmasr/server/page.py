@@ -24,10 +24,10 @@ from fastapi import FastAPI
 from gradio.component_meta import ComponentMeta
 from gradio.data_classes import FileData
 
-from ..checkpoint.hub import BUILT_IN
-from ..pipeline import Options
+from ..checkpoint.built_in import BUILT_IN
 from ..transcription.hotwords import listed, parse
 from ..transcription.language import join
+from ..transcription.options import Options
 from . import page_live, page_words
 from .fence import Fence
 from .file_routes import add_file_routes

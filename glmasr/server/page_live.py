@@ -15,7 +15,7 @@ import gradio as gr
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.responses import Response
 
-from ..pipeline import Segment
+from ..transcription.results import Segment
 from ..writers.formats import WRITERS
 from .calls import KEY
 from .messages import LiveSettings

@@ -8,7 +8,7 @@ import html
 from collections.abc import Callable
 from pathlib import Path
 
-from ..pipeline import FLAGS, Segment
+from ..transcription.results import FLAGS, Segment
 from ..writers.formats import WRITERS
 from . import page_words
 from .request_queue import Finished

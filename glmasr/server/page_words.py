@@ -8,7 +8,7 @@ can be told about it.
 import html
 from collections.abc import Callable
 
-from ..pipeline import Segment
+from ..transcription.results import Segment
 
 # Below it, all other tokens together are more likely than those of the word: it is wrong more often than right.
 SURE = 0.5

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import OptionError
 from ..transcription.hotwords import parse
 from ..transcription.live_checks import PADDINGS, PAUSES
-from ..transcription.vad import THRESHOLD
+from ..transcription.options import THRESHOLD
 from .g711 import RATES
 from .messages import LiveSettings
 from .problems import InvalidValue, Problem, UnsupportedParameter, UnsupportedValue

@@ -29,8 +29,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from ..errors import CheckpointError, GlmAsrError
-from ..pipeline import Options, Part, Transcript
-from . import worker
+from ..transcription.options import Options
+from ..transcription.results import Part, Transcript
+from . import worker_process
 from .live_session import LiveSession
 from .messages import (
     Batch,
@@ -264,7 +265,9 @@ class RequestQueue:
         # TRAP: a fork of a process with threads may inherit a lock that is never opened.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        process = context.Process(target=worker.work, args=(theirs, self.model), daemon=True, name="glmasr-worker")
+        process = context.Process(
+            target=worker_process.begin, args=(theirs, self.model), daemon=True, name="glmasr-worker"
+        )
         self.process = process
         process.start()
         theirs.close()  # so that the end of the process is the end of the pipe

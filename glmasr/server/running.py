@@ -21,7 +21,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from ..checkpoint import hub
+from ..checkpoint.built_in import BUILT_IN, DEMO
 from . import connections
 from .addresses import check_address, known_hosts, model_names
 from .api import make_app
@@ -52,8 +52,8 @@ async def serve(args: argparse.Namespace, folder: str) -> None:
         if not args.no_page:
             import_page()
         await loading
-        if args.model in hub.BUILT_IN:
-            logging.info("%s: %s", args.model, hub.DEMO)
+        if args.model in BUILT_IN:
+            logging.info("%s: %s", args.model, DEMO)
         app = api_of(queue, folder, args)
         tasks, end_page = add_page(app, queue, args) if not args.no_page else ([], None)
         # uvicorn's log names paths, and those of the page hold the names of files.
@@ -96,7 +96,7 @@ def api_of(queue: RequestQueue, folder: str, args: argparse.Namespace) -> FastAP
     return make_app(
         queue,
         folder,
-        names=tuple(model_names(args.model, args.name or [])),
+        names=tuple(model_names(args.model, args.name)),
         adapters=tuple(dict(args.adapter)),
         key=args.api_key,
         most_bytes=most_bytes(args),

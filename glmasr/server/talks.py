@@ -18,9 +18,8 @@ from dataclasses import replace
 import anyio
 
 from ..errors import GlmAsrError
-from ..pipeline import Part, Segment, Transcript
 from ..transcription.live_events import Committed, Event, Notice, SpeechStarted, Tentative
-from ..transcription.results import Word
+from ..transcription.results import Part, Segment, Transcript, Word
 from .live_session import LiveSession
 from .messages import Heard, LiveSettings, Refused
 from .problems import Busy, Closing, Gone, InvalidValue, UnknownUrl

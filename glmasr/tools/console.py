@@ -7,9 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import printable, redacted
 from ..transcription.clips import within
@@ -44,7 +42,13 @@ def as_line(record: Mapping[str, Any]) -> str:
 
 def put(line: str) -> None:
     """A line on standard output, above the progress bar."""
-    tqdm.write(line, file=sys.stdout)
+    _write(line, sys.stdout)
+
+
+def _write(line: str, file: TextIO) -> None:
+    from tqdm import tqdm  # takes a third of the time of `--help`, which needs none
+
+    tqdm.write(line, file=file)
 
 
 class Messages:
@@ -56,12 +60,12 @@ class Messages:
     def say(self, text: str) -> None:
         """Prints a status line or a warning; nothing with `quiet`."""
         if not self.quiet and sys.stderr is not None:
-            tqdm.write(printable(redacted(text)), file=sys.stderr)
+            _write(printable(redacted(text)), sys.stderr)
 
     def complain(self, text: str) -> None:
         """Prints an error, with `quiet` as well; nothing if there is no standard error."""
         if sys.stderr is not None:
-            tqdm.write(f"error: {printable(redacted(text))}", file=sys.stderr)
+            _write(f"error: {printable(redacted(text))}", sys.stderr)
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------

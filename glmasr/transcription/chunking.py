@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..audio import mel_power
 from ..config import HOP, SAMPLE_RATE
-from .vad import CHUNK, SHORTEST, UNTIL, spans, voiced
+from .options import UNTIL
+from .vad import CHUNK, SHORTEST, spans, voiced
 
 SILENT = -80.0  # dB; a frame below this is silent, as pauses of digital recordings are
 DISTANCE = 55.0  # dB below the loudest frame so far; nothing nearer is silent, however low it is

@@ -20,22 +20,25 @@ from dataclasses import replace
 from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..alignment.times import in_order
 from ..audio import HOP, Resampler
+from ..audio_files import reader
+from ..audio_files.channels import mono
 from ..audio_files.limits import checked_rate
 from ..config import SAMPLE_RATE
 from ..errors import AudioError, GlmAsrError
 from . import chinese_script, chinese_words, vad
 from .chunking import AROUND_SPEECH, Window, last_cut_frame, loudness
 from .families import RecordingState
-from .live_checks import check, checked
+from .live_checks import check
 from .live_decoder import Course, Heard, Recognizer, Request, raised, run_together
 from .live_events import Committed, Event, Notice, SpeechStarted, SpeechStopped, Tentative
 from .live_words import Said, remaining
-from .options import Options
+from .options import THRESHOLD, UNTIL, Options
 from .results import Part, Segment, Word
 from .vad import CHUNK, GAP, SHORTEST
 
@@ -72,7 +75,7 @@ class Live:
         pause: float | None = 0.5,
         padding: float = 0.3,
         sample_rate: int = SAMPLE_RATE,
-        threshold: float = vad.THRESHOLD,
+        threshold: float = THRESHOLD,
         **options: Any,
     ):
         check(Options(**options), step, pause, padding, threshold)
@@ -87,7 +90,7 @@ class Live:
         self._sure = min(SUREST, SURE + SURER * step)
         self._pause = None if pause is None else max(GAP, round(pause * SAMPLE_RATE / CHUNK))
         self._padding = ceil(padding * SAMPLE_RATE / CHUNK)
-        self._threshold, self._until = threshold, threshold * vad.UNTIL / vad.THRESHOLD
+        self._threshold, self._until = threshold, threshold * UNTIL / THRESHOLD
         self._detector = vad.detector(self._options.vad if pause is not None else "none")
         self._samples, self._kept = torch.zeros(0), 0  # those that may be needed, and how many came before them
         self._waiting: deque[float] = deque()  # probabilities of speech of frames that are there and weren't looked at
@@ -142,7 +145,7 @@ class Live:
         """What `feed` does, for `run_together`. Raises AudioError, at once."""
         if self._finished:
             raise AudioError("the session is finished; expected no more samples: begin another one")
-        return self._hear(self._resampler.feed(checked(samples)), behind)
+        return self._hear(self._resampler.feed(_checked(samples)), behind)
 
     def finishing(self) -> Course:
         """What `finish` does, for `run_together`."""
@@ -362,3 +365,21 @@ def feed_together(fed: Sequence[tuple[Live, Any, float]]) -> list[list[Event | G
         for index, some in zip(courses, events, strict=True):
             found[index] += some
     return found
+
+
+def _checked(samples: Any) -> Tensor:
+    """Samples (S,) as floats. Raises AudioError."""
+    if not isinstance(samples, np.ndarray | Tensor):
+        raise AudioError(
+            f"samples are a {type(samples).__name__}; expected a tensor or an array, such as np.array(...)"
+        )
+    if samples.ndim != 1:
+        raise AudioError(
+            f"samples have the shape {tuple(samples.shape)}; expected (S,), one channel: take the mean of several"
+        )
+    name, parts = reader.read_array(samples, SAMPLE_RATE, _ignore)
+    return torch.cat([torch.zeros(0), *mono((part for _, part in parts), name, SAMPLE_RATE, _ignore)])
+
+
+def _ignore(warning: str) -> None:
+    """What `reader` warns of concerns whole recordings."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..config import HOP, SAMPLE_RATE
 from ..errors import OptionError
+from .options import THRESHOLD, UNTIL
 
 CHUNK = 512  # samples, 32 ms, that a probability is for
 CONTEXT = 64  # samples before a chunk that are looked at with it
@@ -28,10 +29,6 @@ BINS = 129
 LEVEL, MOST_GAIN = -6.0, 20.0  # dB: what the loudest sample is amplified to; the most by which it is
 RELEASE = 20 * CHUNK / SAMPLE_RATE  # dB by which it counts for less with each chunk: 20 in a second
 FORGET = 156  # chunks, 5 s, that go through the network together; if there is no speech in them, they are forgotten
-# Silero proposes 0.5 and 0.35. In as much street or pink noise as speech (3 and 0 dB) that misses 6 % and 16 % of the
-# speech of 40 recordings, these miss 3 % and 6 %, and find nothing more in noise and music, but 0.2 s in ten minutes of
-# dialed tones.
-THRESHOLD, UNTIL = 0.25, 0.1  # probabilities at which speech begins and below which it ends
 SHORTEST, GAP = 8, 4  # frames of 32 ms
 # Of `LoudnessActivity`, dB: how far above the quietest so far speech begins and goes on; by how much that is forgotten
 # in a second; the quietest and the loudest that a room can be.

@@ -23,12 +23,12 @@ from . import coverage, recovery
 from .chunking import Window
 from .fallback import Limits, compression_ratio, fallback, favored
 from .families import EncodedBatch, Family, Job, RecordingState, States
-from .hotwords import Biases
 from .language import join, written_in
 from .options import Options
 from .prompts import DOUBTED, remembered, sureness
 from .recovery import Lost, fuller, halves_of, lacking, lost_stretches, patched
 from .results import FLAGS, Part, Segment, Word
+from .spelling import Biases
 from .word_times import timed_words
 
 TOKENS_A_SECOND, TOKENS_AT_LEAST = 16, 32  # in the answer of a window; fast speech is about 8 tokens a second
