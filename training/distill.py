@@ -44,6 +44,7 @@ from glmasr.kernels import devices
 RATE = 1e-4  # of AdamW, where train.py has 1e-5: layers that lost their neighbors have more to learn
 STEPS = 300  # a student has more to learn than what the recordings have that is new
 STUDENT = "student"  # in RUN: what training begins with
+NOTHING = "nothing"  # is frozen
 # What they change of a clip or of what the decoder reads, the teacher's logits know nothing of; or they help a model that
 # has no teacher.
 REFUSED = ("augment", "spec_augment", "shift", "silence", "join", "previous", "misread", "ctc", "guide", "from_scratch")
@@ -54,8 +55,10 @@ def parser() -> ArgumentParser:
     found = options.parser()
     found.description = "Makes a smaller model of a teacher, and trains it on the teacher's texts and logits."
     found.epilog = (
-        f"Defaults are those of train.py for a model with weights, but for the rate, {RATE:g}, and {STEPS} steps."
+        f"Defaults are those of train.py for a model with weights, but for the rate, {RATE:g}, and {STEPS} steps. An encoder "
+        f"that is the teacher's is frozen, unless --freeze says what is: --freeze {NOTHING} learns all."
     )
+    found.set_defaults(freeze=None)
     own = found.add_argument_group("teacher and student")
     own.add_argument("--student", metavar="SPEC", help="layers=2, encoder=3,decoder=2, a preset, or a config.json")
     own.add_argument(
@@ -165,12 +168,17 @@ class Distillation(Run):
 # -- all of it ---------------------------------------------------------------------------------------------------------
 
 
-def prepared(args, directory: Path, device: torch.device) -> tuple[list[Row], Logits]:
+def frozen(args, same: bool) -> list[str]:
+    """Parts that aren't learned: as --freeze says, else an encoder that is the `same` as the teacher's, which is better than
+    what it would learn of fewer recordings (Gandhi et al., 2023)."""
+    if args.freeze is None:
+        return ["encoder"] if same else []
+    return [] if args.freeze == [NOTHING] else args.freeze
+
+
+def prepared(args, teacher: Teacher, config: student.AnyConfig) -> tuple[list[Row], Logits]:
     """The rows that count, with the teacher's texts, and its logits; writes RUN/student. Raises TrainingError."""
-    say = tqdm.write
-    teacher = Teacher(directory, device)
-    config = student.config_of(args.student, teacher.config, teacher.tokenizer)
-    out = args.out / STUDENT
+    say, directory, out = tqdm.write, teacher.directory, args.out / STUDENT
     if out.exists() and read_config(out) != config:
         raise TrainingError(f"{out}: is another student than --student {args.student}; expected another --out")
     say(
@@ -179,7 +187,7 @@ def prepared(args, directory: Path, device: torch.device) -> tuple[list[Row], Lo
     )
     rows = teacher.rows(args, say)
     args.out.mkdir(parents=True, exist_ok=True)
-    answers = teacher.answers(rows, args.out / TEXTS, args.beams)
+    answers = teacher.answers(rows, args.out / TEXTS, args.beams, say)
     rows, said = sieved(answers, teacher.family.check, args.agreement / 100)
     for line in said:
         say(line)
@@ -207,7 +215,14 @@ def main() -> None:
         args.steps = STEPS if args.steps is None else args.steps
     options.completed(args, has_weights=True)
     processes, device = parallel.start(devices.choose_device(args.device))
-    rows, logits = processes.shared(prepared(args, directory, device) if processes.first else None)
+    teacher = Teacher(directory, device)
+    config = student.config_of(args.student, teacher.config, teacher.tokenizer)
+    same = config.encoder == teacher.config.encoder
+    args.freeze = frozen(args, same)
+    shared = same and "encoder" in args.freeze and not args.short  # the student's states are the teacher's
+    if args.keep_states or (args.keep_states is None and shared and device.type == "cpu"):
+        teacher.folder = args.out
+    rows, logits = processes.shared(prepared(args, teacher, config) if processes.first else None)
     Distillation(args, args.out / STUDENT, processes, device, rows, logits).train()
 
 

@@ -20,11 +20,14 @@ import multiprocessing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import disguises
 import numpy as np
 import soundfile
 import voices
+from channels import band, through_channel
+from disguises import Disguise, analyze
 from tqdm import tqdm
-from voices import ACCENTS, RATE, Disguise, analyze, espeak, text_of
+from voices import ACCENTS, RATE, espeak, text_of
 
 LANGUAGES = {"en": 0.36, "zh": 0.32, "yue": 0.32}
 SOURCES = {
@@ -119,13 +122,13 @@ def recorded_face(seed, language, number):
     sounds = {}
     for digit, paths in bank[speaker].items():
         chosen = rng.permutation(len(paths))[:2]
-        sounds[digit] = [voices.recorded(paths[i]) for i in chosen]
+        sounds[digit] = [disguises.recorded(paths[i]) for i in chosen]
     if language == "en" and rng.random() < 0.4:  # see voices.FOREIGN
-        foreign = [voices.begin_like(zero, six, rng) for (_, zero), (_, six) in zip(sounds[0], sounds[6])]
-        sounds[0] = [(voices.plain(sound), sound) for sound in foreign]
+        foreign = [disguises.begin_like(zero, six, rng) for (_, zero), (_, six) in zip(sounds[0], sounds[6])]
+        sounds[0] = [(disguises.plain(sound), sound) for sound in foreign]
     if rng.random() < (0.25 if language == "en" else 0.02):
-        return speaker, voices.undisguised(sounds)
-    return f"{speaker}*{number}", voices.disguised(rng, sounds)
+        return speaker, disguises.undisguised(sounds)
+    return f"{speaker}*{number}", disguises.disguised(rng, sounds)
 
 
 def espeak_face(seed, language, number):
@@ -138,7 +141,7 @@ def espeak_face(seed, language, number):
     if rng.random() < 0.3:
         return f"espeak-{accent}-{variant}", {digit: [sound] for digit, sound in audio.items()}
     sounds = {digit: [(sound, analyze(sound))] for digit, sound in audio.items()}
-    return f"espeak-{accent}-{variant}*{number}", voices.disguised(rng, sounds)
+    return f"espeak-{accent}-{variant}*{number}", disguises.disguised(rng, sounds)
 
 
 def make_face(job):
@@ -248,55 +251,6 @@ def join(clips, gaps, lead, tail, language):
         phrases[-1]["end"] = round(start + len(audio) / RATE, 3)
     phrases = [{"start": p["start"], "end": p["end"], "text": text_of(p["digits"], language)} for p in phrases]
     return out, phrases
-
-
-def band(audio, low, high):
-    """Keep `low`-`high` Hz, with edges of a tenth of an octave or so."""
-    count = 1 << (len(audio) + RATE // 10).bit_length()
-    hertz = np.fft.rfftfreq(count, 1 / RATE)
-    gain = np.clip((high - hertz) / (0.04 * high) + 0.5, 0, 1)
-    if low:
-        gain *= np.clip((hertz - 0.7 * low) / (0.3 * low), 0, 1)
-    return np.fft.irfft(np.fft.rfft(audio, count) * gain, count)[: len(audio)]
-
-
-def reverberate(audio, rng):
-    """Convolve with exponentially decaying noise after a direct sound: a room with 0.1-0.6 s of reverberation time."""
-    seconds = rng.uniform(0.1, 0.6)
-    times = np.arange(int(seconds * RATE)) / RATE
-    response = rng.normal(size=len(times)) * np.exp(-6.9 * times / seconds)
-    response *= 10 ** (rng.uniform(-12, 1) / 20) / np.sqrt(np.square(response).sum())
-    response[0] = 1.0
-    count = 1 << (len(audio) + len(response)).bit_length()
-    return np.fft.irfft(np.fft.rfft(audio, count) * np.fft.rfft(response, count), count)[: len(audio)]
-
-
-def equalize(audio, rng):
-    """A smooth random frequency response: microphone, loudspeaker, telephone."""
-    count = 1 << (len(audio) + RATE // 10).bit_length()
-    hertz = np.fft.rfftfreq(count, 1 / RATE)
-    knots = np.geomspace(60, 8000, 8)
-    gain = 10 ** (np.interp(np.log(hertz + 1), np.log(knots), np.clip(rng.normal(0, 5, 8), -12, 12)) / 20)
-    return np.fft.irfft(np.fft.rfft(audio, count) * gain, count)[: len(audio)]
-
-
-def companded(audio):
-    """8-bit mu-law and back, as on the telephone."""
-    peak = np.abs(audio).max() + 1e-9
-    code = np.round(np.sign(audio) * np.log1p(255 * np.abs(audio) / peak) / math.log(256) * 127) / 127
-    return np.sign(code) * (np.power(256.0, np.abs(code)) - 1) / 255 * peak
-
-
-def through_channel(audio, rng):
-    """Room, coloring and telephone band, each on a share of the utterances."""
-    if rng.random() < 0.25:
-        audio = reverberate(audio, rng)
-    if rng.random() < 0.30:
-        audio = equalize(audio, rng)
-    if rng.random() < 0.20:
-        audio = band(audio, rng.choice([0, 0, 200, 300]), rng.uniform(3300, 4000))
-        audio = companded(audio) if rng.random() < 0.4 else audio
-    return audio
 
 
 def save(out, name, audio, phrases, language, speaker):

@@ -27,6 +27,7 @@ from evaluate import recognized
 from families import IGNORE, Clip, family_of
 from long_clips import fitted
 from manifest import Row, TrainingError, raise_faults, read_manifests
+from states import States
 from torch import Tensor
 from tqdm import tqdm
 
@@ -42,6 +43,7 @@ TEXTS = "texts.jsonl"
 AT_ONCE = 16  # clips, after which their texts are written
 NAMED = 10  # clips that are named one by one
 NONE = -60_000.0  # the log-probability of what can't come: float16 has nothing below -65504
+LEAST = 2**-23  # of a probability that is what others leave of 1, in float32
 HARMLESS = ("interpolated",)  # a flag that is about times
 MIB = 2**20
 
@@ -57,10 +59,12 @@ class Answer:
 
 
 class Teacher:
-    """A model that others learn of. Its weights are read when they are needed: not, where all is kept already."""
+    """A model that others learn of. Its weights are read when they are needed: not, where all is kept already. With a
+    `folder` the encoder's states of the clips are kept there: its texts, its logits and the steps of a student with the
+    same encoder take them once computed."""
 
-    def __init__(self, directory: Path, device: torch.device):
-        self.directory, self.device = directory, device
+    def __init__(self, directory: Path, device: torch.device, folder: Path | None = None):
+        self.directory, self.device, self.folder = directory, device, folder
         self.config = weights.examine(directory).config
         self.tokenizer = read_tokenizer(directory)
         with torch.device("meta"):
@@ -75,6 +79,20 @@ class Teacher:
     def recognizer(self) -> Recognizer:
         """What makes the texts."""
         return Recognizer(self.model, self.tokenizer)
+
+    @cached_property
+    def states(self) -> States | None:
+        """Where kept ones are."""
+        if self.folder is None:
+            return None
+        found = States(self.folder, family_of(self.model, self.tokenizer))
+        found.serve(self.recognizer)
+        return found
+
+    def hear(self, rows: list[Row], say: Callable[[str], None]) -> None:
+        """Computes the states of some rows that aren't kept yet. Raises TrainingError."""
+        if rows and self.states:
+            self.states.fill(rows, say)
 
     @cached_property
     def name(self) -> str:
@@ -104,13 +122,14 @@ class Teacher:
             say(line)
         return rows
 
-    def answers(self, rows: list[Row], path: Path, beams: int) -> list[Answer]:
+    def answers(self, rows: list[Row], path: Path, beams: int, say: Callable[[str], None]) -> list[Answer]:
         """The teacher's text of each clip; those that `path` has are taken from there. Raises TrainingError."""
         head = {"teacher": self.name, "beams": beams}
         known = _kept(path, head)
         language = "given" if getattr(self.config, "languages", None) else "auto"
         options = Options(beams=beams, temperatures=(0.0,))  # what fails the checks is left out, not sampled
         missing = sorted((row for row in rows if _key(row) not in known), key=lambda row: row.seconds)
+        self.hear(missing, say)
         try:
             part = path.with_suffix(".part")
             part.write_text("".join(map(_line, [head, *known.values()])), encoding="utf-8")
@@ -161,6 +180,7 @@ class Teacher:
                 raise TrainingError(f"{folder}: too little room; expected {size / MIB:.0f} MiB, or a smaller --top")
             for old in folder.glob("logits-*"):
                 old.unlink()
+            self.hear(rows, say)
             self._write(
                 path,
                 rows,
@@ -178,6 +198,7 @@ class Teacher:
     @torch.inference_mode()
     def _write(self, path: Path, rows: list[Row], table: np.memmap, temperature: float) -> None:
         family, done = family_of(self.model, self.tokenizer), 0
+        family.states = self.states
         with tqdm(total=len(rows), desc="logits", mininterval=10) as bar:
             for some, batch in unchanged(rows, family, whole=True):
                 batch = batch.to(self.device)
@@ -228,10 +249,15 @@ class Logits:
 
 
 def summary(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """logits (N, V), ids (N, k) -> log-probabilities (N, k + 1) of these tokens, and of all others together."""
-    logits = logits / temperature
-    rest = logits.scatter(1, ids, float("-inf")).logsumexp(-1, keepdim=True)
-    return torch.cat((logits.gather(1, ids), rest), 1) - logits.logsumexp(-1, keepdim=True)
+    """logits (N, V), ids (N, k) -> log-probabilities (N, k + 1) of these tokens, and of all others together; of the latter
+    float32 knows no less than -15.9, one in eight millions.
+
+    TRAP: each further pass over all the logits takes as long as a layer of a small decoder."""
+    if temperature != 1.0:
+        logits = logits / temperature
+    some = logits.gather(1, ids) - logits.logsumexp(-1, keepdim=True)
+    together = some.logsumexp(-1, keepdim=True).clamp(max=-LEAST)
+    return torch.cat((some, torch.log(-torch.expm1(together))), 1)
 
 
 # -- which texts count -------------------------------------------------------------------------------------------------

@@ -1,9 +1,7 @@
-"""Speakers for the digit data: synthesizers, recorded takes, and WORLD disguises that make many speakers of one.
+"""Speakers for synthetic data: synthesizers, and recorded takes of digits.
 
 Everything here returns mono float64 audio at 16 kHz without silence at its ends. Randomness comes from the caller's
-generator only. Unusual: a disguise moves pitch, pitch range, formants (two independent factors), spectral tilt, breath
-and timing of a sound, and is drawn once an utterance, so that all digits of an utterance still come from one (imagined)
-person.
+generator only.
 """
 
 import functools
@@ -12,16 +10,10 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
-
-try:
-    import pyworld
-except ImportError as error:
-    raise SystemExit(f"error: pyworld does not import ({error}): pip install pyworld 'setuptools<81'") from error
 
 RATE = 16000
 WORDS = "zero one two three four five six seven eight nine".split()
@@ -60,8 +52,6 @@ FESTIVAL_VOICES = {
     "ked": ("voice_ked_diphone", "festvox-kdlpc16k"),
     "slt-hts": ("voice_cmu_us_slt_arctic_hts", "festvox-us-slt-hts"),
 }
-FRAME = 0.005  # seconds a row of a Sound
-SILENCE = math.log(1e-12)  # floor of the log envelope
 
 
 def need(program, package):
@@ -141,11 +131,10 @@ def read(path):
 # --- synthesizers ---
 
 
-def synthesize(command):
-    """Run a synthesizer that writes a WAV to the file name appended to `command`; returns the trimmed, levelled
-    audio."""
+def synthesize(command, option, *rest):
+    """Run a synthesizer that writes a WAV to the file name after `option`; returns the trimmed, levelled audio."""
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
-        done = subprocess.run([*command, file.name], capture_output=True, text=True)
+        done = subprocess.run([*command, option, file.name, *rest], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()}")
         audio, rate = soundfile.read(file.name, dtype="float64")
@@ -173,14 +162,23 @@ def espeak(digits, separators, accent, variant, rate, pitch, hanzi=False):
     """
     words = FOREIGN.get(accent, WORDS) if accent.startswith("en") else HANZI if hanzi else "0123456789"
     text = "".join(words[d] + s for d, s in zip(digits, [*separators, ""]))
-    voice = "en-us" if accent in FOREIGN else accent
-    return synthesize(["espeak-ng", "-z", "-v", f"{voice}+{variant}", "-s", str(rate), "-p", str(pitch), text, "-w"])
+    return espeak_text(text, "en-us" if accent in FOREIGN else accent, variant, rate, pitch)
+
+
+def espeak_text(text, accent, variant, rate, pitch):
+    """Any text, said by espeak-ng. TRAP: without "--" one that begins with a dash is an option."""
+    settings = ["-v", f"{accent}+{variant}", "-s", str(rate), "-p", str(pitch)]
+    return synthesize(["espeak-ng", "-z", *settings], "-w", "--", text)
 
 
 def flite(digits, separators, voice, stretch):
     """One flite clip; `stretch` > 1 is slower."""
-    text = "".join(WORDS[d] + s for d, s in zip(digits, [*separators, ""]))
-    return synthesize(["flite", "-voice", voice, "--setf", f"duration_stretch={stretch:.3f}", "-t", text, "-o"])
+    return flite_text("".join(WORDS[d] + s for d, s in zip(digits, [*separators, ""])), voice, stretch)
+
+
+def flite_text(text, voice, stretch):
+    """Any text, said by flite."""
+    return synthesize(["flite", "-voice", voice, "--setf", f"duration_stretch={stretch:.3f}", "-t", text], "-o")
 
 
 def festival_phrases(folder, voice, count, rng):
@@ -234,154 +232,3 @@ def recorded_takes(folders):
         if len(takes) < 10:
             raise SystemExit(f"error: speaker {speaker} lacks the digits {sorted(set(range(10)) - set(takes))}")
     return speakers
-
-
-@functools.cache
-def recorded(path):
-    """A recorded take and its analysis, kept in memory: each is used many times."""
-    audio = read(path)
-    return audio, analyze(audio)
-
-
-def undisguised(sounds):
-    """The audio of each digit as it was recorded or synthesized; `sounds` is {digit: [(audio, Sound), ...]}."""
-    return {digit: [audio for audio, _ in takes] for digit, takes in sounds.items()}
-
-
-def disguised(rng, sounds):
-    """All takes of {digit: [(audio, Sound), ...]} as one imagined speaker: {digit: [audio, ...]}. Which digits are long
-    and which short is the speaker's own way too: with one recorded speaker it would soon be taken for the digits'
-    nature."""
-    speaker = Disguise.draw(rng, [sound for takes in sounds.values() for _, sound in takes])
-    hurry = {digit: math.exp(rng.normal(0, 0.25)) for digit in sounds}
-    return {
-        d: [speaker.render(sound, rng, math.exp(rng.normal(0, 0.04)), hurry[d]) for _, sound in takes]
-        for d, takes in sounds.items()
-    }
-
-
-def begin_like(sound, other, rng):
-    """A Sound that begins with what `other` has before its vowel, in place of its own first consonant: of "zero" and
-    "six" a "sero", as those say it who grew up with another language."""
-
-    def above(s, decibels):
-        """The first frame that is at most so far below the loudest."""
-        level = np.log(np.exp(s.envelope).sum(axis=1))
-        return int(np.argmax(level > level.max() - decibels * math.log(10) / 10))
-
-    voice = above(other, 15)
-    taken = slice(max(above(other, 40), voice - int(rng.integers(12, 25))), voice)
-    place = above(sound, 15) + int(rng.integers(6, 13))
-    parts = [(getattr(other, name)[taken], getattr(sound, name)[place:]) for name in ("pitch", "envelope", "noise")]
-    return Sound(*(np.concatenate(pair) for pair in parts))
-
-
-# --- disguises ---
-
-
-@dataclass(frozen=True)
-class Sound:
-    """WORLD's parts of a sound, one row each FRAME: pitch in Hz (T,), 0 where unvoiced; log power envelope and noise
-    share (T, 513)."""
-
-    pitch: np.ndarray
-    envelope: np.ndarray
-    noise: np.ndarray
-
-
-def analyze(audio):
-    """Audio -> Sound (Morise et al. 2016, WORLD: DIO, StoneMask, CheapTrick, D4C)."""
-    audio = np.ascontiguousarray(audio, dtype=np.float64)
-    pitch, times = pyworld.dio(audio, RATE, f0_floor=60.0, f0_ceil=500.0, speed=4)
-    pitch = pyworld.stonemask(audio, pitch, times, RATE)
-    envelope = pyworld.cheaptrick(audio, pitch, times, RATE)
-    noise = pyworld.d4c(audio, pitch, times, RATE)
-    return Sound(pitch, np.log(np.maximum(envelope, 1e-12)).astype(np.float32), noise.astype(np.float32))
-
-
-def plain(sound):
-    """A Sound as audio, nothing changed."""
-    envelope = np.ascontiguousarray(np.exp(np.maximum(sound.envelope, SILENCE), dtype=np.float64))
-    return level(pyworld.synthesize(sound.pitch.astype(np.float64), envelope, sound.noise.astype(np.float64), RATE))
-
-
-def median_pitch(sound):
-    """Median of the voiced frames in Hz; 150 for a sound without any."""
-    voiced = sound.pitch[sound.pitch > 0]
-    return float(np.median(voiced)) if len(voiced) else 150.0
-
-
-@dataclass(frozen=True)
-class Disguise:
-    """One imagined speaker: how to change a Sound. Factors; 1 leaves things alone; `tilt` in dB at 8 kHz, `breath` as
-    exponent on the noise share."""
-
-    pitch: float
-    span: float
-    low_formants: float
-    high_formants: float
-    tilt: float
-    breath: float
-    pace: float
-
-    @classmethod
-    def draw(cls, rng, sounds):
-        """A random speaker for the voice of these sounds; pitch stays in 70-340 Hz, the sounds' mean length goes to
-        0.22-0.85 s a digit.
-
-        `sounds` are single digits; for phrases the caller replaces `pace`.
-        """
-        natural_pitch = float(np.median([median_pitch(sound) for sound in sounds]))
-        natural_seconds = FRAME * float(np.mean([len(sound.pitch) for sound in sounds]))
-        seconds = math.exp(rng.uniform(math.log(0.22), math.log(0.85)))
-        low, high = max(0.6, 70 / natural_pitch), min(1.7, 340 / natural_pitch)
-        pitch = math.exp(rng.uniform(math.log(min(low, high)), math.log(high)))
-        # Higher voices come from shorter vocal tracts, loosely: half of the formant shift follows the pitch.
-        formants = np.clip(pitch**0.2 * math.exp(rng.normal(0, 0.07)), 0.82, 1.22)
-        bend = math.exp(rng.normal(0, 0.04))
-        return cls(
-            pitch=pitch,
-            span=math.exp(rng.normal(0, 0.25)),
-            low_formants=float(np.clip(formants * bend, 0.8, 1.25)),
-            high_formants=float(np.clip(formants / bend, 0.8, 1.25)),
-            tilt=rng.normal(0, 5.0),
-            breath=math.exp(rng.normal(0, 0.3)),
-            pace=float(np.clip(seconds / natural_seconds, 0.35, 1.6)),
-        )
-
-    def render(self, sound, rng, lift=1.0, hurry=1.0):
-        """The changed sound as audio; `lift` is an extra pitch factor of this clip, `hurry` < 1 shortens it."""
-        rows = time_map(len(sound.pitch), self.pace * hurry * math.exp(rng.normal(0, 0.08)), rng)
-        pitch = sound.pitch[rows]
-        voiced, middle = pitch > 0, median_pitch(sound)
-        slope = np.linspace(1, -1, len(rows)) * rng.normal(0, 0.04)
-        pitch = np.where(
-            voiced, middle * self.pitch * lift * (np.maximum(pitch, 1) / middle) ** self.span * np.exp(slope), 0
-        )
-        envelope = warp(sound.envelope[rows], self.low_formants, self.high_formants)
-        envelope += np.linspace(0, self.tilt * math.log(10) / 10, envelope.shape[1], dtype=np.float32)
-        envelope = np.ascontiguousarray(np.exp(np.maximum(envelope, SILENCE), dtype=np.float64))
-        noise = np.clip(sound.noise[rows].astype(np.float64) ** (1 / self.breath), 0.001, 1.0)
-        audio = pyworld.synthesize(np.where(voiced, np.clip(pitch, 50, 500), 0), envelope, noise, RATE)
-        return level(audio)
-
-
-def time_map(count, factor, rng):
-    """Indices of source rows for a sound `factor` as long; the speed varies smoothly within it."""
-    length = max(8, round(count * factor))
-    steps = np.exp(np.interp(np.linspace(0, 3, length), range(4), rng.normal(0, 0.25, 4)))
-    places = np.cumsum(steps) - steps[0]
-    return np.round(places / places[-1] * (count - 1)).astype(int)
-
-
-def warp(envelope, low, high):
-    """Move what lies at 1.5 kHz to `low` times that, and what lies at 4.5 and 8 kHz to `high` times; linear between."""
-    bins = envelope.shape[1]
-    nyquist = RATE / 2
-    source = np.interp(
-        np.linspace(0, nyquist, bins), [0, 1500 * low, 4500 * high, nyquist * high], [0, 1500, 4500, nyquist]
-    )
-    place = source / nyquist * (bins - 1)
-    left = np.minimum(place.astype(int), bins - 2)
-    share = (place - left).astype(np.float32)
-    return envelope[:, left] * (1 - share) + envelope[:, left + 1] * share
