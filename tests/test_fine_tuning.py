@@ -274,6 +274,21 @@ def test_the_best_is_kept_and_the_unchanged_model_may_be(task, train, tmp_path):
     assert all(torch.equal(old[name], new[name]) for name in old)
 
 
+def test_what_is_kept_can_be_a_blend(task, train, tmp_path):
+    """A quarter of the way from the unchanged model to what was learned; training itself goes its own way."""
+    for blend in (1, 0.25):
+        options = ("--keep", "last", "--rate", "1e-2", "--out", tmp_path / str(blend))
+        said = train("whisper", "--blend", blend, *options)
+        assert ("75% of the weights as they were" in said) == (blend < 1)
+    old, whole, part = map(parameters, (task / "whisper", tmp_path / "1" / "model", tmp_path / "0.25" / "model"))
+    for name in old:
+        torch.testing.assert_close(part[name], old[name] + (whole[name] - old[name]) / 4, atol=1e-6, rtol=1e-4)
+    name = "decoder.blocks.0.mlp.up.weight"
+    assert (whole[name] - old[name]).abs().max() > 0.01
+    with pytest.raises(train.error, match="--blend mixes"):
+        train("whisper", "--from-scratch", "--blend", 0.5)
+
+
 def test_it_stops_when_nothing_is_gained(train):
     said = train("whisper", "--rate", 5.0, "--warmup", 0, "--eval-every", 1, "--steps", 30, "--patience", 2)
     assert "stopped: 2 evaluations without a gain" in said and "step 10:" not in said

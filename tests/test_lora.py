@@ -232,6 +232,20 @@ def test_it_goes_on_with_the_same_adapter_only(train):
         train("whisper", "--steps", 4, "--lora-targets", "all")
 
 
+def test_a_part_of_it_can_be_kept(task, train):
+    """Half of what is added to each weight, whatever its two matrices are."""
+    found = []
+    for blend in (1, 0.5):
+        train("whisper", "--blend", blend)
+        found.append(weights.load(task / "whisper", adapter=train.out / "adapter"))
+        train.out = train.out.with_name("other")
+    base = weights.load(task / "whisper")
+    whole, half = ({name: p - base.get_parameter(name) for name, p in model.named_parameters()} for model in found)
+    for name in whole:
+        torch.testing.assert_close(half[name], whole[name] / 2, atol=1e-6, rtol=1e-4)
+    assert max(float(x.abs().max()) for x in whole.values()) > 1e-3
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batches(task, train, tmp_path):
     options = ["--steps", 2, "--batch-seconds", 4]

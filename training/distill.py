@@ -213,6 +213,7 @@ def main() -> None:
     args.rate, args.accept_errors = RATE if args.rate is None else args.rate, True
     if not args.epochs:
         args.steps = STEPS if args.steps is None else args.steps
+    args.blend = 1.0 if args.blend is None else args.blend  # what a student begins with is nothing to keep
     options.completed(args, has_weights=True)
     processes, device = parallel.start(devices.choose_device(args.device))
     teacher = Teacher(directory, device)

@@ -35,6 +35,7 @@ RECIPES = {
         "augment": False,
         "shift": 0.0,
         "mean": 0.0,
+        "blend": 1.0,
         "keep": "best",
         "patience": 3,
         "eval_every": None,
@@ -55,6 +56,7 @@ RECIPES = {
         "augment": True,
         "shift": 0.3,
         "mean": 0.998,
+        "blend": 1.0,
         "keep": "last",
         "patience": 0,
         "eval_every": 1000,
@@ -172,6 +174,11 @@ def parser() -> argparse.ArgumentParser:
         "--mean", type=share, help="decay of a running mean of the weights, 0 for none (default 0, 0.998)"
     )
     steps.add_argument(
+        "--blend",
+        type=share,
+        help="share of what is learned in what is measured and kept, the rest being the weights as they were (default 1)",
+    )
+    steps.add_argument(
         "--freeze", default=[], nargs="+", metavar="PART", help="encoder, frontend, projector, decoder or embedding"
     )
     steps.add_argument(
@@ -282,6 +289,8 @@ def completed(args: argparse.Namespace, has_weights: bool) -> argparse.Namespace
         check_lora(args, has_weights)
     elif args.lora_targets or args.lora_alpha is not None or args.lora_dropout is not None:
         raise TrainingError("--lora-targets, --lora-alpha, --lora-dropout: say how --lora RANK adapts; expected it too")
+    if args.blend < 1 and not has_weights:
+        raise TrainingError("--blend mixes what is learned with weights that MODEL hasn't; expected none of it")
     if args.checkpoint and args.guide:
         raise TrainingError("--checkpoint computes layers twice, which --guide can't look at; leave one of them out")
     return args
@@ -345,6 +354,7 @@ def described(args: argparse.Namespace) -> str:
         f"silence {args.silence:.0%}": args.silence,
         f"joined clips {args.join:.0%}": args.join,
         f"running mean {args.mean:g}": args.mean,
+        f"{1 - args.blend:.0%} of the weights as they were": args.blend < 1,
         "activations computed twice": args.checkpoint,
         "products in bfloat16": args.dtype == "bfloat16",
     }

@@ -46,6 +46,7 @@ from options import completed, described, paced, parser
 from states import States, objection
 from steps import Steps
 
+from glmasr import weights
 from glmasr.checkpoint import hub
 from glmasr.errors import GlmAsrError, out_of_memory
 from glmasr.kernels import devices
@@ -189,7 +190,7 @@ class Run:
 
     def report(self, steps: Steps, step: int) -> bool:
         """Evaluates, and saves what is to be kept; False if it is time to stop."""
-        with start.exchanged(self.model, steps.mean, self.dtype), steps.autocast():
+        with start.exchanged(self.model, self.blended(steps.mean), self.dtype), steps.autocast():
             score = self.judge(f"step {step}", self.train_loss()[0])
             if self.args.keep == "last" or score.better(self.best):
                 self.best, self.best_step, self.since = score, step, 0
@@ -201,6 +202,19 @@ class Run:
             notes |= {"steps": str(self.args.steps), "batch_seconds": repr(self.args.batch_seconds)}
             steps.save(self.args.out / STATE, step, notes | {"best": self.best.text, "unchanged": self.unchanged.text})
         return not (self.args.patience and self.since >= self.args.patience)
+
+    @torch.no_grad()
+    def blended(self, mean: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What is measured and kept instead of the learned parameters: their running mean, a part of the way from the
+        unchanged model (WiSE-FT; Wortsman et al., 2022)."""
+        blend = self.args.blend
+        if blend == 1:
+            return mean
+        learned = {name: p for name, p in self.model.named_parameters() if p.requires_grad} | mean
+        if self.adapters:  # what is added is a product of two matrices, and nothing at first
+            return learned | {name: blend * value for name, value in learned.items() if ".lora_B." in name}
+        before = dict(weights.load(self.directory, device=self.model.device, dtype=torch.float32).named_parameters())
+        return {name: before[name].lerp(value, blend) for name, value in learned.items()}
 
     def save(self) -> None:
         """What is kept: the model, or the adapter that was learned for it."""
