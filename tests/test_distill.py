@@ -17,6 +17,7 @@ from helpers.training import FOLDER, tiny_whisper, write_manifest
 import glmasr
 from glmasr import weights
 from glmasr.config import PRESETS, EncoderDecoderConfig, GlmAsrConfig
+from glmasr.encoder import RotaryEncoder, SinusoidalEncoder
 from glmasr.tokenizer import read_tokenizer
 
 CHECKPOINTS = ROOT / "glmasr" / "checkpoints"
@@ -281,6 +282,47 @@ def test_two_steps_bring_a_student_nearer_to_its_teacher(distill, tmp_path, name
     recognizer = glmasr.load(tmp_path / "run" / "model", plain=True)
     assert recognizer.config.decoder.layers == 1
     recognizer.transcribe(np.zeros(16_000, np.float32), sample_rate=16_000)
+
+
+def test_an_encoder_that_is_the_teachers_is_frozen_and_hears_each_clip_once(distill, tmp_path):
+    """For texts, logits, losses and steps."""
+    heard = []
+
+    def hook(module, inputs, states):
+        if isinstance(module, (RotaryEncoder, SinusoidalEncoder)) and type(states) is torch.Tensor:  # else a plan's
+            heard.extend(states)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    try:
+        said = distill("demo-article", "layers=1")
+    finally:
+        handle.remove()
+    (keys,) = (tmp_path / "run").glob("states-*.keys")
+    windows = len(keys.read_text().splitlines()) - 1
+    assert "frozen: encoder;" in said and windows >= len(CLIPS)
+    assert len(heard) == windows + 1  # the first one twice: it says how long states are
+
+
+def test_what_is_frozen_can_be_said(modules):
+    distill = modules("distill")
+    for options, same, expected in (
+        ([], True, ["encoder"]),
+        ([], False, []),
+        (["--freeze", "nothing"], True, []),
+        (["--freeze", "embedding"], True, ["embedding"]),
+    ):
+        assert distill.frozen(distill.parser().parse_args(["m", *options]), same) == expected
+
+
+def test_the_probability_of_all_other_tokens_is_never_nothing(modules):
+    """In float32 what is left of 1 may be 0, whose logarithm has no gradient."""
+    logits = torch.tensor([[60.0, 0.0, -1.0, -2.0], [1.0, 0.5, -1.0, -2.0]], requires_grad=True)
+    found = modules("teacher").summary(logits, torch.tensor([[0, 1], [0, 1]]), 1.0)
+    expected = logits.double().log_softmax(-1)
+    torch.testing.assert_close(found[:, :2], expected[:, :2].float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1, 2], expected[1, 2:].logsumexp(0).float(), atol=1e-5, rtol=1e-5)
+    assert -17 < found[0, 2] < -15
+    assert torch.autograd.grad(found.sum(), logits)[0].isfinite().all()
 
 
 def test_the_same_command_goes_on_without_asking_the_teacher_again(distill, modules, monkeypatch, tmp_path):
