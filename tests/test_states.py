@@ -3,6 +3,7 @@ and nothing half-written is trusted."""
 
 import json
 import re
+import subprocess
 import sys
 from collections import namedtuple
 
@@ -250,3 +251,22 @@ def test_a_students_run_takes_them_too(modules, manifest, monkeypatch, capsys, t
     monkeypatch.setattr(sys, "argv", [*map(str, arguments)])
     modules("distill").main()
     assert re.search("computed once.*states-", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_two_processes_share_them(manifest, tmp_path):
+    """One writes, both read: the steps of one process with twice the batches."""
+    common = [CHECKPOINTS / "demo-article", "--train", manifest, "--eval", manifest, *FAST, "--freeze", "encoder"]
+    common += ["--batch-seconds", 8]
+    alone = [sys.executable, FOLDER / "train.py", *common, "--out", tmp_path / "one", "--accumulate", 2]
+    together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    together += [FOLDER / "train.py", *common, "--out", tmp_path / "two"]
+    found = []
+    for command in (alone, together):
+        run = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=240)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.count("computed once") == 1
+        found.append(scores_of(run.stdout))
+    np.testing.assert_allclose(found[0], found[1], atol=2e-3)
+    one, two = ([path.read_bytes() for path in (tmp_path / run).glob("states-*.bin")] for run in ("one", "two"))
+    assert one == two and len(one) == 1
