@@ -325,6 +325,13 @@ def test_the_probability_of_all_other_tokens_is_never_nothing(modules):
     assert torch.autograd.grad(found.sum(), logits)[0].isfinite().all()
 
 
+def test_a_student_that_was_not_decoded_yet_is_no_better_than_one_that_was(modules):
+    score = modules("scores").Score
+    before = score(9.0, 8.0)
+    assert score(1.0, 1.0, 3, 10).better(before) and score(1.0, 1.0, 30, 10).better(before)
+    assert not score(9.5, 8.5, 30, 10).better(before) and not before.better(score(1.0, 1.0, 30, 10))
+
+
 def test_the_same_command_goes_on_without_asking_the_teacher_again(distill, modules, monkeypatch, tmp_path):
     before = distill("demo-article", "layers=1")
     size = (tmp_path / "run" / "texts.jsonl").stat().st_size

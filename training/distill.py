@@ -147,9 +147,9 @@ class Distillation(Run):
         return found
 
     def before(self, steps: Steps) -> scores.Score:
-        """Of the student as it begins. Nothing is too bad: it has lost layers."""
+        """Of the student as it begins, its losses alone: without its layers it writes and writes to the end."""
         with steps.autocast():
-            return self.judge("before", self.train_loss()[0], objects=True)
+            return self.judge("before", self.train_loss()[0])
 
     @torch.inference_mode()
     def train_loss(self) -> tuple[float, list[tuple[float, Row]]]:

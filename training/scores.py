@@ -45,8 +45,10 @@ class Score:
         return self.errors / max(1, self.words)
 
     def better(self, other: "Score") -> bool:
-        """Fewer errors; of as many the lower loss. No text can be more wrong than none: then too the loss counts."""
-        return (min(self.rate, 1.0), self.loss) < (min(other.rate, 1.0), other.loss)
+        """Fewer errors; of as many the lower loss. No text can be more wrong than none: then too the loss counts, and where
+        none was decoded."""
+        ours, theirs = (min(score.rate, 1.0) if score.words else 1.0 for score in (self, other))
+        return (ours, self.loss) < (theirs, other.loss)
 
     def __str__(self) -> str:
         judged = [] if self.loss != self.loss else [f"eval loss {self.loss:.3f}"]
