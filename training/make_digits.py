@@ -40,7 +40,7 @@ LONG_SHARE = 0.05  # half of these become longer than USUAL_SECONDS
 PAUSE = 0.5  # seconds; a gap this long ends a phrase
 USUAL_SECONDS = 9.5
 LONGEST_SECONDS = 18.0
-FACES = {"recorded": 500, "espeak_joined": 120}  # imagined speakers of single digits in a language
+FACES = {"recorded": 1.0, "espeak_joined": 0.24}  # imagined speakers of single digits in a language, of --faces
 HANZI_SHARE = {"cmn": 0.15, "yue": 0.4}  # of espeak-ng's connected speech, read from hanzi: see voices.ACCENTS
 FESTIVAL_PHRASES = 250  # for each voice
 PEAK = 10 ** (-3 / 20)
@@ -145,30 +145,29 @@ def espeak_face(seed, language, number):
 
 
 def make_face(job):
-    """(seed, kind, language, number) -> ((kind, language, number), face)."""
-    seed, *key = job
-    kind, language, number = key
+    """(seed, kind, language, number) -> ((kind, language), face), where a face is (name, {digit: [audio, ...]})."""
+    seed, kind, language, number = job
     name, takes = (recorded_face if kind == "recorded" else espeak_face)(seed, language, number)
-    return tuple(key), (name, {digit: [audio.astype(np.float32) for audio in some] for digit, some in takes.items()})
+    takes = {digit: [audio.astype(np.float32) for audio in some] for digit, some in takes.items()}
+    return (kind, language), (name, takes)
 
 
-def from_face(rng, plan, face):
-    """Digits of one imagined speaker; `face` is (name, {digit: [audio, ...]})."""
-    name, takes = face
+def from_face(rng, plan, kind):
+    """Digits of one imagined speaker of a kind."""
+    faces = BANKS["faces"][kind, plan.language]
+    name, takes = faces[rng.integers(len(faces))]
     return [(takes[d][rng.integers(len(takes[d]))], [d]) for d in plan.digits], name
 
 
 def from_recorded(rng, plan):
     """Joined takes of an imagined speaker made of a recorded one."""
-    return from_face(rng, plan, BANKS["faces"]["recorded", plan.language, int(rng.integers(FACES["recorded"]))])
+    return from_face(rng, plan, "recorded")
 
 
 def from_espeak_joined(rng, plan):
     """Joined single digits of an espeak-ng voice: as in the recorded ones, so that the joins say nothing about the
     source."""
-    return from_face(
-        rng, plan, BANKS["faces"]["espeak_joined", plan.language, int(rng.integers(FACES["espeak_joined"]))]
-    )
+    return from_face(rng, plan, "espeak_joined")
 
 
 def disguise(rng, plan, sounds):
@@ -290,16 +289,16 @@ def make_training(job):
     )
 
 
-BANKS = {}  # set once before the worker processes fork: recorded takes and festival phrases
+BANKS = {}  # set before the worker processes fork: recorded takes, festival phrases, imagined speakers
 
 
 # --- evaluation sets ---
 
 
-def held_out_espeak(rng, language):
-    """Ten unseen variants, twelve utterances of 1-12 digits each, at ordinary rates and about the default pitch."""
-    for number in range(120):
-        variant, accent = voices.HELD_OUT_VARIANTS[number // 12], str(rng.choice(ACCENTS[language]))
+def held_out_espeak(rng, language, count):
+    """Ten unseen variants, utterances of 1-12 digits, at ordinary rates and about the default pitch."""
+    for number in range(count):
+        variant, accent = voices.HELD_OUT_VARIANTS[number * 10 // count], str(rng.choice(ACCENTS[language]))
         digits = [int(d) for d in rng.integers(0, 10, number % 12 + 1)]
         rate, pitch = int(rng.integers(130, 201)), int(rng.integers(40, 61))
         clips = [
@@ -308,10 +307,10 @@ def held_out_espeak(rng, language):
         yield clips, rng.uniform(0.1, 0.3, len(clips) - 1), f"espeak-{accent}-{variant}"
 
 
-def held_out_phrases(rng, language):
+def held_out_phrases(rng, language, count):
     """Ten unseen variants: two or three phrases of one to four digits, 0.7 s to 1.5 s apart."""
-    for number in range(60):
-        variant, accent = voices.HELD_OUT_VARIANTS[number // 6], str(rng.choice(ACCENTS[language]))
+    for number in range(count):
+        variant, accent = voices.HELD_OUT_VARIANTS[number * 10 // count], str(rng.choice(ACCENTS[language]))
         phrases = [[int(d) for d in rng.integers(0, 10, rng.integers(1, 5))] for _ in range(2 + number % 2)]
         rate, pitch = int(rng.integers(130, 201)), int(rng.integers(40, 61))
         clips = [
@@ -336,13 +335,13 @@ def noisy(audio, rng):
 
 
 def write_evaluation(job):
-    """(out, seed, name, language, bank or None): write eval_{name}_{language} and its noisy twin."""
-    out, seed, name, language, bank = job
+    """(out, seed, name, language, bank or None, count): write eval_{name}_{language} and its noisy twin."""
+    out, seed, name, language, bank, count = job
     rng = np.random.default_rng([seed, *name.encode(), *language.encode()])
     if bank is None:
-        utterances = (held_out_phrases if name == "phrases" else held_out_espeak)(rng, language)
+        utterances = (held_out_phrases if name == "phrases" else held_out_espeak)(rng, language, count)
     else:
-        utterances = held_out_recorded(rng, bank, *((120, 12, 0.3) if language == "en" else (60, 8, 0.4)))
+        utterances = held_out_recorded(rng, bank, count, *((12, 0.3) if language == "en" else (8, 0.4)))
     lines = {"": [], "noisy_": []}
     for number, (clips, gaps, speaker) in enumerate(utterances):
         audio, phrases = join(clips, gaps, *rng.uniform(0.1, 0.4, 2), language)
@@ -376,6 +375,13 @@ def arguments():
         help="recorded speakers for evaluation AND training: leave them out with train.py --without to measure",
     )
     parser.add_argument("--count", type=int, default=22000, help="training utterances")
+    parser.add_argument(
+        "--eval-count",
+        type=int,
+        default=120,
+        help="utterances of an evaluation set, half as many of some (default 120)",
+    )
+    parser.add_argument("--faces", type=int, default=500, help="imagined speakers made of recorded ones, in a language")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     return parser.parse_args()
@@ -402,7 +408,12 @@ def check_settings(args):
     names = {
         language: [Path(folder).name for folder in getattr(args, f"recorded_{language}")] for language in LANGUAGES
     }
-    settings = {"seed": args.seed, "hold_out_speakers": sorted(args.hold_out_speaker), "recorded": names}
+    settings = {
+        "seed": args.seed,
+        "faces": args.faces,
+        "hold_out_speakers": sorted(args.hold_out_speaker),
+        "recorded": names,
+    }
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
         raise SystemExit(f"error: {path} has other settings than this command: name a new folder, or remove this one")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -424,10 +435,17 @@ def main():
     voices.espeak_variants()
     BANKS["recorded"], held = recorded_banks(args)
     check_settings(args)
+    half = max(1, args.eval_count // 2)
     evaluations = [
-        (args.out, args.seed, name, language, None) for name in ("espeak", "phrases") for language in LANGUAGES
+        (args.out, args.seed, name, language, None, count)
+        for name, count in (("espeak", args.eval_count), ("phrases", half))
+        for language in LANGUAGES
     ]
-    evaluations += [(args.out, args.seed, "recorded", language, bank) for language, bank in held.items() if bank]
+    evaluations += [
+        (args.out, args.seed, "recorded", language, bank, args.eval_count if language == "en" else half)
+        for language, bank in held.items()
+        if bank
+    ]
     with multiprocessing.get_context("fork").Pool(args.jobs) as pool:
         phrases = pool.imap(
             make_festival, [(args.out.resolve() / "festival", voice, args.seed) for voice in voices.FESTIVAL_VOICES]
@@ -441,10 +459,15 @@ def main():
     ]
     manifest.write_text("".join(lines), encoding="utf-8")  # drops half a line of a run that was cut short
     faces = [
-        (args.seed, kind, language, number) for kind in FACES for language in LANGUAGES for number in range(FACES[kind])
+        (args.seed, kind, language, number)
+        for kind, share in FACES.items()
+        for language in LANGUAGES
+        for number in range(max(1, round(share * args.faces)))
     ]
+    BANKS["faces"] = {(kind, language): [] for kind in FACES for language in LANGUAGES}
     with multiprocessing.get_context("fork").Pool(args.jobs) as pool:
-        BANKS["faces"] = dict(tqdm(pool.imap(make_face, faces, 8), "imagined speakers", len(faces)))
+        for key, face in tqdm(pool.imap(make_face, faces, 8), "imagined speakers", len(faces)):
+            BANKS["faces"][key].append(face)
     jobs = [(args.out, args.seed, number) for number in range(len(lines), args.count)]
     with multiprocessing.get_context("fork").Pool(args.jobs) as pool, manifest.open("a", encoding="utf-8") as file:
         for line in tqdm(pool.imap(make_training, jobs, 8), "utterances", len(jobs)):
