@@ -31,7 +31,7 @@ from tqdm import tqdm
 from voices import ACCENTS, FLITE_VOICES, HELD_OUT_VARIANTS, RATE
 
 HELD_OUT_FLITE = ("rms",)
-FLITE = 0.55  # share of the voices; the rest is espeak-ng
+FLITE = 0.85  # share of the voices; the rest is espeak-ng, of which Whisper base understands less than half
 FULL = 0.75  # share of the clips that fill the window as far as whole sentences do
 CHANGE = 0.1  # chance that another voice says the next sentence
 NOISY = 0.4  # share of the clips with noise
