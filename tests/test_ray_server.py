@@ -26,8 +26,11 @@ pytest.importorskip("uvicorn", reason="needs the extra [web]")
 import requests  # noqa: E402  # of Ray
 import websockets  # noqa: E402
 from helpers import ROOT  # noqa: E402
+from helpers.adapters import lora  # noqa: E402
 
+import glmasr  # noqa: E402
 from glmasr import audio  # noqa: E402
+from glmasr.server import ray_app  # noqa: E402
 
 EXAMPLES = ROOT / "examples"
 TEXTS = {
@@ -46,13 +49,27 @@ def run(*options, **more):
 
 
 @pytest.fixture(scope="module")
-def server():
+def adapters(tmp_path_factory):
+    """Two, by their names."""
+    folder = tmp_path_factory.mktemp("adapters")
+    return {name: lora(folder / name, strength) for name, strength in (("mild", 0.2), ("wild", 1.0))}
+
+
+@pytest.fixture(scope="module")
+def server(adapters):
     """Its address. Serve listens at port 8000, which has to be free."""
     with socket.socket() as trial:
         if trial.connect_ex(("127.0.0.1", 8000)) == 0:
             pytest.skip("port 8000 is taken")
     temporary = tempfile.mkdtemp()  # TRAP: sockets are made in it, whose names have to be short
-    child = run("replicas=2", "max-upload=4", env=os.environ | {"TMPDIR": temporary, "GLMASR_API_KEY": KEY})
+    given = ",".join(f"{name}={folder}" for name, folder in adapters.items())
+    child = run(
+        "replicas=2",
+        "max-upload=4",
+        "name=whisper-1,other",
+        f"adapter={given}",
+        env=os.environ | {"TMPDIR": temporary, "GLMASR_API_KEY": KEY},
+    )
     ready = threading.Event()
 
     def read():
@@ -138,6 +155,27 @@ def test_live(server):
     assert asyncio.run(talk()) == TEXTS["en.mp3"]
 
 
+def test_adapters_by_the_name_of_the_model(server, adapters):
+    wanted = {
+        name: glmasr.load("demo", adapter=folder).transcribe(EXAMPLES / "zh.wav").text
+        for name, folder in ({"": None} | adapters).items()
+    }
+    assert len(set(wanted.values())) == 3
+    names = [f"{base}{suffix}" for suffix in ("", ":mild", ":wild") for base in ("demo", "whisper-1", "other")]
+    listed = requests.get(f"{server}/v1/models", headers={"Authorization": f"Bearer {KEY}"}).json()["data"]
+    assert sorted(model["id"] for model in listed) == sorted(names)
+    for name in 4 * names:  # of both replicas
+        assert post(server, "zh.wav", model=name).json()["text"] == wanted[name.partition(":")[2]], name
+    assert post(server, model="demo:calm").status_code == 404
+
+
+def test_what_may_be_repeated_is_a_list():
+    given = {"adapter": "a=x,b=y/z", "cors": ["https://a.org", "https://b.org"], "allow-host": "a", "name": "one,two"}
+    (args,) = ray_app.app(given)._bound_deployment.init_args
+    assert (args.adapter, args.cors, args.allow_host) == ([("a", "x"), ("b", "y/z")], given["cors"], ["a"])
+    assert args.name == ["one", "two"]
+
+
 def test_one_killed_under_load(server):
     """No request is answered wrongly, and none is lost without an error; then there are two again."""
     answers, end = Counter(), time.monotonic() + 15
@@ -170,7 +208,13 @@ def test_one_killed_under_load(server):
 
 @pytest.mark.parametrize(
     "option, expected",
-    [("beams=2", "unrecognized arguments: --beams=2"), ("replicas=0", "'0'"), ("port=80", "Serve's")],
+    [
+        ("beams=2", "unrecognized arguments: --beams=2"),
+        ("replicas=0", "'0'"),
+        ("port=80", "Serve's"),
+        ("adapter=a=x,y", "'y' is not NAME=DIR"),
+        ("adapter=a=x,a=y", "--adapter a is given twice"),
+    ],
 )
 def test_a_wrong_option_is_a_line(option, expected):
     child = run(option)

@@ -36,6 +36,7 @@ NOT_HERE = {
     "version": "`glmasr-serve --version` tells it",
     "help": "`glmasr-serve --help` tells of the others",
 }
+SEVERAL = {name for name, value in vars(arguments([])).items() if isinstance(value, list)}  # may be repeated
 BESIDE = 100  # requests that a replica has at once beside recordings: short ones, and those that it refuses itself
 
 
@@ -66,8 +67,17 @@ class Replica:
         self._stack.close()
 
 
-def app(options: dict[str, str]) -> serve.Application:
-    """What `serve run` and `serve deploy` build: `options` are those of glmasr-serve without their dashes, and
+def flags(name: str, value: Any) -> list[str]:
+    """An option of Serve -> the same of a command line. What may be repeated there is a text with commas, or a list in
+    a configuration file: of a key that is repeated Serve keeps the last."""
+    values = [value]
+    if name in SEVERAL:
+        values = value if isinstance(value, list) else str(value).split(",")
+    return [f"--{name.replace('_', '-')}={each}" for each in values]
+
+
+def app(options: dict[str, Any]) -> serve.Application:
+    """What `serve run` and `serve deploy` build: `options` are those of glmasr-serve, as of `flags`, and
 
     replicas   how many (default: 1)
     cpus       cores of each (default: 1)
@@ -75,7 +85,7 @@ def app(options: dict[str, str]) -> serve.Application:
 
     Raises UsageError, of which `serve run` makes a line and an exit code.
     """
-    given = {name.replace("-", "_"): str(value) for name, value in options.items()}
+    given = {name.replace("-", "_"): value for name, value in options.items()}
     for name in given.keys() & NOT_HERE.keys():
         raise click.UsageError(f"{name} is not an option behind Ray Serve: {NOT_HERE[name]}")
     parser = Parser("glmasr.server.ray_app:app")
@@ -85,9 +95,7 @@ def app(options: dict[str, str]) -> serve.Application:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            ours, others = parser.parse_known_args(
-                [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-            )
+            ours, others = parser.parse_known_args([flag for option in given.items() for flag in flags(*option)])
             args = arguments(others)
     except SystemExit:
         why = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
