@@ -1,8 +1,10 @@
 """Tiny random GLM-ASR models, made by Transformers itself, and seeded weights that leave no part of a model without
 effect."""
 
+import gc
 import os
 
+gc.disable()  # until all modules are imported, which takes twice as long with it: see `pytest_collection_finish`
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of Transformers: no test needs the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -10,6 +12,17 @@ import pytest
 import torch
 
 pytest.register_assert_rewrite("helpers")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection has to look at it again."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Libraries that count their objects at the end of the process find them gone."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -448,6 +448,7 @@ def test_a_player_refers_to_the_file(path, offset, duration, expected):
     assert page.address(Item("x", path, offset=offset, duration=duration), Path("/out")) == expected
 
 
+@pytest.mark.slow
 def test_two_thousand_clips_of_two_models():
     """In seconds, on a page that loads no sound before it is asked for."""
     source, vocabulary = random.Random(1), [f"w{n}" for n in range(50)]

@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 
+import pytest
 from helpers import ROOT
 from helpers.programs import needs
 
 
+@pytest.mark.slow  # all modules are imported once more
 def test_no_test_module_needs_a_program(request):
     """With an empty PATH the tests that this run has are found as well: none is missing, and no module fails to be
     imported."""

@@ -451,7 +451,7 @@ def test_files_are_whole_when_nobody_reads_the_text_any_more(twice, tmp_path):
 
 
 @posix
-@pytest.mark.parametrize("where", ["nobody reads", "closed"])
+@pytest.mark.parametrize("where", ["nobody reads", pytest.param("closed", marks=pytest.mark.slow)])
 def test_the_text_goes_nowhere_and_the_files_cannot_be_written(twice, tmp_path, where):
     (tmp_path / "out" / "twice.txt").mkdir(parents=True)
     command = [sys.executable, str(ROOT / "transcribe.py"), "--live", twice, *MODEL, "--format", "txt"]
@@ -466,6 +466,7 @@ def test_the_text_goes_nowhere_and_the_files_cannot_be_written(twice, tmp_path, 
 
 
 @posix
+@pytest.mark.slow
 def test_files_without_standard_output(twice, tmp_path):
     command = [sys.executable, str(ROOT / "transcribe.py"), "--live", twice, *MODEL, "--format", "txt"]
     child = subprocess.run(
@@ -478,6 +479,7 @@ def test_files_without_standard_output(twice, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+@pytest.mark.slow
 def test_files_are_whole_when_the_disk_of_the_text_is_full(twice, tmp_path):
     command = [sys.executable, str(ROOT / "transcribe.py"), "--live", twice, *MODEL, "--format", "txt"]
     with open("/dev/full", "wb") as full:
