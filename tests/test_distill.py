@@ -311,7 +311,7 @@ def test_what_is_frozen_can_be_said(modules):
         (["--freeze", "nothing"], True, []),
         (["--freeze", "embedding"], True, ["embedding"]),
     ):
-        assert distill.frozen(distill.parser().parse_args(["m", *options]), same) == expected
+        assert distill.frozen(distill.parser().parse_args(["m", *options]).freeze, same) == expected
 
 
 def test_the_probability_of_all_other_tokens_is_never_nothing(modules):

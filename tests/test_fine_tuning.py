@@ -18,7 +18,7 @@ from glmasr.errors import GlmAsrError, ShortMemoryError
 from glmasr.tokenizer import read_tokenizer
 
 ID = {name: 256 + number for number, name in enumerate(SPECIAL)}
-FAST = ["--threads", "1", "--batch-seconds", "8", "--steps", "3"]
+FAST = ["--threads", "1", "--batch-seconds", "8", "--steps", "3", "--freeze", "nothing", "--blend", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -457,7 +457,9 @@ def setup(task, modules):
     read = modules("batches").read_clip
 
     def make(*arguments):
-        args = options.completed(options.parser().parse_args(["m", *map(str, arguments)]), has_weights=True)
+        args = options.completed(
+            options.parser().parse_args(["m", "--freeze", "nothing", *map(str, arguments)]), has_weights=True
+        )
         model = start.load(task / "whisper", torch.device("cpu")).train()
         family = families.family_of(model, read_tokenizer(task / "whisper"))
         options.paced(args, rows, family.window)
@@ -528,12 +530,13 @@ def test_the_plan_is_what_is_kept(setup, modules, options):
 
 def test_a_plan_needs_no_weights_and_tells_what_helps(modules, monkeypatch, capsys):
     totals = []
-    for options in ([], ["--checkpoint"], ["--freeze", "encoder"], ["--lora", "16"]):
+    whole = ["--freeze", "nothing"]
+    for options in (whole, [*whole, "--checkpoint"], [], ["--lora", "16"]):
         monkeypatch.setattr(sys, "argv", ["train.py", "glm-asr-nano-2512", "--plan", "--dtype", "bfloat16", *options])
         modules("train").main()
         said = capsys.readouterr().out
         totals.append(float(re.search(r"total ([\d.]+)", said)[1]))
-        if not options:
+        if options == whole:
             assert "weights 8.41, gradients 8.41, optimizer 16.82" in said  # 2,257,843,200 of 4 bytes
     assert totals[0] > max(totals[1:]) and totals[3] == min(totals)
 

@@ -18,7 +18,7 @@ from glmasr import weights
 from glmasr.checkpoint.adapter import CONFIG, WEIGHTS
 
 peft = pytest.importorskip("peft")
-FAST = ["--threads", "1", "--batch-seconds", "8", "--accept-errors"]
+FAST = ["--threads", "1", "--batch-seconds", "8", "--accept-errors", "--freeze", "nothing", "--blend", "1"]
 FAMILIES = ["glm-asr", "whisper"]
 
 

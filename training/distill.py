@@ -35,16 +35,15 @@ from manifest import Row, TrainingError, raise_faults, read_manifests
 from steps import Steps
 from teacher import TEXTS, Logits, Teacher, sieved
 from torch import Tensor
-from train import Run, ended
+from train import FEW, Run, ended
 
 from glmasr.checkpoint import hub
 from glmasr.checkpoint.config_json import read_config
 from glmasr.kernels import devices
 
-RATE = 1e-4  # of AdamW, where train.py has 1e-5: layers that lost their neighbors have more to learn
+RATE = 1e-4  # of AdamW, where train.py has 2e-5: layers that lost their neighbors have more to learn
 STEPS = 300  # a student has more to learn than what the recordings have that is new
 STUDENT = "student"  # in RUN: what training begins with
-NOTHING = "nothing"  # is frozen
 # What they change of a clip or of what the decoder reads, the teacher's logits know nothing of; or they help a model that
 # has no teacher.
 REFUSED = ("augment", "spec_augment", "shift", "silence", "join", "previous", "misread", "ctc", "guide", "from_scratch")
@@ -56,9 +55,8 @@ def parser() -> ArgumentParser:
     found.description = "Makes a smaller model of a teacher, and trains it on the teacher's texts and logits."
     found.epilog = (
         f"Defaults are those of train.py for a model with weights, but for the rate, {RATE:g}, and {STEPS} steps. An encoder "
-        f"that is the teacher's is frozen, unless --freeze says what is: --freeze {NOTHING} learns all."
+        f"that is the teacher's is frozen, unless --freeze says what is: --freeze {options.NOTHING} learns all."
     )
-    found.set_defaults(freeze=None)
     own = found.add_argument_group("teacher and student")
     own.add_argument("--student", metavar="SPEC", help="layers=2, encoder=3,decoder=2, a preset, or a config.json")
     own.add_argument(
@@ -152,28 +150,28 @@ class Distillation(Run):
             return self.judge("before", self.train_loss()[0])
 
     @torch.inference_mode()
-    def train_loss(self) -> tuple[float, list[tuple[float, Row]]]:
+    def train_loss(self, count: int = FEW) -> tuple[float, list[tuple[float, Row]]]:
         """The cross-entropy; the KL divergence is said."""
         self.model.eval()
         total = torch.zeros(3, dtype=torch.float64)
-        rows = scores.sample(self.rows, self.args.eval_count)[self.processes.rank :: self.processes.count]
+        rows = scores.sample(self.rows, count)[self.processes.rank :: self.processes.count]
         for _, batch in unchanged(rows, self.family, self.args.short < 1):
             total += torch.stack(losses(self.family, batch.to(self.model.device), self.logits)).cpu()
         self.model.train()
-        entropy, divergence, count = self.processes.summed(total.tolist())
-        self.say(f"KL divergence from the teacher {divergence / max(1.0, count):.4f} a token")
-        return entropy / max(1.0, count), []
+        entropy, divergence, positions = self.processes.summed(total.tolist())
+        self.say(f"KL divergence from the teacher {divergence / max(1.0, positions):.4f} a token")
+        return entropy / max(1.0, positions), []
 
 
 # -- all of it ---------------------------------------------------------------------------------------------------------
 
 
-def frozen(args, same: bool) -> list[str]:
+def frozen(asked: list[str] | None, same: bool) -> list[str]:
     """Parts that aren't learned: as --freeze says, else an encoder that is the `same` as the teacher's, which is better than
     what it would learn of fewer recordings (Gandhi et al., 2023)."""
-    if args.freeze is None:
+    if asked is None:
         return ["encoder"] if same else []
-    return [] if args.freeze == [NOTHING] else args.freeze
+    return [] if asked == [options.NOTHING] else asked
 
 
 def prepared(args, teacher: Teacher, config: student.AnyConfig) -> tuple[list[Row], Logits]:
@@ -214,12 +212,13 @@ def main() -> None:
     if not args.epochs:
         args.steps = STEPS if args.steps is None else args.steps
     args.blend = 1.0 if args.blend is None else args.blend  # what a student begins with is nothing to keep
+    asked = args.freeze
     options.completed(args, has_weights=True)
     processes, device = parallel.start(devices.choose_device(args.device))
     teacher = Teacher(directory, device)
     config = student.config_of(args.student, teacher.config, teacher.tokenizer)
     same = config.encoder == teacher.config.encoder
-    args.freeze = frozen(args, same)
+    args.freeze = frozen(asked, same)
     shared = same and "encoder" in args.freeze and not args.short  # the student's states are the teacher's
     if args.keep_states or (args.keep_states is None and shared and device.type == "cpu"):
         teacher.folder = args.out

@@ -24,7 +24,8 @@ RECIPES = {
         "steps": None,  # `paced`
         "batch_seconds": None,
         "short": 0.0,
-        "rate": 1e-5,
+        "rate": 2e-5,
+        "freeze": ["encoder"],
         "schedule": "linear",
         "warmup": None,  # a tenth of the steps
         "ctc": 0.0,
@@ -35,7 +36,7 @@ RECIPES = {
         "augment": False,
         "shift": 0.0,
         "mean": 0.0,
-        "blend": 1.0,
+        "blend": 0.7,
         "keep": "best",
         "patience": 3,
         "eval_every": None,
@@ -46,6 +47,7 @@ RECIPES = {
         "batch_seconds": 80.0,
         "short": 0.7,
         "rate": 1.5e-3,
+        "freeze": [],
         "schedule": "cosine",
         "warmup": 300,
         "ctc": 0.5,
@@ -63,7 +65,8 @@ RECIPES = {
         "eval_count": 60,
     },
 }
-LORA_RATE = 1e-4  # an adapter begins at nothing and has further to go
+LORA_RATE = 1e-3  # an adapter begins at nothing and has further to go
+NOTHING = "nothing"  # is frozen
 # Steps of a published model, where none are asked for: a few clips are known by heart after some epochs, many need not all
 # be seen.
 EPOCHS, FEWEST, MOST = 6, 20, 300
@@ -164,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"recording and padding in a batch (default {BATCH:g}, less if all is less than {BATCHES} of them; 80)",
     )
     steps.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches of a step (default 1)")
-    steps.add_argument("--rate", type=above_zero, help="peak learning rate (default 1e-5, 1.5e-3; with --lora 1e-4)")
+    steps.add_argument("--rate", type=above_zero, help="peak learning rate (default 2e-5, 1.5e-3; with --lora 1e-3)")
     steps.add_argument(
         "--warmup", type=count, metavar="STEPS", help="over which the rate rises (default a tenth of all, 300)"
     )
@@ -176,10 +179,14 @@ def parser() -> argparse.ArgumentParser:
     steps.add_argument(
         "--blend",
         type=share,
-        help="share of what is learned in what is measured and kept, the rest being the weights as they were (default 1)",
+        help="share of what is learned in what is measured and kept, the rest being the weights as they were (default 0.7, 1)",
     )
     steps.add_argument(
-        "--freeze", default=[], nargs="+", metavar="PART", help="encoder, frontend, projector, decoder or embedding"
+        "--freeze",
+        nargs="+",
+        metavar="PART",
+        help=f"encoder, frontend, projector, decoder, embedding; or {NOTHING} (default encoder, but with --lora-targets "
+        f"{NOTHING}; {NOTHING})",
     )
     steps.add_argument(
         "--lora",
@@ -280,6 +287,10 @@ def completed(args: argparse.Namespace, has_weights: bool) -> argparse.Namespace
         args.recipe = "published" if has_weights else "scratch"
     if args.lora and args.rate is None:
         args.rate = LORA_RATE
+    if not has_weights:  # there is nothing to keep
+        args.freeze, args.blend = args.freeze or [], 1.0 if args.blend is None else args.blend
+    if args.freeze == [NOTHING] or args.freeze is None and args.lora_targets:  # which say where adapters are
+        args.freeze = []
     for name, value in RECIPES[args.recipe].items():
         if getattr(args, name) is None and not (name == "steps" and args.epochs):
             setattr(args, name, value)

@@ -53,6 +53,10 @@ from glmasr.kernels import devices
 from glmasr.pipeline import Options, Recognizer
 from glmasr.tokenizer import read_tokenizer
 
+STATE = "state.safetensors"
+STRANGE = 3.0  # loss a token of a clip whose text may be another's
+FEW = 20  # clips whose loss shows what was learned by heart
+
 
 class Run:
     """One training: its model, data and steps, and the best that was found."""
@@ -145,20 +149,21 @@ class Run:
     def before(self, steps: Steps) -> scores.Score:
         """The losses and errors of the unchanged model. Raises TrainingError if they can't be right."""
         with steps.autocast():
-            train, worst = self.train_loss()
+            train, worst = self.train_loss(self.args.eval_count)
             strange = [(value, row) for value, row in worst if value > max(STRANGE, 3 * train)][:3]
             if strange and self.has_weights:
                 named = ", ".join(f"{row.where} ({value:.1f})" for value, row in strange)
                 self.say(f"look whether text and recording belong together: the highest losses are of {named}")
-            score = self.judge("before", train, objects=self.has_weights)
+            few = train if len(self.rows) <= FEW else self.train_loss()[0]  # the same clips as later
+            score = self.judge("before", few, objects=self.has_weights)
         if self.has_weights and train > max(STRANGE, 0.0 if score.loss != score.loss else 3 * score.loss):
             self.say(f"train loss {train:.1f} is what texts of other recordings have: do they belong together?")
         return score
 
-    def train_loss(self) -> tuple[float, list[tuple[float, Row]]]:
+    def train_loss(self, count: int = FEW) -> tuple[float, list[tuple[float, Row]]]:
         """Of some clips, the same each time; and this process's clips with theirs, the worst first."""
         self.model.eval()
-        some = scores.sample(self.rows, self.args.eval_count)
+        some = scores.sample(self.rows, count)
         found = scores.loss(self.family, some, self.args.short < 1, self.processes)
         self.model.train()
         return found
@@ -316,10 +321,6 @@ class Run:
         self.say(f"before: {self.unchanged}")
         none = ": the unchanged model, for none was better" if not self.best_step else ""
         self.say(f"kept, of step {self.best_step}: {self.best}{none}")
-
-
-STATE = "state.safetensors"
-STRANGE = 3.0  # loss a token of a clip whose text may be another's
 
 
 def main() -> None:
