@@ -81,7 +81,8 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("model")
     default = "glm-asr-nano-2512"
     add.add_argument("--model", default=default, metavar="NAME|DIR", help=f"default: {default}; demo, tiny, ...")
-    add.add_argument("--adapter", metavar="DIR", help="a LoRA in PEFT's format, for the model")
+    add.add_argument("--adapter", metavar="DIR", help="a LoRA of PEFT; also --assistant, a student")
+    add.add_argument("--assistant", metavar="NAME|DIR", help=argparse.SUPPRESS)
     add.add_argument("--revision", metavar="REV", help="commit, branch or tag of a hub's model")
     hubs = ["huggingface", "modelscope"]
     add.add_argument("--hub", choices=hubs, metavar="HUB", help="huggingface or modelscope (or GLMASR_HUB)")
@@ -299,6 +300,7 @@ class Work:
                 dtype=args.dtype,
                 plain=args.explain,
                 adapter=args.adapter,
+                assistant=args.assistant,
                 revision=args.revision,
                 hub=args.hub,
                 progress=not args.quiet,

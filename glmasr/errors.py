@@ -5,7 +5,8 @@ traceback. Any other exception is a defect of this package.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 LONGEST = 1000  # characters of a message
@@ -74,6 +75,15 @@ class OutputError(GlmAsrError):
 
 class Cancelled(Exception):
     """The recording was canceled by whoever asked for it. Not an error, and nothing to report."""
+
+
+@contextmanager
+def about(file: object) -> Iterator[None]:
+    """Within this context, a CheckpointError names the file."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from None
 
 
 def out_of_memory(error: BaseException) -> bool:

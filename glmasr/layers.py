@@ -243,6 +243,10 @@ class Cache:
         self.keys[layer, :, :, new], self.values[layer, :, :, new] = key, value
         return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
 
+    def cut(self, length: int) -> None:
+        """Forgets all tokens after the first `length`."""
+        self.length = length
+
     def fork(self, beams: int) -> None:
         """Repeats each row `beams` times: A rows after the prompt become A * beams."""
         if beams > 1:

@@ -116,7 +116,11 @@ class GlmAsr(nn.Module):
 
     def step(self, tokens: Tensor, cache: LayerCache) -> Tensor:
         """One token for each row, (B,) -> logits of the next, (B, V)."""
-        return self.decoder.head(self.decoder(self.decoder.embed(tokens[:, None]), cache)[:, -1])
+        return self.read(tokens[:, None], cache)[:, -1]
+
+    def read(self, tokens: Tensor, cache: LayerCache) -> Tensor:
+        """T tokens of each row, (B, T) -> the logits after each of them (B, T, V)."""
+        return self.decoder.head(self.decoder(self.decoder.embed(tokens), cache))
 
 
 NO_TIMES = "this model has no time tokens (no_timestamps_token_id in generation_config.json)"
@@ -215,14 +219,16 @@ class EncoderDecoder(nn.Module):
                 f"prompts of {sorted({len(ids) for ids in prompt})} tokens in one batch; expected equal lengths"
             )
         cache.cross = self.decoder.cross_kv(audio) if isinstance(audio, Tensor) else audio
-        return self._read(torch.tensor([list(ids) for ids in prompt], device=self.device), cache)
+        tokens = torch.tensor([list(ids) for ids in prompt], device=self.device)
+        return self.decoder.head(self.decoder(tokens, cache.cross, cache)[:, -1])
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """One token for each row, (B,) -> logits of the next, (B, V)."""
-        return self._read(tokens[:, None], cache)
+        return self.read(tokens[:, None], cache)[:, -1]
 
-    def _read(self, tokens: Tensor, cache: Cache) -> Tensor:
-        return self.decoder.head(self.decoder(tokens, cache.cross, cache)[:, -1])
+    def read(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """T tokens of each row, (B, T) -> the logits after each of them (B, T, V)."""
+        return self.decoder.head(self.decoder(tokens, cache.cross, cache))
 
     @stage("language")
     @torch.inference_mode()

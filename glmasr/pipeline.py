@@ -32,13 +32,14 @@ from .audio_files.sound_files import stated_duration
 from .checkpoint import hub as hubs
 from .checkpoint.whisper_json import check_steering
 from .config import EncoderDecoderConfig, GlmAsrConfig
-from .errors import CheckpointError, GlmAsrError, OptionError
+from .errors import GlmAsrError, OptionError, about
 from .kernels import devices, prepare
 from .kernels.cuda_graphs import GraphedModel
 from .kernels.prepare import Runtime
 from .model import EncoderDecoder, GlmAsr
 from .observing import stage
 from .tokenizer import read_tokenizer, tokenizer_file
+from .transcription import assistant as assistants
 from .transcription import chinese_script, chinese_words
 from .transcription.batcher import Batcher
 from .transcription.clips import Clip, as_clips, within
@@ -69,6 +70,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     plain: bool = False,
     adapter: str | Path | None = None,
+    assistant: str | Path | None = None,
     revision: str | None = None,
     hub: str | None = None,
     progress: bool = True,
@@ -78,30 +80,29 @@ def load(
     Raises CheckpointError, OptionError.
 
     device    "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1"
-    dtype     "auto" (bfloat16 where the machine is fast at it, else float32), "bfloat16", "float32"; "int8": weights of
-              8 bits, on the CPU
+    dtype     "auto" (bfloat16 where it is fast, else float32), "bfloat16", "float32"; "int8": of 8 bits, on the CPU
     plain     the modules to be read, without the faster ones of `kernels`; `recognizer.how()` says what was taken
     adapter   the folder of a LoRA in PEFT's format, for this model: it is added to the weights
+    assistant a student of this model, which drafts for greedy search: docs/SPEED.md; a directory or a name
     revision  commit, branch or tag of a model of the hub (None: see `hub.find`)
     hub       "huggingface" or "modelscope" (None: what GLMASR_HUB says, or "huggingface")
     progress  show a bar on standard error while weights are fetched
     """
     devices.choose_device(device)  # before gigabytes are fetched
-    if dtype not in ("auto", "int8"):
-        dtype = devices.choose_dtype(dtype)
+    dtype = dtype if dtype in ("auto", "int8") else devices.choose_dtype(dtype)
     directory = hubs.find(name_or_path, revision, hub=hub, progress=progress)
     model, runtime = prepare.load(directory, device=device, dtype=dtype, plain=plain, adapter=adapter)
     tokenizer = read_tokenizer(directory)
     if isinstance(model.config, EncoderDecoderConfig):
-        try:
+        with about(directory):
             check_steering(model.config)
-        except CheckpointError as error:
-            raise CheckpointError(f"{directory}: {error}") from None
     recognizer = Recognizer(model, tokenizer, runtime)
-    try:
+    with about(tokenizer_file(directory)):
         recognizer.family.check_tokenizer()
-    except CheckpointError as error:
-        raise CheckpointError(f"{tokenizer_file(directory)}: {error}") from None
+    if assistant is not None:
+        student = hubs.find(assistant, hub=hub, progress=progress)
+        recognizer.windows.model = assistants.load(student, directory, recognizer.family, runtime, plain=plain)
+        recognizer.runtime = replace(runtime, assistant=student)
     return recognizer
 
 
@@ -137,15 +138,14 @@ class Recognizer:
     def how(self, options: Options = DEFAULTS) -> dict[str, str]:
         """What `Transcript.how` says: device, dtype, what `prepare.Runtime` has, and `pad_to` of the options."""
         model, runtime = self.model, self.runtime
-        found = {
+        return {
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "linears": runtime.linears,
             "attention": runtime.attention,
             "steps": runtime.steps,
             "pad_to": options.pad_to,
-        }
-        return found | runtime.also()
+        } | runtime.also()
 
     @stage("everything else")
     def transcribe(
@@ -367,7 +367,7 @@ class Recognizer:
         chinese_words.joiner(options.zh_words)
         languages = checked_languages(self.family, language, options)
         hotwords, beams = parse_hotwords(options.hotwords), options.beams or self.config.beams
-        self.windows.biases.find(hotwords)
+        self.windows.check(beams, hotwords)
         return replace(options, beams=beams, languages=languages, hotwords=hotwords)
 
     def jobs(self, reader: Reader, recording: RecordingState, options: Options = DEFAULTS) -> Iterator[Job]:

@@ -18,6 +18,7 @@ from glmasr.transcription import memory, window_decoder
 from glmasr.transcription.batcher import Batcher
 from glmasr.transcription.chunking import Window
 from glmasr.transcription.families import Job, RecordingState
+from glmasr.transcription.search import BEST_OF
 
 RATE = 16_000
 MEMORY = 2**40
@@ -315,7 +316,7 @@ def test_caches_stay_within_memory(recognizer, recordings, monkeypatch, options)
     each = 2 * config.decoder.layers * key_heads * config.decoder.head_size * 4
 
     def counted(model, audio, prompts, stop, budgets, options, rules, temperature=0.0, bias=None):
-        beams = options.beams if temperature == 0 else window_decoder.BEST_OF
+        beams = options.beams if temperature == 0 else BEST_OF
         taken.append(each * len(prompts) * beams * (max(map(len, prompts)) + max(budgets)))
         return [
             Hypothesis(recognizer.tokenizer.encode("一" * 40), -math.inf, True) for _ in prompts

@@ -208,6 +208,7 @@ def test_options_reach_the_library(call, monkeypatch):
                 "dtype": "float32",
                 "plain": False,
                 "adapter": None,
+                "assistant": None,
                 "revision": None,
                 "hub": None,
                 "progress": True,

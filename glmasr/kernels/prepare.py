@@ -38,11 +38,13 @@ class Runtime:
     steps: str = "plain"  # "plain", "static" or "captured": see `cuda_graphs`
     levels: int | None = None  # of int8: of the numbers that weights are multiplied with, see `int8.levels`
     adapter: Path | None = None  # the folder of the LoRA that is in the weights
+    assistant: Path | None = None  # the folder of the model that drafts
 
     def also(self) -> dict[str, str]:
         """What only some models have, by name."""
         levels = {} if self.levels is None else {"levels": str(self.levels)}
-        return levels | ({} if self.adapter is None else {"adapter": printable(self.adapter.name)})
+        folders = {"adapter": self.adapter, "assistant": self.assistant}
+        return levels | {name: printable(folder.name) for name, folder in folders.items() if folder is not None}
 
 
 def load(

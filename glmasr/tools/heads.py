@@ -27,7 +27,7 @@ from ..errors import GlmAsrError, OptionError, printable
 from ..pipeline import Recognizer, load
 from ..transcription.chunking import Window
 from ..transcription.families import Job, RecordingState
-from ..transcription.window_decoder import search
+from ..transcription.search import search
 from ..writers.output import write_whole
 
 GAP = 0.05  # seconds between two recordings

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..alignment.reading import Reading, all_heads, read_cross
 from ..audio import SAMPLE_RATE
 from ..config import TIME_STEP, EncoderDecoderConfig
+from ..decoder import CrossDecoder
 from ..errors import CheckpointError, OptionError
 from ..model import EncoderDecoder
 from ..rules import Rule
@@ -31,6 +32,7 @@ class EncoderDecoderFamily:
     def __init__(self, model: EncoderDecoder, tokenizer: AnyTokenizer):
         self.model = model
         self.tokenizer = tokenizer
+        self.read_also: CrossDecoder | None = None  # an assistant's decoder: see `assistant`
         self._rules: dict[bool, list[Rule]] = {}
 
     @property
@@ -117,6 +119,8 @@ class EncoderDecoderFamily:
         counts. What isn't speech, or sounds like tones, says nothing about the windows after it."""
         encoded = self.encode_windows([job.window.samples for job in jobs], length)
         cross = self.model.decoder.cross_kv(encoded)  # once, for all that follows
+        if self.read_also is not None and len(jobs) == 1:
+            cross += self.read_also.cross_kv(encoded)  # behind the model's layers, which don't look at it
         likely, no_speech = self.model.detect_language(cross)
         known, among = list(self.config.languages), options.languages or tuple(self.config.languages)
         languages, runners_up, pieces, states = [], [], [], dict(states)

@@ -22,7 +22,8 @@ from .live_events import Event
 from .live_words import Said
 from .options import Options
 from .results import Part
-from .window_decoder import WindowDecoder, search
+from .search import search
+from .window_decoder import WindowDecoder
 from .word_times import timed_words
 
 LOOP = 6  # ids that a loop has at least, all its turns together

@@ -9,7 +9,8 @@ from ..kernels.cuda_graphs import GraphedModel
 from ..model import EncoderDecoder, GlmAsr
 from .families import Family
 from .options import Options
-from .window_decoder import BEST_OF, TOKENS_A_SECOND, TOKENS_AT_LEAST
+from .search import BEST_OF
+from .window_decoder import TOKENS_A_SECOND, TOKENS_AT_LEAST
 
 MOST_ROWS = 32  # windows in a batch, if the caller sets no number and memory allows more
 

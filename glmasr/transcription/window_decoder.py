@@ -10,29 +10,30 @@ decode            one batch, or one by one what is too much or has no answer tog
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
 from .. import decode
 from ..decode import Hypothesis
-from ..errors import CheckpointError, GlmAsrError, ShortMemoryError, out_of_memory
+from ..errors import CheckpointError, GlmAsrError, OptionError, ShortMemoryError, out_of_memory
 from ..rules import Rule, StopLoops, loops
 from ..searching.favor import Bias
 from . import coverage, recovery
+from .assistant import Assisted
 from .chunking import Window
 from .fallback import Limits, compression_ratio, fallback, favored
 from .families import EncodedBatch, Family, Job, RecordingState, States
+from .hotwords import Hotwords
 from .language import join, written_in
 from .options import Options
 from .prompts import DOUBTED, remembered, sureness
 from .recovery import Lost, fuller, halves_of, lacking, lost_stretches, patched
 from .results import FLAGS, Part, Segment, Word
+from .search import search
 from .spelling import Biases
 from .word_times import timed_words
 
 TOKENS_A_SECOND, TOKENS_AT_LEAST = 16, 32  # in the answer of a window; fast speech is about 8 tokens a second
-BEST_OF = 5  # samples of a window at temperatures above 0; the likeliest counts
 UNSURE = -0.4  # mean log-probability; below it, and in a language that isn't sure, the next likely language is compared
 
 Attempt = Callable[[list[int], float], list[Hypothesis]]
@@ -45,6 +46,14 @@ class WindowDecoder:
         self.model, self.family, self.batch_size = model, family, batch_size
         device = getattr(model, "device", "cpu")
         self.biases = Biases(family.tokenizer, family.config.decoder.vocabulary, device)
+
+    def check(self, beams: int, hotwords: Hotwords) -> None:
+        """Raises OptionError for what a search can't do."""
+        if isinstance(self.model, Assisted) and beams > 1:
+            raise OptionError(
+                f"beams is {beams}, and an assistant drafts for greedy search; expected beams 1, or no assistant"
+            )
+        self.biases.find(hotwords)
 
     def decode(self, jobs: list[Job], options: Options) -> list[Part | GlmAsrError]:
         """The parts of some jobs. What the model can't answer is an error for it alone; so is what memory doesn't
@@ -371,29 +380,3 @@ def _segment_language(text: str, language: str, job: Job, options: Options) -> s
         return language
     written = written_in(text, language)
     return written if not language or written in (options.languages or (written,)) else language
-
-
-def search(
-    model: decode.Model,
-    audio: object,
-    prompts: list[list[int]],
-    stop: tuple[int, ...],
-    budgets: list[int],
-    options: Options,
-    rules: list[Rule],
-    temperature: float = 0.0,
-    bias: Bias | None = None,
-) -> list[Hypothesis]:
-    """The best hypothesis for each prompt, by the search that the options ask for. Above temperature 0 it is drawn, not
-    searched."""
-    common: dict[str, Any] = {"stop": stop, "max_new": budgets, "rules": rules, "bias": bias}
-    try:
-        if temperature > 0:
-            return decode.sample(model, audio, prompts, temperature=temperature, seed=0, best_of=BEST_OF, **common)
-        if options.beams in (None, 1):
-            return decode.greedy(model, audio, prompts, **common)
-        width, penalty = options.beams or 1, options.length_penalty
-        found = decode.beam(model, audio, prompts, width=width, length_penalty=penalty, **common)
-        return [hypotheses[0] for hypotheses in found]
-    except ValueError as error:  # the arguments were checked, so what is left is numbers that are not finite
-        raise CheckpointError(f"the model gives no usable answer: {error}") from error
