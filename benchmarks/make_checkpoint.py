@@ -25,7 +25,7 @@ from glmasr.checkpoint.vocabulary import ALPHABET  # noqa: E402
 from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig  # noqa: E402
 from glmasr.model import GlmAsr  # noqa: E402
 from glmasr.weights import FORMATS, their_name  # noqa: E402
-from training.make_demo import SPECIAL, SPLIT, TEMPLATE  # noqa: E402
+from training.published import SPECIAL, SPLIT, TEMPLATE  # noqa: E402
 
 # The pieces of the prompt and their published ids. A byte's id is the byte, so "\n" is 10.
 PIECES = {"Please": 14215, "Ġtrans": 1700, "cribe": 8091, "Ġthis": 643, "Ġaudio": 14812, "Ġinto": 1636, "Ġtext": 2815}

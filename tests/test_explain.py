@@ -380,6 +380,7 @@ def test_a_moment_belongs_to_the_innermost_stage_but_for_stages_that_stay_whole(
     assert {name: stage.calls for name, stage in run.stages.items()} == {"inner": 2, "step": 1, "outer": 1}
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu(tmp_path):
     recognizer = pipeline.load(make_encoder_decoder(tmp_path), device="cuda", dtype="float32")

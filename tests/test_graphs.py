@@ -212,12 +212,3 @@ def test_memories_serve_within_inference_mode_and_without(pair):
             model.step(torch.tensor([10]), cache)
             del cache
     assert model.new_cache(1, 700).memory.rows == 1
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_captured_on_a_gpu():
-    plain, captured = (glmasr.load("demo", device="cuda", dtype="float32", plain=way) for way in (True, False))
-    assert captured.how()["steps"] == "captured"
-    for name in EXAMPLES:
-        for beams in (1, 5):
-            assert plain.transcribe(name, beams=beams).text == captured.transcribe(name, beams=beams).text

@@ -19,39 +19,10 @@ except ImportError:
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from glmasr.checkpoint.config_json import to_published  # noqa: E402
 from glmasr.config import DecoderConfig, EncoderConfig, GlmAsrConfig  # noqa: E402
+from training.published import SPECIAL, SPLIT, TEMPLATE  # noqa: E402
 
-# The added tokens of the published tokenizer, in its order.
-SPECIAL = [
-    "<|endoftext|>",
-    "[MASK]",
-    "[gMASK]",
-    "[sMASK]",
-    "<sop>",
-    "<eop>",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|observation|>",
-    "<|begin_of_image|>",
-    "<|end_of_image|>",
-    "<|begin_of_video|>",
-    "<|end_of_video|>",
-    "<|pad|>",
-    "<|begin_of_audio|>",
-    "<|end_of_audio|>",
-]
 WORDS = "zero one two three four five six seven eight nine"
 HANZI = "零一二三四五六七八九"
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-# What the processor of Transformers makes the prompt from; the same text as `GlmAsr.prompt`, with one placeholder.
-TEMPLATE = (
-    "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'audio' %}"
-    "<|user|>\n<|begin_of_audio|><|pad|><|end_of_audio|>{% else %}<|user|>\n{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
 
 
 def make_tokenizer() -> Tokenizer:
