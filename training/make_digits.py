@@ -8,9 +8,9 @@ writes OUT/audio/*/*.wav (mono, 16 kHz, 16 bits), OUT/train.jsonl and OUT/eval_*
     {"audio", "text", "language", "speaker", "seconds", "phrases": [{"start", "end", "text"}]}
 where phrases are the digits between pauses of half a second and more.
 
-Utterance number n depends on --seed and n only: a run that was cut short goes on where it was, a larger --count adds to
-what is there, and any prefix of train.jsonl has the same proportions. What a trainer can do cheaply on the fly (gain,
-noise, speed) is left to it.
+Utterance number n depends on --seed, --faces and n only: a run that was cut short goes on where it was, a larger --count
+adds to what is there, and any prefix of train.jsonl has the same proportions. What a trainer can do cheaply on the fly
+(gain, noise, speed) is left to it.
 """
 
 import argparse
@@ -360,10 +360,10 @@ def write_evaluation(job):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="folder to write")
-    for language, name in (("en", "English"), ("zh", "Mandarin"), ("yue", "Cantonese")):
-        parser.add_argument(
-            f"--recorded-{language}", nargs="+", required=True, metavar="DIR", help=f"folders of recorded {name} digits"
-        )
+    folders = {"nargs": "+", "required": True, "metavar": "DIR"}
+    parser.add_argument("--recorded-en", **folders, help="folders of recorded English digits")
+    parser.add_argument("--recorded-zh", **folders, help="folders of recorded Mandarin digits")
+    parser.add_argument("--recorded-yue", **folders, help="folders of recorded Cantonese digits")
     parser.add_argument(
         "--hold-out-speaker", nargs="*", default=[], metavar="NAME", help="recorded speakers for evaluation only"
     )
