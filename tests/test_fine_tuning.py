@@ -285,7 +285,7 @@ def test_what_is_kept_can_be_a_blend(task, train, tmp_path):
         torch.testing.assert_close(part[name], old[name] + (whole[name] - old[name]) / 4, atol=1e-6, rtol=1e-4)
     name = "decoder.blocks.0.mlp.up.weight"
     assert (whole[name] - old[name]).abs().max() > 0.01
-    with pytest.raises(train.error, match="--blend mixes"):
+    with pytest.raises(train.error, match="--blend holds on to weights"):
         train("whisper", "--from-scratch", "--blend", 0.5)
 
 
@@ -492,6 +492,42 @@ def test_accumulated_batches_are_one_batch(setup):
     assert max(a.abs().max() for a in moments(one)) > 1e-3
 
 
+def test_what_was_right_is_held_to_the_unchanged_model(setup):
+    """Nothing pulls before the first step; afterwards what is added is the divergence at the positions that were right."""
+    plain, batch = setup()
+    held, _ = setup("--retain", 2, "--rate", 0.01)
+    some = batch(0, 8)
+    assert torch.equal(held.losses(some)[0], plain.losses(some)[0])
+    answers = some.targets != -100
+
+    def logits():
+        return held.model.decoder.head(held.family.forward(some)[0][answers]).log_softmax(-1)
+
+    with torch.no_grad():
+        embedding = held.model.decoder.embed.weight
+        embedding.add_(torch.randn_like(embedding), alpha=0.1)
+        before = held.before.model.decoder
+        first = before.head(held.before.forward(some)[0][answers]).log_softmax(-1)
+        now, right = logits(), first.argmax(-1) == some.targets[answers]
+        expected = (first.exp() * (first - now)).sum(-1)
+        moved = held.moved(now, some.targets[answers], some)
+        torch.testing.assert_close(moved, expected[right].sum())
+        everything = held.moved(now, first.argmax(-1), some)  # as if it had been right everywhere
+        torch.testing.assert_close(everything, expected.sum())
+    assert expected.sum() > 0.01
+
+
+@pytest.mark.parametrize("options", [(), ("--freeze", "encoder")])
+def test_what_is_frozen_has_no_copy(setup, options):
+    steps, _ = setup("--retain", 1, *options)
+    own, theirs = (dict(model.named_parameters()) for model in (steps.model, steps.before.model))
+    shared = {name.partition(".")[0] for name in own if own[name] is theirs[name] and name != "encoder.positions"}
+    assert shared == ({"encoder"} if options else set())
+    assert all(torch.equal(own[name], theirs[name]) for name in own) and not any(
+        p.requires_grad for p in theirs.values()
+    )
+
+
 def test_activations_computed_twice_give_the_same_gradients(setup, modules):
     """And less of them is kept."""
     kept, found = [], []
@@ -509,7 +545,7 @@ def test_activations_computed_twice_give_the_same_gradients(setup, modules):
     assert kept[1] < 0.4 * kept[0]
 
 
-@pytest.mark.parametrize("options", [(), ("--freeze", "encoder")])
+@pytest.mark.parametrize("options", [(), ("--freeze", "encoder"), ("--retain", "1")])
 def test_the_plan_is_what_is_kept(setup, modules, options):
     """Counted without memory, it is within a tenth of what a real step keeps, and exact for weights and optimizer."""
     plan = modules("plan")
@@ -523,6 +559,7 @@ def test_the_plan_is_what_is_kept(setup, modules, options):
     found = plan.of(steps.model.config, steps.args, torch.float32, text)
     held = sum(p.numel() * 4 for p in steps.model.parameters())
     learned = sum(p.numel() for p in steps.learned)
+    held += 4 * learned * ("--retain" in options)
     optimizer = sum(x.numel() * 4 for state in steps.optimizer.state.values() for x in state.values() if x.dim())
     assert (found.weights, found.gradients, found.optimizer) == (held, 4 * learned, optimizer)
     assert 0.9 < found.activations / counted.bytes < 1.1 and found.learned == learned

@@ -46,7 +46,19 @@ STEPS = 300  # a student has more to learn than what the recordings have that is
 STUDENT = "student"  # in RUN: what training begins with
 # What they change of a clip or of what the decoder reads, the teacher's logits know nothing of; or they help a model that
 # has no teacher.
-REFUSED = ("augment", "spec_augment", "shift", "silence", "join", "previous", "misread", "ctc", "guide", "from_scratch")
+REFUSED = (
+    "augment",
+    "spec_augment",
+    "shift",
+    "silence",
+    "join",
+    "previous",
+    "misread",
+    "ctc",
+    "guide",
+    "from_scratch",
+    "retain",
+)
 
 
 def parser() -> ArgumentParser:

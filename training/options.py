@@ -234,6 +234,12 @@ def parser() -> argparse.ArgumentParser:
         "--times", type=weight, help="weight of a time in the loss, where a word has 1 (default 1, 0.2)"
     )
     losses.add_argument("--smoothing", type=share, help="of the targets, and of times with it (default 0, 0.05)")
+    losses.add_argument(
+        "--retain",
+        type=weight,
+        default=0.0,
+        help="weight of the KL divergence from the unchanged model, where that was right (default 0)",
+    )
     losses.add_argument("--ctc", type=weight, help="weight of a CTC loss at the encoder (default 0, 0.5)")
     losses.add_argument(
         "--guide", type=weight, help="weight of the loss that shows the decoder its place (default 0, 0.5)"
@@ -300,8 +306,9 @@ def completed(args: argparse.Namespace, has_weights: bool) -> argparse.Namespace
         check_lora(args, has_weights)
     elif args.lora_targets or args.lora_alpha is not None or args.lora_dropout is not None:
         raise TrainingError("--lora-targets, --lora-alpha, --lora-dropout: say how --lora RANK adapts; expected it too")
-    if args.blend < 1 and not has_weights:
-        raise TrainingError("--blend mixes what is learned with weights that MODEL hasn't; expected none of it")
+    for name, asked in {"blend": args.blend < 1, "retain": args.retain > 0}.items():
+        if asked and not has_weights:
+            raise TrainingError(f"--{name} holds on to weights, and MODEL has none; expected none of it")
     if args.checkpoint and args.guide:
         raise TrainingError("--checkpoint computes layers twice, which --guide can't look at; leave one of them out")
     return args
@@ -364,6 +371,7 @@ def described(args: argparse.Namespace) -> str:
         f"later beginnings {args.shift:.0%}": args.shift,
         f"silence {args.silence:.0%}": args.silence,
         f"joined clips {args.join:.0%}": args.join,
+        f"held to the unchanged model x {args.retain:g}": args.retain,
         f"running mean {args.mean:g}": args.mean,
         f"{1 - args.blend:.0%} of the weights as they were": args.blend < 1,
         "activations computed twice": args.checkpoint,

@@ -81,9 +81,10 @@ def of(
         before = config.decoder.positions // 2 * bool(args.previous)
         tokens = text + (CHAT if isinstance(config, GlmAsrConfig) else before + STEERING)
         half = args.dtype == "bfloat16" and not wide
-        activations = _activations(model, count, text, tokens, half, args.checkpoint)
+        activations = _activations(model, count, text, tokens, half, args)
         held = sum(p.numel() * p.element_size() for p in model.parameters())
     number = sum(p.numel() for p in learned)
+    held += 4 * number * bool(args.retain)  # as they were
     copies = MOMENTS + bool(args.mean)
     return Plan(held, 4 * number, 4 * copies * number, activations, number)
 
@@ -167,7 +168,7 @@ class _CountedBlocks(nn.ModuleList):
         return (_Counted(block, self.inside, self.inputs) for block in super().__iter__())
 
 
-def _activations(model: start.AnyModel, count: int, text: int, tokens: int, half: bool, checkpointed: bool) -> int:
+def _activations(model: start.AnyModel, count: int, text: int, tokens: int, half: bool, args) -> int:
     inside: list[int] = []
     inputs: list[int] = []
     for tower in (model.encoder, model.decoder):
@@ -175,13 +176,13 @@ def _activations(model: start.AnyModel, count: int, text: int, tokens: int, half
         tower.blocks.inside, tower.blocks.inputs = inside, inputs
     kept = _Kept(model)
     with kept.counting(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        _forward(model, count, text, tokens)
-    if checkpointed:  # one block at a time is there again, on the way back
+        _forward(model, count, text, tokens, args.retain)
+    if args.checkpoint:  # one block at a time is there again, on the way back
         return kept.bytes + sum(inputs) + max(inside)
     return kept.bytes + sum(inputs) + sum(inside)
 
 
-def _forward(model: start.AnyModel, count: int, text: int, tokens: int) -> Tensor:
+def _forward(model: start.AnyModel, count: int, text: int, tokens: int, retain: float) -> Tensor:
     """The loss of a batch of windows, each with so many tokens, of which those of a text are learned, as `families`
     computes it."""
     config = model.config
@@ -198,7 +199,11 @@ def _forward(model: start.AnyModel, count: int, text: int, tokens: int) -> Tenso
         ids = ids[:, : config.decoder.positions]
         hidden = model.decoder(ids, model.decoder.cross_kv(states))
     answers = hidden[:, -text:].flatten(0, 1)
-    return F.cross_entropy(model.decoder.head(answers).float(), torch.zeros(len(answers), dtype=torch.long))
+    logits = model.decoder.head(answers).float()
+    loss = F.cross_entropy(logits, torch.zeros(len(answers), dtype=torch.long))
+    if retain:
+        loss = loss + F.kl_div(logits.log_softmax(-1), torch.empty_like(logits), log_target=True, reduction="sum")
+    return loss
 
 
 # -- adapters ----------------------------------------------------------------------------------------------------------

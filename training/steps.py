@@ -7,6 +7,7 @@ Learned weights, their gradients and AdamW's moments are float32; with --dtype b
 bfloat16, and what is frozen is kept in the type of its file (Micikevicius et al., 2018).
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import start
 import torch
+import torch.nn.functional as F
 from auxiliary import Guide, Labels
 from families import IGNORE, Batch
 from manifest import TrainingError
@@ -42,6 +44,7 @@ class Steps:
     def __init__(self, family, learned: list[nn.Parameter], labels: Labels | None, args, processes: Processes):
         self.family, self.model, self.labels, self.args, self.processes = family, family.model, labels, args, processes
         self.guide = Guide(self.model.decoder) if args.guide else None
+        self.before = _as_it_is(family) if args.retain else None
         self.learned = learned + (list(labels.parameters()) if labels else [])
         matrices, vectors = [p for p in self.learned if p.dim() > 1], [p for p in self.learned if p.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -101,7 +104,10 @@ class Steps:
         family = self.family
         hidden, spoken = family.forward(batch)
         answers = batch.targets != IGNORE
-        answer, _ = family.loss(family.model.decoder.head(hidden[answers]).float(), batch.targets[answers])
+        logits, targets = family.model.decoder.head(hidden[answers]).float(), batch.targets[answers]
+        answer, _ = family.loss(logits, targets)
+        if self.before:
+            answer = answer + self.args.retain * self.moved(logits, targets, batch)
         ctc = look = answer.new_zeros(())
         if self.labels is not None:
             logprobs, lengths = self.labels(spoken), [len(states) for states in spoken]
@@ -110,6 +116,16 @@ class Steps:
                 places = self.labels.places(logprobs, lengths, batch.labels)
                 look = self.guide.loss(family.places(places, batch), family.words(batch))
         return torch.stack((answer, ctc, look))
+
+    def moved(self, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        """How far the answers went from those of the model as it was: the sum of the KL divergences (Li and Hoiem, 2016), but
+        only where it was right, for there is something to keep."""
+        with torch.no_grad():
+            hidden, _ = self.before.forward(batch)
+            before = self.before.model.decoder.head(hidden[batch.targets != IGNORE]).float()
+        right = before.argmax(-1) == targets
+        ours, theirs = (some[right].log_softmax(-1) for some in (logits, before))
+        return F.kl_div(ours, theirs, log_target=True, reduction="sum")
 
     def status(self) -> str:
         """The losses of late, for the bar."""
@@ -168,3 +184,11 @@ class Steps:
                 f"{path}: is the state of another run ({error}); expected that of the same model, data and options: "
                 "choose another --out, or remove the file"
             ) from None
+
+
+def _as_it_is(family):
+    """A copy of a family whose model stays as it is now; of what is frozen there is no second one."""
+    found = copy.copy(family)
+    frozen = {id(p): p for p in family.model.parameters() if not p.requires_grad}
+    found.model = copy.deepcopy(family.model, frozen).requires_grad_(False).eval()
+    return found
