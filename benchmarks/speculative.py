@@ -87,7 +87,7 @@ class Agreeing:
     def propose(self, ids: Sequence[int], most: int) -> list[int]:
         right = self.text[len(ids) : len(ids) + most]
         self.draft.propose(ids, len(right)) if right else None
-        return [token if self.random.random() < self.share else token - 1 for token in right]
+        return [token if self.random.random() < self.share else abs(token - 1) for token in right]
 
 
 def windows(recognizer: glmasr.Recognizer, args: argparse.Namespace) -> list[dict]:
@@ -168,6 +168,7 @@ def main() -> None:
     parser.add_argument("--hotwords", metavar="FILE|NAME,...")
     parser.add_argument("--language", default="en")
     parser.add_argument("--most", type=positive, nargs="+", default=[4], help="tokens that are drafted at most")
+    parser.add_argument("--least", type=positive, nargs="*", default=[1, 2, 3], help="tokens of the n-grams")
     parser.add_argument("--sure", type=float, default=0.5, help="of the assistant: see `Drafting`")
     parser.add_argument("--tokens", type=positive, help="of a window at most")
     parser.add_argument("--pad-to", choices=["window", "speech"], default="window")
@@ -182,7 +183,7 @@ def main() -> None:
     if args.transcript:
         text = Path(args.transcript).read_text(encoding="utf-8")
         print("| | tokens | reads | with a draft | agreed |\n|---|---|---|---|---|")
-        for least, most in itertools.product((1, 2, 3), args.most):
+        for least, most in itertools.product(args.least, args.most):
             print(count_ngrams(text, recognizer.tokenizer.encode, least, most))
         return
     if not args.recordings:
@@ -206,7 +207,7 @@ def main() -> None:
     ways: dict[str, tuple[Callable | None, int]] = {"greedy": (None, 0)}
     for most in args.most:
         if not args.agree:
-            ways |= {f"n-grams of {n}, {most} ahead": (lambda one, n=n: ngrams(one, n), most) for n in (1, 2, 3)}
+            ways |= {f"n-grams of {n}, {most} ahead": (lambda one, n=n: ngrams(one, n), most) for n in args.least}
         if args.assistant and not args.agree:
             ways[f"assistant, {most} ahead"] = (lambda one: student(one, args.sure), most)
         for share in args.agree:

@@ -130,7 +130,6 @@ class Ahead:
         self.reads += 1
         return self._logits[:1]
 
-    @stage("step")
     def _read(self, tokens: list[int]) -> Tensor:
         return self.model.read(torch.tensor([tokens], device=self.model.device), self._cache)[0]
 
