@@ -310,7 +310,8 @@ def train(run: Run, data: Data, folder: Path, shared: Path, threads: int, more: 
         "wall_minutes": (time.monotonic() - began) / 60,
         "peak_mib": used.ru_maxrss / 1024,
         "windows": windows(folder) - there,  # whose encoder states were computed
-        "of_windows": run.clips + judges(run.clips),
+        "of_windows": run.clips + judges(run.clips) if windows(folder) else 0,  # none, if the encoder is trained
+        "recipe": next((line for line in said if line.startswith("recipe ")), ""),
         "kept": said[-1],
     }
 
@@ -435,7 +436,7 @@ def rows_of(results: list[dict], baselines: dict[str, dict]) -> list[dict]:
         then = baselines[result["model"]]
         row = {
             name: result[name]
-            for name in ("model", "way", "clips", "seed", "cpu_minutes", "wall_minutes", "peak_mib", "kept")
+            for name in ("model", "way", "clips", "seed", "cpu_minutes", "wall_minutes", "peak_mib", "recipe", "kept")
         }
         known = result["of_windows"] - result["windows"]
         row["cpu_minutes"] += known * then["encoder_seconds"] / 60
@@ -459,12 +460,13 @@ def cells(row: dict) -> list[str]:
     def arrow(change: Change) -> str:
         return f"{change.before:.1f} → {change.after:.1f}"
 
-    untouched = [
-        f"{name} {change.before:.2f} → {change.after:.2f} ({change.points:+.2f}; {change.wrong_after - change.wrong_before:+d})"
-        if isinstance(row["seed"], int)
-        else f"{name} {change.before:.2f} → {change.after:.2f} ({change.points:+.2f})"
-        for name, change in row["untouched"].items()
-    ]
+    untouched = []
+    for name, change in row["untouched"].items():
+        text = f"{name} {change.before:.2f} → {change.after:.2f} ({change.points:+.2f}"
+        if "untouched_interval" in row:  # of a run, not of a mean
+            low, high = row["untouched_interval"][name]
+            text += f", {low:+.2f} to {high:+.2f}; {change.wrong_after - change.wrong_before:+d}"
+        untouched.append(f"{text})")
     return [
         Path(row["model"]).name,
         row["way"],
@@ -504,7 +506,7 @@ HEAD = (
     "errors in the domain, %",
     "terms by synthesizers",
     "people",
-    "untouched, % (points; errors)",
+    "untouched, % (points, 95 %; errors)",
     "CPU min",
     "wall min",
     "peak MiB",
@@ -526,7 +528,8 @@ def markdown(rows: list[dict]) -> str:
                 verdicts.append(
                     f"- {Path(model).name}, {way}, {len(some)} seeds: {bar}: {'met' if met else 'not met'}, {why}"
                 )
-    return "\n".join([*lines, "", *verdicts])
+    recipes = dict.fromkeys(f"- {row['way']}: {row['recipe']}" for row in rows)
+    return "\n".join([*lines, "", *verdicts, *recipes])
 
 
 def as_json(rows: list[dict]) -> list[dict]:
@@ -538,7 +541,7 @@ def as_json(rows: list[dict]) -> list[dict]:
 # ---- the command ---------------------------------------------------------------------------------------------------------------
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], epilog="What follows -- is given to training/train.py."
     )
@@ -560,12 +563,15 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", default="md", choices=["md", "json"], help="what is printed")
-    parser.add_argument("more", nargs="*", metavar="-- OPTION", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    # TRAP: argparse gives what follows -- to the first positional argument, or to none.
+    place = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:place])
+    args.more = argv[place + 1 :]
+    return args
 
 
 def main() -> None:
-    args = arguments()
+    args = arguments(sys.argv[1:])
     if wrong := [count for count in args.clips if not 1 <= count <= MOST]:
         raise UsageError(f"--clips {wrong[0]}: expected numbers from 1 to {MOST}")
     if program := missing():

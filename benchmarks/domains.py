@@ -169,7 +169,7 @@ def speak(text: str, domain: Domain, test: bool, rng: random.Random) -> Spoken:
 
 def telephone(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Speech (S,) in noise, through the band of a telephone and 8 bits of mu-law (G.711) at 8 kHz, as float32 (S,) at 16
-    kHz; half a second of the line alone before and after it."""
+    kHz; a quarter of a second of the line alone before and after it."""
     samples = np.pad(samples.astype(np.float64), RATE // 4)
     loud = np.abs(samples) > 0.02 * np.abs(samples).max(initial=1e-9)
     level = np.sqrt(np.square(samples[loud]).mean()) if loud.any() else 1.0

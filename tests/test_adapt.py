@@ -143,10 +143,21 @@ def test_table():
         "windows": 20,
         "of_windows": 120,  # the states of 100 were known
     }
-    results = [about | {"seed": seed, "kept": ""} | scored(wrong, 5) for seed, wrong in ((1, 10), (2, 20))]
+    results = [
+        about | {"seed": seed, "kept": "", "recipe": "recipe published"} | scored(wrong, 5)
+        for seed, wrong in ((1, 10), (2, 20))
+    ]
     text = adapt.markdown(adapt.rows_of(results, {"some/base": scored(50, 5) | {"encoder_seconds": 0.6}}))
     assert "| base | lora | 100 | 1 | 30.0 → 10.0 (-67 %) |" in text
     assert "| base | lora | 100 | mean | 30.0 → 12.5 (-58 %) |" in text
-    assert "| en 5.00 → 5.00 (+0.00; +0) | 3.0 | 3.0 | 900 |" in text
+    assert "| en 5.00 → 5.00 (+0.00, +0.00 to +0.00; +0) | 3.0 | 3.0 | 900 |" in text
     assert "base, lora, 2 seeds: errors in the domain fall by a third: met, 58.3 % of them" in text
     assert "forgetting at most 0.2 points, en: met, +0.00 points in the mean (+0, +0 of 100)" in text
+    assert text.count("- lora: recipe published") == 1
+
+
+def test_options_of_the_trainer():
+    ours = ["m.tsv", "--model", "base", "--people", "ann", "--others", "bob", "--out", "out"]
+    assert adapt.arguments(ours).more == []
+    assert adapt.arguments([*ours, "--", "--rate", "1e-5"]).more == ["--rate", "1e-5"]
+    assert adapt.arguments(ours).manifest == Path("m.tsv")
