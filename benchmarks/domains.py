@@ -3,8 +3,8 @@ people, and a telephone line, for `adapt.py`.
 
 A domain has the same terms for training and for testing, and everything else of its own for each: the sentences around
 them, the voices, the people. `pharmacy` is what is measured; `railway`, with other terms and sentences, is what the defaults of
-training were chosen on. Needs flite; espeak-ng's voices are left out, for on this line tiny.en gets none of their words
-right, and what an encoder doesn't hear no decoder can learn.
+training were chosen on. Needs flite. espeak-ng's voices were tried and left out: on this line tiny.en makes as many errors
+with them as there are words, and its encoder isn't trained by default.
 """
 
 import itertools
