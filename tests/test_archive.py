@@ -94,6 +94,8 @@ def test_folders_patterns_and_what_is_not_there(tmp_path):
     assert not found and len(errors) == 4 and "a plain .tar" in errors[3]
     (tmp_path / "t.tsv").write_text("name\ta\n")
     assert "has no column `path`" in read(tmp_path / "t.tsv")[1][0]
+    (tmp_path / "t.csv").write_text('path,id\na.wav,"one\nb.wav,two\n')  # not one recording, of the id "one b.wav,two"
+    assert "t.csv, line 2: is no line of a table" in read(tmp_path / "t.csv")[1][0]
 
 
 def test_a_tar_file(tmp_path, worker):

@@ -170,6 +170,7 @@ def test_linears_are_called_as_in_transformers(train, family, options, expected)
             "--lora-targets query: no linear.*q_proj, .*fc1.*or encoder, decoder or all",
         ),
         (("--lora-targets", "proj"), "--lora-targets proj: no linear"),
+        (("--lora-targets", ","), "--lora-targets ',': names nothing"),
         (("--lora-targets", "proj_out"), "no linear"),  # it is the embedding
         (("--lora-targets", "projector"), "no linear"),
         (("--lora-targets", "decoder", "--freeze", "decoder"), "--freeze leaves nothing for --lora"),
@@ -179,6 +180,7 @@ def test_linears_are_called_as_in_transformers(train, family, options, expected)
         (("--guide", 0.5), "--guide looks at weights without their adapter"),
         (("--save-dtype", "bfloat16"), "an adapter is saved in float32"),
         (("--lora", 0), "expected a whole number from 1 on"),
+        (("--seed", -1), "expected a whole number from 0"),
         (("--lora-dropout", 1), "expected a number from 0 to below 1"),
     ],
 )

@@ -57,6 +57,8 @@ FAULTS = [
     ('{"audio": "pipe.wav", "text": "one"}', "is no file"),
     ('{"audio": "\\ud800.wav", "text": "one"}', "no such file"),
     ('{"audio": "a.wav", "text": "one", "offset": %s}' % ("1" * 5000), "line 3: "),
+    ('{"audio": "a.wav", "text": "one \\ud83d"}', "half a character in its text"),
+    ('{"audio": "a.wav", "phrases": [{"start": 0, "end": 1, "text": "\\ude00"}]}', "half a character in its phrases"),
     ('{"audio": "a.wav", "text": "one", "phrases": "one"}', "the phrases 'one'"),
     ('{"audio": "a.wav", "text": "one", "phrases": [{"start": 1, "end": 0.5, "text": "one"}]}', "from 1.0 to 0.5 s"),
     ('{"audio": "a.wav", "text": "one", "phrases": [{"start": 0, "end": 9, "text": "one"}]}', "ends at 9 s"),
@@ -133,7 +135,9 @@ def test_names_and_formats_of_others(manifest, folder):
         ("m.csv", "a.wav,one\n", "expected the names of columns"),
         ("m.tsv", "path\ttext\na.wav\tone\tmore\n", "line 2: has more columns"),
         ("m.tsv", "path\ttext\na.wav\n", "line 2: has no text"),
-        ("m.csv", 'path,text\na.wav,"' + "x" * 200_000, "line .*is a quote missing"),
+        ("m.csv", 'path,text\na.wav,"' + "x" * 200_000, "line 2: .*is a quote missing"),
+        ("m.csv", 'path,text\na.wav,"one\na.wav,two\n', "line 2: .*is a quote missing"),  # not "one a.wav,two"
+        ("m.csv", 'path,text\na.wav,"on"e\na.wav,two\n', "line 2: .*is a quote missing"),
         ("m.jsonl", "[\n" + GOOD + "\n]", "is one JSON list"),
         ("m.parquet", "PAR1", "Parquet|pyarrow"),
     ],
@@ -142,6 +146,12 @@ def test_tables_are_checked_too(manifest, folder, name, content, message):
     (folder / name).write_text(content, encoding="utf-8")
     with pytest.raises(manifest.TrainingError, match=message):
         manifest.read_manifests([folder / name])
+
+
+def test_a_speaker_whom_nobody_knows_is_told_of(manifest, folder):
+    write_manifest(folder / "m.jsonl", [{"audio": "a.wav", "text": "one", "speaker": "ann*3"}])
+    (said,) = manifest.strangers(manifest.read_manifests([folder / "m.jsonl"]), {"without": ["ann"], "twice": ["anne"]})
+    assert said == "--twice anne: no recording is of a speaker of this name"
 
 
 def test_a_folder_without_metadata_says_what_it_needs(manifest, folder):

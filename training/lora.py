@@ -37,6 +37,8 @@ class Settings:
             return None
         alpha = 2.0 * args.lora if args.lora_alpha is None else args.lora_alpha
         names = [name for some in args.lora_targets or DEFAULT for name in some.split(",") if name]
+        if not names:
+            raise TrainingError(f"--lora-targets {' '.join(args.lora_targets)!r}: names nothing; expected some linears")
         return cls(args.lora, alpha, args.lora_dropout or 0.0, tuple(dict.fromkeys(names)))
 
     def __str__(self) -> str:

@@ -26,7 +26,7 @@ import soundfile
 import voices
 from augment import add_noise, change_speed
 from channels import through_channel
-from options import above_zero, positive
+from options import above_zero, positive, seed
 from tqdm import tqdm
 from voices import ACCENTS, FLITE_VOICES, HELD_OUT_VARIANTS, RATE
 
@@ -191,7 +191,7 @@ def arguments():
     parser.add_argument("--clips", type=positive, default=100, metavar="N", help="default 100")
     parser.add_argument("--seconds", type=above_zero, default=25.0, help="the longest clip (default 25)")
     parser.add_argument("--held-out", action="store_true", help="voices that are in no training data, to measure with")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=seed, default=1)
     parser.add_argument("--jobs", type=positive, default=2, help="processes (default 2)")
     return parser.parse_args()
 

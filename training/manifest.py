@@ -18,6 +18,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -48,6 +49,7 @@ BEYOND = 0.25  # seconds by which a stated end may lie beyond the file's: others
 MOST_LETTERS = 60  # a second; nobody says half as many
 READERS = 8  # recordings that are read at once: each may be hours long
 FAULTS = 100  # that are told one by one
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can say one, and no tokenizer can read it
 
 
 class TrainingError(Exception):
@@ -105,6 +107,17 @@ def raise_faults(faults: list[str]) -> None:
         more = [f"and {len(faults) - FAULTS} more"] if len(faults) > FAULTS else []
         counted = [f"{len(faults)} faults in the manifests:"] if len(faults) > 1 else []
         raise TrainingError("\n".join([*counted, *lines, *more]))
+
+
+def strangers(rows: list[Row], options: dict[str, list[str]]) -> list[str]:
+    """A line about each speaker whom an option names and no row has: perhaps the name is mistyped."""
+    there = {row.person for row in rows}
+    return [
+        f"--{option} {name}: no recording is of a speaker of this name"
+        for option, names in options.items()
+        for name in names
+        if name not in there
+    ]
 
 
 def read_manifest(path: str | Path, language: str, fail: Fail, textless: bool = False) -> list[Row]:
@@ -193,8 +206,11 @@ def _json(text: str) -> Iterator[tuple[int, Any]]:
 
 def _table(text: str, separator: str, textless: bool) -> Iterator[tuple[int, Any]]:
     tabs = separator == "\t"  # in such a table quotes mean nothing special
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter=separator, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    reader = csv.DictReader(  # TRAP: unless it is strict, a quote that never ends takes all lines after it for one text
+        io.StringIO(text, newline=""),
+        delimiter=separator,
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        strict=True,
     )
     for ours in ("audio",) if textless else ("audio", "text"):
         if text.strip() and not set(NAMES[ours]).intersection(reader.fieldnames or ()):
@@ -206,7 +222,7 @@ def _table(text: str, separator: str, textless: bool) -> Iterator[tuple[int, Any
         try:
             row = next(reader, None)
         except csv.Error as error:  # such as a quote that never ends
-            yield reader.line_num, ValueError(f"can't be read ({error}); is a quote missing?")
+            yield reader.line_num + 1, ValueError(f"can't be read ({error}); is a quote missing?")
             return
         if row is None:
             return
@@ -248,6 +264,8 @@ def _row(fields: Any, folder: Path, textless: bool) -> Row:
         found["text"] = ""
     for name in ("text", "language", "speaker", "previous"):
         value = found[name]
+        if isinstance(value, str) and (half := _SURROGATE.search(value)):
+            raise ValueError(f"has half a character in its {name}, {half[0]!r}; expected text that UTF-8 can hold")
         if not isinstance(value, str) and not (value is None and name != "text"):
             said = "no text" if value is None else f"the {name} {value!r:.60}"
             raise ValueError(f'has {said}; expected a text, as in {EXAMPLE}; "" if nobody speaks')
@@ -293,6 +311,8 @@ def _phrases(value: Any) -> tuple[Phrase, ...]:
     )
     if not good:
         raise ValueError(f"has the phrases {value!r:.60}; {example}")
+    if any(_SURROGATE.search(phrase["text"]) for phrase in value):
+        raise ValueError(f"has half a character in its phrases {value!r:.60}; expected text that UTF-8 can hold")
     found: list[Phrase] = []
     for phrase in value:
         start, end = _seconds(phrase.get("start"), "start"), _seconds(phrase.get("end"), "end")

@@ -99,6 +99,14 @@ def count(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    """An argument that random numbers begin with: NumPy takes none below 0, PyTorch no more than 64 bits."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text}, expected a whole number from 0 to 2^63 - 1")
+    return value
+
+
 def weight(text: str) -> float:
     """An argument that is a finite number, perhaps 0."""
     value = float(text)
@@ -218,7 +226,7 @@ def parser() -> argparse.ArgumentParser:
     )
     steps.add_argument("--device", default="auto")
     steps.add_argument("--threads", type=positive, default=torch.get_num_threads())
-    steps.add_argument("--seed", type=int, default=1)
+    steps.add_argument("--seed", type=seed, default=1)
 
     losses = found.add_argument_group("what is learned")
     losses.add_argument(

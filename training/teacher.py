@@ -26,7 +26,7 @@ from batches import unchanged
 from evaluate import recognized
 from families import IGNORE, Clip, family_of
 from long_clips import fitted
-from manifest import Row, TrainingError, raise_faults, read_manifests
+from manifest import Row, TrainingError, raise_faults, read_manifests, strangers
 from states import States
 from torch import Tensor
 from tqdm import tqdm
@@ -114,11 +114,12 @@ class Teacher:
             except ValueError as error:
                 faults.append(f"{row.where}: {error}")
         raise_faults(list(dict.fromkeys(faults)))
+        odd = strangers(rows, {"without": args.without, "twice": args.twice})
         rows = [row for row in rows if row.person not in args.without and row.seconds <= args.longest]
         rows, said = fitted(
             rows, self.family.window, self.family.longest, lambda row: with_phrases(row, self.recognizer)
         )
-        for line in said:
+        for line in [*odd, *said]:
             say(line)
         return rows
 

@@ -41,7 +41,7 @@ from batches import Family, Stream
 from families import family_of
 from long_clips import fitted
 from lora import Settings
-from manifest import Row, TrainingError, raise_faults, read_manifests
+from manifest import Row, TrainingError, raise_faults, read_manifests, strangers
 from options import completed, described, paced, parser
 from states import States, objection
 from steps import Steps
@@ -105,7 +105,7 @@ class Run:
         args, family, faults = self.args, self.family, []
         rows = read_manifests(args.train, args.language, faults.append)
         judges = {str(path): read_manifests([path], args.language, faults.append) for path in args.eval}
-        known = len(rows)
+        known, odd = len(rows), strangers(rows, {"without": args.without, "twice": args.twice})
         rows = [row for row in rows if row.person not in args.without and row.seconds <= args.longest]
         find = partial(with_phrases, recognizer=self.recognizer) if self.has_weights else None
         self.model.eval()
@@ -118,7 +118,7 @@ class Run:
             except ValueError as error:
                 faults.append(f"{row.where}: {error}")
         raise_faults(list(dict.fromkeys(faults)))
-        for line in said:
+        for line in [*odd, *said]:
             self.say(line)
         if not rows:
             raise TrainingError(

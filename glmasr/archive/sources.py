@@ -162,13 +162,14 @@ def _json_lines(source: str) -> Iterator[tuple[int, Any]]:
 def _table(source: str, separator: str, more: tuple[str, ...]) -> Iterator[tuple[int, Any]]:
     content = io.StringIO(_text(source), newline="")
     tabs = separator == "\t"  # in such a table quotes mean nothing special
-    reader = csv.DictReader(content, delimiter=separator, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
+    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    reader = csv.DictReader(content, delimiter=separator, quoting=quoting, strict=True)
     try:
         if not set(NAMES["path"]).intersection(reader.fieldnames or ()):
             raise SourceError(f"{source}: has no column `path`; expected a header with it in the first line")
         for row in reader:
             yield reader.line_num, {name: value for name, value in row.items() if value or value == "" and name in more}
-    except csv.Error as error:  # a cell of more than 131,072 characters
+    except csv.Error as error:  # a cell of more than 131,072 characters, a quote that never ends
         raise SourceError(f"{source}, line {reader.line_num + 1}: is no line of a table ({error})") from None
 
 
