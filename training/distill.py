@@ -41,7 +41,7 @@ from glmasr.checkpoint import hub
 from glmasr.checkpoint.config_json import read_config
 from glmasr.kernels import devices
 
-RATE = 1e-4  # of AdamW, where train.py has 2e-5: layers that lost their neighbors have more to learn
+RATE = 5e-4  # of AdamW, where train.py has 3e-5: layers that lost their neighbors have more to learn
 STEPS = 300  # a student has more to learn than what the recordings have that is new
 STUDENT = "student"  # in RUN: what training begins with
 # What they change of a clip or of what the decoder reads, the teacher's logits know nothing of; or they help a model that
@@ -223,7 +223,7 @@ def main() -> None:
     args.rate, args.accept_errors = RATE if args.rate is None else args.rate, True
     if not args.epochs:
         args.steps = STEPS if args.steps is None else args.steps
-    args.blend = 1.0 if args.blend is None else args.blend  # what a student begins with is nothing to keep
+    args.retain = 0.0  # what a student begins with is nothing to hold on to
     asked = args.freeze
     options.completed(args, has_weights=True)
     processes, device = parallel.start(devices.choose_device(args.device))
