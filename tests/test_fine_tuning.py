@@ -18,7 +18,7 @@ from glmasr.errors import GlmAsrError, ShortMemoryError
 from glmasr.tokenizer import read_tokenizer
 
 ID = {name: 256 + number for number, name in enumerate(SPECIAL)}
-FAST = ["--threads", "1", "--batch-seconds", "8", "--steps", "3", "--freeze", "nothing", "--blend", "1"]
+FAST = ["--threads", "1", "--batch-seconds", "8", "--steps", "3", "--freeze", "nothing", "--retain", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -458,7 +458,7 @@ def setup(task, modules):
 
     def make(*arguments):
         args = options.completed(
-            options.parser().parse_args(["m", "--freeze", "nothing", *map(str, arguments)]), has_weights=True
+            options.parser().parse_args(["m", "--freeze", "nothing", "--retain", "0", *map(str, arguments)]), has_weights=True
         )
         model = start.load(task / "whisper", torch.device("cpu")).train()
         family = families.family_of(model, read_tokenizer(task / "whisper"))
@@ -567,7 +567,7 @@ def test_the_plan_is_what_is_kept(setup, modules, options):
 
 def test_a_plan_needs_no_weights_and_tells_what_helps(modules, monkeypatch, capsys):
     totals = []
-    whole = ["--freeze", "nothing"]
+    whole = ["--freeze", "nothing", "--retain", "0"]
     for options in (whole, [*whole, "--checkpoint"], [], ["--lora", "16"]):
         monkeypatch.setattr(sys, "argv", ["train.py", "glm-asr-nano-2512", "--plan", "--dtype", "bfloat16", *options])
         modules("train").main()

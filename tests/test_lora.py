@@ -18,7 +18,7 @@ from glmasr import weights
 from glmasr.checkpoint.adapter import CONFIG, WEIGHTS
 
 peft = pytest.importorskip("peft")
-FAST = ["--threads", "1", "--batch-seconds", "8", "--accept-errors", "--freeze", "nothing", "--blend", "1"]
+FAST = ["--threads", "1", "--batch-seconds", "8", "--accept-errors", "--freeze", "nothing", "--retain", "0"]
 FAMILIES = ["glm-asr", "whisper"]
 
 

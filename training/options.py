@@ -24,8 +24,8 @@ RECIPES = {
         "steps": None,  # `paced`
         "batch_seconds": None,
         "short": 0.0,
-        "rate": 2e-5,
-        "freeze": ["encoder"],
+        "rate": 3e-5,
+        "freeze": ["encoder", "embedding"],
         "schedule": "linear",
         "warmup": None,  # a tenth of the steps
         "ctc": 0.0,
@@ -36,7 +36,8 @@ RECIPES = {
         "augment": False,
         "shift": 0.0,
         "mean": 0.0,
-        "blend": 0.7,
+        "blend": 1.0,
+        "retain": 0.3,
         "keep": "best",
         "patience": 3,
         "eval_every": None,
@@ -59,6 +60,7 @@ RECIPES = {
         "shift": 0.3,
         "mean": 0.998,
         "blend": 1.0,
+        "retain": 0.0,
         "keep": "last",
         "patience": 0,
         "eval_every": 1000,
@@ -175,7 +177,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"recording and padding in a batch (default {BATCH:g}, less if all is less than {BATCHES} of them; 80)",
     )
     steps.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches of a step (default 1)")
-    steps.add_argument("--rate", type=above_zero, help="peak learning rate (default 2e-5, 1.5e-3; with --lora 1e-3)")
+    steps.add_argument("--rate", type=above_zero, help="peak learning rate (default 3e-5, 1.5e-3; with --lora 1e-3)")
     steps.add_argument(
         "--warmup", type=count, metavar="STEPS", help="over which the rate rises (default a tenth of all, 300)"
     )
@@ -187,13 +189,13 @@ def parser() -> argparse.ArgumentParser:
     steps.add_argument(
         "--blend",
         type=share,
-        help="share of what is learned in what is measured and kept, the rest being the weights as they were (default 0.7, 1)",
+        help="share of what is learned in what is measured and kept, the rest being the weights as they were (default 1)",
     )
     steps.add_argument(
         "--freeze",
         nargs="+",
         metavar="PART",
-        help=f"encoder, frontend, projector, decoder, embedding; or {NOTHING} (default encoder, but with --lora-targets "
+        help=f"encoder, frontend, projector, decoder, embedding; or {NOTHING} (default encoder embedding, but with --lora-targets "
         f"{NOTHING}; {NOTHING})",
     )
     steps.add_argument(
@@ -245,8 +247,7 @@ def parser() -> argparse.ArgumentParser:
     losses.add_argument(
         "--retain",
         type=weight,
-        default=0.0,
-        help="weight of the KL divergence from the unchanged model, where that was right (default 0)",
+        help="weight of the KL divergence from the unchanged model, where that was right (default 0.3, 0)",
     )
     losses.add_argument("--ctc", type=weight, help="weight of a CTC loss at the encoder (default 0, 0.5)")
     losses.add_argument(
@@ -302,7 +303,7 @@ def completed(args: argparse.Namespace, has_weights: bool) -> argparse.Namespace
     if args.lora and args.rate is None:
         args.rate = LORA_RATE
     if not has_weights:  # there is nothing to keep
-        args.freeze, args.blend = args.freeze or [], 1.0 if args.blend is None else args.blend
+        args.freeze, args.retain = args.freeze or [], args.retain or 0.0
     if args.freeze == [NOTHING] or args.freeze is None and args.lora_targets:  # which say where adapters are
         args.freeze = []
     for name, value in RECIPES[args.recipe].items():
