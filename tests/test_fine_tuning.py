@@ -458,7 +458,8 @@ def setup(task, modules):
 
     def make(*arguments):
         args = options.completed(
-            options.parser().parse_args(["m", "--freeze", "nothing", "--retain", "0", *map(str, arguments)]), has_weights=True
+            options.parser().parse_args(["m", "--freeze", "nothing", "--retain", "0", *map(str, arguments)]),
+            has_weights=True,
         )
         model = start.load(task / "whisper", torch.device("cpu")).train()
         family = families.family_of(model, read_tokenizer(task / "whisper"))

@@ -162,7 +162,7 @@ def _json_lines(source: str) -> Iterator[tuple[int, Any]]:
 def _table(source: str, separator: str, more: tuple[str, ...]) -> Iterator[tuple[int, Any]]:
     content = io.StringIO(_text(source), newline="")
     tabs = separator == "\t"  # in such a table quotes mean nothing special
-    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL  # Any: for typeshed it is a literal
     reader = csv.DictReader(content, delimiter=separator, quoting=quoting, strict=True)
     try:
         if not set(NAMES["path"]).intersection(reader.fieldnames or ()):
