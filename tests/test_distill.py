@@ -344,6 +344,7 @@ def test_the_same_command_goes_on_without_asking_the_teacher_again(distill, modu
     assert (tmp_path / "run" / "texts.jsonl").stat().st_size == size
     assert re.search("^before: train.*", before, re.M)[0] == re.search("^before: train.*", again, re.M)[0]
     # Other texts want other logits, and no others stay.
+    (tmp_path / "run" / "state.safetensors").unlink()  # which is of the others
     third = distill("demo-article", "layers=1", "--steps", 5, manifest=lines()[:3])
     assert "the teacher's logits:" in third and len([*(tmp_path / "run").glob("logits-*.npy")]) == 1
 

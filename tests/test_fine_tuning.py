@@ -289,6 +289,21 @@ def test_what_is_kept_can_be_a_blend(task, train, tmp_path):
         train("whisper", "--from-scratch", "--blend", 0.5)
 
 
+def test_it_goes_on_with_the_same_clips_and_what_was_kept(task, train, tmp_path):
+    """Other clips aren't taken for those that it was measured by, and nothing is said to be kept that isn't there."""
+    train("whisper", "--steps", 1)
+    kept = tmp_path / "run" / "model"
+    kept.rename(tmp_path / "run" / "model.old")  # as where a process is killed while it replaces it
+    assert "all 1 steps are done" in train("whisper", "--steps", 1) and kept.is_dir()
+    write_manifest(task / "fewer.jsonl", [json.loads(line) for line in open(task / "train.jsonl")][1:])
+    for option in ("--train", "--eval"):
+        with pytest.raises(train.error, match="other clips or texts in --train or --eval"):
+            train("whisper", "--steps", 2, option, task / "fewer.jsonl")
+    kept.rename(tmp_path / "elsewhere")
+    with pytest.raises(train.error, match="run/model: is missing"):
+        train("whisper", "--steps", 2)
+
+
 def test_it_stops_when_nothing_is_gained(train):
     said = train("whisper", "--rate", 5.0, "--warmup", 0, "--eval-every", 1, "--steps", 30, "--patience", 2)
     assert "stopped: 2 evaluations without a gain" in said and "step 10:" not in said

@@ -185,6 +185,8 @@ def test_a_few_steps_change_all_weights_and_are_resumed(task, trained, tmp_path)
         task / "train.jsonl",
         "--without",
         "s0",
+        "--freeze",
+        "encoder",
         "--out",
         tmp_path / "tuned",
         *SMALL,

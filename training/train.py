@@ -20,6 +20,7 @@ The order of things, and where they are:
     parallel        several processes
 """
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -205,6 +206,7 @@ class Run:
         if self.processes.first:
             notes = {"best_step": str(self.best_step), "since": str(self.since), "adapters": str(self.adapters or "")}
             notes |= {"steps": str(self.args.steps), "batch_seconds": repr(self.args.batch_seconds)}
+            notes |= {"data": self.data()}
             steps.save(self.args.out / STATE, step, notes | {"best": self.best.text, "unchanged": self.unchanged.text})
         return not (self.args.patience and self.since >= self.args.patience)
 
@@ -221,16 +223,26 @@ class Run:
         before = dict(weights.load(self.directory, device=self.model.device, dtype=torch.float32).named_parameters())
         return {name: before[name].lerp(value, blend) for name, value in learned.items()}
 
+    @property
+    def kept(self) -> Path:
+        """Where the model is saved, or the adapter that was learned for it."""
+        return self.args.out / ("adapter" if self.adapters else "model")
+
     def save(self) -> None:
-        """What is kept: the model, or the adapter that was learned for it."""
-        out, args = self.args.out, self.args
+        """What is kept."""
         if not self.processes.first:
             return
-        out.mkdir(parents=True, exist_ok=True)
+        self.args.out.mkdir(parents=True, exist_ok=True)
         if self.adapters:
-            start.save_adapter(self.model, out / "adapter", start.called(args.model), self.adapters.dropout)
+            start.save_adapter(self.model, self.kept, start.called(self.args.model), self.adapters.dropout)
         else:
-            start.save(self.model, out / "model", self.directory, self.dtype)
+            start.save(self.model, self.kept, self.directory, self.dtype)
+
+    def data(self) -> str:
+        """Of the clips and texts that are trained on and judged by, wherever the files lie now."""
+        rows = [*self.rows, *(row for some in self.judges.values() for row in some)]
+        found = [(row.text, row.language, row.offset, row.seconds) for row in rows]
+        return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 
     def resume(self, notes: dict[str, str]) -> None:
         """What the last session knew. Raises TrainingError."""
@@ -238,6 +250,20 @@ class Run:
             raise TrainingError(
                 f"{self.args.out / STATE}: is of a run with {before}, not {self.adapters}; expected the same options, or "
                 "another --out"
+            )
+        if notes.get("data", self.data()) != self.data():
+            raise TrainingError(
+                f"{self.args.out / STATE}: is of a run with other clips or texts in --train or --eval; expected the same, or "
+                "another --out"
+            )
+        kept = self.kept
+        old = kept.with_name(f"{kept.name}.old")
+        if self.processes.first and old.is_dir() and not kept.exists():  # a process was killed while it replaced it
+            old.rename(kept)
+        self.processes.shared(None)  # the others wait
+        if not kept.is_dir():
+            raise TrainingError(
+                f"{kept}: is missing, though {STATE} is there; expected both to go on with, or neither to begin again"
             )
         try:
             self.best_step, self.since = int(notes["best_step"]), int(notes["since"])
@@ -302,6 +328,8 @@ class Run:
         self.keep_states(steps, often=args.steps >= epoch)
         if first:
             self.resume(notes)
+            if first >= args.steps:
+                self.say(f"all {args.steps} steps are done; for others expected more --steps, or another --out")
         else:
             self.unchanged = self.best = self.before(steps)
             if args.keep == "best":
