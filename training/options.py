@@ -37,7 +37,7 @@ RECIPES = {
         "shift": 0.0,
         "mean": 0.0,
         "blend": 1.0,
-        "retain": 0.3,
+        "retain": 1.0,
         "keep": "best",
         "patience": 3,
         "eval_every": None,
@@ -247,7 +247,7 @@ def parser() -> argparse.ArgumentParser:
     losses.add_argument(
         "--retain",
         type=weight,
-        help="weight of the KL divergence from the unchanged model, where that was right (default 0.3, 0)",
+        help="weight of the KL divergence from the unchanged model, where that was right (default 1, 0)",
     )
     losses.add_argument("--ctc", type=weight, help="weight of a CTC loss at the encoder (default 0, 0.5)")
     losses.add_argument(
