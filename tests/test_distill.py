@@ -303,6 +303,17 @@ def test_an_encoder_that_is_the_teachers_is_frozen_and_hears_each_clip_once(dist
     assert len(heard) == windows + 1  # the first one twice: it says how long states are
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_without_alignment_heads_is_read_as_it_was_made(modules, family, tmp_path):
+    """Or the same command would take it for another student."""
+    student, folder = modules("student"), CHECKPOINTS / family
+    teacher = replace(weights.examine(folder).config, alignment_heads=((1, 0),), alignment_lead=0.12)
+    config = student.config_of("layers=1", teacher, read_tokenizer(folder))
+    assert not config.alignment_heads
+    weights.save(weights.build(config), tmp_path)
+    assert weights.examine(tmp_path).config == config
+
+
 def test_what_is_frozen_can_be_said(modules):
     distill = modules("distill")
     for options, same, expected in (

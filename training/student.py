@@ -65,6 +65,8 @@ def config_of(spec: str, teacher: AnyConfig, tokenizer: Vocabulary) -> AnyConfig
     kept = {layer: j for j, layer in enumerate(evenly(given.decoder.layers, teacher.decoder.layers))} if same else {}
     heads = tuple((kept[layer], head) for layer, head in teacher.alignment_heads if layer in kept)
     own = {"encoder": given.encoder, "decoder": given.decoder, "alignment_heads": heads}
+    if not heads:  # no file has a lead without them, and what is read there has to be the same student
+        own["alignment_lead"] = type(teacher).alignment_lead
     return replace(teacher, **own, **({"merge": given.merge} if isinstance(given, GlmAsrConfig) else {}))
 
 
