@@ -107,6 +107,14 @@ def test_a_folder_with_a_manifest_is_kept(make, tmp_path):
     assert (tmp_path / "out" / "manifest.jsonl").read_text() == "mine\n"
 
 
+@pytest.mark.usefixtures("installed")
+def test_what_is_no_folder_is_kept(make, tmp_path):
+    (tmp_path / "out").write_text("mine\n")
+    with pytest.raises(SystemExit, match="error: --out .*out: Not a directory; expected a new folder"):
+        make(LINES)
+    assert (tmp_path / "out").read_text() == "mine\n"
+
+
 @pytest.mark.parametrize("missing", ["espeak-ng", "flite"])
 def test_a_missing_synthesizer_is_named_with_its_package(modules, make, monkeypatch, missing):
     which = shutil.which

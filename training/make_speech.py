@@ -205,7 +205,10 @@ def main() -> None:
     if manifest.exists():
         raise SystemExit(f"error: {manifest} exists; expected a new folder for --out")
     sentences = read_texts(args.texts)
-    (args.out / "audio").mkdir(parents=True, exist_ok=True)
+    try:
+        (args.out / "audio").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"error: --out {args.out}: {error.strerror}; expected a new folder, or an empty one") from None
     jobs = [(args.out, args.seed, number, args.seconds, args.held_out, sentences) for number in range(args.clips)]
     with multiprocessing.get_context("fork").Pool(args.jobs) as pool:
         lines = list(tqdm(pool.imap(make_clip, jobs), "clips", len(jobs)))
