@@ -67,7 +67,7 @@ RECIPES = {
         "eval_count": 60,
     },
 }
-LORA_RATE = 1e-3  # an adapter begins at nothing and has further to go
+LORA_RATE = 5e-4  # an adapter begins at nothing and has further to go
 NOTHING = "nothing"  # is frozen
 # Steps of a published model, where none are asked for: a few clips are known by heart after some epochs, many need not all
 # be seen.
@@ -177,7 +177,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"recording and padding in a batch (default {BATCH:g}, less if all is less than {BATCHES} of them; 80)",
     )
     steps.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches of a step (default 1)")
-    steps.add_argument("--rate", type=above_zero, help="peak learning rate (default 3e-5, 1.5e-3; with --lora 1e-3)")
+    steps.add_argument("--rate", type=above_zero, help="peak learning rate (default 3e-5, 1.5e-3; with --lora 5e-4)")
     steps.add_argument(
         "--warmup", type=count, metavar="STEPS", help="over which the rate rises (default a tenth of all, 300)"
     )
