@@ -9,7 +9,7 @@
 # The weights are random, and of the published size: 4.5 GB in TMPDIR while this runs. PYTHON names another Python than python3.
 # Exit code: 0, or 1 where a test failed or the table could not be made.
 set -uo pipefail
-cd "$(dirname "$0")/.." || exit 1
+cd "${0%/*}/.." || exit 1
 
 PYTHON=${PYTHON:-python3}
 LIMIT=480                               # seconds

@@ -429,13 +429,15 @@ def test_steps_follow_the_data(modules, clips, options, batch, epoch, steps, eve
 
 
 def test_a_run_that_is_gone_on_with_keeps_its_steps(train, monkeypatch, tmp_path):
-    """Although there are more clips by now; what is asked for counts."""
+    """What is asked for counts; other clips are refused."""
     monkeypatch.setattr(sys.modules[__name__], "FAST", ["--threads", "1", "--eval-every", "100"])
     lines = tones(tmp_path, 12)
     few, many = (write_manifest(tmp_path / f"{count}.jsonl", lines[:count]) for count in (3, 12))
     assert "an epoch has 2 steps; steps 0 to 4\n" in train("whisper", "--train", few, "--epochs", 2)
-    assert "an epoch has 6 steps; steps 4 to 4\n" in train("whisper", "--train", many)
-    assert "an epoch has 6 steps; steps 4 to 6\n" in train("whisper", "--train", many, "--epochs", 1)
+    assert "an epoch has 2 steps; steps 4 to 4\n" in train("whisper", "--train", few)
+    assert "an epoch has 2 steps; steps 4 to 6\n" in train("whisper", "--train", few, "--epochs", 3)
+    with pytest.raises(train.error, match="other clips or texts"):
+        train("whisper", "--train", many)
     with pytest.raises(train.error, match="--steps and --epochs both say how long"):
         train("whisper", "--steps", 3, "--epochs", 1)
 

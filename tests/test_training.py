@@ -258,6 +258,8 @@ def test_it_learns_resumes_and_writes_a_checkpoint(task):
         2,
         "--rate",
         "1e-5",
+        "--freeze",
+        "nothing",
     )
     assert tuned.returncode == 0 and "16 recordings" in tuned.stdout, tuned.stderr
     before, after = (
