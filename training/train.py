@@ -325,12 +325,12 @@ class Run:
         self.say(str(planned))
         plan.check(planned, model.device, self.processes.count)
         args.out.mkdir(parents=True, exist_ok=True)
-        self.keep_states(steps, often=args.steps >= epoch)
         if first:
-            self.resume(notes)
+            self.resume(notes)  # refused, or told, before anything is computed
             if first >= args.steps:
                 self.say(f"all {args.steps} steps are done; for others expected more --steps, or another --out")
-        else:
+        self.keep_states(steps, often=args.steps >= epoch)
+        if not first:
             self.unchanged = self.best = self.before(steps)
             if args.keep == "best":
                 self.save()
