@@ -189,6 +189,16 @@ def test_int8_never_leaves_16_bits_without_vnni(monkeypatch):
         glmasr.load("demo", device="cpu", dtype="int8")
 
 
+@pytest.mark.parametrize("levels", [63, 127])
+def test_int8_numbers_are_bytes_above_zero(levels, monkeypatch):
+    linear, given = int8.Int8Linear(*int8.quantize(torch.ones(4, 8)), None), []
+    monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", lambda x, scale, zero, *_: given.extend((x, zero)))
+    linear.levels = levels
+    linear._multiply(torch.arange(-levels, levels + 1.0))
+    assert given[0].dtype == torch.uint8 and given[1] == levels + 1
+    assert given[0].tolist() == [*range(1, 2 * levels + 2)]
+
+
 @pytest.mark.parametrize("shape", [(9, 1, 128), (9, 5, 128), (9, 128)])
 def test_int8_results_do_not_depend_on_batch_mates(shape):
     """Rows without a time axis, as the vocabulary's head gets them, are single steps."""
