@@ -6,6 +6,7 @@ print(recognizer.transcribe("examples/zh.wav").text)
 """
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,10 +40,12 @@ def uncollected() -> Iterator[None]:
         yield
         return
     gc.disable()
+    modules = len(sys.modules)
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # TRAP: to thaw would undo what a program froze before
+        # TRAP: to thaw would undo what a program froze before, and to count that takes as long as it is much
+        if len(sys.modules) > modules and not gc.get_freeze_count():
             gc.freeze()
             gc.unfreeze()  # all are old now: the next collection looks at what is new
         gc.enable()

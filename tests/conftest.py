@@ -9,7 +9,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of Transformers: no test
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-import torch
 
 pytest.register_assert_rewrite("helpers")
 
@@ -27,6 +26,8 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
+    import torch  # not above: of several processes, the one that runs no tests needs none of it
+
     torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
@@ -34,6 +35,8 @@ def one_thread():
 def randomize():
     """randomize(model, seed): weights of about unit gain, keys and queries with more, so that attention is sharp and a
     wrong rotation, mask or head shows; biases and norms that are not at their neutral values."""
+
+    import torch
 
     def fill(model, seed):
         generator = torch.Generator().manual_seed(seed)

@@ -821,6 +821,15 @@ def test_decoding_in_blocks_equals_the_whole(tmp_path, monkeypatch, format, subt
     same(audio.load(path), audio.resample(whole, 44100), 2e-6)
 
 
+@pytest.mark.parametrize("format, subtype", [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("MP3", "MPEG_LAYER_III")])
+def test_memory_is_made_for_the_sound_that_is_there(tmp_path, monkeypatch, format, subtype):
+    """To fill 4 MiB takes longer than to read a short recording."""
+    path, made, full = write(tmp_path / "a", speech(2), 16000, format, subtype), [], np.full
+    monkeypatch.setattr(np, "full", lambda shape, *how, **more: made.append(shape) or full(shape, *how, **more))
+    assert len(audio.load(path)) >= 32_000
+    assert 32_000 <= sum(shape[0] for shape in made if type(shape) is tuple) < 80_000
+
+
 def test_blocks(tmp_path):
     path = write(tmp_path / "a.wav", speech(3.3), 16000, "WAV", "FLOAT")
     for seconds, lengths in [(1, [16000] * 3 + [4800]), (1.1, [17600] * 3), (30.0, [52800]), (1e9, [52800])]:
@@ -1473,8 +1482,10 @@ def sign(tmp_path, monkeypatch):
     "end",
     [
         "killed",
-        "stopped, then killed",
-        *(pytest.param(end, marks=pytest.mark.slow) for end in ("killed with its group", "ends at once")),
+        *(
+            pytest.param(end, marks=pytest.mark.slow)
+            for end in ("stopped, then killed", "killed with its group", "ends at once")
+        ),
     ],
 )
 def test_ffmpeg_ends_with_the_process_that_started_it(sign, tmp_path, end):
@@ -1631,7 +1642,8 @@ def test_what_others_say_meanwhile_is_not_lost(capfd, monkeypatch):
 
 
 @hushed
-@pytest.mark.parametrize("closed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [False, True])
 def test_remarks_of_libmpg123_in_a_process_of_its_own(tmp_path, closed):
     (tmp_path / "a.mp3").write_bytes(REMARKED["odd tags in the middle"][0]())
     code = "import sys; from glmasr import audio; print(len(audio.load(sys.argv[1], warn=print)) > 8000)"

@@ -212,17 +212,20 @@ def test_the_servers_own_process_is_without_pytorch():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("on, frozen", [(True, 0), (True, 7), (False, 0)])
-def test_collections_are_as_before_an_import(on, frozen, monkeypatch):
-    monkeypatch.setattr(gc, "isenabled", lambda: on)
-    monkeypatch.setattr(gc, "get_freeze_count", lambda: frozen)
+@pytest.mark.parametrize("on, frozen, new", [(True, 0, True), (True, 7, True), (True, 0, False), (False, 0, True)])
+def test_collections_are_as_before_an_import(on, frozen, new, monkeypatch):
+    """And what is frozen is only counted where something was imported: it takes long where it is much."""
     calls = []
+    monkeypatch.setattr(gc, "isenabled", lambda: on)
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: frozen if new else pytest.fail("counted in vain"))
     for name in ("disable", "freeze", "unfreeze", "enable"):
         monkeypatch.setattr(gc, name, partial(calls.append, name))
     with contextlib.suppress(ImportError), glmasr.uncollected():
         calls.append("import")
+        if new:
+            monkeypatch.setitem(sys.modules, "a_module_that_is_new", contextlib)
         raise ImportError
-    thaw = [] if frozen else ["freeze", "unfreeze"]
+    thaw = [] if frozen or not new else ["freeze", "unfreeze"]
     assert calls == (["disable", "import", *thaw, "enable"] if on else ["import"])
 
 

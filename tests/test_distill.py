@@ -3,7 +3,6 @@ of each family."""
 
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -423,13 +422,15 @@ def test_no_clip_left_and_texts_of_another_search(distill, tmp_path):
         distill("demo-article", "encoder=3", "--agreement", 1000, manifest=wrong)
 
 
-def test_an_error_ends_the_command_without_a_traceback(tmp_path):
+def test_an_error_ends_the_command_without_a_traceback(modules, monkeypatch, capsys, tmp_path):
+    """`test_fine_tuning.py` has the trainer's, which ends alike, in a process of its own."""
     write_manifest(tmp_path / "m.jsonl", lines())
-    command = [sys.executable, FOLDER / "distill.py", CHECKPOINTS / "demo", "--student", "layers=9"]
-    command += ["--train", tmp_path / "m.jsonl", "--out", tmp_path / "run"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: --student layers=9: 9 decoder layers; the teacher has 2")
+    arguments = [CHECKPOINTS / "demo", "--student", "layers=9", "--train", tmp_path / "m.jsonl"]
+    command = modules("distill")
+    monkeypatch.setattr(sys, "argv", ["distill.py", *map(str, arguments), "--out", str(tmp_path / "run")])
+    assert command.ended(command.main, "") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: --student layers=9: 9 decoder layers; the teacher has 2") and said.count("\n") == 1
 
 
 # ---- in full size ----------------------------------------------------------------------------------------------------

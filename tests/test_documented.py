@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def programs() -> dict[str, Path]:
     }
 
 
+@cache  # what many import would be read again for each
 def options(path: Path) -> set[str]:
     """Those that a file, or a module beside it that it imports, gives to a parser."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -4,7 +4,6 @@ batch."""
 import json
 import math
 import shutil
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -424,16 +423,17 @@ def test_quantizing_needs_a_new_directory(quantized, capsys, monkeypatch, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_no_half_a_model(tmp_path):
-    pytest.importorskip("resource")
-    script = (
-        "import resource, sys; from glmasr.tools.quantize import main; "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10 ** 6, 10 ** 6)); sys.argv[1:] = ['demo', sys.argv[1]]; sys.exit(main())"
-    )
-    done = subprocess.run([sys.executable, "-c", script, tmp_path / "out"], capture_output=True, text=True)
-    assert (
-        done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path / 'out'}: ") and done.stderr.count("\n") == 1
-    )
+def test_a_full_disk_leaves_no_half_a_model(tmp_path, capsys, monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(sys, "argv", ["glmasr-quantize", "demo", str(tmp_path / "out")])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, before[1]))
+    try:
+        assert main() == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(f"error: {tmp_path / 'out'}: ") and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -2,9 +2,12 @@
 on is printed; it is measured before and after, and the best is kept."""
 
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -615,22 +618,43 @@ def test_spec_augment_leaves_padding_alone(modules):
 # ---- several processes -----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_are_one_with_twice_the_batches(task, tmp_path):
-    """Over gloo: the same steps, so the same weights; each reads its own half."""
+def test_two_processes_are_one_with_twice_the_batches(task, modules, monkeypatch, capsys, tmp_path):
+    """Over gloo: the same steps, so the same weights; each reads its own half. This process is the first of the two, with
+    the variables of torchrun, which `test_lora.py` and `test_states.py` start."""
     common = [task / "whisper", "--train", task / "train.jsonl", "--eval", task / "eval.jsonl", "--accept-errors"]
     common += ["--threads", 1, "--steps", 2, "--batch-seconds", 4, "--keep", "last", "--rate", "1e-3"]
-    program = str(FOLDER / "train.py")
-    alone = [sys.executable, program, *common, "--out", tmp_path / "one", "--accumulate", 2]
-    together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", program]
-    together += [*common, "--out", tmp_path / "two"]
-    runs = [
-        subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=240)
-        for command in (alone, together)
-    ]
-    for run in runs:
-        assert run.returncode == 0, run.stderr
-    one, two = ([line for line in run.stdout.splitlines() if line.startswith(("before", "step "))] for run in runs)
-    assert one == two and len(one) == 4, runs  # said once
+    trainer = modules("train")
+    monkeypatch.setattr(modules("parallel"), "PATIENCE", timedelta(seconds=240))
+
+    def run(*options) -> str:
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, [*common, *options])])
+        assert trainer.ended(trainer.main, "") == 0
+        return capsys.readouterr().out
+
+    alone = run("--out", tmp_path / "one", "--accumulate", 2)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, FOLDER / "train.py", *common, "--out", tmp_path / "two"]
+    second = subprocess.Popen(
+        [*map(str, command)],
+        env=os.environ | shared | {"RANK": "1", "LOCAL_RANK": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for name, value in (shared | {"RANK": "0", "LOCAL_RANK": "0"}).items():
+            monkeypatch.setenv(name, value)
+        together = run("--out", tmp_path / "two")
+        out, err = second.communicate(timeout=60)
+    finally:
+        second.kill()
+    assert (second.returncode, out) == (0, ""), out + err  # the first says it all
+    one, two = (
+        [line for line in run.splitlines() if line.startswith(("before", "step "))] for run in (alone, together)
+    )
+    assert one == two and len(one) == 4, (alone, together)
     a, b = parameters(tmp_path / "one" / "model"), parameters(tmp_path / "two" / "model")
     start = parameters(task / "whisper")
     for name in a:

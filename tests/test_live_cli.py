@@ -451,7 +451,8 @@ def test_files_are_whole_when_nobody_reads_the_text_any_more(twice, tmp_path):
 
 
 @posix
-@pytest.mark.parametrize("where", ["nobody reads", pytest.param("closed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["nobody reads", "closed"])
 def test_the_text_goes_nowhere_and_the_files_cannot_be_written(twice, tmp_path, where):
     (tmp_path / "out" / "twice.txt").mkdir(parents=True)
     command = [sys.executable, str(ROOT / "transcribe.py"), "--live", twice, *MODEL, "--format", "txt"]

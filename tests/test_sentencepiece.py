@@ -438,7 +438,12 @@ def make_article(folder, seed="0"):
 
 @pytest.fixture(scope="module")
 def article(tmp_path_factory):
-    return make_article(tmp_path_factory.mktemp("article") / "out")
+    folder = tmp_path_factory.mktemp("article") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "training"))
+        patch.setattr(sys, "argv", ["make_article.py", str(folder)])
+        __import__("make_article").main()
+    return folder
 
 
 @pytest.mark.slow

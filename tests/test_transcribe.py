@@ -712,25 +712,8 @@ def test_standard_input_and_a_poor_locale(texts, room):
     assert "warning: -: " in done.stderr and CLOSING.search(done.stderr)[1] == "1.5"
 
 
-def test_nobody_reads(room):
-    read, write = os.pipe()
-    os.close(read)
-    try:
-        done = process("0.wav", "1.wav", "--model", "model", "--quiet", stdout=write)
-    finally:
-        os.close(write)
-    assert (done.returncode, done.stderr) == (1, "")
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_full_disk(room):
-    with open("/dev/full", "w") as full:
-        done = process("0.wav", "--model", "model", "--quiet", stdout=full)
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
-
-
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
-@pytest.mark.parametrize("before", [[], ["0.wav"]])
+@pytest.mark.parametrize("before", [pytest.param([], marks=pytest.mark.slow), ["0.wav"]])
 def test_interrupt(room, texts, tmp_path, before):
     """While it waits for sound. What was finished is written, and told."""
     pipe, out = tmp_path / "pipe", tmp_path / "out"

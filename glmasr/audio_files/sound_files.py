@@ -40,6 +40,7 @@ from .tracks import only_track
 
 MOST_RECORDINGS = 1000  # in one file, one after the other
 RESYNC = 1000  # bytes that are no sound; libmpg123 gives up after 1024
+BEYOND = 2**14  # samples of each channel that are asked for where a header says that there are no more
 
 
 @stage("read")
@@ -155,7 +156,8 @@ def _decoded(file: soundfile.SoundFile, name: str, length: float, times: float, 
     see `times_as_long`."""
     step, read, trouble = max(1, VALUES // file.channels), 0, ""
     while not trouble:
-        part = np.full((step, file.channels), np.nan, dtype=np.float32)
+        room = min(step, max(file.frames - read, BEYOND))  # memory that is only made costs more than a second of sound
+        part = np.full((room, file.channels), np.nan, dtype=np.float32)
         try:
             with _HUSH if file.format == "MP3" else nullcontext():
                 part = file.read(out=part)

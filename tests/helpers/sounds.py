@@ -1,6 +1,7 @@
 """Sounds that change all the time, and sound files of them."""
 
 import io
+from functools import cache
 
 import numpy as np
 import soundfile
@@ -21,6 +22,11 @@ def melody(seconds: float, seed: int = 0) -> np.ndarray:
 def speech(seconds, seed=0):
     """Speech-like (S,) at 16 kHz: a gliding voice under syllables and two formants, hissing in between, hum and
     pauses."""
+    return _speech(seconds, seed).copy()
+
+
+@cache  # 20 s of it take a third of a second
+def _speech(seconds, seed):
     random = np.random.default_rng(seed)
     time = np.arange(round(seconds * 16000)) / 16000
     pitch = 120 + 30 * np.sin(2 * np.pi * 0.7 * time)
