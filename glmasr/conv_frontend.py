@@ -24,7 +24,8 @@ class MelFrontend(nn.Module):
         """mel (B, bands, frames) -> (B, frames / 2, D)"""
         x = F.gelu(self.conv1(mel))  # the exact GELU, with erf
         x = F.gelu(self.conv2(x))
-        return x.transpose(1, 2)  # (B, D, T) -> (B, T, D)
+        # Laid out anew: what is added to x later would take its layout, and each sum and norm mix two of them.
+        return x.transpose(1, 2).contiguous()  # (B, D, T) -> (B, T, D)
 
 
 class WaveformLayer(nn.Module):

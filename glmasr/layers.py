@@ -143,8 +143,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up: nn.Module = nn.Linear(width, hidden)
+        self.down: nn.Module = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) -> (..., D)."""

@@ -198,6 +198,36 @@ def test_int8_numbers_are_bytes_above_zero(levels, monkeypatch):
     assert given[0].tolist() == [*range(1, 2 * levels + 2)]
 
 
+@pytest.mark.parametrize("kind", ["plain", "int8"])
+def test_an_mlp_in_blocks_is_the_mlp(kind, monkeypatch):
+    """To int8 a single row is a step: no block may be one, and steps stay steps."""
+    generator, linears = torch.Generator().manual_seed(0), []
+    for shape in ((96, 48), (48, 96)):
+        linear = torch.nn.Linear(*reversed(shape))
+        weight, bias = (
+            torch.randn(shape, generator=generator) * shape[1] ** -0.5,
+            torch.randn(shape[0], generator=generator),
+        )
+        linear.load_state_dict({"weight": weight, "bias": bias})
+        linears.append(int8.Int8Linear(*int8.quantize(weight), bias) if kind == "int8" else linear)
+    whole = layers.MLP(48, 96)
+    whole.up, whole.down = linears
+    blocked = packed.BlockedMLP(*linears)
+    monkeypatch.setattr(packed, "BLOCK", 5)
+    for shape in ((1, 11, 48), (2, 8, 48), (6, 1, 48), (4, 48)):
+        x = torch.randn(shape, generator=generator)
+        with torch.inference_mode():
+            found, expected = blocked(x), whole(x)
+        assert found.shape == x.shape and (found - expected).abs().max() < 1e-5
+
+
+def test_what_goes_into_an_encoder_lies_as_the_rest():
+    """Else each sum and norm mixes two layouts."""
+    frontend = glmasr.load("demo", device="cpu").model.encoder.frontend
+    bands = frontend.conv1.in_channels
+    assert frontend(torch.randn(2, bands, 40, dtype=frontend.conv1.weight.dtype)).is_contiguous()
+
+
 @pytest.mark.parametrize("shape", [(9, 1, 128), (9, 5, 128), (9, 128)])
 def test_int8_results_do_not_depend_on_batch_mates(shape):
     """Rows without a time axis, as the vocabulary's head gets them, are single steps."""

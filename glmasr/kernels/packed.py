@@ -4,6 +4,7 @@ PackedLinear            bfloat16 or float32, laid out for a CPU's kernels (oneDN
 WideLinear              bfloat16 weights, multiplied in float32: for a CPU without instructions for bfloat16
 FusedSelfAttention      query, key and value as one linear
 FusedSwiGLU             gate and up as one linear
+BlockedMLP              the MLP with GELU, some rows at a time
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import SelfAttention
+from ..layers import MLP, SelfAttention
 
 QUERIES = 512  # whose scores with all keys of a window, 1.5 MB, stay in the processor's cache
 FEW = 16  # rows: fewer are multiplied with bfloat16 as it is
+BLOCK = 512  # rows of an MLP, at the most
 
 
 class PackedLinear(nn.Module):
@@ -126,3 +128,22 @@ class FusedSwiGLU(nn.Module):
         gate, up = self.joined(x).chunk(2, dim=-1)
         y: Tensor = self.down(F.silu(gate) * up)
         return y
+
+
+class BlockedMLP(MLP):
+    """An MLP, BLOCK rows at a time. Between its linears lies four times what goes through it: of a batch of windows
+    hundreds of MiB, which the system would give and take back in each layer, page by page."""
+
+    def __init__(self, up: nn.Module, down: nn.Module):
+        nn.Module.__init__(self)
+        self.up, self.down = up, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) -> (..., D)."""
+        rows = x.reshape(1, -1, x.shape[-1])
+        count = -(-rows.shape[1] // BLOCK)
+        if count < 2 or x.shape[-2] == 1:
+            return super().forward(x)
+        # Parts as equal as can be: int8 takes a single row for a step, and computes it otherwise.
+        few = super().forward
+        return torch.cat([few(part) for part in rows.tensor_split(count, dim=1)], dim=1).view(x.shape)

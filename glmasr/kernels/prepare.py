@@ -19,12 +19,12 @@ from .. import weights
 from ..checkpoint.ctranslate2 import SCALE
 from ..decoder import SwiGLU
 from ..errors import printable
-from ..layers import SelfAttention
+from ..layers import MLP, SelfAttention
 from ..model import EncoderDecoder, GlmAsr
 from . import devices, int8
 from .cuda_graphs import GraphedModel
 from .int8 import Int8Linear
-from .packed import FusedSelfAttention, FusedSwiGLU, PackedLinear, WideLinear, attends_by_heads
+from .packed import BlockedMLP, FusedSelfAttention, FusedSwiGLU, PackedLinear, WideLinear, attends_by_heads
 
 LARGE = 50_000_000  # parameters; a smaller model lies in the processor's cache, and gains nothing
 
@@ -128,6 +128,8 @@ def replace_linears(
             setattr(model, name, FusedSelfAttention(child, joined, make(f"{name}.out")))
         elif isinstance(child, SwiGLU):
             setattr(model, name, FusedSwiGLU(make(f"{name}.gate", f"{name}.up"), make(f"{name}.down")))
+        elif isinstance(child, MLP) and device.type == "cpu":
+            setattr(model, name, BlockedMLP(make(f"{name}.up"), make(f"{name}.down")))
         elif isinstance(child, nn.Linear):
             setattr(model, name, make(name))
         else:
