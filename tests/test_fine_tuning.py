@@ -63,6 +63,24 @@ def parameters(folder) -> dict[str, torch.Tensor]:
     return dict(weights.load(folder).named_parameters())
 
 
+@pytest.mark.parametrize(
+    "option, value, expected",
+    [
+        ("--steps", "1.5", "a whole number from 1 on"),
+        ("--patience", "-1", "a whole number from 0 on"),
+        ("--rate", "0", "a number above 0"),
+        ("--retain", "inf", "a number from 0 on"),
+        ("--blend", "half", "a number from 0 to 1"),
+        ("--lora-dropout", "1", "a number from 0 to below 1"),
+        ("--seed", str(2**63), "a whole number from 0 to 2^63 - 1"),
+    ],
+)
+def test_a_number_that_can_not_be_is_named_with_what_is_expected(modules, capsys, option, value, expected):
+    with pytest.raises(SystemExit):
+        modules("options").parser().parse_args(["m", option, value])
+    assert f"argument {option}: {value}, expected {expected}" in capsys.readouterr().err
+
+
 # ---- what is read and learned ----------------------------------------------------------------------------------------
 
 

@@ -135,6 +135,7 @@ def test_names_and_formats_of_others(manifest, folder):
         ("m.csv", "a.wav,one\n", "expected the names of columns"),
         ("m.tsv", "path\ttext\na.wav\tone\tmore\n", "line 2: has more columns"),
         ("m.tsv", "path\ttext\na.wav\n", "line 2: has no text"),
+        ("m.csv", "path,text,text\na.wav,one,two\n", "two columns 'text'"),  # not the last one without a word
         ("m.csv", 'path,text\na.wav,"' + "x" * 200_000, "line 2: .*is a quote missing"),
         ("m.csv", 'path,text\na.wav,"one\na.wav,two\n', "line 2: .*is a quote missing"),  # not "one a.wav,two"
         ("m.csv", 'path,text\na.wav,"on"e\na.wav,two\n', "line 2: .*is a quote missing"),

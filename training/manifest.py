@@ -218,6 +218,9 @@ def _table(text: str, separator: str, textless: bool) -> Iterator[tuple[int, Any
                 f"the first line is {(reader.fieldnames or [])!r:.120}; expected the names of columns, and among them "
                 f"{' or '.join(NAMES[ours])}"
             )
+    names = list(reader.fieldnames or ())
+    if twice := next((name for place, name in enumerate(names) if name and name in names[:place]), None):
+        raise ValueError(f"the first line has two columns {twice!r:.60}; expected one of each name")
     while True:
         try:
             row = next(reader, None)

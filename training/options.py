@@ -7,10 +7,12 @@ What a recipe says can be said otherwise, option by option. `described` is what 
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from math import inf
 from pathlib import Path
 from random import Random
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from batches import grouped
@@ -77,60 +79,29 @@ BATCHES = 4  # of an epoch, at least: of ten clips too a step is one of several
 EVALUATIONS = 5, 10  # of a training: about one an epoch
 
 
-def share(text: str) -> float:
-    """An argument from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}, expected a number from 0 to 1")
-    return value
+def _argument(kind: type, good: Callable[[float], bool], expected: str) -> Callable[[str], Any]:
+    """A type of arguments: numbers of a `kind` that are `good`."""
+
+    def read(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not good(value):
+            raise argparse.ArgumentTypeError(f"{text}, expected {expected}")
+        return value
+
+    return read
 
 
-def positive(text: str) -> int:
-    """An argument that is a count of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}, expected a whole number from 1 on")
-    return value
-
-
-def count(text: str) -> int:
-    """An argument that is a count, perhaps 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text}, expected a whole number from 0 on")
-    return value
-
-
-def seed(text: str) -> int:
-    """An argument that random numbers begin with: NumPy takes none below 0, PyTorch no more than 64 bits."""
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"{text}, expected a whole number from 0 to 2^63 - 1")
-    return value
-
-
-def weight(text: str) -> float:
-    """An argument that is a finite number, perhaps 0."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}, expected a number from 0 on")
-    return value
-
-
-def above_zero(text: str) -> float:
-    """An argument that is a finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}, expected a number above 0")
-    return value
-
-
-def dropout(text: str) -> float:
-    """An argument from 0 to below 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text}, expected a number from 0 to below 1")
-    return value
+share = _argument(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+dropout = _argument(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+weight = _argument(float, lambda value: 0 <= value < inf, "a number from 0 on")
+above_zero = _argument(float, lambda value: 0 < value < inf, "a number above 0")
+positive = _argument(int, lambda value: value >= 1, "a whole number from 1 on")
+count = _argument(int, lambda value: value >= 0, "a whole number from 0 on")
+# NumPy takes none below 0, PyTorch no more than 64 bits.
+seed = _argument(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import start
@@ -102,6 +103,9 @@ class Steps:
     def losses(self, batch: Batch) -> Tensor:
         """(sum of the cross-entropy of the answers, CTC, where the decoder attends); 0 for what is off."""
         family = self.family
+        if not batch.encoded and not any(p.requires_grad for p in family.model.encoder.parameters()):
+            with torch.no_grad():  # once, for the model as it is and as it was
+                batch = replace(batch, features=family.model.encoder(batch.features), encoded=True)
         hidden, spoken = family.forward(batch)
         answers = batch.targets != IGNORE
         logits, targets = family.model.decoder.head(hidden[answers]).float(), batch.targets[answers]
