@@ -6,6 +6,7 @@ import configparser
 import importlib
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +82,7 @@ def modules():
     return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 
 
+@cache
 def imports(name, path):
     """Modules of the package, by their dotted names below it, and top-level names of others, that a file imports
     anywhere in it."""
@@ -155,7 +157,7 @@ def names(path):
             yield from (node.module or "", *(f"{node.module or ''}.{alias.name}" for alias in node.names))
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
             "importorskip",
             "import_module",
             "__import__",

@@ -67,8 +67,9 @@ class Processes:
     def copy(self, tensors: Iterable[Tensor]) -> None:
         """All get the values of the first process."""
         if self.count > 1:
-            for tensor in tensors:
-                distributed.broadcast(tensor, 0)
+            with torch.no_grad():
+                for tensor in tensors:
+                    distributed.broadcast(tensor, 0)
 
 
 def _device() -> torch.device:
