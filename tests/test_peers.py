@@ -1,4 +1,5 @@
-"""What benchmarks/peers.py joins, and how it judges what was measured: without a model. And growth.py's bars."""
+"""What benchmarks/peers.py joins, and how it judges what was measured: without a model. And growth.py's bars, and what
+parts.py measures."""
 
 import argparse
 import json
@@ -7,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import ROOT
+
+import glmasr
 
 sys.path.append(str(ROOT / "benchmarks"))
 
 import growth  # noqa: E402
+import parts  # noqa: E402
 import peers  # noqa: E402
 from real import Clip  # noqa: E402
 
@@ -209,3 +214,15 @@ def test_subjects_are_chosen_by_name_and_type(monkeypatch):
 def test_growth_is_judged_by_its_last_figure():
     assert growth.judged("time", 1.2, [1.5, 1.0], 1.2) == "- time 1.20 x (bar 1.2 x): met"
     assert growth.judged("time", 1.3, [1.5, 1.0], 1.2) == "- time 1.30 x (bar 1.2 x): not met"
+
+
+def test_time_is_divided_between_products_attention_and_all_else():
+    model = glmasr.load("demo-article", device="cpu", dtype="float32").model
+    with torch.inference_mode():
+        made = parts.works(model, [10])
+        assert list(made) == ["encoder, a window", "its keys and values", "step, 10 rows"]
+        assert [times for times, _ in made.values()] == [1, 1, parts.STEPS]
+        for name, (_, work) in made.items():
+            products, attention, other = parts.shares(work)
+            assert products > 5 and other > 0 and products + attention + other == pytest.approx(100)
+            assert (attention > 0) == (name != "its keys and values")
