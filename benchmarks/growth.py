@@ -171,7 +171,8 @@ def plot(path: str, panels: list[tuple[str, list[tuple[float, float]]]], title: 
     figure, drawn = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.5), layout="constrained", squeeze=False)
     for axes, (label, points) in zip(drawn[0], panels, strict=True):
         axes.plot(*zip(*points, strict=True), "o-")
-        axes.set(xlabel=label, ylabel="real-time factor (less is better)", xscale="log", ylim=0)
+        axes.set(xlabel=label, ylabel="real-time factor (less is better)", xscale="log")
+        axes.set_ylim(0, 1.1 * max(y for _, y in points))
         axes.set_xticks([x for x, _ in points], [f"{x:g}" for x, _ in points])
         axes.minorticks_off()
     figure.suptitle(title)
