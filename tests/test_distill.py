@@ -335,11 +335,15 @@ def test_the_probability_of_all_other_tokens_is_never_nothing(modules):
     assert torch.autograd.grad(found.sum(), logits)[0].isfinite().all()
 
 
-def test_a_student_that_was_not_decoded_yet_is_no_better_than_one_that_was(modules):
+def test_the_best_has_the_lowest_loss_and_not_more_errors_than_the_unchanged_model(modules):
+    """What isn't decoded before its first step, or makes more errors than there are words, can't get worse."""
     score = modules("scores").Score
-    before = score(9.0, 8.0)
-    assert score(1.0, 1.0, 3, 10).better(before) and score(1.0, 1.0, 30, 10).better(before)
-    assert not score(9.5, 8.5, 30, 10).better(before) and not before.better(score(1.0, 1.0, 30, 10))
+    unchanged, best = score(9.0, 8.0, 5, 10), score(5.0, 4.0, 3, 10)
+    assert score(4.0, 3.0, 4, 10).better(best, unchanged) and not score(4.0, 3.0, 6, 10).better(best, unchanged)
+    assert not score(4.0, 4.5, 1, 10).better(best, unchanged) and not best.better(best, unchanged)
+    for garbage in (score(9.0, 8.0), score(9.0, 8.0, 30, 10)):
+        assert score(1.0, 1.0, 40, 10).better(garbage, garbage) and score(1.0, 1.0, 3, 10).better(garbage, garbage)
+        assert not score(9.5, 8.5, 3, 10).better(garbage, garbage)
 
 
 def test_the_same_command_goes_on_without_asking_the_teacher_again(distill, modules, monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from glmasr.checkpoint.adapter import LowRank
 from glmasr.checkpoint.tensor_names import FORMATS, their_name
 from glmasr.config import EncoderDecoderConfig
 
-DEFAULT = ("q_proj", "v_proj")  # as the paper has it, and peft for most models
+DEFAULT = ("decoder",)  # of whisper tiny.en, with q_proj and v_proj alone less was learned and more forgotten
 PARTS = ("encoder", "projector", "decoder")  # of a model: all of the linears in it
 EVERY = "all"
 HEAD = "decoder.head"  # never: whoever ties it to the embedding would change that as well

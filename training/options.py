@@ -26,7 +26,7 @@ RECIPES = {
         "steps": None,  # `paced`
         "batch_seconds": None,
         "short": 0.0,
-        "rate": 3e-5,
+        "rate": 5e-5,
         "freeze": ["encoder", "embedding"],
         "schedule": "linear",
         "warmup": None,  # a tenth of the steps
@@ -39,7 +39,7 @@ RECIPES = {
         "shift": 0.0,
         "mean": 0.0,
         "blend": 1.0,
-        "retain": 1.0,
+        "retain": 3.0,
         "keep": "best",
         "patience": 3,
         "eval_every": None,
@@ -69,11 +69,11 @@ RECIPES = {
         "eval_count": 60,
     },
 }
-LORA_RATE = 5e-4  # an adapter begins at nothing and has further to go
+LORA_RATE = 8e-4  # an adapter begins at nothing and has further to go
 NOTHING = "nothing"  # is frozen
 # Steps of a published model, where none are asked for: a few clips are known by heart after some epochs, many need not all
 # be seen.
-EPOCHS, FEWEST, MOST = 6, 20, 300
+EPOCHS, FEWEST, MOST = 3, 20, 300
 BATCH = 240.0  # seconds, at most
 BATCHES = 4  # of an epoch, at least: of ten clips too a step is one of several
 EVALUATIONS = 5, 10  # of a training: about one an epoch
@@ -148,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"recording and padding in a batch (default {BATCH:g}, less if all is less than {BATCHES} of them; 80)",
     )
     steps.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches of a step (default 1)")
-    steps.add_argument("--rate", type=above_zero, help="peak learning rate (default 3e-5, 1.5e-3; with --lora 5e-4)")
+    steps.add_argument("--rate", type=above_zero, help="peak learning rate (default 5e-5, 1.5e-3; with --lora 8e-4)")
     steps.add_argument(
         "--warmup", type=count, metavar="STEPS", help="over which the rate rises (default a tenth of all, 300)"
     )
@@ -180,7 +180,7 @@ def parser() -> argparse.ArgumentParser:
         "--lora-targets",
         nargs="+",
         metavar="NAME",
-        help="linears that it adapts, by Transformers' names, or encoder, projector, decoder, all (default q_proj,v_proj)",
+        help="linears that it adapts, by Transformers' names, or encoder, projector, decoder, all (default decoder)",
     )
     steps.add_argument("--lora-alpha", type=above_zero, metavar="ALPHA", help="default twice the rank")
     steps.add_argument("--lora-dropout", type=dropout, metavar="SHARE", help="of what the adapter reads (default 0)")
@@ -218,7 +218,7 @@ def parser() -> argparse.ArgumentParser:
     losses.add_argument(
         "--retain",
         type=weight,
-        help="weight of the KL divergence from the unchanged model, where that was right (default 1, 0)",
+        help="weight of the KL divergence from the unchanged model, where that was right (default 3, 0)",
     )
     losses.add_argument("--ctc", type=weight, help="weight of a CTC loss at the encoder (default 0, 0.5)")
     losses.add_argument(

@@ -44,11 +44,12 @@ class Score:
         """Errors a word."""
         return self.errors / max(1, self.words)
 
-    def better(self, other: "Score") -> bool:
-        """Fewer errors; of as many the lower loss. No text can be more wrong than none: then too the loss counts, and where
-        none was decoded."""
-        ours, theirs = (min(score.rate, 1.0) if score.words else 1.0 for score in (self, other))
-        return (ours, self.loss) < (theirs, other.loss)
+    def better(self, other: "Score", unchanged: "Score") -> bool:
+        """A lower loss, but not with more errors than the unchanged model made. Of a few hundred words the errors themselves
+        rise and fall by chance: by them a state was kept from the middle of a run, though the later ones were better on other
+        recordings. No text can be more wrong than none: then the loss alone counts, and where none was decoded."""
+        ours, theirs = (min(score.rate, 1.0) if score.words else 1.0 for score in (self, unchanged))
+        return ours <= theirs and self.loss < other.loss
 
     def __str__(self) -> str:
         judged = [] if self.loss != self.loss else [f"eval loss {self.loss:.3f}"]

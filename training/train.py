@@ -198,7 +198,7 @@ class Run:
         """Evaluates, and saves what is to be kept; False if it is time to stop."""
         with start.exchanged(self.model, self.blended(steps.mean), self.dtype), steps.autocast():
             score = self.judge(f"step {step}", self.train_loss()[0])
-            if self.args.keep == "last" or score.better(self.best):
+            if self.args.keep == "last" or score.better(self.best, self.unchanged):
                 self.best, self.best_step, self.since = score, step, 0
                 self.save()
             else:
