@@ -6,6 +6,7 @@ numbers.
                                                         which take 25 minutes
     python benchmarks/compare.py full --device cuda     the same on a GPU
     python benchmarks/compare.py full --check           float32: the same encoder output, the same greedy ids
+    python benchmarks/compare.py full --cpu-seconds     on a machine with other work: seconds of the processor
 
 "8 windows at once" are 8 recordings of that length: encoded, and decoded as one batch.
 Both do what their users do: `greedy` and `beam` here, there `generate` with its key-value cache and
@@ -58,6 +59,16 @@ def sound(seconds: float) -> Tensor:
     return tone + 0.05 * noise * (torch.sin(1.7 * time) > -0.6)
 
 
+now = time.perf_counter
+
+
+def set_up(args) -> None:
+    """What holds for a process."""
+    global now
+    torch.set_num_threads(args.threads)
+    now = time.process_time if args.cpu_seconds else time.perf_counter
+
+
 class Clock:
     """The moments of one run: `tick` notes one; `logits(count)`, called with each of `count` logits, notes the first
     and the last."""
@@ -70,7 +81,7 @@ class Clock:
     def tick(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
-        self.moments.append(time.perf_counter())
+        self.moments.append(now())
 
     def logits(self, count: int) -> None:
         self.seen += 1
@@ -88,9 +99,9 @@ class Ours:
         from glmasr.transcription import glm_asr
 
         self.audio, self.decode = audio, decode
-        start = time.perf_counter()  # imports are not counted, here and there
+        start = now()  # imports are not counted, here and there
         self.recognizer = load(directory, device=device, dtype=dtype)
-        self.load_seconds = time.perf_counter() - start
+        self.load_seconds = now() - start
         self.model, self.device, self.most = (
             self.recognizer.model,
             device,
@@ -133,14 +144,14 @@ class Theirs:
     def __init__(self, directory: Path, device: str, dtype: str):
         from transformers import AutoProcessor, GlmAsrForConditionalGeneration
 
-        start = time.perf_counter()
+        start = now()
         self.processor = AutoProcessor.from_pretrained(directory)
         self.model = (
             GlmAsrForConditionalGeneration.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa")
             .to(device)
             .eval()
         )
-        self.load_seconds = time.perf_counter() - start
+        self.load_seconds = now() - start
 
     def features(self, recordings: list[Tensor]):
         inputs = self.processor.apply_transcription_request([samples.numpy() for samples in recordings])
@@ -208,7 +219,7 @@ def make(name: str, args):
 def load_and_memory(name: str, args) -> dict[str, float]:
     """Seconds to load and to recognize the sound once, when weights that were mapped are read, and GiB at the most, of
     a process."""
-    torch.set_num_threads(args.threads)
+    set_up(args)
     implementation = make(name, args)
     first = text(implementation, args)["text"]
     if args.device == "cuda":
@@ -291,13 +302,17 @@ def lines(args) -> list[Line]:
         Line(
             "encoder",
             f"encoder and projector, {args.seconds:g} s of sound, s",
-            [ratio("glmasr / Transformers", "encoder", A, T)],
+            [ratio("glmasr / Transformers", "encoder", A, T), ratio(f"int8 / {args.dtype}", "encoder", B, A)],
         ),
-        Line("prefill", "prefill, s", [ratio("glmasr / Transformers", "prefill", A, T)]),
+        Line(
+            "prefill",
+            "prefill, s",
+            [ratio("glmasr / Transformers", "prefill", A, T), ratio(f"int8 / {args.dtype}", "prefill", B, A)],
+        ),
         Line(
             "decode",
             "decode, one row, tokens/s",
-            [ratio("glmasr / Transformers", "decode", A, T), ratio("int8 / bfloat16", "decode", B, A)],
+            [ratio("glmasr / Transformers", "decode", A, T), ratio(f"int8 / {args.dtype}", "decode", B, A)],
         ),
         Line(
             "rows",
@@ -312,7 +327,11 @@ def lines(args) -> list[Line]:
         Line(
             "text",
             f"samples to text, {args.seconds:g} s, {TEXT_TOKENS} tokens, s",
-            [ratio("Transformers / glmasr", "text", T, A), ratio("bfloat16 / int8", "text", A, B)],
+            [
+                ratio("Transformers / glmasr", "text", T, A),
+                ratio(f"{args.dtype} / int8", "text", A, B),
+                ratio("Transformers / int8", "text", T, B),
+            ],
             args.seconds,
         ),
         Line(
@@ -321,7 +340,8 @@ def lines(args) -> list[Line]:
             [
                 ratio(f"{ROWS} one by one / at once", "text", A, A, "texts", ROWS),
                 ratio("int8", "text", B, B, "texts", ROWS),
-                ratio("bfloat16 one by one / int8 at once", "text", A, B, "texts", ROWS),
+                ratio(f"{args.dtype} one by one / int8 at once", "text", A, B, "texts", ROWS),
+                ratio("Transformers one by one / int8 at once", "text", T, B, "texts", ROWS),
             ],
             ROWS * args.seconds,
         ),
@@ -348,15 +368,18 @@ TASKS = {"stages": stages, "rows": rows, "beams": beams, "text": text, "texts": 
 @torch.inference_mode()
 def measure(args, names: list[str]) -> list[dict[str, dict[str, float]]]:
     """For each turn the figures of all implementations. The machine's speed drifts, so they take turns."""
-    tasks = [TASKS[name] for name in args.tasks]
-    with tqdm(total=len(names) * ((len(tasks) + 1) * args.runs + 1), unit="run") as progress:
+    tasks, fresh = [TASKS[name] for name in args.tasks if name in TASKS], "load" in args.tasks
+    with tqdm(total=len(names) * ((len(tasks) + fresh) * args.runs + 1), unit="run") as progress:
 
         def step(function, *arguments):
             result = function(*arguments)
             progress.update()
             return result
 
-        turns = [{name: step(alone, load_and_memory, name, args) for name in names} for _ in range(args.runs)]
+        turns: list[dict[str, dict[str, float]]] = [
+            {name: step(alone, load_and_memory, name, args) if fresh else {} for name in names}
+            for _ in range(args.runs)
+        ]
         implementations = {name: make(name, args) for name in names}
         for implementation in implementations.values():
             step(stages, implementation, args)  # reads the weights and prepares the kernels: not counted
@@ -406,7 +429,7 @@ def machine(args) -> str:
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers"))
     return (
         f"{name}, {os.cpu_count()} cores, {args.threads} threads; {args.dtype}; Python {platform.python_version()}, {versions}; "
-        f"{args.runs} runs turn about, median (least-greatest); ratios are of one turn"
+        f"{'seconds of the processor; ' * args.cpu_seconds}{args.runs} runs turn about, median (least-greatest); ratios are of one turn"
     )
 
 
@@ -417,7 +440,7 @@ def machine(args) -> str:
 @torch.inference_mode()
 def rows_and_ids(name: str, args):
     """Audio rows as a NumPy array (N, D), which goes between processes by value, and greedy ids."""
-    torch.set_num_threads(args.threads)
+    set_up(args)
     implementation = KINDS[name][0](args.model, args.device, "float32")
     features = implementation.features([sound(args.seconds)])
     encoded = implementation.encode(features)
@@ -448,13 +471,14 @@ def main() -> int:
     parser.add_argument(
         "--tasks",
         nargs="+",
-        choices=TASKS,
+        choices=["load", *TASKS],
         metavar="TASK",
-        help=f"some of {', '.join(TASKS)} (default: all, on a CPU without clips, which take an hour)",
+        help=f"some of load, {', '.join(TASKS)} (default: all, on a CPU without clips, which take an hour)",
     )
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu-seconds", action="store_true", help="seconds of the processor, of all threads together")
     parser.add_argument(
         "--static",
         action="store_true",
@@ -464,8 +488,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.tokens < 2 or args.runs < 1:
         parser.error("--tokens has to be 2 or more, --runs 1 or more")
-    args.tasks = args.tasks or [name for name in TASKS if args.device == "cuda" or name != "clips"]
-    torch.set_num_threads(args.threads)
+    args.tasks = args.tasks or ["load", *(name for name in TASKS if args.device == "cuda" or name != "clips")]
+    set_up(args)
     if args.check:
         same = check(args)
         print("the same" if same else "DIFFERENT")
