@@ -1489,12 +1489,24 @@ def sign(tmp_path, monkeypatch):
     ],
 )
 def test_ffmpeg_ends_with_the_process_that_started_it(sign, tmp_path, end):
-    code = "import os, sys, threading; from glmasr import audio; threading.Timer(float(sys.argv[2]), os._exit, [3]).start(); audio.load(sys.argv[1])"
+    """Killed as soon as its leash is there, which is started after it."""
+    code = """
+import os, sys, threading
+from glmasr import audio
+from glmasr.audio_files.child_process import Child
+make = Child.__init__
+Child.__init__ = lambda *given, **more: (make(*given, **more), print(flush=True))[0]
+threading.Timer(float(sys.argv[2]), os._exit, [3]).start()
+audio.load(sys.argv[1])
+"""
     child = subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path / "x.m4a", "2" if end == "ends at once" else "60"], start_new_session=True
+        [sys.executable, "-c", code, tmp_path / "x.m4a", "2" if end == "ends at once" else "60"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     try:
         sign.wait(alive=True)
+        child.stdout.readline()
         if "stopped" in end:
             child.send_signal(signal.SIGSTOP)
         if "group" in end:
@@ -1505,6 +1517,7 @@ def test_ffmpeg_ends_with_the_process_that_started_it(sign, tmp_path, end):
         assert sign.wait(alive=False) < 5
     finally:
         child.kill()
+        child.stdout.close()
 
 
 def test_ffmpeg_ends_when_nobody_waits_for_it(sign, tmp_path):
