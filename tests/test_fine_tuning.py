@@ -429,15 +429,15 @@ def test_only_the_same_run_is_gone_on_with(train):
     "clips, options, batch, epoch, steps, every",
     [
         (1, [], 60, 1, 20, 2),  # the fewest steps
-        (10, [], 75, 5, 30, 5),  # no epoch is a batch of all, and one of the rest
-        (30, [], 225, 5, 30, 5),
-        (100, [], 240, 13, 78, 13),
+        (10, [], 75, 5, 20, 4),  # no epoch is a batch of all, and one of the rest
+        (30, [], 225, 5, 20, 4),
+        (100, [], 240, 13, 39, 7),
         (1000, [], 240, 125, 300, 60),  # the most
-        (1000, ["--epochs", "3"], 240, 125, 375, 75),
+        (1000, ["--epochs", "6"], 240, 125, 750, 125),
         (100, ["--epochs", "0.5"], 240, 13, 6, 1),
         (100, ["--steps", "24", "--batch-seconds", "60"], 60, 50, 24, 4),
-        (100, ["--accumulate", "2"], 240, 7, 42, 7),
-        (10, ["--pad-to", "speech"], 13.75, 5, 30, 5),
+        (100, ["--accumulate", "2"], 240, 7, 21, 4),
+        (10, ["--pad-to", "speech"], 13.75, 5, 20, 4),
         (100, ["--recipe", "scratch"], 80, 8, 8000, 1000),
         (100, ["--recipe", "scratch", "--epochs", "2"], 80, 8, 16, 1000),
     ],
