@@ -83,7 +83,7 @@ class Int8Linear(nn.Module):
             if self.bias is None:
                 torch.mul(found, scale, out=into)
             else:
-                torch.addcmul(self.bias, found, scale, out=into)
+                torch.add(found.mul_(scale), self.bias, out=into)
         return y
 
     def _prompt(self, rows: Tensor) -> Tensor:
